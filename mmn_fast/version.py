@@ -1,0 +1,3 @@
+"""The package's version: setup.py, CMake and `mmn_fast.__version__` read it here."""
+
+__version__ = "0.1.0"
