@@ -8,6 +8,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from mmn_fast.environment import configure_logging
+
 if TYPE_CHECKING:
     from mmn_fast.backends.registry import available_backends
     from mmn_fast.engine import Engine, ground, load
@@ -38,6 +40,9 @@ __all__ = [
     "ground",
     "load",
 ]
+
+
+configure_logging()
 
 
 def __getattr__(name: str) -> Any:

@@ -365,7 +365,7 @@ def read_official_yaml(path: str | Path) -> Preset:
         raise InputError(f"preset: {path} is not a YAML file ({str(error).splitlines()[0]})") from None
     model = tree.get("MODEL") if isinstance(tree, dict) else None
     family = next((name for name in ("MMN", "TAN") if isinstance(model, dict) and name in model), None)
-    if family is None:
+    if not isinstance(model, dict) or family is None:
         raise InputError(f"preset: {path}: expected an official configuration with MODEL.MMN or MODEL.TAN")
     defaults = _OFFICIAL_DEFAULTS | (_STVG_DEFAULTS if family == "TAN" else {})
 

@@ -26,6 +26,27 @@ class BackendUnavailable(RuntimeError):  # noqa: N818 - reads as the sentence it
     """An explicitly requested backend, device or precision cannot run here; the message says why."""
 
 
+@dataclass(frozen=True)
+class TextEncoderConfig:
+    """Sizes of the text encoder.
+
+    Attributes:
+        vocab_size: word pieces.
+        max_tokens: longest input in word pieces, [CLS] and [SEP] included.
+        width: H, hidden width.
+        num_layers: transformer layers.
+        num_heads: attention heads; divides H.
+        ffn_width: inner width of the feed-forward blocks.
+    """
+
+    vocab_size: int = 30522
+    max_tokens: int = 512
+    width: int = 768
+    num_layers: int = 6
+    num_heads: int = 12
+    ffn_width: int = 3072
+
+
 @dataclass(frozen=True, slots=True)
 class Moment:
     """A span of a video that a sentence describes.

@@ -1,0 +1,1 @@
+"""Kernels behind one set of signatures: `reference` specifies, `native` and others are fast."""
