@@ -1,0 +1,16 @@
+// The ops on the CPU: checks of values, scratch memory and threads around the kernels of one instruction set.
+#pragma once
+
+#include "cpu/isa.h"
+#include "ops/sparse_max_pool.h"
+#include "ops/temporal_nms.h"
+
+namespace mmn_fast {
+
+// Throws std::invalid_argument if the mask is set below the diagonal.
+void sparse_max_pool_cpu(const SparseMaxPoolArgs& args, CpuIsa isa, int threads);
+
+// Throws std::invalid_argument for a NaN score or a moment that is not finite.
+void temporal_nms_cpu(const TemporalNmsArgs& args, CpuIsa isa, int threads);
+
+}  // namespace mmn_fast

@@ -1,0 +1,60 @@
+// Kernels for hosts with AVX2 and FMA. Flags: CMakeLists.txt; what is tested before use: isa.cc.
+#include <immintrin.h>
+
+#include <cstddef>
+#include <cstdint>
+
+#include "cpu/kernels.h"
+
+#define MMN_ISA isa_avx2
+
+namespace mmn_fast::MMN_ISA {
+namespace {
+
+struct Vec {
+  static constexpr int kWidth = 8;
+  using F = __m256;
+  using I = __m256i;
+  using M = __m256i;  // -1 or 0 per lane
+
+  static F set1(float x) { return _mm256_set1_ps(x); }
+  static I set1_i(int32_t x) { return _mm256_set1_epi32(x); }
+  static I iota(int32_t first) { return _mm256_add_epi32(set1_i(first), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7)); }
+
+  static F load(const float* p) { return _mm256_loadu_ps(p); }
+  static I load_i(const int32_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
+  static void store(float* p, F v) { _mm256_storeu_ps(p, v); }
+  static void store_i(int32_t* p, I v) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), v); }
+  static void store_first(float* p, F v, int lanes) { _mm256_maskstore_ps(p, gt_i(set1_i(lanes), iota(0)), v); }
+  static M load_mask(const uint8_t* p) {
+    const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
+    return gt_i(_mm256_cvtepu8_epi32(bytes), _mm256_setzero_si256());
+  }
+  static M load_mask_first(const uint8_t* p, int lanes) {
+    uint8_t bytes[kWidth] = {};
+    for (int lane = 0; lane < lanes; ++lane) bytes[lane] = p[lane];
+    return load_mask(bytes);
+  }
+
+  static F sub(F a, F b) { return _mm256_sub_ps(a, b); }
+  static F div(F a, F b) { return _mm256_div_ps(a, b); }
+  static F min(F a, F b) { return _mm256_min_ps(a, b); }
+  static F max(F a, F b) { return _mm256_max_ps(a, b); }
+  static F max_or_nan(F a, F b) { return _mm256_blendv_ps(max(a, b), a, _mm256_cmp_ps(a, a, _CMP_UNORD_Q)); }
+  static M gt(F a, F b) { return _mm256_castps_si256(_mm256_cmp_ps(a, b, _CMP_GT_OQ)); }
+  static F select(M m, F a, F b) { return _mm256_blendv_ps(b, a, _mm256_castsi256_ps(m)); }
+
+  static I add_i(I a, I b) { return _mm256_add_epi32(a, b); }
+  static M gt_i(I a, I b) { return _mm256_cmpgt_epi32(a, b); }
+  static I select_i(M m, I a, I b) { return _mm256_blendv_epi8(b, a, m); }
+};
+
+}  // namespace
+}  // namespace mmn_fast::MMN_ISA
+
+#include "cpu/sparse_max_pool-inl.h"
+#include "cpu/temporal_nms-inl.h"
+
+namespace mmn_fast::MMN_ISA {
+const CpuKernels kernels = {sparse_max_pool_f32, temporal_nms_f32};
+}

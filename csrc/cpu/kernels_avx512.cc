@@ -1,0 +1,62 @@
+// Kernels for hosts with AVX-512 F, BW, DQ and VL. Flags: CMakeLists.txt; what is tested before use: isa.cc.
+#include <immintrin.h>
+
+#include <cstddef>
+#include <cstdint>
+
+#include "cpu/kernels.h"
+
+#define MMN_ISA isa_avx512
+
+namespace mmn_fast::MMN_ISA {
+namespace {
+
+struct Vec {
+  static constexpr int kWidth = 16;
+  using F = __m512;
+  using I = __m512i;
+  using M = __mmask16;
+
+  static F set1(float x) { return _mm512_set1_ps(x); }
+  static I set1_i(int32_t x) { return _mm512_set1_epi32(x); }
+  static I iota(int32_t first) {
+    return _mm512_add_epi32(set1_i(first), _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
+  }
+  static M first(int lanes) { return static_cast<M>((1u << lanes) - 1); }
+
+  static F load(const float* p) { return _mm512_loadu_ps(p); }
+  static I load_i(const int32_t* p) { return _mm512_loadu_si512(p); }
+  static void store(float* p, F v) { _mm512_storeu_ps(p, v); }
+  static void store_i(int32_t* p, I v) { _mm512_storeu_si512(p, v); }
+  static void store_first(float* p, F v, int lanes) { _mm512_mask_storeu_ps(p, first(lanes), v); }
+  static M load_mask(const uint8_t* p) {
+    const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    return _mm_test_epi8_mask(bytes, bytes);
+  }
+  static M load_mask_first(const uint8_t* p, int lanes) {
+    const __m128i bytes = _mm_maskz_loadu_epi8(first(lanes), p);
+    return _mm_test_epi8_mask(bytes, bytes);
+  }
+
+  static F sub(F a, F b) { return _mm512_sub_ps(a, b); }
+  static F div(F a, F b) { return _mm512_div_ps(a, b); }
+  static F min(F a, F b) { return _mm512_min_ps(a, b); }
+  static F max(F a, F b) { return _mm512_max_ps(a, b); }
+  static F max_or_nan(F a, F b) { return select(_mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q), a, max(a, b)); }
+  static M gt(F a, F b) { return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ); }
+  static F select(M m, F a, F b) { return _mm512_mask_blend_ps(m, b, a); }
+
+  static I add_i(I a, I b) { return _mm512_add_epi32(a, b); }
+  static M gt_i(I a, I b) { return _mm512_cmpgt_epi32_mask(a, b); }
+  static I select_i(M m, I a, I b) { return _mm512_mask_blend_epi32(m, b, a); }
+};
+
+}  // namespace
+}  // namespace mmn_fast::MMN_ISA
+
+#include "cpu/sparse_max_pool-inl.h"
+#include "cpu/temporal_nms-inl.h"
+
+namespace mmn_fast::MMN_ISA {
+const CpuKernels kernels = {sparse_max_pool_f32, temporal_nms_f32};
+}

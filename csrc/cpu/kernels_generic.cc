@@ -1,0 +1,55 @@
+// Kernels for any host: the compiler's own 16-byte vectors, which are SSE2 on x86-64 and NEON on AArch64.
+#include <cstddef>
+#include <cstdint>
+
+#include "cpu/kernels.h"
+
+#define MMN_ISA isa_generic
+
+namespace mmn_fast::MMN_ISA {
+namespace {
+
+struct Vec {
+  static constexpr int kWidth = 4;
+  using F = float __attribute__((vector_size(16)));
+  using I = int32_t __attribute__((vector_size(16)));
+  using M = I;  // -1 or 0 per lane
+
+  static F set1(float x) { return F{x, x, x, x}; }
+  static I set1_i(int32_t x) { return I{x, x, x, x}; }
+  static I iota(int32_t first) { return I{first, first + 1, first + 2, first + 3}; }
+
+  static F load(const float* p) { F v; __builtin_memcpy(&v, p, sizeof v); return v; }
+  static I load_i(const int32_t* p) { I v; __builtin_memcpy(&v, p, sizeof v); return v; }
+  static void store(float* p, F v) { __builtin_memcpy(p, &v, sizeof v); }
+  static void store_i(int32_t* p, I v) { __builtin_memcpy(p, &v, sizeof v); }
+  static void store_first(float* p, F v, int lanes) { __builtin_memcpy(p, &v, lanes * sizeof(float)); }
+  static M load_mask(const uint8_t* p) { return I{p[0], p[1], p[2], p[3]} != 0; }
+  static M load_mask_first(const uint8_t* p, int lanes) {
+    uint8_t bytes[kWidth] = {};
+    __builtin_memcpy(bytes, p, lanes);
+    return load_mask(bytes);
+  }
+
+  static F sub(F a, F b) { return a - b; }
+  static F div(F a, F b) { return a / b; }
+  static F min(F a, F b) { return a < b ? a : b; }  // as MINPS and MAXPS: b if either is NaN, b of two equals
+  static F max(F a, F b) { return a > b ? a : b; }
+  static F max_or_nan(F a, F b) { return a != a ? a : max(a, b); }
+  static M gt(F a, F b) { return a > b; }
+  static F select(M m, F a, F b) { return m ? a : b; }
+
+  static I add_i(I a, I b) { return a + b; }
+  static M gt_i(I a, I b) { return a > b; }
+  static I select_i(M m, I a, I b) { return m ? a : b; }
+};
+
+}  // namespace
+}  // namespace mmn_fast::MMN_ISA
+
+#include "cpu/sparse_max_pool-inl.h"
+#include "cpu/temporal_nms-inl.h"
+
+namespace mmn_fast::MMN_ISA {
+const CpuKernels kernels = {sparse_max_pool_f32, temporal_nms_f32};
+}

@@ -1,0 +1,11 @@
+// What module.cc puts together.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+namespace mmn_fast {
+
+void register_cpu_ops(pybind11::module_& module);
+void register_cuda_ops(pybind11::module_& module);  // defined in builds with CUDA
+
+}  // namespace mmn_fast

@@ -1,0 +1,37 @@
+// mmn_fast._C: what this build is, and its ops.
+#include <string>
+
+#include "python/bind.h"
+
+namespace py = pybind11;
+
+namespace {
+
+// The facts come from CMakeLists.txt.
+py::dict build_info() {
+  py::dict info;
+  info["version"] = MMN_FAST_VERSION;
+  info["compiler"] = MMN_FAST_COMPILER;
+  info["build_type"] = MMN_FAST_BUILD_TYPE;
+#if defined(MMN_FAST_CUDA_ARCHS)
+  info["cuda"] = true;
+  info["cuda_version"] = MMN_FAST_CUDA_VERSION;
+  info["cuda_archs"] = py::str(MMN_FAST_CUDA_ARCHS).attr("split")(",");
+#else
+  info["cuda"] = false;
+  info["cuda_version"] = py::none();
+  info["cuda_archs"] = py::list();
+#endif
+  return info;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "Native kernels of mmn_fast. Call them through mmn_fast.kernels.native.";
+  m.def("build_info", &build_info, "Version, compiler, build type and CUDA architectures of this build.");
+  mmn_fast::register_cpu_ops(m);
+#if defined(MMN_FAST_CUDA_ARCHS)
+  mmn_fast::register_cuda_ops(m);
+#endif
+}

@@ -1,0 +1,1 @@
+"""Takes a trained model elsewhere: ONNX graphs, TensorRT plans and a Triton model repository."""

@@ -1,0 +1,262 @@
+"""The ops in C++ on NumPy arrays and in CUDA on torch tensors: allocates outputs and hands everything to `mmn_fast._C`.
+
+The extension checks arrays (dtype: TypeError; shape, layout and values: ValueError), so the sentences live in csrc/python.
+A torch CPU tensor passes as `tensor.numpy()`. This module imports torch in the CUDA functions only.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from operator import index
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    import torch
+
+try:
+    from mmn_fast import _C
+except ImportError as error:
+    raise ImportError(
+        f"mmn_fast._C could not be imported ({error}); build it by `pip install .` in the source tree"
+    ) from error
+
+Float32 = npt.NDArray[np.float32]
+Int32 = npt.NDArray[np.int32]
+
+build_info = _C.build_info
+cpu_isa = _C.cpu_isa
+
+__all__ = [
+    "build_info",
+    "cpu_isa",
+    "cuda_sparse_max_pool",
+    "cuda_temporal_nms",
+    "num_threads",
+    "sparse_max_pool",
+    "temporal_nms",
+]
+
+
+def num_threads(threads: int | None = None) -> int:
+    """Threads that an op uses: `threads`, else $MMN_FAST_NUM_THREADS, else as many as this process may run on.
+
+    Raises:
+        ValueError: The number is below 1, or the variable is no whole number.
+    """
+    source: str = "threads"
+    given: str | int | None = threads
+    if given is None:
+        source, given = "MMN_FAST_NUM_THREADS", os.environ.get("MMN_FAST_NUM_THREADS") or None
+    if given is None:
+        # Not os.cpu_count(): a container or taskset may grant fewer. macOS has no affinity.
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        count = int(given) if isinstance(given, str) else index(given)
+    except ValueError:
+        count = 0
+    if not 1 <= count <= 4096:
+        raise ValueError(f"{source}: expected a whole number from 1 to 4096, got {given!r}")
+    return count
+
+
+def sparse_max_pool(
+    clips: Float32, mask: npt.NDArray[Any], out: Float32 | None = None, threads: int | None = None
+) -> Float32:
+    """The 2D map of all moments: cell (i, j) is the maximum over clips i..j where it is valid, else 0.
+
+    Equivalent to:
+        for i, j in zip(*mask.nonzero()):
+            out[:, :, i, j] = clips[:, :, i : j + 1].amax(-1)  # and 0 in every other cell
+
+    Args:
+        clips: Clip features, float32 [B, C, N], C-contiguous.
+        mask: Valid proposals, bool or uint8 [N, N], nothing below the diagonal; from `geometry`.
+        out: Result, float32 [B, C, N, N], overlapping no input; allocated if None.
+        threads: See `num_threads`. The result does not depend on it.
+
+    Returns:
+        `out`. A moment that holds a NaN clip is NaN.
+
+    Raises:
+        TypeError: An argument is no array, or of another dtype.
+        ValueError: A shape, layout or value differs from the above; or MMN_FAST_CPU_ISA cannot be used.
+    """
+    _require_arrays(clips=clips, mask=mask)
+    if out is None:
+        out = np.empty((*clips.shape, *clips.shape[-1:]), np.float32)
+    _require_arrays(out=out)
+    _C.sparse_max_pool(clips, mask, out, num_threads(threads))
+    return out
+
+
+def temporal_nms(
+    scores: Float32,
+    moments: Float32,
+    iou_threshold: float,
+    top_k: int,
+    out: Int32 | None = None,
+    threads: int | None = None,
+) -> Int32:
+    """The `top_k` best moments of every sentence, greedily, none of which overlaps a better one too much.
+
+    Equivalent to:
+        order = scores[s].argsort(descending=True, stable=True)   # without the cells whose score is exactly 0
+        for cell in order:
+            if not (iou(moments[cell], moments[kept]) > iou_threshold).any(): kept.append(cell)
+
+    Args:
+        scores: Fused scores, float32 [S, P], C-contiguous, no NaN. A score of exactly 0 is no candidate.
+        moments: Start and end of every proposal, float32 [P, 2], finite seconds.
+        iou_threshold: A moment goes if its IoU with a better one is strictly greater, 0 to 1.
+        top_k: At least 1; may exceed P.
+        out: Result, int32 [S, top_k], overlapping no input; allocated if None.
+        threads: See `num_threads`. The result does not depend on it.
+
+    Returns:
+        `out`: proposals, best first (of equal scores, the lower index first), then -1.
+
+    Raises:
+        TypeError: An argument is no array, or of another dtype.
+        ValueError: A shape, layout or value differs from the above; or MMN_FAST_CPU_ISA cannot be used.
+    """
+    _require_arrays(scores=scores, moments=moments)
+    if out is None:
+        out = np.empty((*scores.shape[:1], _require_top_k(top_k)), np.int32)
+    _require_arrays(out=out)
+    _C.temporal_nms(scores, moments, iou_threshold, top_k, out, num_threads(threads))
+    return out
+
+
+def cuda_sparse_max_pool(clips: torch.Tensor, mask: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+    """`sparse_max_pool` on a CUDA device, queued on torch's current stream.
+
+    Args:
+        clips: float32 [B, C, N], contiguous.
+        mask: bool or uint8 [N, N]; that nothing is set below the diagonal is the caller's word here.
+        out: float32 [B, C, N, N], sharing no memory with an input; allocated if None.
+
+    Returns:
+        `out`.
+
+    Raises:
+        RuntimeError: This build has no CUDA kernels, or CUDA refuses the launch.
+        TypeError: An argument is no tensor, or of another dtype.
+        ValueError: A device, shape or layout differs.
+    """
+    _require_cuda_build()
+    import torch
+
+    _require_tensor("clips", clips, (torch.float32,), (None, None, None))
+    B, C, N = clips.shape
+    _require_tensor("mask", mask, (torch.bool, torch.uint8), (N, N), clips.device)
+    if out is None:
+        out = torch.empty((B, C, N, N), dtype=torch.float32, device=clips.device)
+    _require_tensor("out", out, (torch.float32,), (B, C, N, N), clips.device)
+    stream = torch.cuda.current_stream(clips.device).cuda_stream
+    _C.cuda_sparse_max_pool(
+        clips.data_ptr(), mask.data_ptr(), out.data_ptr(), B * C, N, clips.get_device(), stream
+    )
+    return out
+
+
+def cuda_temporal_nms(
+    scores: torch.Tensor,
+    moments: torch.Tensor,
+    iou_threshold: float,
+    top_k: int,
+    out: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """`temporal_nms` on a CUDA device, on torch's current stream. Waits once, for the check of the scores.
+
+    Args:
+        scores: float32 [S, P], contiguous, no NaN. A score of exactly 0 is no candidate.
+        moments: float32 [P, 2], finite seconds; that they are finite is the caller's word here.
+        iou_threshold: 0 to 1.
+        top_k: At least 1; may exceed P.
+        out: int32 [S, top_k], sharing no memory with an input; allocated if None.
+
+    Returns:
+        `out`: proposals, best first, then -1.
+
+    Raises:
+        RuntimeError: This build has no CUDA kernels, or CUDA refuses the launch.
+        TypeError: An argument is no tensor, or of another dtype.
+        ValueError: A device, shape, layout or value differs.
+    """
+    _require_cuda_build()
+    import torch
+
+    _require_top_k(top_k)
+    _require_tensor("scores", scores, (torch.float32,), (None, None))
+    S, P = scores.shape
+    _require_tensor("moments", moments, (torch.float32,), (P, 2), scores.device)
+    if out is None:
+        out = torch.empty((S, top_k), dtype=torch.int32, device=scores.device)
+    _require_tensor("out", out, (torch.int32,), (S, top_k), scores.device)
+    nans = scores.isnan().nonzero()[:1].tolist()
+    if nans:
+        row, column = nans[0]
+        raise ValueError(f"scores: expected no NaN, got NaN at row {row}, column {column}")
+    keys = torch.empty((S, P), dtype=torch.int32, device=scores.device)
+    stream = torch.cuda.current_stream(scores.device).cuda_stream
+    _C.cuda_temporal_nms(
+        scores.data_ptr(),
+        moments.data_ptr(),
+        keys.data_ptr(),
+        out.data_ptr(),
+        S,
+        P,
+        top_k,
+        iou_threshold,
+        scores.get_device(),
+        stream,
+    )
+    return out
+
+
+def _require_arrays(**arrays: object) -> None:
+    for name, value in arrays.items():
+        if not isinstance(value, np.ndarray):
+            raise TypeError(f"{name}: expected a NumPy array, got {type(value).__name__}")
+
+
+def _require_top_k(top_k: int) -> int:
+    if index(top_k) < 1:
+        raise ValueError(f"top_k: expected at least 1, got {top_k}")
+    return index(top_k)
+
+
+def _require_cuda_build() -> None:
+    if not build_info()["cuda"]:
+        raise RuntimeError(
+            "this build of mmn_fast has no CUDA kernels: install it with MMN_FAST_CUDA=ON and nvcc on PATH"
+        )
+
+
+def _require_tensor(
+    name: str,
+    value: torch.Tensor,
+    dtypes: Sequence[torch.dtype],
+    shape: Sequence[int | None],
+    device: torch.device | None = None,
+) -> None:
+    """Checks a CUDA tensor; `None` in `shape` stands for any size, and as `device` for any CUDA device."""
+    import torch
+
+    dtype_names = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+    sizes = ", ".join("?" if size is None else str(size) for size in shape)
+    expected = f"{name}: expected contiguous {dtype_names} [{sizes}] on {device or 'a CUDA device'}"
+    if not isinstance(value, torch.Tensor):
+        raise TypeError(f"{expected}, got {type(value).__name__}")
+    got = f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)} on {value.device}"
+    if value.dtype not in dtypes:
+        raise TypeError(f"{expected}, got {got}")
+    fits = len(shape) == value.dim() and all(s in (None, v) for s, v in zip(shape, value.shape, strict=True))
+    if not fits or not value.is_cuda or value.device != (device or value.device):
+        raise ValueError(f"{expected}, got {got}")
+    if not value.is_contiguous():
+        raise ValueError(f"{expected}, got it with strides {value.stride()}")

@@ -1,0 +1,87 @@
+"""Metadata of the package, and a `build_ext` that hands the extension to CMake. Compiler flags live in CMakeLists.txt.
+
+Build options, all from the environment:
+    MMN_FAST_CUDA                AUTO (default), ON or OFF: the CUDA kernels
+    CMAKE_BUILD_PARALLEL_LEVEL   compiler jobs at a time (default: one per core)
+    CMAKE_ARGS                   further arguments, such as -DMMN_FAST_WERROR=ON
+"""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from setuptools import Extension, find_packages, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).resolve().parent
+
+
+def read_version() -> str:
+    text = (ROOT / "mmn_fast" / "version.py").read_text()
+    match = re.search(r'^__version__ = "([^"]+)"$', text, re.MULTILINE)
+    if match is None:
+        raise RuntimeError('mmn_fast/version.py: expected a line __version__ = "...", found none')
+    return match[1]
+
+
+class CMakeBuild(build_ext):
+    """Configures and builds target _C into the place where setuptools expects the extension."""
+
+    def build_extension(self, ext: Extension) -> None:
+        import pybind11  # a build requirement; not there when setup.py is only asked for metadata
+
+        cmake, ninja = shutil.which("cmake"), shutil.which("ninja")
+        if cmake is None or ninja is None:
+            raise RuntimeError("building mmn_fast needs cmake and ninja on PATH (pip install cmake ninja)")
+        build = Path(self.build_temp).resolve()
+        target = Path(self.get_ext_fullpath(ext.name)).resolve()
+        configure = [
+            *(cmake, "-S", ROOT, "-B", build, "-G", "Ninja"),
+            f"-DCMAKE_MAKE_PROGRAM={ninja}",  # given anew each time: pip's build environments come and go
+            f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
+            f"-DPython_EXECUTABLE={sys.executable}",
+            f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={target.parent}",
+            f"-DMMN_FAST_CUDA={os.environ.get('MMN_FAST_CUDA', 'AUTO')}",
+            *shlex.split(os.environ.get("CMAKE_ARGS", "")),
+        ]
+        subprocess.run(configure, check=True)
+        subprocess.run([cmake, "--build", build, "--target", "_C"], check=True)
+
+
+setup(
+    name="mmn_fast",
+    version=read_version(),
+    description="Fast inference for the Mutual Matching Network: temporal grounding of sentences in videos",
+    license="MIT",
+    python_requires=">=3.10",
+    packages=[*find_packages(include=["mmn_fast", "mmn_fast.*"]), "mmn_fast.export"],
+    package_dir={"mmn_fast.export": "export"},
+    package_data={"mmn_fast": ["py.typed", "_C.pyi"]},
+    ext_modules=[Extension("mmn_fast._C", sources=[])],
+    cmdclass={"build_ext": CMakeBuild},
+    zip_safe=False,
+    entry_points={"console_scripts": ["mmn-fast = mmn_fast.cli:main"]},
+    install_requires=[
+        "numpy>=1.26",
+        "torch>=2.6",
+        "tokenizers>=0.19",
+        "safetensors>=0.4.3",
+        "h5py>=3.10",
+        "huggingface_hub>=0.23",
+        "pyyaml>=6",
+        "typer>=0.12",
+        "rich>=13",
+    ],
+    extras_require={
+        "onnx": ["onnx", "onnxruntime", "onnxscript"],
+        "tensorrt": ["tensorrt"],
+        "train": ["transformers>=4.44", "tensorboard"],
+        "serve": ["litserve"],
+        "viz": ["matplotlib"],
+        "test": ["pytest", "ruff", "mypy", "transformers>=4.44", "types-PyYAML"],
+    },
+)
