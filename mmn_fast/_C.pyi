@@ -33,9 +33,7 @@ def temporal_nms(
     threads: int,
     isa: str | None = None,
 ) -> None: ...
-def cuda_sparse_max_pool(
-    clips: int, mask: int, out: int, channels: int, n: int, device: int, stream: int
-) -> None: ...
+def cuda_sparse_max_pool(clips: int, mask: int, out: int, channels: int, n: int, device: int, stream: int) -> None: ...
 def cuda_temporal_nms(
     scores: int,
     moments: int,

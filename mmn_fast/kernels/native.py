@@ -157,9 +157,7 @@ def cuda_sparse_max_pool(clips: torch.Tensor, mask: torch.Tensor, out: torch.Ten
         out = torch.empty((B, C, N, N), dtype=torch.float32, device=clips.device)
     _require_tensor("out", out, (torch.float32,), (B, C, N, N), clips.device)
     stream = torch.cuda.current_stream(clips.device).cuda_stream
-    _C.cuda_sparse_max_pool(
-        clips.data_ptr(), mask.data_ptr(), out.data_ptr(), B * C, N, clips.get_device(), stream
-    )
+    _C.cuda_sparse_max_pool(clips.data_ptr(), mask.data_ptr(), out.data_ptr(), B * C, N, clips.get_device(), stream)
     return out
 
 
