@@ -1,5 +1,7 @@
 """The extension that CMakeLists.txt builds. The cuda_ functions exist where build_info()["cuda"] is true."""
 
+# ruff: noqa: N999  (the leading underscore and capital are the convention for an extension)
+
 from typing import TypedDict
 
 import numpy as np
@@ -33,9 +35,7 @@ def temporal_nms(
     threads: int,
     isa: str | None = None,
 ) -> None: ...
-def cuda_sparse_max_pool(
-    clips: int, mask: int, out: int, channels: int, n: int, device: int, stream: int
-) -> None: ...
+def cuda_sparse_max_pool(clips: int, mask: int, out: int, channels: int, n: int, device: int, stream: int) -> None: ...
 def cuda_temporal_nms(
     scores: int,
     moments: int,

@@ -1,0 +1,57 @@
+"""Temporal grounding with the Mutual Matching Network, fast.
+
+`import mmn_fast` loads neither torch nor triton: names below are imported when they are first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from mmn_fast.environment import configure_logging
+
+if TYPE_CHECKING:
+    from mmn_fast.backends.registry import available_backends
+    from mmn_fast.engine import Engine, ground, load
+    from mmn_fast.presets import PRESETS
+    from mmn_fast.types import Moment, Query, Video
+    from mmn_fast.version import __version__
+
+_HOME = {
+    "load": "engine",
+    "ground": "engine",
+    "Engine": "engine",
+    "Video": "types",
+    "Query": "types",
+    "Moment": "types",
+    "PRESETS": "presets",
+    "available_backends": "backends.registry",
+    "__version__": "version",
+}
+
+__all__ = [
+    "PRESETS",
+    "Engine",
+    "Moment",
+    "Query",
+    "Video",
+    "__version__",
+    "available_backends",
+    "ground",
+    "load",
+]
+
+
+configure_logging()
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

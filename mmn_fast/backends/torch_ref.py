@@ -1,0 +1,109 @@
+"""The reference backend: the model in plain PyTorch, on any device that PyTorch has."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from mmn_fast.backends.base import Backend, Branches
+from mmn_fast.checkpoint import LoadedModel
+from mmn_fast.model import build_model
+from mmn_fast.types import FloatArray
+
+_PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+# torch.set_num_threads is a setting of the process: one call at a time may change it, and puts it back.
+_THREADS_LOCK = threading.RLock()
+
+
+class TorchBackend(Backend):
+    """Plain PyTorch, fp32 or autocast to bf16 or fp16.
+
+    Videos and sentences go through one at a time and unpadded: PyTorch picks its algorithms by shape, so that is
+    what makes a result independent of the rest of the batch, bit for bit.
+    """
+
+    name = "torch"
+
+    @classmethod
+    def unavailable_reason(cls, device: str, precision: str) -> str | None:
+        if precision != "auto" and precision not in _PRECISIONS:
+            return f"precision {precision!r} is not one of its precisions ({', '.join(_PRECISIONS)})"
+        if device.startswith("cuda"):
+            if not torch.cuda.is_available():
+                return f"device {device!r}: PyTorch {torch.__version__} sees no CUDA device"
+            count = torch.cuda.device_count()
+            if torch.device(device).index is not None and torch.device(device).index >= count:
+                return f"device {device!r}: there are {count} CUDA devices"
+        return None
+
+    def __init__(self, model: LoadedModel, device: str, precision: str, threads: int | None) -> None:
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.device = torch.device(device)
+        self.precision = "fp32" if precision == "auto" else precision
+        self.threads = threads
+        self.net = build_model(model.preset, model.text, model.state).requires_grad_(False).to(self.device)
+
+    @contextmanager
+    def _running(self) -> Iterator[None]:
+        dtype = _PRECISIONS[self.precision]
+        autocast = torch.autocast(self.device.type, dtype=dtype, enabled=dtype != torch.float32)
+        with torch.inference_mode(), autocast:
+            if self.threads is None:
+                yield
+                return
+            with _THREADS_LOCK:
+                before = torch.get_num_threads()
+                torch.set_num_threads(self.threads)
+                try:
+                    yield
+                finally:
+                    torch.set_num_threads(before)
+
+    def encode_video(self, pre_clips: FloatArray) -> Branches:
+        with self._running():
+            return self._stack(
+                [self.net.encode_video(self._take(video[None])) for video in pre_clips],
+                (len(self.net.cell_rows), self.net.preset.joint_size),
+            )
+
+    def encode_text(self, token_ids: Sequence[npt.NDArray[np.int64]]) -> Branches:
+        with self._running():
+            return self._stack(
+                [self.net.encode_text(self._take(ids[None]), self._take(np.array([len(ids)]))) for ids in token_ids],
+                (self.net.preset.joint_size,),
+            )
+
+    def score(self, video: Branches, text: Branches) -> Branches:
+        with self._running():
+            contrastive, iou = self.net.score(
+                (self._take(video[0]), self._take(video[1])), (self._take(text[0]), self._take(text[1]))
+            )
+            return contrastive.cpu().numpy(), iou.cpu().numpy()
+
+    def info(self) -> dict[str, Any]:
+        device = str(self.device)
+        if self.device.type == "cuda":
+            device += f" ({torch.cuda.get_device_name(self.device)})"
+        return {
+            "device": device,
+            "precision": self.precision,
+            "threads": self.threads or torch.get_num_threads(),
+            "torch": torch.__version__,
+        }
+
+    def _take(self, array: npt.NDArray[Any]) -> torch.Tensor:
+        return torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
+
+    def _stack(self, items: list[tuple[torch.Tensor, torch.Tensor]], shape: tuple[int, ...]) -> Branches:
+        """One array per branch from results with a leading axis of one; a float32 copy on the CPU."""
+        if not items:
+            return np.empty((0, *shape), np.float32), np.empty((0, *shape), np.float32)
+        contrastive, iou = (torch.cat(branch).float().cpu().numpy() for branch in zip(*items, strict=True))
+        return contrastive, iou

@@ -1,0 +1,370 @@
+"""The engine: load a model, ground sentences in videos, or call the three seams one by one."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mmn_fast.backends import registry
+from mmn_fast.backends.base import Backend, Branches
+from mmn_fast.checkpoint import LoadedModel, load_model
+from mmn_fast.environment import default_model, default_threads
+from mmn_fast.features import check_duration, pre_clips
+from mmn_fast.geometry import cells_to_moments, plan_for
+from mmn_fast.postprocess import fuse_scores, select_moments, to_moments
+from mmn_fast.presets import Preset
+from mmn_fast.types import (
+    FloatArray,
+    InputError,
+    Moment,
+    Query,
+    ScoreMaps,
+    TextEmbeddings,
+    Video,
+    VideoEmbeddings,
+)
+from mmn_fast.version import __version__
+
+_Scores = tuple[FloatArray, FloatArray, FloatArray]
+"""Contrastive, iou and fused scores of one query, float32 [S, P] each."""
+
+PRECISIONS = ("fp32", "bf16", "fp16", "fp8", "int8")
+
+# Videos whose embeddings ground() holds at a time: it bounds memory, results do not depend on it.
+_VIDEOS_AT_ONCE = 16
+
+
+def load(
+    model: str | Path,
+    preset: str | Path | Preset | None = None,
+    tokenizer: str | Path | None = None,
+    device: str = "auto",
+    precision: str = "auto",
+    backend: str = "auto",
+    threads: int | None = None,
+    progress: bool = False,
+) -> Engine:
+    """Load a model into an engine.
+
+    Args:
+        model: a converted directory (`mmn-fast convert`), a hub id of one, or an official `.pth` file.
+        preset: for a `.pth` file: a preset's name, an official YAML file's path, or a `Preset`.
+        tokenizer: for a `.pth` file: a directory, tokenizer.json, vocab.txt or hub id.
+        device: "auto", "cpu", "cuda" or "cuda:N".
+        precision: "auto", "fp32", "bf16", "fp16", "fp8" or "int8"; what a backend cannot do, it refuses.
+        backend: "auto" or a name of `available_backends()`.
+        threads: CPU threads; None takes `MMN_FAST_NUM_THREADS`, else the process's own setting.
+        progress: show a progress bar during long calls.
+
+    Raises:
+        InputError: an argument or file cannot be used (a ValueError; the message says what was expected).
+        BackendUnavailable: the backend, device or precision cannot run here.
+    """
+    kind, _, number = device.partition(":")
+    if kind not in ("auto", "cpu", "cuda") or (number and not (kind == "cuda" and number.isdecimal())):
+        raise InputError(f"device: expected auto, cpu, cuda or cuda:N, got {device!r}")
+    if precision not in ("auto", *PRECISIONS):
+        raise InputError(f"precision: expected auto or one of {', '.join(PRECISIONS)}, got {precision!r}")
+    threads = default_threads() if threads is None else threads
+    if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
+        raise InputError(f"threads: expected an integer >= 1, got {threads!r}")
+    chosen, passed_over = registry.resolve(backend, device, precision)
+    loaded = load_model(model, preset, tokenizer)
+    return Engine(loaded, chosen(loaded, device, precision, threads), passed_over=passed_over, progress=progress)
+
+
+class Engine:
+    """A loaded model. Safe to call from several threads.
+
+    A result does not depend on what else is in the call: a video or sentence gives the same numbers alone and
+    in any batch.
+
+    Args:
+        model: the model's values.
+        backend: what runs it.
+        passed_over: why "auto" did not take other backends.
+        progress: show a progress bar during long calls.
+    """
+
+    def __init__(
+        self,
+        model: LoadedModel,
+        backend: Backend,
+        *,
+        passed_over: dict[str, str] | None = None,
+        progress: bool = False,
+    ) -> None:
+        self.preset = model.preset
+        self._model = model
+        self._backend = backend
+        self._passed_over = passed_over or {}
+        self._progress = progress
+        self._plan = plan_for(model.preset)
+
+    def ground(self, batch: Iterable[Query], top_k: int = 5) -> list[list[list[Moment]]]:
+        """Find the moments that sentences describe.
+
+        Args:
+            batch: any number of queries; a video that occurs several times is encoded once.
+            top_k: moments per sentence, >= 1.
+
+        Returns:
+            `result[v][s]`: moments of sentence s of query v, best first, after non-maximum suppression; fewer than
+            top_k where suppression leaves fewer.
+
+        Raises:
+            InputError: a query cannot be used; the message names the query and what is wrong with it.
+        """
+        top_k = _check_top_k(top_k)
+        queries = _check_batch(batch)
+        result: list[list[list[Moment]]] = [[] for _ in queries]
+        for number, (_, _, fused) in self._score_queries(queries):
+            result[number] = self._moments(fused, queries[number].video.duration_s, top_k)
+        return result
+
+    def score_maps(self, batch: Iterable[Query]) -> list[ScoreMaps]:
+        """Score every proposal, without choosing any.
+
+        Args:
+            batch: any number of queries.
+
+        Returns:
+            Per query its maps, see `ScoreMaps`.
+
+        Raises:
+            InputError: a query cannot be used.
+        """
+        queries = _check_batch(batch)
+        scores = dict(self._score_queries(queries))
+        return [ScoreMaps(*scores[number], cells=self._plan.cells.copy()) for number in range(len(queries))]
+
+    def encode_video(self, videos: Iterable[Video]) -> VideoEmbeddings:
+        """Embed every proposal of some videos; once per video, for any number of sentences later.
+
+        Args:
+            videos: any number of videos.
+
+        Returns:
+            Embeddings in the order given.
+
+        Raises:
+            InputError: a video cannot be used.
+        """
+        items = [_check_video(video, f"videos[{number}]") for number, video in enumerate(videos)]
+        pre_clips_of, keys = self._prepare([(f"videos[{number}]", video) for number, video in enumerate(items)])
+        shape = (-1, self.preset.num_pre_clips, self.preset.input_size)
+        distinct = list(pre_clips_of)
+        inputs = np.concatenate([pre_clips_of[key] for key in distinct]) if items else np.empty(0, np.float32)
+        contrastive, iou = self._backend.encode_video(inputs.reshape(shape))
+        if len(distinct) < len(items):
+            rows = [distinct.index(key) for key in keys]
+            contrastive, iou = contrastive[rows], iou[rows]
+        return VideoEmbeddings(
+            contrastive=contrastive,
+            iou=iou,
+            fingerprint=self._model.fingerprint,
+            durations_s=tuple(float(video.duration_s) for video in items),
+            video_ids=tuple(video.video_id for video in items),
+        )
+
+    def encode_text(self, sentences: Sequence[str]) -> TextEmbeddings:
+        """Embed sentences.
+
+        Args:
+            sentences: any number of sentences; one beyond the encoder's limit is cut, with a warning.
+
+        Returns:
+            Embeddings in the order given.
+
+        Raises:
+            InputError: not a sequence of str.
+        """
+        checked = _check_sentences(sentences, "sentences")
+        contrastive, iou = self._encode_sentences(checked)
+        return TextEmbeddings(
+            contrastive=contrastive, iou=iou, fingerprint=self._model.fingerprint, sentences=tuple(checked)
+        )
+
+    def score(self, video: VideoEmbeddings, text: TextEmbeddings, top_k: int = 5) -> list[list[list[Moment]]]:
+        """Ground every sentence in every video from their embeddings.
+
+        Args:
+            video: what `encode_video` made, here or in another process.
+            text: what `encode_text` made.
+            top_k: moments per sentence, >= 1.
+
+        Returns:
+            `result[v][s]`: moments of sentence s in video v, best first.
+
+        Raises:
+            InputError: the embeddings are of another model.
+        """
+        top_k = _check_top_k(top_k)
+        for name, kind, embeddings in (("video", VideoEmbeddings, video), ("text", TextEmbeddings, text)):
+            if not isinstance(embeddings, kind):
+                raise InputError(f"{name}: expected {kind.__name__}, got {type(embeddings).__name__}")
+            if embeddings.fingerprint != self._model.fingerprint:
+                raise InputError(
+                    f"{name}: embeddings of model {embeddings.fingerprint}, this engine is {self._model.fingerprint}"
+                )
+        return [
+            self._moments(self._scores((contrastive, iou), (text.contrastive, text.iou))[2], duration_s, top_k)
+            for contrastive, iou, duration_s in zip(video.contrastive, video.iou, video.durations_s, strict=True)
+        ]
+
+    def info(self) -> dict[str, Any]:
+        """What was chosen (backend, device, ISA, precision, threads) and why other backends were not."""
+        from mmn_fast.kernels import native
+
+        text = self._model.text
+        return {
+            "model": self._model.source,
+            "fingerprint": self._model.fingerprint,
+            "preset": self.preset.name,
+            "proposals": self._plan.num_proposals,
+            "text_encoder": {"layers": text.num_layers, "width": text.width, "max_tokens": text.max_tokens},
+            "backend": self._backend.name,
+            **self._backend.info(),
+            "cpu_isa": native.cpu_isa(),
+            "passed_over": dict(self._passed_over),
+            "mmn_fast": __version__,
+        }
+
+    def _prepare(self, videos: Sequence[tuple[str, Video]]) -> tuple[dict[bytes, FloatArray], list[bytes]]:
+        """Pre-clips of each distinct video under a hash of their content, and the hash of each video given.
+
+        Every input is checked here, before the first is encoded, so that a bad last one does not waste the work.
+        """
+        pre_clips_of: dict[bytes, FloatArray] = {}
+        key_of: dict[int, bytes] = {}
+        for where, video in videos:
+            check_duration(video.duration_s, f"{where}.duration_s")
+            if id(video.features) not in key_of:
+                array = pre_clips(video.features, self.preset, f"{where}.features")
+                key = hashlib.sha256(array.data).digest()
+                key_of[id(video.features)] = key
+                pre_clips_of[key] = array
+        return pre_clips_of, [key_of[id(video.features)] for _, video in videos]
+
+    def _encode_sentences(self, sentences: Sequence[str]) -> Branches:
+        """Encode each distinct sentence once; float32 [S, J] twice."""
+        distinct = list(dict.fromkeys(sentences))
+        contrastive, iou = self._backend.encode_text(self._model.tokenizer.encode(distinct))
+        row_of = {sentence: row for row, sentence in enumerate(distinct)}
+        rows = [row_of[sentence] for sentence in sentences]
+        return contrastive[rows], iou[rows]
+
+    def _score_queries(self, queries: Sequence[Query]) -> Iterator[tuple[int, _Scores]]:
+        """The number of each query and its scores, in the order in which videos are encoded.
+
+        Every distinct video and sentence is encoded once; at most `_VIDEOS_AT_ONCE` videos' embeddings are held.
+        """
+        pre_clips_of, keys = self._prepare([(f"batch[{n}].video", query.video) for n, query in enumerate(queries)])
+        text = self._encode_sentences([sentence for query in queries for sentence in query.sentences])
+        ends = np.cumsum([len(query.sentences) for query in queries], dtype=int).tolist()
+        queries_of: dict[bytes, list[int]] = {}
+        for number, (query, key) in enumerate(zip(queries, keys, strict=True)):
+            if query.sentences:
+                queries_of.setdefault(key, []).append(number)
+            else:
+                nothing = np.empty((0, self._plan.num_proposals), np.float32)
+                yield number, (nothing, nothing.copy(), nothing.copy())
+        distinct = list(queries_of)
+        starts = range(0, len(distinct), _VIDEOS_AT_ONCE)
+        for block in self._track([distinct[start : start + _VIDEOS_AT_ONCE] for start in starts]):
+            contrastive, iou = self._backend.encode_video(np.stack([pre_clips_of[key] for key in block]))
+            for row, key in enumerate(block):
+                for number in queries_of[key]:
+                    rows = slice(ends[number] - len(queries[number].sentences), ends[number])
+                    yield number, self._scores((contrastive[row], iou[row]), (text[0][rows], text[1][rows]))
+
+    def _scores(self, video: Branches, text: Branches) -> _Scores:
+        contrastive, iou = self._backend.score(video, text)
+        return contrastive, iou, fuse_scores(contrastive, iou, self.preset)
+
+    def _moments(self, fused: FloatArray, duration_s: float, top_k: int) -> list[list[Moment]]:
+        moments = cells_to_moments(self._plan.cells, duration_s, self.preset.num_clips)
+        return to_moments(
+            fused, moments, select_moments(fused, moments, self.preset.nms_iou, top_k, self._backend.threads)
+        )
+
+    def _track(self, blocks: list[list[bytes]]) -> Iterable[list[bytes]]:
+        if not self._progress or len(blocks) < 2:
+            return blocks
+        from rich.progress import track
+
+        return track(blocks, description="grounding", transient=True)
+
+
+_engines: dict[tuple[Any, ...], Engine] = {}
+_engines_lock = threading.Lock()
+
+
+def ground(
+    batch: Iterable[Query], model: str | Path | None = None, top_k: int = 5, **options: Any
+) -> list[list[list[Moment]]]:
+    """Find the moments that sentences describe, with an engine that is loaded on the first call and kept.
+
+    Args:
+        batch: any number of queries.
+        model: as for `load`; None takes `$MMN_FAST_MODEL`.
+        top_k: moments per sentence.
+        options: other arguments of `load`; one engine is kept per model and options.
+
+    Returns:
+        `result[v][s]`: moments of sentence s of query v, best first.
+
+    Raises:
+        InputError: no model is named, or the model or a query cannot be used.
+    """
+    model = default_model() if model is None else model
+    if model is None:
+        raise InputError(
+            "ground(): no model; pass model=, set MMN_FAST_MODEL, or use an engine of your own, as from"
+            ' mmn_fast.load("demo")'
+        )
+    key = (str(model), *sorted((name, str(value)) for name, value in options.items()))
+    with _engines_lock:
+        engine = _engines.get(key)
+        if engine is None:
+            engine = _engines[key] = load(model, **options)
+    return engine.ground(batch, top_k=top_k)
+
+
+def _check_top_k(top_k: int) -> int:
+    if isinstance(top_k, bool) or not isinstance(top_k, (int, np.integer)) or top_k < 1:
+        raise InputError(f"top_k: expected an integer >= 1, got {top_k!r}")
+    return int(top_k)
+
+
+def _check_batch(batch: Iterable[Query]) -> list[Query]:
+    if isinstance(batch, Query):
+        raise InputError("batch: expected a list of Query, got one Query; put it in a list")
+    queries = []
+    for number, query in enumerate(batch):
+        if not isinstance(query, Query):
+            raise InputError(f"batch[{number}]: expected mmn_fast.Query, got {type(query).__name__}")
+        video = _check_video(query.video, f"batch[{number}].video")
+        queries.append(Query(video, _check_sentences(query.sentences, f"batch[{number}].sentences")))
+    return queries
+
+
+def _check_video(video: Video, where: str) -> Video:
+    if not isinstance(video, Video):
+        raise InputError(f"{where}: expected mmn_fast.Video, got {type(video).__name__}")
+    return video
+
+
+def _check_sentences(sentences: Sequence[str], where: str) -> list[str]:
+    if isinstance(sentences, str):
+        raise InputError(f"{where}: expected a list of str, got one str; put it in a list")
+    checked = list(sentences)
+    for number, sentence in enumerate(checked):
+        if not isinstance(sentence, str):
+            raise InputError(f"{where}[{number}]: expected str, got {type(sentence).__name__}")
+    return checked

@@ -1,0 +1,58 @@
+"""The environment variables, read in one place. There are no others.
+
+MMN_FAST_MODEL        model that `mmn_fast.ground` takes when none is named
+MMN_FAST_CPU_ISA      generic, avx2, avx512 or amx: forces the CPU kernels' instruction set (read by csrc/cpu/isa.cc)
+MMN_FAST_NUM_THREADS  CPU threads when `threads` is not given
+MMN_FAST_CACHE        directory of downloads and tuning results
+MMN_FAST_LOG          level of the "mmn_fast" logger: debug, info, warning, error
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from pathlib import Path
+
+from mmn_fast.types import InputError
+
+
+def default_model() -> str | None:
+    """`MMN_FAST_MODEL`, or None."""
+    return os.environ.get("MMN_FAST_MODEL") or None
+
+
+def default_threads() -> int | None:
+    """`MMN_FAST_NUM_THREADS`, or None.
+
+    Raises:
+        InputError: it is not an integer >= 1.
+    """
+    value = os.environ.get("MMN_FAST_NUM_THREADS")
+    if not value:
+        return None
+    if not value.isdecimal() or int(value) < 1:
+        raise InputError(f"MMN_FAST_NUM_THREADS: expected an integer >= 1, got {value!r}")
+    return int(value)
+
+
+def cache_dir() -> Path | None:
+    """`MMN_FAST_CACHE`, or None for each library's own place."""
+    value = os.environ.get("MMN_FAST_CACHE")
+    return Path(value) if value else None
+
+
+def configure_logging() -> None:
+    """Send the package's log to stderr at the level of `MMN_FAST_LOG`; without it the application decides."""
+    logger = logging.getLogger("mmn_fast")
+    logger.addHandler(logging.NullHandler())
+    value = os.environ.get("MMN_FAST_LOG")
+    if not value:
+        return
+    if value.lower() not in ("debug", "info", "warning", "error"):
+        warnings.warn(f"MMN_FAST_LOG: expected debug, info, warning or error, got {value!r}", stacklevel=3)
+        return
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logger.addHandler(handler)
+    logger.setLevel(value.upper())

@@ -1,0 +1,245 @@
+"""Geometry of the sparse 2D map: which cells exist, what they weigh, what they depend on.
+
+Everything follows from the preset alone and is worked out once, in NumPy. Kernels read the result
+(the *proposal plan*) and never derive it again. Cell (i, j) of the map is the proposal that covers
+clips i to j, both included; cells are listed in row-major order everywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+
+import numpy as np
+import numpy.typing as npt
+
+from mmn_fast.presets import Preset
+
+BoolArray = npt.NDArray[np.bool_]
+IntArray = npt.NDArray[np.int32]
+FloatArray = npt.NDArray[np.float32]
+
+
+def proposal_diagonals(num_clips: int, pooling_counts: Sequence[int]) -> list[tuple[range, range]]:
+    """The diagonals of valid cells beside the main one, in the order in which pooling makes them.
+
+    Level l of `pooling_counts` keeps its count of diagonals at stride 2^l (2D-TAN, section 3.2): offsets
+    grow by the stride, and along the diagonal only every stride-th cell exists.
+
+    Args:
+        num_clips: N.
+        pooling_counts: diagonals per level.
+
+    Returns:
+        Per diagonal the row indices i and the column indices j, equally long.
+    """
+    diagonals, offset = [], 0
+    for level, count in enumerate(pooling_counts):
+        stride = 2**level
+        for _ in range(count):
+            offset += stride
+            diagonals.append((range(0, num_clips - offset, stride), range(offset, num_clips, stride)))
+    return diagonals
+
+
+def proposal_mask(num_clips: int, pooling_counts: Sequence[int]) -> BoolArray:
+    """The valid cells of the 2D map.
+
+    Args:
+        num_clips: N.
+        pooling_counts: diagonals per level, see `proposal_diagonals`.
+
+    Returns:
+        bool [N, N], true on valid cells; only the upper triangle has any.
+    """
+    mask = np.eye(num_clips, dtype=bool)
+    for rows, columns in proposal_diagonals(num_clips, pooling_counts):
+        mask[list(rows), list(columns)] = True
+    return mask
+
+
+def proposal_cells(mask: BoolArray) -> IntArray:
+    """The true cells of a mask, int32 [P, 2] as (i, j), in row-major order."""
+    return np.argwhere(mask).astype(np.int32)
+
+
+def cells_to_moments(cells: IntArray, duration_s: float, num_clips: int) -> FloatArray:
+    """Start and end of each cell, with the official evaluation's float32 arithmetic.
+
+    Args:
+        cells: int [P, 2] as (i, j).
+        duration_s: length of the video in seconds.
+        num_clips: N.
+
+    Returns:
+        float32 [P, 2], seconds: [i, j + 1] * duration_s / N, each step rounded to float32 (IoUs at exactly the
+        threshold are common on a grid, so the rounding decides).
+    """
+    grid = cells.astype(np.float32)
+    grid[:, 1] += 1
+    return grid * np.float32(duration_s) / np.float32(num_clips)
+
+
+def temporal_iou(moments: npt.NDArray[np.floating], moment: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:
+    """IoU of spans with one span, as the official evaluation has it: the union is the hull of both.
+
+    Args:
+        moments: [..., 2] start and end, seconds.
+        moment: [2] start and end, seconds.
+
+    Returns:
+        [...] in the dtype of `moments`; NaN where both spans are empty at the same point.
+    """
+    moment = np.asarray(moment, dtype=moments.dtype)
+    overlap = np.minimum(moments[..., 1], moment[1]) - np.maximum(moments[..., 0], moment[0])
+    hull = np.maximum(moments[..., 1], moment[1]) - np.minimum(moments[..., 0], moment[0])
+    with np.errstate(invalid="ignore"):
+        return np.maximum(overlap, 0) / hull
+
+
+@dataclass(frozen=True, eq=False)
+class LayerPlan:
+    """What one layer of the proposal convolution has to compute, and from what.
+
+    Layers are numbered 1 to L; layer 0 is the 2D map itself. Layer l's map has side N + (k-1)(L-l), its cell
+    (y, x) lies over cell (y - margin, x - margin) of the final map.
+
+    Attributes:
+        side: side of this layer's dense map.
+        margin: cells by which it extends over the final map on each side.
+        weights: float32 [side, side], 1 / number of valid input cells under the kernel, 0 where there is none.
+        cells: int32 [R, 2], the cells that some valid proposal depends on, row-major, in this layer's coordinates.
+        neighbours: int32 [R, k*k], for each needed cell and tap the row of the previous layer's `cells` that it
+            multiplies, -1 where the input is known to be zero. Tap t is kernel position (t // k, t % k).
+    """
+
+    side: int
+    margin: int
+    weights: FloatArray
+    cells: IntArray
+    neighbours: IntArray
+
+    @cached_property
+    def cell_weights(self) -> FloatArray:
+        """float32 [R], the weight of each needed cell."""
+        return np.ascontiguousarray(self.weights[self.cells[:, 0], self.cells[:, 1]])
+
+    @cached_property
+    def taps(self) -> BoolArray:
+        """bool [R, k*k], true where a tap reads an input that is not known to be zero."""
+        return self.neighbours >= 0
+
+
+@dataclass(frozen=True, eq=False)
+class ProposalPlan:
+    """The static work list of the video branch.
+
+    Attributes:
+        num_clips: N.
+        kernel: k.
+        mask: bool [N, N], valid proposals.
+        cells: int32 [P, 2], valid proposals in row-major order: the order of packed embeddings.
+        inputs: int32 [R_0, 2], the cells of the 2D map that are read, row-major (a subset of `cells`).
+        layers: one `LayerPlan` per convolution layer.
+    """
+
+    num_clips: int
+    kernel: int
+    mask: BoolArray
+    cells: IntArray
+    inputs: IntArray
+    layers: tuple[LayerPlan, ...]
+
+    @property
+    def num_proposals(self) -> int:
+        """P."""
+        return len(self.cells)
+
+    @cached_property
+    def dense_taps(self) -> int:
+        """Cell x tap products of the dense convolutions, all layers: one is 2 C_in C_out FLOP."""
+        return sum(layer.side**2 for layer in self.layers) * self.kernel**2
+
+    @cached_property
+    def cell_taps(self) -> int:
+        """Cell x tap products when only needed cells are computed."""
+        return sum(len(layer.cells) for layer in self.layers) * self.kernel**2
+
+    @cached_property
+    def exact_taps(self) -> int:
+        """Cell x tap products when taps on known zeros are skipped as well."""
+        return sum(int(layer.taps.sum()) for layer in self.layers)
+
+
+def layer_weights(mask: BoolArray, kernel: int, num_layers: int) -> list[FloatArray]:
+    """Cell weights of every layer: what the convolution's output is multiplied by.
+
+    The first layer is padded by (k-1)L/2 and the rest are not. A cell's weight is 1 / number of valid input cells
+    under its kernel, 0 where there is none; cells of positive weight are the next layer's valid cells.
+
+    Args:
+        mask: bool [N, N].
+        kernel: k.
+        num_layers: L.
+
+    Returns:
+        L arrays, float32 [side, side] with side = N + (k-1)(L-l) for layer l = 1..L.
+    """
+    valid, weights = np.pad(mask, (kernel - 1) * num_layers // 2), []
+    for _ in range(num_layers):
+        count = np.lib.stride_tricks.sliding_window_view(valid, (kernel, kernel)).sum((2, 3), dtype=np.float32)
+        valid = count > 0
+        weights.append(np.divide(1, count, out=np.zeros_like(count), where=valid))
+    return weights
+
+
+@lru_cache(maxsize=32)
+def proposal_plan(num_clips: int, pooling_counts: tuple[int, ...], kernel: int, num_layers: int) -> ProposalPlan:
+    """Work out which cells and taps each layer needs, from the valid proposals backwards.
+
+    Args:
+        num_clips: N.
+        pooling_counts: diagonals per level, see `proposal_diagonals`.
+        kernel: k.
+        num_layers: L; (k-1) L is even.
+
+    Returns:
+        The plan; plans are shared, treat them as read-only.
+    """
+    mask = proposal_mask(num_clips, pooling_counts)
+    weights = layer_weights(mask, kernel, num_layers)
+    # The 2D map with the zero border that the first layer's padding adds counts as layer 0.
+    valid = [np.pad(mask, (kernel - 1) * num_layers // 2)] + [weight > 0 for weight in weights]
+
+    needed = [mask & valid[-1]]
+    for below in reversed(valid[:-1]):
+        # An input is needed when it is not known to be zero and some needed output has it under its kernel.
+        under = np.zeros_like(below)
+        rows, columns = np.nonzero(needed[0])
+        for tap in range(kernel**2):
+            under[rows + tap // kernel, columns + tap % kernel] = True
+        needed.insert(0, under & below)
+
+    layers = []
+    tap_y, tap_x = np.divmod(np.arange(kernel**2), kernel)
+    for number, weight in enumerate(weights, start=1):
+        row_of = np.full(needed[number - 1].shape, -1, np.int32)
+        row_of[needed[number - 1]] = np.arange(needed[number - 1].sum(), dtype=np.int32)
+        cells = proposal_cells(needed[number])
+        layers.append(
+            LayerPlan(
+                side=len(weight),
+                margin=(len(weight) - num_clips) // 2,
+                weights=weight,
+                cells=cells,
+                neighbours=row_of[cells[:, :1] + tap_y, cells[:, 1:] + tap_x],
+            )
+        )
+    inputs = proposal_cells(needed[0]) - (kernel - 1) * num_layers // 2
+    return ProposalPlan(num_clips, kernel, mask, proposal_cells(mask), inputs.astype(np.int32), tuple(layers))
+
+
+def plan_for(preset: Preset) -> ProposalPlan:
+    """The proposal plan of a preset; the same object for the same geometry."""
+    return proposal_plan(preset.num_clips, preset.pooling_counts, preset.conv_kernel, preset.conv_layers)

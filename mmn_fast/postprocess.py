@@ -1,0 +1,63 @@
+"""From both branches' scores to moments: fusion, top-k and non-maximum suppression."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from mmn_fast.kernels import native
+from mmn_fast.presets import Preset
+from mmn_fast.types import FloatArray, Moment
+
+
+def fuse_scores(contrastive: FloatArray, iou: FloatArray, preset: Preset) -> FloatArray:
+    """Fuse the branches into the score that ranks moments.
+
+    Args:
+        contrastive: float32 [S, P], cosine.
+        iou: float32 [S, P], sigmoid(10 cosine).
+        preset: says which fusion: "power" (0.5 c + 0.5)^p u, "product" c u.
+
+    Returns:
+        float32 [S, P].
+    """
+    if preset.score_fusion == "product":
+        return contrastive * iou
+    # A cosine can round to just below -1, where the power would be NaN.
+    base = np.maximum(contrastive * np.float32(0.5) + np.float32(0.5), np.float32(0))
+    return np.power(base, np.float32(preset.score_power)) * iou
+
+
+def select_moments(
+    fused: FloatArray, moments: FloatArray, iou_threshold: float, top_k: int, threads: int | None = None
+) -> npt.NDArray[np.int32]:
+    """Select each sentence's best proposals after greedy non-maximum suppression.
+
+    Args:
+        fused: float32 [S, P].
+        moments: float32 [P, 2], start and end of each proposal in seconds.
+        iou_threshold: IoU above which the worse of two moments goes.
+        top_k: moments per sentence, >= 1.
+        threads: CPU threads; None takes the default.
+
+    Returns:
+        int32 [S, top_k]: indices into P, best first, -1 where fewer are left (`kernels.reference.temporal_nms`).
+    """
+    return native.temporal_nms(fused, moments, iou_threshold, top_k, threads=threads)
+
+
+def to_moments(fused: FloatArray, moments: FloatArray, chosen: npt.NDArray[np.int32]) -> list[list[Moment]]:
+    """List what `select_moments` chose.
+
+    Args:
+        fused: float32 [S, P].
+        moments: float32 [P, 2], seconds.
+        chosen: int32 [S, top_k].
+
+    Returns:
+        Per sentence its moments, best first.
+    """
+    return [
+        [Moment(float(moments[p, 0]), float(moments[p, 1]), float(score[p])) for p in row if p >= 0]
+        for score, row in zip(fused, chosen.tolist(), strict=True)
+    ]

@@ -1,0 +1,121 @@
+"""The sentence side: DistilBERT, mean over the real tokens, LayerNorm, two projections.
+
+DistilBERT (Sanh et al., 2019) is written out here under its published state-dict keys, so that neither
+inference nor export depends on a version of transformers; a test holds it to transformers' output.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmn_fast.types import TextEncoderConfig
+
+_BERT_EPS = 1e-12  # LayerNorm epsilon of the published DistilBERT
+
+
+class _Embeddings(nn.Module):
+    def __init__(self, config: TextEncoderConfig) -> None:
+        super().__init__()
+        self.word_embeddings = nn.Embedding(config.vocab_size, config.width, padding_idx=0)
+        self.position_embeddings = nn.Embedding(config.max_tokens, config.width)
+        self.LayerNorm = nn.LayerNorm(config.width, eps=_BERT_EPS)
+
+    def forward(self, token_ids: Tensor) -> Tensor:
+        positions = torch.arange(token_ids.shape[1], device=token_ids.device)
+        return self.LayerNorm(self.word_embeddings(token_ids) + self.position_embeddings(positions))
+
+
+class _Attention(nn.Module):
+    def __init__(self, config: TextEncoderConfig) -> None:
+        super().__init__()
+        self.num_heads = config.num_heads
+        self.q_lin = nn.Linear(config.width, config.width)
+        self.k_lin = nn.Linear(config.width, config.width)
+        self.v_lin = nn.Linear(config.width, config.width)
+        self.out_lin = nn.Linear(config.width, config.width)
+
+    def forward(self, x: Tensor, mask: Tensor, dropout: float) -> Tensor:
+        q, k, v = (
+            lin(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for lin in (self.q_lin, self.k_lin, self.v_lin)
+        )
+        heads = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)  # [S, heads, L, H/heads]
+        return self.out_lin(heads.transpose(1, 2).flatten(2))
+
+
+class _FeedForward(nn.Module):
+    def __init__(self, config: TextEncoderConfig) -> None:
+        super().__init__()
+        self.lin1 = nn.Linear(config.width, config.ffn_width)
+        self.lin2 = nn.Linear(config.ffn_width, config.width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.lin2(F.gelu(self.lin1(x)))
+
+
+class _Layer(nn.Module):
+    def __init__(self, config: TextEncoderConfig) -> None:
+        super().__init__()
+        self.attention = _Attention(config)
+        self.sa_layer_norm = nn.LayerNorm(config.width, eps=_BERT_EPS)
+        self.ffn = _FeedForward(config)
+        self.output_layer_norm = nn.LayerNorm(config.width, eps=_BERT_EPS)
+
+    def forward(self, x: Tensor, mask: Tensor, dropout: float) -> Tensor:
+        x = self.sa_layer_norm(x + self.attention(x, mask, dropout))
+        return self.output_layer_norm(x + F.dropout(self.ffn(x), dropout))
+
+
+class _Transformer(nn.Module):
+    def __init__(self, config: TextEncoderConfig) -> None:
+        super().__init__()
+        self.layer = nn.ModuleList(_Layer(config) for _ in range(config.num_layers))
+
+
+class _DistilBert(nn.Module):
+    def __init__(self, config: TextEncoderConfig, dropout: float) -> None:
+        super().__init__()
+        self.dropout = dropout
+        self.embeddings = _Embeddings(config)
+        self.transformer = _Transformer(config)
+
+    def forward(self, token_ids: Tensor, real: Tensor) -> Tensor:
+        dropout = self.dropout if self.training else 0.0
+        x = F.dropout(self.embeddings(token_ids), dropout)
+        for layer in self.transformer.layer:
+            x = layer(x, real[:, None, None, :], dropout)
+        return x
+
+
+class TextEncoder(nn.Module):
+    """Sentences to the joint space (paper, section 3.1).
+
+    Args:
+        config: sizes of DistilBERT.
+        joint_size: J.
+        dropout: dropout of DistilBERT while training; the published value.
+    """
+
+    def __init__(self, config: TextEncoderConfig, joint_size: int, dropout: float = 0.1) -> None:
+        super().__init__()
+        self.bert = _DistilBert(config, dropout)
+        self.layernorm = nn.LayerNorm(config.width)
+        # Official checkpoints name them so: fc_out1 is the iou branch, fc_out2 the contrastive one.
+        self.fc_out1 = nn.Linear(config.width, joint_size)
+        self.fc_out2 = nn.Linear(config.width, joint_size)
+
+    def forward(self, token_ids: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Encode padded token ids.
+
+        Args:
+            token_ids: int64 [S, L]; what stands past a sentence's length is ignored.
+            lengths: int64 [S], word pieces of each sentence, [CLS] and [SEP] included, >= 1.
+
+        Returns:
+            contrastive [S, J] and iou [S, J], not normalised.
+        """
+        real = torch.arange(token_ids.shape[1], device=token_ids.device) < lengths[:, None]  # [S, L]
+        tokens = self.bert(token_ids, real)  # [S, L, H]
+        sentence = self.layernorm((tokens * real[..., None]).sum(1) / lengths[:, None])  # [S, H]
+        return self.fc_out2(sentence), self.fc_out1(sentence)

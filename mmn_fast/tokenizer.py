@@ -1,0 +1,128 @@
+"""Sentences to word pieces, with the tokenizers library alone."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from mmn_fast.types import InputError
+
+_SPECIAL = ("[CLS]", "[SEP]", "[UNK]")
+
+
+class Tokenizer:
+    """BERT word pieces of sentences, [CLS] and [SEP] added.
+
+    Args:
+        inner: a `tokenizers.Tokenizer`; its own padding and truncation are switched off.
+        max_tokens: longest result; longer sentences are cut, [SEP] kept, with a warning.
+    """
+
+    def __init__(self, inner: object, max_tokens: int = 512) -> None:
+        self._inner = inner
+        self.max_tokens = max_tokens
+        inner.no_padding()  # type: ignore[attr-defined]
+        inner.no_truncation()  # type: ignore[attr-defined]
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of word pieces, added tokens included."""
+        size: int = self._inner.get_vocab_size(with_added_tokens=True)  # type: ignore[attr-defined]
+        return size
+
+    def encode(self, sentences: Sequence[str]) -> list[npt.NDArray[np.int64]]:
+        """Token ids of each sentence.
+
+        Args:
+            sentences: any number of str; an empty one is [CLS] [SEP].
+
+        Returns:
+            One int64 [L_s] per sentence, not padded, 2 <= L_s <= max_tokens.
+
+        Raises:
+            InputError: an entry is no str (its index is named).
+        """
+        for index, sentence in enumerate(sentences):
+            if not isinstance(sentence, str):
+                raise InputError(f"sentences[{index}]: expected str, got {type(sentence).__name__}")
+        encoded = []
+        # encode() one by one: encode_batch starts threads of its own, which a forked worker cannot use.
+        for sentence in sentences:
+            ids = self._inner.encode(sentence).ids  # type: ignore[attr-defined]
+            if len(ids) > self.max_tokens:
+                warnings.warn(
+                    f"a sentence of {len(ids)} word pieces was cut to the encoder's {self.max_tokens}: "
+                    f"{sentence[:60]!r}...",
+                    stacklevel=2,
+                )
+                ids = [*ids[: self.max_tokens - 1], ids[-1]]
+            encoded.append(np.asarray(ids, dtype=np.int64))
+        return encoded
+
+    def save(self, path: Path) -> None:
+        """Write tokenizer.json."""
+        self._inner.save(str(path))  # type: ignore[attr-defined]
+
+
+def load_tokenizer(source: str | Path, max_tokens: int = 512) -> Tokenizer:
+    """Read a tokenizer.
+
+    Args:
+        source: a tokenizer.json, a BERT vocab.txt, a directory that holds either, or a hub id.
+        max_tokens: the encoder's limit.
+
+    Raises:
+        InputError: nothing there, or not a BERT word-piece tokenizer.
+    """
+    path = Path(source)
+    if path.is_dir():
+        found = [path / name for name in ("tokenizer.json", "vocab.txt") if (path / name).is_file()]
+        if not found:
+            raise InputError(f"tokenizer: {path} holds neither tokenizer.json nor vocab.txt")
+        path = found[0]
+    elif not path.is_file():
+        from mmn_fast.hub import download, is_hub_id
+
+        if not is_hub_id(source):
+            raise InputError(f"tokenizer: {path}: no such file or directory")
+        path = download(str(source), ["tokenizer.json"]) / "tokenizer.json"
+    inner = _read_vocab(path) if path.suffix == ".txt" else _read_json(path)
+    missing = [token for token in _SPECIAL if inner.token_to_id(token) is None]  # type: ignore[attr-defined]
+    if missing:
+        raise InputError(f"tokenizer: {path}: expected BERT word pieces, found no {', '.join(missing)}")
+    return Tokenizer(inner, max_tokens)
+
+
+def _read_json(path: Path) -> object:
+    import tokenizers
+
+    try:
+        return tokenizers.Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises bare Exception
+        raise InputError(f"tokenizer: {path}: not a tokenizer.json ({error})") from None
+
+
+def _read_vocab(path: Path) -> object:
+    """A BERT tokenizer from its vocabulary: lower case and accents stripped, as bert-base-uncased."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+
+    try:
+        words = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"tokenizer: {path}: not a vocabulary ({error})") from None
+    vocab = {word.rstrip("\r"): number for number, word in enumerate(words) if word or number + 1 < len(words)}
+    if not all(token in vocab for token in _SPECIAL):
+        raise InputError(f"tokenizer: {path}: expected a BERT vocabulary with {', '.join(_SPECIAL)}")
+    inner = Tokenizer(models.WordPiece(vocab, unk_token="[UNK]"))
+    inner.add_special_tokens(
+        [AddedToken(t, special=True) for t in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]") if t in vocab]
+    )
+    inner.normalizer = normalizers.BertNormalizer(lowercase=True)
+    inner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    inner.decoder = decoders.WordPiece()
+    inner.post_processor = processors.BertProcessing(("[SEP]", vocab["[SEP]"]), ("[CLS]", vocab["[CLS]"]))
+    return inner
