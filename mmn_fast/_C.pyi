@@ -1,5 +1,7 @@
 """The extension that CMakeLists.txt builds. The cuda_ functions exist where build_info()["cuda"] is true."""
 
+# ruff: noqa: N999  (the leading underscore and capital are the convention for an extension)
+
 from typing import TypedDict
 
 import numpy as np

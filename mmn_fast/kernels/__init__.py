@@ -1,1 +1,1 @@
-"""The ops, once per implementation and under the same names: `reference` (plain PyTorch), `native` (C++ and CUDA)."""
+"""Kernels behind one set of signatures: `reference` specifies, `native` and others are fast."""

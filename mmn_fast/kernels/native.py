@@ -1,6 +1,6 @@
 """The ops in C++ on NumPy arrays and in CUDA on torch tensors: allocates outputs and hands everything to `mmn_fast._C`.
 
-The extension checks arrays (dtype: TypeError; shape, layout and values: ValueError), so the sentences live in csrc/python.
+The extension checks arrays (dtype: TypeError; shape, layout and values: ValueError): the sentences are in csrc/python.
 A torch CPU tensor passes as `tensor.numpy()`. This module imports torch in the CUDA functions only.
 """
 
@@ -66,7 +66,7 @@ def num_threads(threads: int | None = None) -> int:
 def sparse_max_pool(
     clips: Float32, mask: npt.NDArray[Any], out: Float32 | None = None, threads: int | None = None
 ) -> Float32:
-    """The 2D map of all moments: cell (i, j) is the maximum over clips i..j where it is valid, else 0.
+    """Build the 2D map of all moments: cell (i, j) is the maximum over clips i..j where it is valid, else 0.
 
     Equivalent to:
         for i, j in zip(*mask.nonzero()):
@@ -101,7 +101,7 @@ def temporal_nms(
     out: Int32 | None = None,
     threads: int | None = None,
 ) -> Int32:
-    """The `top_k` best moments of every sentence, greedily, none of which overlaps a better one too much.
+    """Find the `top_k` best moments of every sentence, greedily, none of which overlaps a better one too much.
 
     Equivalent to:
         order = scores[s].argsort(descending=True, stable=True)   # without the cells whose score is exactly 0
@@ -242,7 +242,7 @@ def _require_tensor(
     shape: Sequence[int | None],
     device: torch.device | None = None,
 ) -> None:
-    """Checks a CUDA tensor; `None` in `shape` stands for any size, and as `device` for any CUDA device."""
+    """Check a CUDA tensor; `None` in `shape` stands for any size, and as `device` for any CUDA device."""
     import torch
 
     dtype_names = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)

@@ -1,0 +1,69 @@
+"""The thread pool of the native kernels: many callers at once, forks, and how many threads a call uses."""
+
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from mmn_fast.kernels import native
+
+MASK = np.triu(np.ones((64, 64), bool))
+
+
+def clips_of(seed: int) -> np.ndarray:
+    # 1.5 MiB of output: worth several threads.
+    return np.random.default_rng(seed).standard_normal((1, 96, 64), np.float32)
+
+
+def test_concurrent_calls_from_four_python_threads_give_the_serial_results():
+    batches = [clips_of(seed) for seed in range(8)]
+    expected = [native.sparse_max_pool(clips, MASK, threads=1) for clips in batches]
+    with ThreadPoolExecutor(4) as executor:
+        for _ in range(10):
+            results = executor.map(lambda clips: native.sparse_max_pool(clips, MASK, threads=3), batches)
+            for result, wanted in zip(results, expected, strict=True):
+                np.testing.assert_array_equal(result, wanted)
+
+
+def test_a_forked_child_can_use_threads_again():
+    script = """
+import os, sys, numpy as np
+from mmn_fast.kernels import native
+clips, mask = np.random.default_rng(0).standard_normal((1, 96, 64), np.float32), np.triu(np.ones((64, 64), bool))
+expected = native.sparse_max_pool(clips, mask, threads=3)  # the parent's workers now exist
+children = []
+for _ in range(3):
+    pid = os.fork()
+    if pid == 0:
+        results = [native.sparse_max_pool(clips, mask, threads=3) for _ in range(5)]
+        os._exit(0 if all((r == expected).all() for r in results) else 1)
+    children.append(pid)
+codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children]
+assert (native.sparse_max_pool(clips, mask, threads=3) == expected).all()
+sys.exit(max(codes))
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
+
+
+def test_num_threads_is_the_argument_then_the_environment_then_the_affinity(monkeypatch):
+    monkeypatch.setenv("MMN_FAST_NUM_THREADS", "3")
+    assert native.num_threads(7) == 7
+    assert native.num_threads() == 3
+    monkeypatch.delenv("MMN_FAST_NUM_THREADS")
+    if hasattr(os, "sched_getaffinity"):
+        assert native.num_threads() == len(os.sched_getaffinity(0))
+
+
+@pytest.mark.parametrize("nonsense", ["0", "-2", "many", "2.5", "99999"])
+def test_num_threads_refuses_nonsense_in_the_environment(monkeypatch, nonsense):
+    monkeypatch.setenv("MMN_FAST_NUM_THREADS", nonsense)
+    message = f"^MMN_FAST_NUM_THREADS: expected a whole number from 1 to 4096, got '{nonsense}'$"
+    with pytest.raises(ValueError, match=message):
+        native.sparse_max_pool(clips_of(0), MASK)
+
+
+def test_native_does_not_import_torch():
+    script = "import sys, mmn_fast.kernels.native; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", script], check=True)
