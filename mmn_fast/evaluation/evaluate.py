@@ -245,7 +245,9 @@ class _Scorer:
     ) -> list[npt.NDArray[np.float32]]:
         """Judge one video; returns per sentence its ranked moments, float32 [up to top_k, 3]: start, end, score."""
         assert self._protocol.nms_iou is not None
-        cells_s = cells_to_moments(cells, duration_s, self._preset.num_clips)
+        # Both come as their makers laid them out (argwhere's columns, an engine's slices); the op takes rows only.
+        fused = np.ascontiguousarray(fused, np.float32)
+        cells_s = np.ascontiguousarray(cells_to_moments(cells, duration_s, self._preset.num_clips))
         best = select_moments(fused, cells_s, self._protocol.nms_iou, self._top_k)
         ious = np.full((len(fused), self._num_judged), np.nan, np.float32)
         ranked = []
