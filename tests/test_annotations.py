@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from mmn_fast.evaluation.datasets import Sample, read_annotations
 from mmn_fast.types import InputError
 
