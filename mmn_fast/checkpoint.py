@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ Shape = tuple[int, ...]
 FORMAT_VERSION = 1
 _FILES = ["config.json", "model.safetensors", "tokenizer.json"]
 _LFS_MAGIC = b"version https://git-lfs"
+_TORCH_MAGIC = (b"PK\x03\x04", b"\x80\x02")  # a zip archive, or before PyTorch 1.6 pickles in a row
 _HEAD_WIDTH = 64  # of every published BERT and DistilBERT; the number of heads leaves no trace in the tensors
 _BERT = "text_encoder.bert."
 
@@ -256,6 +258,8 @@ def _read_official(path: Path) -> State:
         raise InputError(f"checkpoint: {path} is a Git-LFS pointer, not the file itself; run `git lfs pull` there")
     if not head:
         raise InputError(f"checkpoint: {path} is empty")
+    if not head.startswith(_TORCH_MAGIC):
+        raise InputError(f"checkpoint: {path} is not a PyTorch checkpoint")
     content = _torch_load(path)
     tree = content.get("model", content) if isinstance(content, Mapping) else content
     if not isinstance(tree, Mapping) or not tree:
@@ -284,13 +288,13 @@ def _torch_load(path: Path) -> Any:
         with torch.serialization.safe_globals([Counter]):  # MultiStepLR keeps its milestones in one
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        reason = next((line for line in str(error).splitlines() if "GLOBAL" in line or "global" in line), "")
-        if reason:
+        found = re.search(r"GLOBAL (\S+)", str(error))
+        if found:
             raise InputError(
-                f"checkpoint: {path} holds Python objects beside tensors and is not loaded, since that runs code"
-                f" ({reason.strip()})"
+                f"checkpoint: {path} holds Python objects beside tensors ({found[1]}) and is not loaded, since that"
+                f" runs code"
             ) from None
-        raise InputError(f"checkpoint: {path} is not a PyTorch checkpoint, or is damaged") from None
+        raise InputError(f"checkpoint: {path} is damaged: its pickled part cannot be read") from None
     except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(f"checkpoint: {path} is truncated or damaged ({reason})") from None
@@ -331,6 +335,8 @@ def _from_directory(path: Path, preset: str | Path | Preset | None, tokenizer: s
             )
         held = Preset.from_dict(config["preset"])
         text = TextEncoderConfig(**config["text_encoder"])
+        if not all(type(size) is int and size >= 1 for size in dataclasses.astuple(text)):
+            raise TypeError(f"text_encoder: expected integers >= 1, got {config['text_encoder']}")
         fingerprint = str(config["fingerprint"])
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise InputError(f"model: {path / 'config.json'} is damaged ({type(error).__name__}: {error})") from None

@@ -1,0 +1,117 @@
+"""Imports go one way, and `import mmn_fast` is light."""
+
+from __future__ import annotations
+
+import ast
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import mmn_fast
+
+PACKAGE = Path(mmn_fast.__file__).parent
+
+# Each module may import modules of its own layer's index or below at module level; DESIGN: values -> kernels -> model,
+# text, features, postprocess -> backends -> engine, index -> evaluation, training -> command line, serving, demo.
+LAYERS: list[set[str]] = [
+    {"version", "types", "environment"},
+    {"presets"},
+    {"geometry"},
+    {"kernels.native", "kernels.reference"},
+    {"hub", "features", "text_encoder", "tokenizer", "postprocess", "pixel_features"},
+    {"checkpoint", "model"},
+    {"backends.base"},
+    {"backends.registry", "backends.torch_ref"},
+    {"engine", "index"},
+    {"evaluation", "training"},
+    {"viz", "serving", "demo"},
+    {"cli"},
+    {"__main__", "__init__"},
+]
+NO_TORCH = ("torch", "triton", "transformers")
+TORCH_FREE = {
+    *("__init__", "types", "presets", "geometry", "environment", "hub", "features", "tokenizer", "checkpoint"),
+    *("postprocess", "engine", "cli", "kernels.native", "backends.base", "backends.registry", "evaluation"),
+}
+
+
+def _name(path: Path) -> str:
+    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__")
+
+
+def _layer(module: str) -> int | None:
+    for number, names in enumerate(LAYERS):
+        if any(module == name or module.startswith(name + ".") for name in names):
+            return number
+    return None
+
+
+def _module_level_imports(path: Path) -> list[str]:
+    found, body = [], list(ast.parse(path.read_text()).body)
+    while body:
+        node = body.pop()
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            found += [node.module or ""] + [f"{node.module}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            continue
+        elif isinstance(node, (ast.If, ast.Try)):
+            body += node.body
+    return found
+
+
+MODULES = sorted(path for path in PACKAGE.rglob("*.py") if _name(path) not in ("kernels", "backends"))
+
+
+@pytest.mark.parametrize("path", MODULES, ids=_name)
+def test_imports_go_one_way(path: Path) -> None:
+    name = _name(path)
+    own = _layer(name)
+    assert own is not None, f"{name} has no place in LAYERS"
+    for imported in _module_level_imports(path):
+        if imported.startswith("mmn_fast."):
+            target = imported.removeprefix("mmn_fast.")
+            layer = _layer(target)
+            assert layer is None or layer <= own, f"{name} imports {imported}, which is above it"
+            if name.startswith("backends.") and name != "backends.registry":
+                assert not target.startswith("backends.") or target.startswith("backends.base"), (
+                    f"{name} imports another backend, {imported}"
+                )
+
+
+@pytest.mark.parametrize(
+    "path", [p for p in MODULES if _name(p).split(".")[0] in TORCH_FREE or _name(p) in TORCH_FREE], ids=_name
+)
+def test_torch_free_modules_do_not_import_torch(path: Path) -> None:
+    assert not {name.split(".")[0] for name in _module_level_imports(path)} & set(NO_TORCH)
+
+
+def test_import_is_light() -> None:
+    code = (
+        "import sys, time; start = time.perf_counter(); import mmn_fast; print(time.perf_counter() - start);"
+        f"assert not set(sys.modules) & set({NO_TORCH!r}), set(sys.modules) & set({NO_TORCH!r})"
+    )
+    for _ in range(2):
+        subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    seconds = [
+        float(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout)
+        for _ in range(5)
+    ]
+    assert statistics.median(seconds) < 0.3
+
+
+def test_public_names_resolve() -> None:
+    assert len(mmn_fast.__all__) <= 10
+    for name in mmn_fast.__all__:
+        assert getattr(mmn_fast, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'absent'"):
+        mmn_fast.absent  # noqa: B018
+
+
+def test_package_is_typed() -> None:
+    assert (PACKAGE / "py.typed").is_file()
+    assert (PACKAGE / "_C.pyi").is_file()

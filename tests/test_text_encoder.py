@@ -1,0 +1,59 @@
+"""The text encoder is DistilBERT as transformers has it, and does not see padding."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from mmn_fast.text_encoder import TextEncoder
+from mmn_fast.types import TextEncoderConfig
+from tests.tolerances import check_close
+
+CONFIG = TextEncoderConfig(vocab_size=50, max_tokens=40, width=128, num_layers=2, num_heads=2, ffn_width=96)
+
+
+def _encoder() -> TextEncoder:
+    torch.manual_seed(0)
+    return TextEncoder(CONFIG, joint_size=24).eval()
+
+
+@torch.no_grad()
+def test_encoder_equals_transformers() -> None:
+    transformers = pytest.importorskip("transformers")
+    ours = _encoder()
+    theirs = transformers.DistilBertModel(
+        transformers.DistilBertConfig(
+            vocab_size=50, max_position_embeddings=40, dim=128, n_layers=2, n_heads=2, hidden_dim=96
+        )
+    ).eval()
+    missing, unexpected = theirs.load_state_dict(ours.bert.state_dict(), strict=False)
+    assert not unexpected
+    assert all(name.endswith("position_ids") for name in missing)
+    ids = torch.randint(1, 50, (3, 17))
+    lengths = torch.tensor([17, 2, 9])
+    mask = (torch.arange(17) < lengths[:, None]).long()
+    tokens = theirs(ids, attention_mask=mask)[0]
+    sentence = ours.layernorm((tokens * mask[..., None]).sum(1) / lengths[:, None])
+    contrastive, iou = ours(ids, lengths)
+    check_close(contrastive, ours.fc_out2(sentence), "text_encoder", what="contrastive")
+    check_close(iou, ours.fc_out1(sentence), "text_encoder", what="iou")
+
+
+@torch.no_grad()
+def test_padding_changes_nothing() -> None:
+    encoder, ids = _encoder(), torch.randint(1, 50, (1, 9))
+    alone = encoder(ids, torch.tensor([9]))
+    for filler in (0, 7):
+        padded = encoder(torch.cat([ids, torch.full((1, 20), filler)], 1), torch.tensor([9]))
+        for one, other in zip(alone, padded, strict=True):
+            check_close(other, one, "text_encoder")
+
+
+@torch.no_grad()
+def test_first_projection_is_the_iou_branch() -> None:
+    encoder = _encoder()
+    encoder.fc_out1.weight.zero_()
+    encoder.fc_out1.bias.fill_(3)
+    contrastive, iou = encoder(torch.randint(1, 50, (2, 5)), torch.tensor([5, 5]))
+    assert (iou == 3).all()
+    assert (contrastive != 3).all()
