@@ -61,7 +61,7 @@ def proposal_mask(num_clips: int, pooling_counts: Sequence[int]) -> BoolArray:
 
 def proposal_cells(mask: BoolArray) -> IntArray:
     """The true cells of a mask, int32 [P, 2] as (i, j), in row-major order."""
-    return np.argwhere(mask).astype(np.int32)
+    return np.ascontiguousarray(np.argwhere(mask), np.int32)
 
 
 def cells_to_moments(cells: IntArray, duration_s: float, num_clips: int) -> FloatArray:

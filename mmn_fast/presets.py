@@ -66,6 +66,22 @@ class Recipe:
     test_batch_size: int = 48
 
 
+_COUNTS = (
+    "num_pre_clips",
+    "num_clips",
+    "hidden_size",
+    "clip_pool_kernel",
+    "conv_hidden_size",
+    "conv_kernel",
+    "conv_layers",
+    "joint_size",
+)
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
 @dataclass(frozen=True)
 class Preset:
     """Sizes, conventions, evaluation and recipe of one published model.
@@ -120,11 +136,11 @@ class Preset:
     recipe: Recipe = field(default_factory=Recipe)
 
     def __post_init__(self) -> None:
-        for name in ("num_pre_clips", "num_clips", "hidden_size", "clip_pool_kernel", "conv_hidden_size"):
-            self._require(name, getattr(self, name) >= 1, "an integer >= 1")
-        for name in ("conv_kernel", "conv_layers", "joint_size"):
-            self._require(name, getattr(self, name) >= 1, "an integer >= 1")
-        self._require("feature_streams", self.feature_streams and min(self.feature_streams) >= 1, "widths >= 1")
+        for name in _COUNTS:
+            self._require(name, _is_count(getattr(self, name)), "an integer >= 1")
+        for name in ("feature_streams", "pooling_counts", "recall_at"):
+            self._require(name, all(map(_is_count, getattr(self, name))), "integers >= 1")
+        self._require("feature_streams", self.feature_streams, "at least one width")
         self._require("pooling", self.pooling in ("pool", "conv"), "'pool' or 'conv'")
         self._require("score_fusion", self.score_fusion in ("power", "product"), "'power' or 'product'")
         self._require("timestamp_unit", self.timestamp_unit in ("seconds", "frames"), "'seconds' or 'frames'")
@@ -135,7 +151,6 @@ class Preset:
         even = (self.conv_kernel - 1) * self.conv_layers % 2 == 0
         self._require("conv_kernel", even, "(k - 1) L even, so that the map keeps its size")
         longest = sum(count * 2**level for level, count in enumerate(self.pooling_counts))
-        self._require("pooling_counts", min(self.pooling_counts, default=1) >= 1, "counts >= 1")
         self._require("pooling_counts", longest < self.num_clips, f"diagonals within {self.num_clips} clips")
 
     def _require(self, name: str, holds: object, expected: str) -> None:

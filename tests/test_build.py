@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from mmn_fast.kernels import native
 from mmn_fast.version import __version__
 

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from mmn_fast import _C
 
 ISAS = ["generic", "avx2", "avx512", "amx"]

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+
 from mmn_fast import _C
 from mmn_fast.kernels import native, reference
 

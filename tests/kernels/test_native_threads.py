@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+
 from mmn_fast.kernels import native
 
 MASK = np.triu(np.ones((64, 64), bool))

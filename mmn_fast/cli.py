@@ -1,0 +1,220 @@
+"""The command line: `mmn-fast convert | ground | eval | info`.
+
+Results go to stdout, progress and messages to stderr. Exit status 2 means bad input: one sentence says which
+argument, what was expected and what came.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from mmn_fast.types import BackendUnavailable, InputError
+
+app = typer.Typer(
+    name="mmn-fast",
+    help="Temporal grounding with the Mutual Matching Network: find the moments that sentences describe.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Model = Annotated[
+    str | None,
+    typer.Option("--model", "-m", help="Converted directory, hub id, or official .pth; default $MMN_FAST_MODEL."),
+]
+PresetOption = Annotated[
+    str | None, typer.Option("--preset", help="Preset or official YAML file; needed for a .pth file.")
+]
+TokenizerOption = Annotated[
+    str | None,
+    typer.Option("--tokenizer", help="tokenizer.json, vocab.txt, a directory or hub id; needed for a .pth file."),
+]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
+Precision = Annotated[str, typer.Option("--precision", help="auto, fp32, bf16, fp16, fp8 or int8.")]
+BackendOption = Annotated[str, typer.Option("--backend", help="auto, or a name that `mmn-fast info` lists.")]
+Threads = Annotated[int | None, typer.Option("--threads", help="CPU threads; default $MMN_FAST_NUM_THREADS.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+@app.command()
+def convert(
+    checkpoint: Annotated[Path, typer.Argument(help="Official checkpoint, a .pth file.")],
+    preset: Annotated[str, typer.Option("--preset", help="Preset, or path of an official YAML file.")],
+    tokenizer: Annotated[str, typer.Option("--tokenizer", help="tokenizer.json, vocab.txt, a directory or hub id.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Directory to create; must not exist.")],
+) -> None:
+    """Turn an official checkpoint into a directory that every command and mmn_fast.load() take."""
+    from mmn_fast.checkpoint import convert as convert_checkpoint
+
+    convert_checkpoint(checkpoint, preset, tokenizer, output)
+    typer.echo(f"{output}: preset {preset}, {_size(output)}")
+
+
+@app.command()
+def ground(
+    features: Annotated[str, typer.Option("--features", help="FILE or FILE::KEY: .h5, .npy, .npz, .pt, .safetensors.")],
+    duration: Annotated[float, typer.Option("--duration", help="Length of the video in seconds.")],
+    query: Annotated[list[str], typer.Option("--query", "-q", help="A sentence; give the option again for more.")],
+    model: Model = None,
+    top_k: Annotated[int, typer.Option("--top-k", "-k", help="Moments per sentence.")] = 5,
+    preset: PresetOption = None,
+    tokenizer: TokenizerOption = None,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    backend: BackendOption = "auto",
+    threads: Threads = None,
+    as_json: AsJson = False,
+) -> None:
+    """Find the moments of one video that sentences describe."""
+    from mmn_fast.features import load_features
+    from mmn_fast.types import Query, Video
+
+    video = Video(load_features(features), duration, video_id=features)
+    engine = _load(model, preset, tokenizer, device, precision, backend, threads)
+    (result,) = engine.ground([Query(video, query)], top_k=top_k)
+    if as_json:
+        items = [
+            {"query": sentence, "moments": [moment.to_dict() for moment in moments]}
+            for sentence, moments in zip(query, result, strict=True)
+        ]
+        typer.echo(json.dumps({"features": features, "duration_s": duration, "results": items}, indent=2))
+        return
+    for sentence, moments in zip(query, result, strict=True):
+        typer.echo(sentence)
+        for rank, moment in enumerate(moments, start=1):
+            typer.echo(f"  {rank:>3}  {moment.start_s:8.2f} s - {moment.end_s:8.2f} s   score {moment.score:.4f}")
+
+
+@app.command("eval")
+def evaluate(
+    annotations: Annotated[
+        Path, typer.Option("--annotations", help="Official JSON, Charades-STA text or QVHighlights JSONL.")
+    ],
+    features: Annotated[Path, typer.Option("--features", help="HDF5 file, or a directory with one file per video.")],
+    model: Model = None,
+    protocol: Annotated[str, typer.Option("--protocol", help="mmn or 2dtan.")] = "mmn",
+    predictions: Annotated[
+        Path | None, typer.Option("--predictions", help="Write predictions here, as QVHighlights JSONL.")
+    ] = None,
+    durations: Annotated[
+        Path | None, typer.Option("--durations", help="Durations of the videos, for Charades-STA's text format.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option("--limit", help="Only the first N videos.")] = None,
+    skip_missing: Annotated[
+        bool, typer.Option("--skip-missing", help="Leave out videos without features and say how many.")
+    ] = False,
+    batch_size: Annotated[int, typer.Option("--batch-size", help="Videos per call.")] = 8,
+    preset: PresetOption = None,
+    tokenizer: TokenizerOption = None,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    backend: BackendOption = "auto",
+    threads: Threads = None,
+    as_json: AsJson = False,
+) -> None:
+    """Evaluate a model on annotations: R@n,IoU@m and mIoU."""
+    from mmn_fast.evaluation.datasets import read_annotations
+    from mmn_fast.evaluation.evaluate import evaluate as run
+    from mmn_fast.features import open_features
+
+    engine = _load(model, preset, tokenizer, device, precision, backend, threads)
+    samples = read_annotations(annotations, engine.preset, durations=durations)
+    with open_features(features, engine.preset.feature_key) as store:
+        report = run(
+            engine,
+            samples,
+            store,
+            protocol=protocol,
+            predictions=predictions,
+            limit=limit,
+            skip_missing=skip_missing,
+            batch_size=batch_size,
+            progress=True,
+        )
+    typer.echo(json.dumps(report.to_dict(), indent=2) if as_json else report.table())
+
+
+@app.command()
+def info(
+    model: Model = None,
+    preset: PresetOption = None,
+    tokenizer: TokenizerOption = None,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    backend: BackendOption = "auto",
+    threads: Threads = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say what this installation can run, and with --model what would run it."""
+    import platform
+
+    from mmn_fast.backends.registry import available_backends
+    from mmn_fast.environment import default_model
+    from mmn_fast.kernels import native
+    from mmn_fast.presets import PRESETS
+    from mmn_fast.version import __version__
+
+    facts: dict[str, Any] = {
+        "mmn_fast": __version__,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "cpu_isa": native.cpu_isa(),
+        "build": native.build_info(),
+        "presets": list(PRESETS),
+        "backends": {name: reason or "available" for name, reason in available_backends(device, precision).items()},
+    }
+    if model is not None or default_model() is not None:
+        facts["engine"] = _load(model, preset, tokenizer, device, precision, backend, threads).info()
+    typer.echo(json.dumps(facts, indent=2) if as_json else _lines(facts))
+
+
+def _load(
+    model: str | None,
+    preset: str | None,
+    tokenizer: str | None,
+    device: str,
+    precision: str,
+    backend: str,
+    threads: int | None,
+) -> Any:
+    from mmn_fast.engine import load
+    from mmn_fast.environment import default_model
+
+    model = model or default_model()
+    if model is None:
+        raise InputError("--model: give a converted directory, a hub id or a .pth file, or set MMN_FAST_MODEL")
+    return load(model, preset, tokenizer, device, precision, backend, threads, progress=True)
+
+
+def _size(directory: Path) -> str:
+    return f"{sum(file.stat().st_size for file in directory.iterdir()) / 2**20:.1f} MiB"
+
+
+def _lines(facts: dict[str, Any], indent: str = "") -> str:
+    """Nested facts as indented `name: value` lines."""
+    lines = []
+    for name, value in facts.items():
+        if isinstance(value, dict) and value:
+            lines += [f"{indent}{name}:", _lines(value, indent + "  ")]
+        else:
+            text = ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else value
+            lines.append(f"{indent}{name}: {'-' if text in ({}, '', None) else text}")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Run the command line; bad input is one sentence on stderr and exit status 2."""
+    try:
+        app()
+    except (InputError, BackendUnavailable) as error:
+        typer.echo(f"mmn-fast: {error}", err=True)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

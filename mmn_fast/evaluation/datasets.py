@@ -1,0 +1,381 @@
+"""Annotation files of temporal grounding, read into one form: samples in seconds.
+
+Three published layouts are recognised by their content:
+
+* MMN's JSON, `{video: {duration, timestamps, sentences}}` in seconds, or in frames with `fps` and `num_frames` in
+  the place of `duration`;
+* Charades-STA's text, a line `VIDEO start end##sentence` each, in seconds and without durations;
+* QVHighlights' JSON lines (also Lighthouse's), `{qid, query, vid, duration, relevant_windows}` in seconds, where
+  several windows are several ground truths.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import logging
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mmn_fast.presets import Preset, get_preset
+from mmn_fast.types import InputError
+
+FloatArray = npt.NDArray[np.float32]
+Durations = str | Path | Mapping[str, float]
+
+logger = logging.getLogger(__name__)
+
+_LAYOUTS = (
+    "a JSON object of videos, Charades-STA lines 'VIDEO start end##sentence', or JSON lines with qid, query, vid, "
+    "duration and relevant_windows"
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """One video's sentences and where in it they happen.
+
+    Attributes:
+        video_id: the video's name, the key of its features.
+        duration_s: its length in seconds.
+        sentences: S sentences, as annotated (leading spaces too).
+        moments_s: per sentence its ground-truth windows, float32 [G, 2] seconds with G >= 1. Only the QVHighlights
+            layout has G > 1.
+        query_ids: per sentence its name in predictions: the file's own, else "<video_id>#<index in the video>",
+            counted before entries are dropped.
+    """
+
+    video_id: str
+    duration_s: float
+    sentences: tuple[str, ...]
+    moments_s: tuple[FloatArray, ...]
+    query_ids: tuple[str | int, ...]
+
+    def __post_init__(self) -> None:
+        counts = (len(self.sentences), len(self.moments_s), len(self.query_ids))
+        if len(set(counts)) != 1:
+            raise InputError(
+                f"sample {self.video_id!r}: expected as many sentences as moments and query ids, got "
+                f"{counts[0]}, {counts[1]} and {counts[2]}"
+            )
+        for index, windows in enumerate(self.moments_s):
+            if np.ndim(windows) != 2 or windows.shape[1] != 2 or len(windows) == 0 or windows.dtype != np.float32:
+                came = f"{getattr(windows, 'dtype', type(windows).__name__)} {list(np.shape(windows))}"
+                raise InputError(
+                    f"sample {self.video_id!r}: moments_s[{index}]: expected float32 [G, 2] with G >= 1, got {came}"
+                )
+
+
+def read_annotations(
+    path: str | Path,
+    preset: str | Path | Preset | None = None,
+    durations: Durations | None = None,
+    strict: bool = False,
+) -> list[Sample]:
+    """Read an annotation file of any of the three layouts.
+
+    As in the official code, windows whose start is not before their end are dropped (counted and logged once), starts
+    are clamped to 0 and ends to the duration; a sentence without a window left, and a video without a sentence left,
+    are dropped. The published training files need this: they hold entries of every such kind.
+
+    Args:
+        path: the annotation file.
+        preset: what the file belongs to. One with timestamps in frames demands `fps` and `num_frames` of the JSON
+            layout; otherwise a file that has both of them is in frames, and one that has not is in seconds.
+        durations: lengths in seconds, which the Charades-STA text needs and no other layout takes: a mapping by video,
+            or a JSON file of the same or of MMN's layout, or the Charades CSV with the columns id and length.
+        strict: refuse windows that end at or before their start, begin before 0 or end after the duration, and
+            sentences without a window, instead of repairing them.
+
+    Returns:
+        One sample per video, in the file's order.
+
+    Raises:
+        InputError: the file cannot be used; the message names it and the entry.
+    """
+    path = Path(path)
+    unit = None if preset is None else get_preset(preset).timestamp_unit
+    text = _read_text(path, "annotations")
+    layout, content = _recognise(text, path)
+    if layout == "text":
+        videos = _from_text(text, path, durations)
+    elif durations is not None:
+        raise InputError(f"durations: only Charades-STA text takes them, and {path} states its durations itself")
+    elif layout == "json":
+        videos = _from_json(content, path, unit)
+    else:
+        videos = _from_json_lines(text, path)
+    return _samples(videos, path, strict)
+
+
+@dataclass
+class _Entry:
+    """A sentence as the file has it; `where` names it in messages."""
+
+    where: str
+    query_id: str | int
+    sentence: Any
+    windows: list[Any]
+
+
+@dataclass
+class _VideoEntries:
+    """A video as the file has it; times are in `1 / units_per_s` seconds."""
+
+    duration_s: float
+    units_per_s: float = 1.0
+    entries: list[_Entry] = field(default_factory=list)
+
+
+def _read_text(path: Path, what: str) -> str:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise InputError(f"{what}: {path}: {error.strerror or error}") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{what}: {path}: expected UTF-8 text, got other bytes") from None
+    if not text.strip():
+        raise InputError(f"{what}: {path}: the file is empty")
+    return text
+
+
+def _recognise(text: str, path: Path) -> tuple[str, Any]:
+    """Tell the layout, "json", "jsonl" or "text", and parse the content of "json"."""
+    first_line = text.lstrip().split("\n", 1)[0]
+    if not first_line.startswith("{"):
+        if "##" in first_line:
+            return "text", None
+        raise InputError(f"annotations: {path}: expected {_LAYOUTS}; it begins with {first_line[:40]!r}")
+    try:
+        content = json.loads(text)
+    except json.JSONDecodeError as error:
+        try:
+            json.loads(first_line)
+        except json.JSONDecodeError:
+            place = f"line {error.lineno}, column {error.colno}"
+            raise InputError(f"annotations: {path}: not JSON ({error.msg} at {place})") from None
+        return "jsonl", None
+    # A single JSON line is a whole JSON object too; its values are no videos.
+    return ("jsonl", None) if isinstance(content.get("query"), str) else ("json", content)
+
+
+def _number(value: Any, where: str, positive: bool = False) -> float:
+    expected = "a finite number > 0" if positive else "a finite number"
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise InputError(f"{where}: expected {expected}, got {value!r}")
+    try:
+        number = float(value)
+    except OverflowError:  # an integer beyond float64
+        number = math.inf
+    if not math.isfinite(number) or (positive and number <= 0):
+        raise InputError(f"{where}: expected {expected}, got {number!r}")
+    return number
+
+
+def _fields(record: Any, names: tuple[str, ...], where: str) -> list[Any]:
+    if not isinstance(record, dict):
+        raise InputError(f"{where}: expected an object with {', '.join(names)}, got {type(record).__name__}")
+    missing = [name for name in names if name not in record]
+    if missing:
+        raise InputError(f"{where}: missing {', '.join(missing)}; it has {', '.join(map(str, record)) or 'nothing'}")
+    return [record[name] for name in names]
+
+
+def _list(value: Any, where: str) -> list[Any]:
+    if not isinstance(value, list):
+        raise InputError(f"{where}: expected a list, got {type(value).__name__}")
+    return value
+
+
+def _frames_and_rate(record: dict[str, Any], where: str) -> tuple[float, float]:
+    num_frames, fps = _fields(record, ("num_frames", "fps"), where)
+    return _number(num_frames, f"{where}: num_frames", positive=True), _number(fps, f"{where}: fps", positive=True)
+
+
+def _in_frames(record: Any) -> bool:
+    return isinstance(record, dict) and "fps" in record and "num_frames" in record
+
+
+def _from_json(content: dict[str, Any], path: Path, unit: str | None) -> dict[str, _VideoEntries]:
+    videos = {}
+    for video_id, record in content.items():
+        where = f"annotations: {path}: video {video_id!r}"
+        if unit == "frames" or _in_frames(record):
+            names: tuple[str, ...] = ("timestamps", "sentences", "fps", "num_frames")
+            timestamps, sentences, *_ = _fields(record, names, where)
+            num_frames, fps = _frames_and_rate(record, where)
+            video = _VideoEntries(num_frames / fps, fps)
+        else:
+            duration, timestamps, sentences = _fields(record, ("duration", "timestamps", "sentences"), where)
+            video = _VideoEntries(_number(duration, f"{where}: duration", positive=True))
+        timestamps = _list(timestamps, f"{where}: timestamps")
+        sentences = _list(sentences, f"{where}: sentences")
+        if len(timestamps) != len(sentences):
+            raise InputError(
+                f"{where}: expected as many timestamps as sentences, got {len(timestamps)} timestamps and "
+                f"{len(sentences)} sentences"
+            )
+        for index, (window, sentence) in enumerate(zip(timestamps, sentences, strict=True)):
+            entry = _Entry(f"{where}, entry {index}", f"{video_id}#{index}", sentence, [window])
+            video.entries.append(entry)
+        videos[video_id] = video
+    return videos
+
+
+def _lines(text: str) -> Iterator[tuple[int, str]]:
+    # Not splitlines(): that also splits at separators which JSON strings may hold unescaped.
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            yield number, line.rstrip("\r")
+
+
+def _from_json_lines(text: str, path: Path) -> dict[str, _VideoEntries]:
+    videos: dict[str, _VideoEntries] = {}
+    line_of: dict[str | int, int] = {}
+    for number, line in _lines(text):
+        where = f"annotations: {path}: line {number}"
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise InputError(f"{where}: not JSON ({error.msg} at column {error.colno})") from None
+        names = ("qid", "query", "vid", "duration", "relevant_windows")
+        query_id, sentence, video_id, duration, windows = _fields(record, names, where)
+        if isinstance(query_id, bool) or not isinstance(query_id, (int, str)):
+            raise InputError(f"{where}: qid: expected an integer or a string, got {query_id!r}")
+        if line_of.setdefault(query_id, number) != number:
+            raise InputError(f"{where}: qid {query_id!r} is taken by line {line_of[query_id]}")
+        if not isinstance(video_id, str):
+            raise InputError(f"{where}: vid: expected a string, got {video_id!r}")
+        duration_s = _number(duration, f"{where}: duration", positive=True)
+        video = videos.setdefault(video_id, _VideoEntries(duration_s))
+        if video.duration_s != duration_s:
+            raise InputError(
+                f"{where}: duration: expected {video.duration_s} as in earlier lines of {video_id!r}, got {duration_s}"
+            )
+        video.entries.append(_Entry(where, query_id, sentence, _list(windows, f"{where}: relevant_windows")))
+    return videos
+
+
+def _from_text(text: str, path: Path, durations: Durations | None) -> dict[str, _VideoEntries]:
+    if durations is None:
+        raise InputError(
+            f"durations: {path} is Charades-STA text, which does not state how long videos are; expected a mapping, "
+            "a JSON file, or the Charades CSV with the columns id and length, got nothing"
+        )
+    videos: dict[str, _VideoEntries] = {}
+    for number, line in _lines(text):
+        where = f"annotations: {path}: line {number}"
+        head, separator, sentence = line.partition("##")
+        words = head.split()
+        if not separator or len(words) != 3:
+            raise InputError(f"{where}: expected 'VIDEO start end##sentence', got {line[:60]!r}")
+        video_id, *times = words
+        try:
+            window = [float(time) for time in times]
+        except ValueError:
+            raise InputError(f"{where}: expected start and end as numbers, got {times}") from None
+        video = videos.setdefault(video_id, _VideoEntries(math.nan))
+        video.entries.append(_Entry(where, f"{video_id}#{len(video.entries)}", sentence, [window]))
+    lengths, source = _lengths(durations)
+    unknown = [video_id for video_id in videos if video_id not in lengths]
+    if unknown:
+        raise InputError(
+            f"durations: {source} lacks {len(unknown)} of the {len(videos)} videos of {path}: {first_few(unknown)}"
+        )
+    for video_id, video in videos.items():
+        video.duration_s = _length(lengths[video_id], f"durations: {source}: video {video_id!r}")
+    return videos
+
+
+def first_few(names: list[str]) -> str:
+    """Quote the first three names, for messages."""
+    return ", ".join(map(repr, names[:3])) + (", ..." if len(names) > 3 else "")
+
+
+def _lengths(durations: Durations) -> tuple[Mapping[str, Any], str]:
+    """Each video's length as its source has it, and the source's name for messages."""
+    if isinstance(durations, Mapping):
+        return durations, "the mapping"
+    path = Path(durations)
+    text = _read_text(path, "durations")
+    if text.lstrip().startswith("{"):
+        try:
+            return json.loads(text), str(path)
+        except json.JSONDecodeError as error:
+            place = f"line {error.lineno}, column {error.colno}"
+            raise InputError(f"durations: {path}: not JSON ({error.msg} at {place})") from None
+    table = csv.DictReader(io.StringIO(text, newline=""))
+    columns = table.fieldnames or []
+    if "id" not in columns or "length" not in columns:
+        raise InputError(f"durations: {path}: expected a JSON object or a CSV with the columns id and length")
+    return {row["id"]: row["length"] for row in table}, str(path)
+
+
+def _length(value: Any, where: str) -> float:
+    if isinstance(value, str):  # a CSV cell
+        try:
+            value = float(value)
+        except ValueError:
+            raise InputError(f"{where}: expected a length in seconds, got {value!r}") from None
+    if _in_frames(value):
+        num_frames, fps = _frames_and_rate(value, where)
+        return num_frames / fps
+    if isinstance(value, dict):
+        return _number(_fields(value, ("duration",), where)[0], f"{where}: duration", positive=True)
+    return _number(value, where, positive=True)
+
+
+def _window_s(window: Any, where: str, video: _VideoEntries, strict: bool) -> tuple[float, float] | None:
+    """Convert to seconds within the video; None for a window that is to be dropped."""
+    if not isinstance(window, list) or len(window) != 2:
+        raise InputError(f"{where}: expected a window [start, end], got {window!r}")
+    start, end = (_number(time, f"{where}: window {window!r}") for time in window)
+    start_s, end_s = start / video.units_per_s, end / video.units_per_s
+    if strict:
+        if end <= start:
+            raise InputError(f"{where}: expected start < end, got {window!r}")
+        if start < 0 or end_s > video.duration_s:
+            expected = f"expected times from 0 to the duration, {video.duration_s!r} s"
+            raise InputError(f"{where}: {expected}, got {start_s!r} to {end_s!r} s")
+    if start >= end:
+        return None
+    return max(start_s, 0.0), min(end_s, video.duration_s)
+
+
+def _samples(videos: dict[str, _VideoEntries], path: Path, strict: bool) -> list[Sample]:
+    samples, dropped_windows, dropped_sentences = [], 0, 0
+    for video_id, video in videos.items():
+        kept: list[tuple[str, FloatArray, str | int]] = []
+        for entry in video.entries:
+            if not isinstance(entry.sentence, str) or not entry.sentence.strip():
+                raise InputError(f"{entry.where}: expected a sentence with words, got {entry.sentence!r}")
+            windows = [_window_s(window, entry.where, video, strict) for window in entry.windows]
+            usable = [window for window in windows if window is not None]
+            dropped_windows += len(windows) - len(usable)
+            if usable:
+                kept.append((entry.sentence, np.array(usable, np.float32), entry.query_id))
+            elif strict:
+                raise InputError(f"{entry.where}: expected at least one window, got none")
+            else:
+                dropped_sentences += 1
+        if kept:
+            sentences, moments, query_ids = zip(*kept, strict=True)
+            samples.append(Sample(video_id, video.duration_s, sentences, moments, query_ids))
+    if dropped_sentences or dropped_windows or len(samples) < len(videos):
+        logger.warning(
+            "%s: dropped %d windows whose start is not before their end; %d sentences and %d videos had none left",
+            path,
+            dropped_windows,
+            dropped_sentences,
+            len(videos) - len(samples),
+        )
+    if not samples:
+        raise InputError(f"annotations: {path}: no video with a sentence and a window in it")
+    return samples

@@ -1,0 +1,65 @@
+"""Fixtures: golden models as converted directories and engines, made once per run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import mmn_fast
+from mmn_fast.checkpoint import convert
+from tests.golden import cases
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests see none of the package's environment variables but the ISA that a run forces."""
+    for name in list(os.environ):
+        if name.startswith("MMN_FAST_") and name != "MMN_FAST_CPU_ISA":
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture(scope="session")
+def golden_files(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A case's official files: a directory with model.pth, features.h5 and vocab.txt."""
+    made: dict[str, Path] = {}
+
+    def files(name: str) -> Path:
+        if name not in made:
+            case, root = cases.load(name), tmp_path_factory.mktemp(name)
+            case.write_checkpoint(root / "model.pth")
+            case.write_features(root / "features.h5")
+            case.write_tokenizer(root / "vocab.txt")
+            made[name] = root
+        return made[name]
+
+    return files
+
+
+@pytest.fixture(scope="session")
+def golden_model(golden_files: Callable[[str], Path]) -> Callable[[str], Path]:
+    """A case's converted directory."""
+
+    def model(name: str) -> Path:
+        root = golden_files(name)
+        output = root / "converted"
+        if not output.exists():
+            convert(root / "model.pth", cases.load(name).preset, root / "vocab.txt", output)
+        return output
+
+    return model
+
+
+@pytest.fixture(scope="session")
+def golden_engine(golden_model: Callable[[str], Path]) -> Callable[[str], mmn_fast.Engine]:
+    """A case's engine with everything on "auto"."""
+    engines: dict[str, mmn_fast.Engine] = {}
+
+    def engine(name: str) -> mmn_fast.Engine:
+        if name not in engines:
+            engines[name] = mmn_fast.load(golden_model(name), backend="torch")
+        return engines[name]
+
+    return engine

@@ -1,0 +1,200 @@
+"""Golden cases: rebuild the official model, its features and its files, to compare with its recorded outputs.
+
+The recorded outputs were made with a tokenizer that maps every word to [UNK] (`token_ids` are 2 1 ... 1 3), so
+`write_tokenizer` makes one that does the same, in the size of the real vocabulary. `VOCAB` is the real one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mmn_fast.checkpoint import state_shapes
+from mmn_fast.presets import PRESETS, Preset
+from mmn_fast.types import FloatArray, TextEncoderConfig
+from tests.golden import recipe
+
+HERE = Path(__file__).parent
+VOCAB = HERE / "vocab.txt"
+
+_CONVENTIONS = {
+    "charades": "charades-sta",
+    "activitynet": "activitynet-captions",
+    "tacos": "tacos",
+    "hcstvg": "hc-stvg",
+}
+SMALL = (
+    "charades_small",
+    "charades_conv_small",
+    "activitynet_small",
+    "tacos_small",
+    "tacos_conv_small",
+    "hcstvg_small",
+)
+FULL = ("charades_full", "activitynet_full", "tacos_full", "hcstvg_full")
+
+
+@dataclass(frozen=True, eq=False)
+class GoldenVideo:
+    """One video of a case: features [n_src, D], duration in seconds, its sentences, and the official outputs."""
+
+    video_id: str
+    features: FloatArray
+    duration_s: float
+    sentences: list[str]
+    token_ids: npt.NDArray[np.int64]  # [S, L], 0 is padding
+    contrastive: FloatArray  # [S, P]
+    iou: FloatArray  # [S, P]
+    fused: FloatArray | None  # [S, P]
+    moments: list[FloatArray]  # per sentence [<= 20, 2], seconds, best first
+
+
+@dataclass(frozen=True, eq=False)
+class GoldenCase:
+    """A case by name; see `load`."""
+
+    name: str
+    spec: dict[str, Any]
+    arrays: dict[str, npt.NDArray[Any]]
+
+    @cached_property
+    def preset(self) -> Preset:
+        """The case's sizes on the conventions of its dataset."""
+        base, model = PRESETS[_CONVENTIONS[self.name.split("_")[0]]], self.spec["model"]
+        return dataclasses.replace(
+            base,
+            name=self.name,
+            num_pre_clips=model["num_pre_clips"],
+            num_clips=model["num_clips"],
+            feature_streams=base.feature_streams if self.is_tubes else (model["input_size"],),
+            hidden_size=model["featpool_hidden"],
+            clip_pool_kernel=model["featpool_kernel"],
+            pooling=model["pooling"],
+            pooling_counts=tuple(model["pooling_counts"]),
+            conv_hidden_size=model["conv_hidden"],
+            conv_kernel=model["conv_kernel"],
+            conv_layers=model["conv_layers"],
+            joint_size=model["joint"],
+        )
+
+    @property
+    def is_tubes(self) -> bool:
+        """Whether the case's videos are sets of person tubes (HC-STVG)."""
+        return self.name.startswith("hcstvg")
+
+    @property
+    def text(self) -> TextEncoderConfig:
+        """Sizes of its text encoder."""
+        bert = self.spec["bert"]
+        return TextEncoderConfig(
+            num_layers=bert.get("n_layers", 6),
+            ffn_width=bert.get("hidden_dim", 3072),
+            max_tokens=bert.get("max_position_embeddings", 512),
+        )
+
+    def state(self) -> dict[str, FloatArray]:
+        """The model's weights under official keys."""
+        seed = self.spec["seed"]
+        state = {name: recipe.tensor(name, shape, seed) for name, shape in state_shapes(self.preset, self.text).items()}
+        buffers = {name.removeprefix("buffer."): a for name, a in self.arrays.items() if name.startswith("buffer.")}
+        return {name: np.asarray(array, np.float32) for name, array in (state | buffers).items()}
+
+    @cached_property
+    def videos(self) -> list[GoldenVideo]:
+        """The case's videos; of a tube case every tube is a video of its own."""
+        return self._tube_videos() if self.is_tubes else self._plain_videos()
+
+    def _plain_videos(self) -> list[GoldenVideo]:
+        videos = []
+        for v, video in enumerate(self.spec["videos"]):
+            key = f"video{v}"
+            videos.append(
+                GoldenVideo(
+                    video_id=key,
+                    features=recipe.clip_features(
+                        video["feature_seed"], video["num_src_clips"], self.preset.input_size
+                    ),
+                    duration_s=video["duration"],
+                    sentences=video["queries"],
+                    token_ids=self.arrays[f"{key}.token_ids"],
+                    contrastive=self.arrays[f"{key}.contrastive"],
+                    iou=self.arrays[f"{key}.iou"],
+                    fused=self.arrays[f"{key}.score"],
+                    moments=[self.arrays[f"{key}.query{s}.moments"] for s in range(len(video["queries"]))],
+                )
+            )
+        return videos
+
+    def _tube_videos(self) -> list[GoldenVideo]:
+        videos, seed = [], self.spec["seed"]
+        for v, video in enumerate(self.spec["videos"]):
+            tubes = recipe.tubes(seed + 100 + v, video["num_tubes"], video["min_len"], video["max_len"])
+            for t, tube in enumerate(tubes):
+                streams = [
+                    recipe.clip_features(seed + 1000 * (stream + 1) + 10 * v + t, len(tube), width)
+                    for stream, width in enumerate(self.preset.feature_streams)
+                ]
+                videos.append(
+                    GoldenVideo(
+                        video_id=f"video{v}.tube{t}",
+                        features=np.concatenate(streams, axis=1),
+                        duration_s=float(len(tube)),
+                        sentences=[video["query"]],
+                        token_ids=self.arrays[f"video{v}.token_ids"],
+                        contrastive=self.arrays[f"video{v}.contrastive"][t : t + 1],
+                        iou=self.arrays[f"video{v}.iou"][t : t + 1],
+                        fused=None,
+                        moments=[],
+                    )
+                )
+        return videos
+
+    def write_checkpoint(self, path: Path, training_state: bool = False) -> Path:
+        """An official checkpoint: a dict with "model", as saved from DistributedDataParallel.
+
+        Args:
+            path: file to write.
+            training_state: put real optimizer and scheduler states and the epoch beside the model.
+        """
+        import torch
+
+        from mmn_fast.model import build_model
+
+        net = build_model(self.preset, self.text, self.state())
+        content: dict[str, Any] = {"model": {f"module.{name}": t for name, t in net.state_dict().items()}}
+        if training_state:
+            optimizer = torch.optim.AdamW(net.parameters(), lr=1e-4, betas=(0.9, 0.99), weight_decay=1e-5)
+            scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones=[8, 13])
+            content |= {"optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict(), "epoch": 7}
+        torch.save(content, path)
+        return path
+
+    def write_features(self, path: Path) -> Path:
+        """The features in the published HDF5 layout of the case's dataset."""
+        import h5py
+
+        key = self.preset.feature_key
+        with h5py.File(path, "w") as file:
+            for video in self.videos:
+                file[f"{video.video_id}/{key}" if key else video.video_id] = video.features
+        return path
+
+    def write_tokenizer(self, path: Path) -> Path:
+        """A vocabulary of the real size whose every word is [UNK], as in the recorded outputs."""
+        words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+        words += [f"[unused{n}]" for n in range(self.text.vocab_size - len(words))]
+        path.write_text("\n".join(words) + "\n", encoding="utf-8")
+        return path
+
+
+def load(name: str) -> GoldenCase:
+    """The golden case of that name, one of `SMALL` and `FULL`."""
+    with np.load(HERE / f"{name}.npz") as arrays:
+        return GoldenCase(name, json.loads((HERE / f"{name}.json").read_text()), dict(arrays))

@@ -1,0 +1,49 @@
+"""The only tolerances of the tests, each with its reason. A row changes together with its reason."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+
+class Tolerance(NamedTuple):
+    """Largest allowed difference, absolute or relative to the expected value, and why that much."""
+
+    atol: float
+    rtol: float
+    reason: str
+
+
+TOLERANCES: dict[tuple[str, str], Tolerance] = {
+    ("golden_maps", "fp32"): Tolerance(
+        2e-5, 0, "two float32 implementations of up to 8 layers of 12,800-term sums; seen 1.5e-5 (charades_full)"
+    ),
+    ("golden_moments", "fp32"): Tolerance(1e-5, 1e-6, "float32 seconds up to some hundred, one rounding apart"),
+    ("golden_recall", "fp32"): Tolerance(1e-6, 0, "counts divided once, in float32 by the official code"),
+    ("score_ties", "fp32"): Tolerance(1e-5, 0, "scores closer than this may rank either way in two implementations"),
+    ("proposal_conv_packed", "fp64"): Tolerance(1e-11, 1e-11, "the same products in float64 in another order"),
+    ("text_encoder", "fp32"): Tolerance(1e-5, 0, "float32 attention and sums in another order, unit-norm output"),
+    ("torch_backend", "bf16"): Tolerance(
+        6e-2, 0, "8 layers of operands rounded to 8 bits; 5e-2 is known for the smallest golden case"
+    ),
+    ("torch_backend", "fp16"): Tolerance(1e-2, 0, "8 layers of operands rounded to 11 bits: an eighth of bf16"),
+    ("threads", "fp32"): Tolerance(2e-6, 0, "PyTorch may split a sum differently over threads; unit-norm outputs"),
+}
+
+
+def check_close(
+    actual: npt.ArrayLike, expected: npt.ArrayLike, op: str, precision: str = "fp32", what: str = ""
+) -> None:
+    """Fail with the largest difference seen and the reason of the tolerance."""
+    tolerance = TOLERANCES[op, precision]
+    actual, expected = np.asarray(actual), np.asarray(expected)
+    assert actual.shape == expected.shape, f"{what}: shape {actual.shape}, expected {expected.shape}"
+    difference = np.abs(actual.astype(np.float64) - expected.astype(np.float64))
+    allowed = tolerance.atol + tolerance.rtol * np.abs(expected)
+    worst = float((difference - allowed).max(initial=-np.inf))
+    assert worst <= 0, (
+        f"{what}: differs by {difference.max():.3g}, allowed {tolerance.atol:.3g} absolute and"
+        f" {tolerance.rtol:.3g} relative ({tolerance.reason})"
+    )
