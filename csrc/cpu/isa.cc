@@ -33,7 +33,7 @@ struct HostFeatures {
 
 constexpr bool all(uint64_t value, uint32_t bits) { return (value & bits) == bits; }
 
-// XCR0: which register states the operating system saves. The instruction is spelled out since baseline flags lack -mxsave.
+// XCR0: which register states the operating system saves. Spelled out, since baseline flags lack -mxsave.
 uint64_t saved_states() {
   uint32_t low, high;
   __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));

@@ -14,7 +14,8 @@ const char* name(CpuIsa isa);
 // Throws std::invalid_argument, which names `source`, for a word that is none of the four.
 CpuIsa parse_cpu_isa(const std::string& word, const char* source);
 
-// True where CPU and operating system both support it. Asking for amx also asks the kernel for the permission to use the tiles.
+// True where CPU and operating system both support it. Asking about amx also asks the operating system for the
+// permission to use the tiles.
 bool host_has(CpuIsa isa);
 
 }  // namespace mmn_fast

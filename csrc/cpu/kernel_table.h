@@ -10,9 +10,9 @@
 
 namespace mmn_fast {
 
-// The row that is used when a call names none: MMN_FAST_CPU_ISA, else the highest one that this host runs and this build
-// brings kernels for. Chosen on first use, then fixed. Throws std::invalid_argument if the environment asks for an unknown
-// or unusable one.
+// The row that is used when a call names none: MMN_FAST_CPU_ISA, else the highest one that this host runs and that has
+// kernels of its own. Chosen on first use, then fixed. Throws std::invalid_argument if the environment asks for an
+// unknown or unusable one.
 CpuIsa chosen_cpu_isa();
 
 // In rising order, those that can be chosen here.

@@ -2,8 +2,8 @@
 namespace mmn_fast::MMN_ISA {
 namespace {
 
-// Fills columns [j0, j0 + kVecs * width) of one channel's map, or the first `lanes` of them if kPartial. Rows are walked
-// upwards from the last one, since the max over i..j is the max of clip i and of i+1..j: the running maxima stay in registers.
+// Fills columns [j0, j0 + kVecs * width) of one channel's map, or the first `lanes` of them if kPartial. Rows are
+// walked upwards from the last one: the max over i..j is that of clip i and of i+1..j, so the maxima stay in registers.
 template <int kVecs, bool kPartial>
 void pool_columns(const float* clips, const uint8_t* mask, float* out, int64_t n, int64_t j0, int lanes) {
   const Vec::F zero = Vec::set1(0.0f);

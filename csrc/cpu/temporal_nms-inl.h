@@ -70,7 +70,7 @@ void temporal_nms_f32(const TemporalNmsArgs& args, const TemporalNmsScratch& scr
     while (best.key != kGone) {
       out[k++] = best.cell;
       if (k == args.top_k) break;
-      scratch.keys[best.cell] = kGone;  // an IoU of 1 does not exceed a threshold of 1, nor does that of an empty moment
+      scratch.keys[best.cell] = kGone;  // by hand: its IoU with itself is 1, or NaN if empty, and need not exceed
       best = drop_overlapping_and_find_best(scratch, scratch.starts[best.cell], scratch.ends[best.cell],
                                             args.iou_threshold);
     }

@@ -1,5 +1,5 @@
-// The ops on a CUDA device. All pointers are device memory of `device`; `stream` is a cudaStream_t of it. A launch returns
-// before the work is done and throws std::runtime_error if CUDA refuses it. Free of CUDA headers, for the bindings.
+// The ops on a CUDA device. All pointers are device memory of `device`; `stream` is a cudaStream_t of it. A launch
+// returns before the work is done and throws std::runtime_error if CUDA refuses it. Free of CUDA headers, for bindings.
 #pragma once
 
 #include <cstdint>

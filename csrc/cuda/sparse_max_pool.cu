@@ -9,8 +9,8 @@ namespace {
 
 constexpr int kThreads = 256;
 
-// One thread per (channel, column j): it walks the rows upwards from the last one with the running maximum over i..j in a
-// register. Neighbouring threads hold neighbouring columns, so each step of a warp writes one contiguous stretch.
+// One thread per (channel, column j): it walks the rows upwards from the last one with the running maximum over i..j in
+// a register. Neighbouring threads hold neighbouring columns, so each step of a warp writes one contiguous stretch.
 __global__ void sparse_max_pool_kernel(SparseMaxPoolArgs args) {
   const int64_t n = args.n;
   const int64_t columns = args.channels * n;

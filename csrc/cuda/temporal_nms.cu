@@ -16,7 +16,7 @@ __device__ uint32_t key_of(float score) {
   return bits ^ ((bits >> 31) ? 0xffffffffu : 0x80000000u);
 }
 
-// A candidate as one integer: the larger key wins, then the lower cell. So a maximum does not depend on the order of threads.
+// A candidate as one integer: the larger key wins, then the lower cell. So the order of threads does not matter.
 __device__ uint64_t pack(uint32_t key, int32_t cell) {
   return key == kGone ? 0 : static_cast<uint64_t>(key) << 32 | (0xffffffffu - static_cast<uint32_t>(cell));
 }

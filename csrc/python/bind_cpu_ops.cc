@@ -2,6 +2,8 @@
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
+#include <initializer_list>
 #include <optional>
 #include <string>
 #include <vector>
@@ -24,26 +26,27 @@ std::string describe(const py::array& array) {
 }
 
 // `expected` is a dtype and the shape in symbols, "float32 [S, P]". Wrong dtype: TypeError; the rest: ValueError.
-void check_array(const py::array& array, const char* argument, const std::string& expected, bool dtype_matches,
-                 int ndim, bool written) {
-  const std::string text = sentence(argument, ": expected ", expected, ", got ", describe(array));
-  if (!dtype_matches) throw py::type_error(text);
-  if (array.ndim() != ndim) throw std::invalid_argument(text);
+void check_array(const py::array& array, const char* argument, const char* expected, bool dtype_matches, int ndim,
+                 bool written) {
+  if (!dtype_matches) throw py::type_error(sentence(argument, ": expected ", expected, ", got ", describe(array)));
+  MMN_CHECK(array.ndim() == ndim, argument, ": expected ", expected, ", got ", describe(array));
   MMN_CHECK(array.flags() & py::array::c_style, argument, ": expected C-contiguous ", expected, ", got strided ",
             describe(array));
   MMN_CHECK(!written || array.writeable(), argument, ": expected a writeable array, got a read-only one");
 }
 
 template <class T>
-void check_array(const py::array& array, const char* argument, const std::string& expected, int ndim,
-                 bool written = false) {
+void check_array(const py::array& array, const char* argument, const char* expected, int ndim, bool written = false) {
   check_array(array, argument, expected, py::isinstance<py::array_t<T>>(array), ndim, written);
 }
 
-void check_shape(const py::array& array, const char* argument, const std::string& expected,
-                 const std::vector<py::ssize_t>& shape) {
-  const std::vector<py::ssize_t> got(array.shape(), array.shape() + array.ndim());
-  MMN_CHECK(got == shape, argument, ": expected ", expected, ", got ", describe(array));
+// For an array that has passed check_array with ndim = shape.size().
+void check_shape(const py::array& array, const char* argument, const char* dtype,
+                 std::initializer_list<py::ssize_t> shape) {
+  if (std::equal(shape.begin(), shape.end(), array.shape())) return;
+  std::string sizes;
+  for (py::ssize_t size : shape) sizes += (sizes.empty() ? "" : ", ") + std::to_string(size);
+  MMN_CHECK(false, argument, ": expected ", dtype, " [", sizes, "], got ", describe(array));
 }
 
 void check_disjoint(const py::array& out, const py::array& input, const char* argument) {
@@ -69,8 +72,8 @@ void sparse_max_pool(const py::array& clips, const py::array& mask, py::array& o
   check_array(mask, "mask", "bool or uint8 [N, N]", mask_dtype, 2, false);
   check_array<float>(out, "out", "float32 [B, C, N, N]", 4, true);
   const py::ssize_t B = clips.shape(0), C = clips.shape(1), N = clips.shape(2);
-  check_shape(mask, "mask", sentence("bool or uint8 [", N, ", ", N, "]"), {N, N});
-  check_shape(out, "out", sentence("float32 [", B, ", ", C, ", ", N, ", ", N, "]"), {B, C, N, N});
+  check_shape(mask, "mask", "bool or uint8", {N, N});
+  check_shape(out, "out", "float32", {B, C, N, N});
   check_disjoint(out, clips, "clips");
   check_disjoint(out, mask, "mask");
   check_threads(threads);
@@ -90,8 +93,8 @@ void temporal_nms(const py::array& scores, const py::array& moments, double iou_
   MMN_CHECK(top_k >= 1, "top_k: expected at least 1, got ", top_k);
   const py::ssize_t S = scores.shape(0), P = scores.shape(1);
   MMN_CHECK(P < INT32_MAX - kScratchPad, "scores: expected fewer than 2^31 - 16 cells, got ", P);
-  check_shape(moments, "moments", sentence("float32 [", P, ", 2]"), {P, 2});
-  check_shape(out, "out", sentence("int32 [", S, ", ", top_k, "]"), {S, top_k});
+  check_shape(moments, "moments", "float32", {P, 2});
+  check_shape(out, "out", "int32", {S, top_k});
   check_disjoint(out, scores, "scores");
   check_disjoint(out, moments, "moments");
   check_threads(threads);
@@ -111,7 +114,7 @@ void temporal_nms(const py::array& scores, const py::array& moments, double iou_
 
 void register_cpu_ops(py::module_& m) {
   m.def("cpu_isa", [] { return std::string(name(chosen_cpu_isa())); },
-        "The instruction set in use: MMN_FAST_CPU_ISA, else the best that has kernels. ValueError if it cannot be used.");
+        "The instruction set in use: MMN_FAST_CPU_ISA (ValueError if unusable), else the best that has kernels.");
   m.def("available_cpu_isas",
         [] {
           std::vector<std::string> names;

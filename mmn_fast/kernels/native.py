@@ -45,7 +45,7 @@ def num_threads(threads: int | None = None) -> int:
     """Threads that an op uses: `threads`, else $MMN_FAST_NUM_THREADS, else as many as this process may run on.
 
     Raises:
-        ValueError: The number is below 1, or the variable is no whole number.
+        ValueError: It is no whole number from 1 to 4096.
     """
     source: str = "threads"
     given: str | int | None = threads
@@ -56,7 +56,7 @@ def num_threads(threads: int | None = None) -> int:
         return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         count = int(given) if isinstance(given, str) else index(given)
-    except ValueError:
+    except (TypeError, ValueError):
         count = 0
     if not 1 <= count <= 4096:
         raise ValueError(f"{source}: expected a whole number from 1 to 4096, got {given!r}")
@@ -124,8 +124,9 @@ def temporal_nms(
         ValueError: A shape, layout or value differs from the above; or MMN_FAST_CPU_ISA cannot be used.
     """
     _require_arrays(scores=scores, moments=moments)
+    top_k = _require_top_k(top_k)
     if out is None:
-        out = np.empty((*scores.shape[:1], _require_top_k(top_k)), np.int32)
+        out = np.empty((*scores.shape[:1], top_k), np.int32)
     _require_arrays(out=out)
     _C.temporal_nms(scores, moments, iou_threshold, top_k, out, num_threads(threads))
     return out
@@ -188,7 +189,7 @@ def cuda_temporal_nms(
     _require_cuda_build()
     import torch
 
-    _require_top_k(top_k)
+    top_k = _require_top_k(top_k)
     _require_tensor("scores", scores, (torch.float32,), (None, None))
     S, P = scores.shape
     _require_tensor("moments", moments, (torch.float32,), (P, 2), scores.device)
@@ -223,9 +224,13 @@ def _require_arrays(**arrays: object) -> None:
 
 
 def _require_top_k(top_k: int) -> int:
-    if index(top_k) < 1:
-        raise ValueError(f"top_k: expected at least 1, got {top_k}")
-    return index(top_k)
+    try:
+        count = index(top_k)
+    except TypeError:
+        raise TypeError(f"top_k: expected a whole number, got {top_k!r}") from None
+    if count < 1:
+        raise ValueError(f"top_k: expected at least 1, got {count}")
+    return count
 
 
 def _require_cuda_build() -> None:

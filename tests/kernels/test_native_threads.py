@@ -14,8 +14,8 @@ MASK = np.triu(np.ones((64, 64), bool))
 
 
 def clips_of(seed: int) -> np.ndarray:
-    # 1.5 MiB of output: worth several threads.
-    return np.random.default_rng(seed).standard_normal((1, 96, 64), np.float32)
+    # A million cells: worth several threads.
+    return np.random.default_rng(seed).standard_normal((1, 256, 64), np.float32)
 
 
 def test_concurrent_calls_from_four_python_threads_give_the_serial_results():
@@ -32,7 +32,7 @@ def test_a_forked_child_can_use_threads_again():
     script = """
 import os, sys, numpy as np
 from mmn_fast.kernels import native
-clips, mask = np.random.default_rng(0).standard_normal((1, 96, 64), np.float32), np.triu(np.ones((64, 64), bool))
+clips, mask = np.random.default_rng(0).standard_normal((1, 256, 64), np.float32), np.triu(np.ones((64, 64), bool))
 expected = native.sparse_max_pool(clips, mask, threads=3)  # the parent's workers now exist
 children = []
 for _ in range(3):
