@@ -64,16 +64,17 @@ def check_duration(duration_s: Any, name: str = "duration_s") -> float:
     Raises:
         InputError: no real number (a bool or text is none), not positive, or not finite.
     """
+    kind = type(duration_s).__name__
     if isinstance(duration_s, numbers.Real) and not isinstance(duration_s, bool):
         try:
             seconds = float(duration_s)
-        except OverflowError:  # a huge int
-            seconds = math.inf
+        except OverflowError:  # a huge int, which repr may refuse as well
+            seconds = duration_s = math.inf
         if float(np.finfo(np.float32).tiny) <= seconds <= float(np.finfo(np.float32).max):
             return seconds
-    got = repr(duration_s)
+    got = " ".join(repr(duration_s).split())
     got = got if len(got) <= 60 else f"{got[:60]}..."
-    raise InputError(f"{name}: expected a positive, finite number of seconds, got {got} ({type(duration_s).__name__})")
+    raise InputError(f"{name}: expected a positive, finite number of seconds, got {got} ({kind})")
 
 
 def pre_clips(features: Any, preset: Preset, name: str = "features") -> FloatArray:
