@@ -64,16 +64,17 @@ def check_duration(duration_s: Any, name: str = "duration_s") -> float:
     Raises:
         InputError: no real number (a bool or text is none), not positive, or not finite.
     """
+    kind = type(duration_s).__name__
     if isinstance(duration_s, numbers.Real) and not isinstance(duration_s, bool):
         try:
             seconds = float(duration_s)
-        except OverflowError:  # a huge int
-            seconds = math.inf
-        if np.finfo(np.float32).tiny <= seconds <= np.finfo(np.float32).max:
+        except OverflowError:  # a huge int, which repr may refuse as well
+            seconds = duration_s = math.inf
+        if float(np.finfo(np.float32).tiny) <= seconds <= float(np.finfo(np.float32).max):
             return seconds
-    got = repr(duration_s)
+    got = " ".join(repr(duration_s).split())
     got = got if len(got) <= 60 else f"{got[:60]}..."
-    raise InputError(f"{name}: expected a positive, finite number of seconds, got {got} ({type(duration_s).__name__})")
+    raise InputError(f"{name}: expected a positive, finite number of seconds, got {got} ({kind})")
 
 
 def pre_clips(features: Any, preset: Preset, name: str = "features") -> FloatArray:
@@ -343,9 +344,8 @@ def _read_hdf5(path: Path, key: str | None, where: str, lenient: bool) -> npt.ND
             if not part:
                 continue
             if not isinstance(node, h5py.Group):
-                raise InputError(f"{where}: {node.name} is a dataset, got key {key!r} below it")
-            # `in` first: indexing cannot tell a missing member from a damaged one.
-            node = node[_pick(node, part, f"{where}::{node.name}", False)]
+                raise InputError(f"{_inside(where, node)} is a dataset, got key {key!r} below it")
+            node = node[_pick(node, part, _inside(where, node), False)]
         return _read_dataset(node, None, where)
 
 
@@ -358,9 +358,14 @@ def _read_dataset(node: Any, key: str | None, where: str) -> npt.NDArray[Any]:
     if isinstance(node, h5py.Group):
         first = list(itertools.islice(_datasets(node), 2))  # a file may hold thousands of videos
         if len(first) != 1:
-            raise InputError(f"{where}::{node.name}: {_choice(node)}")
+            raise InputError(f"{_inside(where, node)}: {_choice(node)}")
         node = first[0]
     return np.asarray(node[()])
+
+
+def _inside(where: str, node: Any) -> str:
+    """A place in an HDF5 file, spelled FILE::KEY as the caller may."""
+    return f"{where}::{node.name.strip('/')}".removesuffix("::")
 
 
 def _datasets(group: Any) -> Iterator[Any]:
@@ -431,12 +436,13 @@ class FeatureStore(ABC):
     """
 
     def __init__(self, path: Path, feature_key: str | None, ids: Collection[str]) -> None:
-        if not ids:
-            raise InputError(f"path: {path}: expected features of at least one video, got none")
         self.path = path
         self.feature_key = feature_key
         self._ids = dict.fromkeys(ids)
         self._closed = False
+        if not ids:
+            self.close()
+            raise InputError(f"path: {path}: expected features of at least one video, got none")
 
     def __contains__(self, vid: object) -> bool:
         return isinstance(vid, str) and vid in self._ids
