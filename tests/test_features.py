@@ -551,7 +551,7 @@ def test_pickled_objects_are_refused_and_not_run(tmp_path: Path, suffix: str) ->
     if suffix == ".pt":
         torch.save({"x": _Payload(proof)}, path)
     else:
-        (np.save if suffix == ".npy" else np.savez)(path, objects, allow_pickle=True)
+        (np.save if suffix == ".npy" else np.savez)(path, objects)
     with pytest.raises(InputError, match=r"holds pickled Python objects and is not loaded, since that runs code$"):
         load_features(path)
     assert not proof.exists()
