@@ -95,11 +95,12 @@ def _shrunk(frames: npt.NDArray[np.uint8]) -> _Array:
     factor = max(max(frames.shape[1:3]) // _LONGEST_SIDE, 1)
     height, width = (max(side // factor, 1) for side in frames.shape[1:3])
     if factor == 1:
-        return frames.astype(np.float32) / 255
+        return frames.astype(np.float32) / np.float32(255)
     cut = frames[:, : height * factor, : width * factor]
     rows, columns = min(factor, cut.shape[1]), min(factor, cut.shape[2])
     blocks = cut.reshape(len(frames), height, rows, width, columns, 3)
-    return blocks.mean(axis=(2, 4), dtype=np.float32) / 255
+    means: _Array = blocks.mean(axis=(2, 4), dtype=np.float32) / np.float32(255)
+    return means
 
 
 def _pixels(frames: _Array) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], _Array]:
@@ -115,11 +116,12 @@ def _pixels(frames: _Array) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64
     frame, place = np.nonzero(chroma > _FAINT)
     r, g, b = flat[frame, place].T
     strong, top = chroma[frame, place], high[frame, place]
-    hue = np.where(
-        top == r, (g - b) / strong % 6, np.where(top == g, (b - r) / strong + 2, (r - g) / strong + 4)
-    ) * (_HUES / 6)
+    hue = np.where(top == r, (g - b) / strong % 6, np.where(top == g, (b - r) / strong + 2, (r - g) / strong + 4)) * (
+        _HUES / 6
+    )
     below = np.floor(hue).astype(np.int64)
-    share = (hue - below).astype(np.float32)
+    # Only the middle third between two hues is shared: shades of one hue stay in one channel.
+    share = np.clip(3 * (hue - below) - 1, 0, 1).astype(np.float32)
     grey = np.abs((high + low) / 2 - np.median((high + low) / 2, axis=1, keepdims=True))
     grey = np.where(chroma > _FAINT, 0, grey)
     grey_frame, grey_place = np.nonzero(grey > _FAINT)
@@ -143,7 +145,7 @@ def _looks(frames: _Array) -> tuple[_Array, npt.NDArray[np.complex64]]:
     side = max(height, width)
 
     def total(values: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
-        return np.bincount(owner, values, minlength=num * CHANNELS)
+        return np.asarray(np.bincount(owner, values, minlength=num * CHANNELS), np.float64)
 
     x = ((place % width + 0.5) - width / 2) / side
     y = ((place // width + 0.5) - height / 2) / side

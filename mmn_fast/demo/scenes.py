@@ -186,9 +186,14 @@ def action_name(fact: Fact) -> str:
     return f"{fact.action} {fact.detail}" if fact.action == "move" else fact.action
 
 
-ACTION_NAMES = tuple(
-    name for action in SINGLE_ACTIONS for name in ([f"move {d}" for d in DIRECTIONS] if action == "move" else [action])
-) + PAIR_ACTIONS
+ACTION_NAMES = (
+    tuple(
+        name
+        for action in SINGLE_ACTIONS
+        for name in ([f"move {d}" for d in DIRECTIONS] if action == "move" else [action])
+    )
+    + PAIR_ACTIONS
+)
 
 
 class _Stage:
@@ -515,9 +520,7 @@ def draw_scene(rng: np.random.Generator, allowed: Allowed) -> Scene:
     else:
         raise InputError("allowed: expected a rule under which things can happen, got one that forbids nearly all")
     shade = rng.uniform(0.06, 0.2) if rng.random() < 0.5 else rng.uniform(0.82, 0.94)
-    tracks = [
-        Track(a.thing.shape, np.array(a.times), np.array(a.numbers), tuple(a.blinks)) for a in stage.actors
-    ]
+    tracks = [Track(a.thing.shape, np.array(a.times), np.array(a.numbers), tuple(a.blinks)) for a in stage.actors]
     facts = sorted(stage.facts, key=lambda fact: (fact.start_s, fact.end_s))
     return Scene(stage.num_frames, (float(shade),) * 3, tuple(tracks), tuple(facts))
 
@@ -567,7 +570,9 @@ def render(scene: Scene, size: int = FRAME_SIZE) -> Frames:
     for track in scene.tracks:
         numbers = track.at(times)
         x, y, r = numbers[:, 0] * size, numbers[:, 1] * size, np.exp(numbers[:, 2]) * size
-        shown = track.visible(times) & (np.abs(x - size / 2) < size / 2 + reach) & (np.abs(y - size / 2) < size / 2 + reach)
+        shown = (
+            track.visible(times) & (np.abs(x - size / 2) < size / 2 + reach) & (np.abs(y - size / 2) < size / 2 + reach)
+        )
         frames = np.flatnonzero(shown)
         x, y, r, numbers = x[frames], y[frames], r[frames], numbers[frames]
         column, row = np.floor(x).astype(int), np.floor(y).astype(int)

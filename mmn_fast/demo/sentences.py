@@ -19,7 +19,7 @@ COLOUR_WORDS: dict[str, tuple[str, ...]] = {
     "cyan": ("cyan", "turquoise", "teal"),
     "blue": ("blue", "navy", "cobalt"),
     "purple": ("purple", "violet"),
-    "pink": ("pink", "rose"),
+    "pink": ("pink", "fuchsia"),
 }
 SHAPE_WORDS: dict[str, tuple[str, ...]] = {
     "square": ("square", "box"),
@@ -44,7 +44,8 @@ class _Verb:
 
 
 def _verb(forms: str, *rests: str) -> list[_Verb]:
-    return [_Verb(*forms.split(), rest) for rest in rests or ("",)]
+    base, third, ing, past = forms.split()
+    return [_Verb(base, third, ing, past, rest) for rest in rests or ("",)]
 
 
 _GO = "move moves moving moved", "slide slides sliding slid", "drift drifts drifting drifted", "go goes going went"
@@ -160,7 +161,10 @@ class Claim:
         if self.action != fact.action or self.detail not in ("", fact.detail):
             return False
         return any(
-            all(said.colour == thing.colour and said.shape in ("", thing.shape) for said, thing in zip(self.things, order, strict=True))
+            all(
+                said.colour == thing.colour and said.shape in ("", thing.shape)
+                for said, thing in zip(self.things, order, strict=True)
+            )
             for order in itertools.permutations(fact.things)
         )
 
