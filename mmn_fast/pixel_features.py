@@ -22,13 +22,18 @@ CHANNELS = _HUES + 1
 
 _LONGEST_SIDE = 64  # larger frames are averaged down to at most twice this
 _FAINT = 0.08  # pixels of less weight than this are background
+_LOOKS_WEIGHT = 0.4  # rows are normalised before use: what happens shall not drown in what is there
+_STEEP = 0.06  # neighbouring pixels that differ by more are at an outline
 _FOLDS = (2, 3, 4, 5)
 
 # What is measured of each channel, per clip. Rates are in frame widths, or natural logarithms, per second.
 LOOKS = ("amount", "x", "y", "size", "2-fold", "3-fold", "4-fold", "5-fold", "hollow", "border")
-CHANGES = ("right", "down", "speed", "growth", "gain", "flicker", "turn", "company", "closing")
+CHANGES = (
+    *("right", "left", "down", "up", "growth", "shrinkage", "gain", "loss"),
+    *("flicker", "turn", "tint", "company", "meeting", "parting"),
+)
 _FORMS = ("size", "3-fold", "4-fold", "5-fold", "hollow")
-_DEEDS = ("right", "down", "speed", "growth", "gain", "flicker", "turn", "closing")
+_DEEDS = ("right", "left", "down", "up", "growth", "shrinkage", "flicker", "turn", "tint")
 
 
 class PixelFeatures:
@@ -38,8 +43,9 @@ class PixelFeatures:
 
     * looks: amount (share of the frame, saturating), centroid, root mean square radius, strength of the n-fold symmetry
       of the form (n = 2 to 5: complex moments about the centroid), hollowness (fourth moment), share on the border;
-    * changes: velocity right and down, speed, growth of the radius, gain of amount, flicker, turning of the form,
-      company (other channels near by) and how fast it closes in;
+    * changes, none negative: motion right, left, down and up (saturating early, so that slow things count), growth and
+      shrinkage of the radius, gain and loss of amount, flicker, turning of the form, change of tint inside it, company
+      (other channels near by), and how directly it and another one meet or part;
 
     and after all channels, summed over them, the products of forms and changes ("something square grows").
 
@@ -76,10 +82,10 @@ class PixelFeatures:
             raise InputError(
                 f"frames: expected uint8 [F, H, W, 3] with F, H, W >= 1, got {frames.dtype} {list(frames.shape)}"
             )
-        looks, spin = _looks(_shrunk(frames))
-        changes = _changes(looks, spin, self.fps)
-        described = np.concatenate([looks, changes], axis=-1)
-        form = described[..., [LOOKS.index(name) for name in _FORMS]]
+        looks, spin, tint = _looks(_shrunk(frames))
+        changes = _changes(looks, spin, tint, self.fps)
+        described = np.concatenate([_LOOKS_WEIGHT * looks, changes], axis=-1)
+        form = looks[..., [LOOKS.index(name) for name in _FORMS]]
         deed = changes[..., [CHANGES.index(name) for name in _DEEDS]]
         both = np.einsum("fkm,fkn->fmn", form, deed)
         rows = np.concatenate([described.reshape(len(frames), -1), both.reshape(len(frames), -1)], axis=1)
@@ -103,6 +109,12 @@ def _shrunk(frames: npt.NDArray[np.uint8]) -> _Array:
     return means
 
 
+def _extremes(colours: _Array) -> tuple[_Array, _Array]:
+    """Largest and smallest of the last axis, R, G and B; NumPy's reductions are slow on so short an axis."""
+    r, g, b = colours[..., 0], colours[..., 1], colours[..., 2]
+    return np.maximum(np.maximum(r, g), b), np.minimum(np.minimum(r, g), b)
+
+
 def _pixels(frames: _Array) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], _Array]:
     """The pixels that are no background: (frame, channel) as one number, place in the frame, and weight.
 
@@ -111,8 +123,8 @@ def _pixels(frames: _Array) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64
     the frame's median.
     """
     flat = frames.reshape(len(frames), -1, 3)
-    high, low = flat.max(axis=2), flat.min(axis=2)
-    chroma = high - low
+    high, low = _extremes(flat)
+    chroma, grey = high - low, (high + low) / 2
     frame, place = np.nonzero(chroma > _FAINT)
     r, g, b = flat[frame, place].T
     strong, top = chroma[frame, place], high[frame, place]
@@ -122,24 +134,45 @@ def _pixels(frames: _Array) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64
     below = np.floor(hue).astype(np.int64)
     # Only the middle third between two hues is shared: shades of one hue stay in one channel.
     share = np.clip(3 * (hue - below) - 1, 0, 1).astype(np.float32)
-    grey = np.abs((high + low) / 2 - np.median((high + low) / 2, axis=1, keepdims=True))
-    grey = np.where(chroma > _FAINT, 0, grey)
+    # A thousand pixels or so say what the background is.
+    median = np.median(grey[:, :: max(grey.shape[1] // 1024, 1)], axis=1, keepdims=True)
+    grey = np.where(chroma > _FAINT, 0, np.abs(grey - median))
     grey_frame, grey_place = np.nonzero(grey > _FAINT)
-    return (
-        np.concatenate(
-            [
-                frame * CHANNELS + below % _HUES,
-                frame * CHANNELS + (below + 1) % _HUES,
-                grey_frame * CHANNELS + _HUES,
-            ]
-        ),
-        np.concatenate([place, place, grey_place]),
-        np.concatenate([strong * (1 - share), strong * share, grey[grey_frame, grey_place]]).astype(np.float32),
-    )
+    owner = [frame * CHANNELS + below % _HUES, frame * CHANNELS + (below + 1) % _HUES, grey_frame * CHANNELS + _HUES]
+    weight = [strong * (1 - share), strong * share, grey[grey_frame, grey_place]]
+    owners, places, weights = map(np.concatenate, (owner, [place, place, grey_place], weight))
+    counts = weights > 0
+    return owners[counts], places[counts], weights[counts].astype(np.float32)
 
 
-def _looks(frames: _Array) -> tuple[_Array, npt.NDArray[np.complex64]]:
-    """Per frame and channel `LOOKS`, float32 [F, K, 10], and the forms' harmonics, complex64 [F, K, 4]."""
+def _tint(frames: _Array) -> _Array:
+    """How far the colour inside coloured areas goes from the frame before to the one after, and which pixels these are.
+
+    Two arrays [F, H W] in one. Zero where a pixel is grey or at an outline in any of the three frames: there motion
+    changes it, not tint.
+    """
+    num = len(frames)
+    high, low = _extremes(frames)
+    inside = high - low > _FAINT
+    for axis in (1, 2):
+        up, down = _extremes(np.diff(frames, axis=axis))
+        flat = np.maximum(up, -down) <= _STEEP
+        first, last = [slice(None)] * 3, [slice(None)] * 3
+        first[axis], last[axis] = slice(None, -1), slice(1, None)
+        inside[tuple(first)] &= flat
+        inside[tuple(last)] &= flat
+    before, after = np.maximum(np.arange(num) - 1, 0), np.minimum(np.arange(num) + 1, num - 1)
+    always = inside & inside[before] & inside[after]
+    frame, row, column = np.nonzero(always)
+    tint = np.zeros((2, *always.shape), np.float32)
+    moved = frames[after[frame], row, column] - frames[before[frame], row, column]
+    tint[0, frame, row, column] = np.abs(moved).sum(axis=1)
+    tint[1, frame, row, column] = 1
+    return tint.reshape(2, num, -1)
+
+
+def _looks(frames: _Array) -> tuple[_Array, npt.NDArray[np.complexfloating], npt.NDArray[np.floating]]:
+    """Per frame and channel `LOOKS` [F, K, 10], the forms' harmonics, complex [F, K, 4], and change of tint [F, K]."""
     num, height, width = frames.shape[:3]
     owner, place, weight = _pixels(frames)
     side = max(height, width)
@@ -182,12 +215,21 @@ def _looks(frames: _Array) -> tuple[_Array, npt.NDArray[np.complex64]]:
         axis=-1,
     )
     looks = np.clip(looks, -2, 2) * amount[:, None]
+    frame = owner // CHANNELS
+    moved, inner = _tint(frames)[:, frame, place]
+    tint = total(weight * moved) / np.maximum(total(weight * inner), 1e-6)
     shape = (num, CHANNELS)
-    return looks.reshape(*shape, -1).astype(np.float32), (spin * amount[:, None]).reshape(*shape, -1)
+    return (
+        looks.reshape(*shape, -1).astype(np.float32),
+        (spin * amount[:, None]).reshape(*shape, -1),
+        tint.reshape(shape),
+    )
 
 
-def _changes(looks: _Array, spin: npt.NDArray[np.complexfloating], fps: float) -> _Array:
-    """Per frame and channel `CHANGES`, float32 [F, K, 9], from the frames before and after."""
+def _changes(
+    looks: _Array, spin: npt.NDArray[np.complexfloating], tint: npt.NDArray[np.floating], fps: float
+) -> _Array:
+    """Per frame and channel `CHANGES`, float32 [F, K, 14], from the frames before and after."""
     num = len(looks)
     before, after = np.maximum(np.arange(num) - 1, 0), np.minimum(np.arange(num) + 1, num - 1)
     rate = (fps / np.maximum(after - before, 1))[:, None]
@@ -197,29 +239,41 @@ def _changes(looks: _Array, spin: npt.NDArray[np.complexfloating], fps: float) -
     sure = np.where(sure > 0.15, sure, 0)
     here = np.maximum(amount, 1e-3)[..., None]
     plain = looks / here  # x, y and size without the amount
-    x, y, size = plain[..., 1] / 2, plain[..., 2] / 2, plain[..., 3]
-    velocity_x, velocity_y = (x[after] - x[before]) * rate, (y[after] - y[before]) * rate
-    speed = np.hypot(velocity_x, velocity_y)
+    x, y, size, border = plain[..., 1] / 2, plain[..., 2] / 2, plain[..., 3], plain[..., -1]
+
+    velocity = np.stack([x[after] - x[before], y[after] - y[before]], axis=-1) * rate[..., None]
+    speed = np.hypot(velocity[..., 0], velocity[..., 1])
+    heading = velocity / np.maximum(speed, 1e-6)[..., None]  # [F, K, 2]
+    going = _squash(speed, 0.03) * sure
+    motion = heading * going[..., None]
+    # What the frame's border cuts off changes its size without growing.
+    growth = _squash((size[after] - size[before]) * rate, 0.06) * sure * (1 - border) ** 2
+    gain = _squash((amount[after] - amount[before]) * rate, 0.15)
     turn = np.abs((spin / here)[after] - (spin / here)[before])[..., 1:].max(axis=-1) * rate
     step = np.abs(np.diff(amount, axis=0, prepend=amount[:1]))
-    # Company: the other channels, by nearness.
-    gap = np.hypot(x[:, :, None] - x[:, None, :], y[:, :, None] - y[:, None, :])
-    near = np.minimum(amount[:, :, None], amount[:, None, :]) / (1 + (gap / 0.25) ** 2)
-    near *= 1 - np.eye(CHANNELS, dtype=np.float32)
-    closing = (gap[before] - gap[after]) * rate[..., None]
-    weights = sure[:, None, :] * (1 - np.eye(CHANNELS, dtype=np.float32))
-    closing = (_squash(closing, 0.04) * weights).sum(axis=-1) / np.maximum(weights.sum(axis=-1), 1e-3)
+
+    # Of any two channels: unit vector and distance from one (second axis) to the other (third axis).
+    way = np.stack([x[:, None, :] - x[:, :, None], y[:, None, :] - y[:, :, None]], axis=-1)
+    gap = np.hypot(way[..., 0], way[..., 1])
+    others = 1 - np.eye(CHANNELS, dtype=np.float32)
+    near = others * np.minimum(amount[:, :, None], amount[:, None, :]) / (1 + (gap / 0.25) ** 2)
+    towards = (heading[:, :, None] * way).sum(axis=-1) / np.maximum(gap, 1e-6)  # cosine of heading and way
+    both = others * np.sqrt(going[:, :, None] * going[:, None, :])
+    # Head-on: each of the two goes straight at the other, or straight away from it.
+    meeting = (both * np.clip(np.minimum(towards, towards.swapaxes(1, 2)), 0, 1) ** 4).max(axis=-1)
+    parting = (both * np.clip(np.minimum(-towards, -towards.swapaxes(1, 2)), 0, 1) ** 4).max(axis=-1)
+
     changes = np.stack(
         [
-            _squash(velocity_x, 0.04) * sure,
-            _squash(velocity_y, 0.04) * sure,
-            _squash(speed, 0.04) * sure,
-            _squash((size[after] - size[before]) * rate, 0.08) * sure,
-            _squash((amount[after] - amount[before]) * rate, 0.15),
+            *(np.maximum(sign * motion[..., axis], 0) for axis in (0, 1) for sign in (1, -1)),
+            *(np.maximum(sign * growth, 0) for sign in (1, -1)),
+            *(np.maximum(sign * gain, 0) for sign in (1, -1)),
             np.minimum(4 * step, 1),
             _squash(turn, 0.6) * sure,
+            _squash(tint * rate, 0.15) * amount,
             near.max(axis=-1),
-            closing * sure,
+            meeting,
+            parting,
         ],
         axis=-1,
     )
