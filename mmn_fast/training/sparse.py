@@ -239,7 +239,7 @@ class _SparseLayer(torch.autograd.Function):
         device = x.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
         operand, matrix = x.to(dtype), _by_tap(weight).to(dtype)  # [C_out, k*k, C_in]
-        u = _gather_products(operand, matrix.flatten(1), matrix.shape[2], plan.forward, plan.num_cells, num_videos)
+        u = _gather_products(operand, matrix.flatten(1).mT, plan.forward, plan.num_cells, num_videos)
         u = u.to(x.dtype)
 
         wide = torch.promote_types(u.dtype, torch.float32)
@@ -252,7 +252,7 @@ class _SparseLayer(torch.autograd.Function):
         mean = sums / count
         # Around the mean, and the cells that are not computed lie at 0.
         centred = u - mean
-        squares = torch.einsum("rc,rc->c", centred, centred) + (plan.map_cells * num_videos - len(u)) * mean.square()
+        squares = centred.square().sum(0) + (plan.map_cells * num_videos - len(u)) * mean.square()
         if sync is not None:
             dist.all_reduce(squares, group=sync)
         variance = squares / count
@@ -279,7 +279,7 @@ class _SparseLayer(torch.autograd.Function):
         g = g.flatten(0, 1)
         g *= y[:-1] > 0
         d_beta = g.sum(0)
-        d_gamma = torch.einsum("rc,rc->c", g, normalised)
+        d_gamma = (g * normalised).sum(0)
         sums = torch.stack([d_beta, d_gamma])
         if ctx.sync is not None:
             sums = sums.clone()
@@ -290,7 +290,7 @@ class _SparseLayer(torch.autograd.Function):
         g *= gamma * inverse
         du = F.pad(g, (0, 0, 0, 1)).to(operand.dtype)
 
-        width_in, width_out = matrix.shape[2], matrix.shape[0]
+        width_in = matrix.shape[2]
         d_matrix = torch.zeros(matrix.shape, dtype=matrix.dtype, device=matrix.device)
         flat = d_matrix.flatten(1)
         for group in plan.forward:
@@ -299,9 +299,9 @@ class _SparseLayer(torch.autograd.Function):
                 flat[:, columns].addmm_(du[_rows(cells, num_videos)].mT, block)
         dx = None
         if ctx.needs_input_grad[0]:
-            by_reader = matrix.permute(2, 1, 0).flatten(1)  # [C_in, k*k C_out], as the transposed convolution
+            by_reader = matrix.transpose(0, 1).flatten(0, 1)  # [k*k C_out, C_in], as the transposed convolution
             dx = operand.new_zeros(len(operand), width_in)
-            _gather_products(du, by_reader, width_out, plan.backward, plan.num_inputs, num_videos, out=dx)
+            _gather_products(du, by_reader, plan.backward, plan.num_inputs, num_videos, out=dx)
             dx = dx.to(ctx.needs[0])
         k = round(matrix.shape[1] ** 0.5)
         d_weight = d_matrix.unflatten(1, (k, k)).permute(0, 3, 1, 2).to(ctx.needs[1])
@@ -334,7 +334,6 @@ def _gathered(x: Tensor, group: TapGroup, num_videos: int) -> Iterator[tuple[Ten
 def _gather_products(
     x: Tensor,
     matrix: Tensor,
-    width: int,
     groups: tuple[TapGroup, ...],
     num_cells: int,
     num_videos: int,
@@ -344,8 +343,7 @@ def _gather_products(
 
     Args:
         x: [R_in B + 1, C_in], the last row 0.
-        matrix: [C_out, k*k C_in].
-        width: C_in.
+        matrix: [k*k C_in, C_out].
         groups: what each cell reads.
         num_cells: R.
         num_videos: B.
@@ -354,9 +352,10 @@ def _gather_products(
     Returns:
         [R B, C_out], or `out`.
     """
-    out = x.new_empty(num_cells * num_videos, len(matrix)) if out is None else out
+    width = x.shape[1]
+    out = x.new_empty(num_cells * num_videos, matrix.shape[1]) if out is None else out
     for group in groups:
-        taps = matrix[:, group.first * width : group.last * width].mT
+        taps = matrix[group.first * width : group.last * width]
         for cells, block in _gathered(x, group, num_videos):
             out[_rows(cells, num_videos)] = block @ taps
     return out
