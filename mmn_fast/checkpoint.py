@@ -148,6 +148,26 @@ def save_model(model: LoadedModel, output: str | Path) -> Path:
     return output
 
 
+def model_from_state(
+    preset: Preset, text: TextEncoderConfig, state: Mapping[str, npt.NDArray[Any]], tokenizer: Tokenizer, source: str
+) -> LoadedModel:
+    """A model from weights in memory, as `load_model` gives it from files.
+
+    Args:
+        preset: sizes and conventions.
+        text: sizes of the text encoder.
+        state: arrays under official keys; float32 contiguous ones are taken without a copy.
+        tokenizer: the word pieces the text encoder was trained with.
+        source: where the weights come from, for messages.
+
+    Raises:
+        InputError: the weights are not those of the preset's model, or not finite.
+    """
+    arrays = {name: np.ascontiguousarray(array, np.float32) for name, array in state.items()}
+    check_state(arrays, preset, text, source)
+    return _checked(preset, text, arrays, tokenizer, _fingerprint(preset, arrays), Path(source))
+
+
 def state_shapes(preset: Preset, text: TextEncoderConfig) -> dict[str, Shape]:
     """Official state-dict keys of a model's parameters and statistics, with their shapes.
 

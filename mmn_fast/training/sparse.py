@@ -143,7 +143,7 @@ def _groups(sources: IntArray, absent: int, kernel: int, device: torch.device) -
 
     Rows only, because the taps of consecutive rows are consecutive in memory: the weights of a group are a view.
     """
-    in_row = (sources < absent).reshape(len(sources), kernel, kernel).any(2)  # [R, k]
+    in_row: npt.NDArray[np.bool_] = np.any((sources < absent).reshape(len(sources), kernel, kernel), axis=2)  # [R, k]
     first, last = in_row.argmax(1), kernel - in_row[:, ::-1].argmax(1)
     for low, high in sorted(set(zip(first.tolist(), last.tolist(), strict=True))):
         cells = np.flatnonzero((first == low) & (last == high))
@@ -192,7 +192,9 @@ def _moment_cells(feat2d: MomentMap, clips: Tensor) -> Tensor:
     if hasattr(feat2d, "convs"):
         steps = list(feat2d.convs)
     else:
-        kinds = [(3, 2) if level and not n else (2, 1) for level, c in enumerate(feat2d.pooling_counts) for n in range(c)]
+        kinds = [
+            (3, 2) if level and not n else (2, 1) for level, c in enumerate(feat2d.pooling_counts) for n in range(c)
+        ]
         steps = [nn.MaxPool1d(*kind) for kind in kinds]
     diagonals = [clips]
     for step in steps:
@@ -200,16 +202,19 @@ def _moment_cells(feat2d: MomentMap, clips: Tensor) -> Tensor:
     return torch.cat(diagonals, -1)
 
 
-def _layer(
-    x: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d, plan: TrainingLayer, num_videos: int, sync: Any
-) -> Tensor:
+def _layer(x: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d, plan: TrainingLayer, num_videos: int, sync: Any) -> Tensor:
     """Convolution, BatchNorm, ReLU and cell weights: [R_in B + 1, C_in] -> [R B + 1, C_out]."""
+    assert isinstance(conv, nn.Conv2d)
+    assert isinstance(norm, nn.BatchNorm2d)
     out, mean, variance = _SparseLayer.apply(
         x, conv.weight, conv.bias, norm.weight, norm.bias, norm.eps, plan, num_videos, sync
     )
     with torch.no_grad():
-        assert norm.running_mean is not None and norm.running_var is not None and norm.num_batches_tracked is not None
-        assert conv.bias is not None and norm.momentum is not None
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        assert norm.num_batches_tracked is not None
+        assert conv.bias is not None
+        assert norm.momentum is not None
         norm.num_batches_tracked += 1
         norm.running_mean.lerp_((mean + conv.bias).to(norm.running_mean.dtype), norm.momentum)
         norm.running_var.lerp_(variance.to(norm.running_var.dtype), norm.momentum)
