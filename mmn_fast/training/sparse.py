@@ -202,7 +202,7 @@ def _moment_cells(feat2d: MomentMap, clips: Tensor) -> Tensor:
     return torch.cat(diagonals, -1)
 
 
-def _layer(x: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d, plan: TrainingLayer, num_videos: int, sync: Any) -> Tensor:
+def _layer(x: Tensor, conv: nn.Module, norm: nn.Module, plan: TrainingLayer, num_videos: int, sync: Any) -> Tensor:
     """Convolution, BatchNorm, ReLU and cell weights: [R_in B + 1, C_in] -> [R B + 1, C_out]."""
     assert isinstance(conv, nn.Conv2d)
     assert isinstance(norm, nn.BatchNorm2d)
