@@ -36,6 +36,10 @@ TOLERANCES: dict[tuple[str, str], Tolerance] = {
     ("torch_backend", "bf16"): Tolerance(6e-2, 0, "8 layers of operands of 8 bits; seen 4.0e-2 (charades_small)"),
     ("torch_backend", "fp16"): Tolerance(1e-2, 0, "8 layers of operands of 11 bits; seen 8.0e-3 (charades_small)"),
     ("unit_norm", "fp32"): Tolerance(1e-6, 0, "a float32 norm of J squares"),
+    ("training_pass", "fp64"): Tolerance(
+        1e-10, 1e-10, "float64 sums of up to 400,000 cells in another order, through 8 layers and back"
+    ),
+    ("distributed", "fp64"): Tolerance(1e-10, 1e-10, "float64 sums taken per process and then added"),
     ("threads", "fp32"): Tolerance(2e-6, 0, "PyTorch may split a sum differently over threads; unit-norm outputs"),
 }
 

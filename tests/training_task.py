@@ -1,5 +1,6 @@
 """A grounding task that a tiny model learns in seconds: each word has a direction in feature space, which a video's
-clips take on while what the word names is happening."""
+clips take on while what the word names is happening.
+"""
 
 from __future__ import annotations
 

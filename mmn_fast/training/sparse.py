@@ -3,8 +3,8 @@ dense one.
 
 In training mode BatchNorm looks at every cell of a layer's dense map. A cell whose window holds no valid input is the
 convolution's bias, whatever the video: such cells are counted, not computed. All others enter the statistics, needed
-by a proposal or not, so they are all computed: 44 % of the dense products for a Charades-STA batch, 48 and 49 % for the
-two larger maps, when taps on known zeros are skipped as well.
+by a proposal or not, so they are all computed: 49 to 57 % of the dense products, as rows of taps on known zeros are
+skipped as well.
 
 A layer's cells are stored as rows [R B + 1, C]: row r B + b is cell r of video b, and the last row is zero, where taps
 without a valid input read. Symbols as in `mmn_fast.model`; R cells of a layer.
