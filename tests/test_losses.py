@@ -17,7 +17,7 @@ from mmn_fast.training.losses import (
     contrastive_loss,
     contrastive_loss_packed,
     iou_loss,
-    iou_scores_packed,
+    iou_logits_packed,
     pairwise_iou,
 )
 from mmn_fast.types import InputError
@@ -185,12 +185,12 @@ def test_contrastive_loss_refuses_counts_that_differ() -> None:
         contrastive_loss(case.map2d[1:], case.sentences, case.iou2d, case.moments, case.mask, case.params)
 
 
-def test_iou_scores_are_those_of_the_sentences_own_video() -> None:
+def test_iou_logits_are_those_of_the_sentences_own_video() -> None:
     proposals, sentences, _, _ = small_batch([2, 1, 4])
-    scores = iou_scores_packed(proposals, torch.cat(sentences), torch.tensor([0, 0, 1, 2, 2, 2, 2]))
+    logits = iou_logits_packed(proposals, torch.cat(sentences), torch.tensor([0, 0, 1, 2, 2, 2, 2]))
     expected = [
-        (10 * torch.cosine_similarity(proposals[v], sentence, dim=-1)).sigmoid()
+        10 * torch.cosine_similarity(proposals[v], sentence, dim=-1)
         for v, video_sentences in enumerate(sentences)
         for sentence in video_sentences
     ]
-    check_close(scores, torch.stack(expected), "losses", "fp64")
+    check_close(logits, torch.stack(expected), "losses", "fp64")

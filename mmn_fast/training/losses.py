@@ -28,7 +28,7 @@ __all__ = [
     "contrastive_loss_packed",
     "iou_loss",
     "iou_loss_packed",
-    "iou_scores_packed",
+    "iou_logits_packed",
     "pairwise_iou",
 ]
 
@@ -212,24 +212,27 @@ def iou_loss(
     """
     scores2d = scores2d if isinstance(scores2d, Tensor) else torch.cat(list(scores2d))
     iou2d = iou2d if isinstance(iou2d, Tensor) else torch.cat(list(iou2d))
-    return iou_loss_packed(scores2d[:, mask], iou2d[:, mask], min_iou, max_iou)
+    return F.binary_cross_entropy(scores2d[:, mask], _scaled(iou2d[:, mask], min_iou, max_iou))
 
 
-def iou_loss_packed(scores: Tensor, iou: Tensor, min_iou: float, max_iou: float) -> Tensor:
-    """`iou_loss` on packed proposals.
+def iou_loss_packed(logits: Tensor, iou: Tensor, min_iou: float, max_iou: float) -> Tensor:
+    """`iou_loss` on packed proposals, from the scores before their sigmoid.
 
     Args:
-        scores: [S, P], 0 to 1.
+        logits: [S, P], 10 cosine.
         iou: [S, P].
         min_iou: IoU that counts as 0.
         max_iou: IoU that counts as 1.
     """
-    target = ((iou - min_iou) / (max_iou - min_iou)).clamp(0, 1)
-    return F.binary_cross_entropy(scores, target)
+    return F.binary_cross_entropy_with_logits(logits, _scaled(iou, min_iou, max_iou))
 
 
-def iou_scores_packed(proposals: Tensor, sentences: Tensor, video_of: Tensor) -> Tensor:
-    """The iou branch's score of every sentence with the proposals of its own video.
+def _scaled(iou: Tensor, min_iou: float, max_iou: float) -> Tensor:
+    return ((iou - min_iou) / (max_iou - min_iou)).clamp(0, 1)
+
+
+def iou_logits_packed(proposals: Tensor, sentences: Tensor, video_of: Tensor) -> Tensor:
+    """The iou branch's logit of every sentence with the proposals of its own video.
 
     Args:
         proposals: [B, P, J], iou embeddings, not normalised.
@@ -237,7 +240,7 @@ def iou_scores_packed(proposals: Tensor, sentences: Tensor, video_of: Tensor) ->
         video_of: int64 [S], ascending.
 
     Returns:
-        [S, P], sigmoid(10 cosine).
+        [S, P], 10 cosine; the score is its sigmoid.
     """
     # Padded to the longest video, one batched product: [B, S_max, J] x [B, J, P].
     counts = torch.bincount(video_of, minlength=len(proposals))
@@ -246,7 +249,7 @@ def iou_scores_packed(proposals: Tensor, sentences: Tensor, video_of: Tensor) ->
     padded = unit.new_zeros(len(proposals), int(counts.max()), unit.shape[1])
     padded[video_of, place] = unit
     cosine = padded @ F.normalize(_wide(proposals), dim=-1).mT
-    return (10 * cosine[video_of, place]).sigmoid()
+    return 10 * cosine[video_of, place]
 
 
 def _wide(x: Tensor) -> Tensor:

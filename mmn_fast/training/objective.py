@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mmn_fast.model import MMN
 from mmn_fast.training.data import Batch
-from mmn_fast.training.losses import contrastive_loss_packed, iou_loss_packed, iou_scores_packed
+from mmn_fast.training.losses import contrastive_loss_packed, iou_loss_packed, iou_logits_packed
 from mmn_fast.training.sparse import encode_video
 
 Losses = Literal["full", "no-cross-video", "iou-only"]
@@ -57,8 +57,8 @@ class Objective(nn.Module):
         contrastive_s, iou_s = self.model.text_encoder(batch.token_ids, batch.lengths)
         # Losses in full precision, whatever the products were computed in.
         with torch.autocast(batch.iou.device.type, enabled=False):
-            scores = iou_scores_packed(iou_v, iou_s, batch.video_of)
-            loss_iou = iou_loss_packed(scores, batch.iou, params.min_iou, params.max_iou)
+            logits = iou_logits_packed(iou_v, iou_s, batch.video_of)
+            loss_iou = iou_loss_packed(logits, batch.iou, params.min_iou, params.max_iou)
             if self._losses == "iou-only":
                 # Zero times both branches, so that every parameter has a gradient in every process.
                 zero = 0 * (contrastive_v.sum() + contrastive_s.sum())
