@@ -111,6 +111,11 @@ def _player(duration_s: float) -> str:
 
 def _maps(queries: Sequence[GroundedQuery], duration_s: float, max_moments: int) -> str:
     options, pictures = [], []
+    key = "<span><i class='k-rank'>1</i>chosen, by rank</span>"
+    if any(query.truth_s for query in queries):
+        key += "<span><i class='k-truth'></i>true</span>"
+    if any(len(map_.cells) < map_.num_clips * (map_.num_clips + 1) // 2 for map_ in (q.map for q in queries) if map_):
+        key += "<span><i class='k-hatch'></i>not a proposal</span>"
     for place, query in enumerate(queries):
         options.append(f'<option value="{place}">{place + 1}. {text(query.sentence)}</option>')
         if query.map is None:
@@ -133,8 +138,7 @@ def _maps(queries: Sequence[GroundedQuery], duration_s: float, max_moments: int)
 <div class="bar"><h2>Moment map</h2><select id="choose" aria-label="Sentence">{"".join(options)}</select></div>
 {"".join(pictures)}
 <p id="cell" class="readout">A square is a moment: its start reads down, its end to the right.</p>
-<p class="key"><span><i class="k-rank">1</i>chosen, by rank</span><span><i class="k-truth"></i>true</span>\
-<span><i class="k-hatch"></i>not a proposal</span></p>
+<p class="key">{key}</p>
 </section>"""
 
 
@@ -192,11 +196,12 @@ def _timelines(
         blocks.append(
             f'<div class="track" data-query="{place}"><h3>{place + 1}. {text(query.sentence)}</h3>{picture}</div>'
         )
+    true = "<span><i class='k-true'></i>true</span>" if any(query.truth_s for query in queries) else ""
     hint = " Click a span to see it." if seekable else ""
     head = '<div id="head" class="playhead" aria-hidden="true"></div>' if seekable else ""
     return f"""<section class="panel">
 <div class="bar"><h2>Timelines</h2><p class="key"><span><i class="k-pred"></i>predicted, best first</span>\
-<span><i class="k-true"></i>true</span><span>time in seconds.{hint}</span></p></div>
+{true}<span>time in seconds.{hint}</span></p></div>
 <div class="scroll"><div class="tracks">{head}<div class="strip">{strip}</div>{"".join(blocks)}</div></div>
 </section>"""
 
