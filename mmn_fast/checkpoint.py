@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mmn_fast.hub import download, is_hub_id
+from mmn_fast.hub import check_arrived, download, is_hub_id
 from mmn_fast.presets import PRESETS, Preset, get_preset
 from mmn_fast.tokenizer import Tokenizer, load_tokenizer
 from mmn_fast.types import InputError, TextEncoderConfig
@@ -31,7 +31,6 @@ Shape = tuple[int, ...]
 
 FORMAT_VERSION = 1
 _FILES = ["config.json", "model.safetensors", "tokenizer.json"]
-_LFS_MAGIC = b"version https://git-lfs"
 _TORCH_MAGIC = (b"PK\x03\x04", b"\x80\x02")  # a zip archive, or before PyTorch 1.6 pickles in a row
 _HEAD_WIDTH = 64  # of every published BERT and DistilBERT; the number of heads leaves no trace in the tensors
 _BERT = "text_encoder.bert."
@@ -247,18 +246,7 @@ def _from_official(path: Path, preset: Preset, tokenizer: str | Path) -> LoadedM
 
 def _read_official(path: Path) -> State:
     """The model's float32 arrays of an official checkpoint, read without running any code that it holds."""
-    if path.is_dir():
-        raise InputError(f"checkpoint: {path} is a directory, expected an official .pth file")
-    try:
-        with path.open("rb") as file:
-            head = file.read(len(_LFS_MAGIC))
-    except OSError as error:
-        raise InputError(f"checkpoint: {path}: {error.strerror or error}") from None
-    if head == _LFS_MAGIC:
-        raise InputError(f"checkpoint: {path} is a Git-LFS pointer, not the file itself; run `git lfs pull` there")
-    if not head:
-        raise InputError(f"checkpoint: {path} is empty")
-    if not head.startswith(_TORCH_MAGIC):
+    if not check_arrived(path, f"checkpoint: {path}").startswith(_TORCH_MAGIC):
         raise InputError(f"checkpoint: {path} is not a PyTorch checkpoint")
     content = _torch_load(path)
     tree = content.get("model", content) if isinstance(content, Mapping) else content
@@ -352,9 +340,7 @@ def _read_safetensors(path: Path) -> State:
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
-    with path.open("rb") as file:
-        if file.read(len(_LFS_MAGIC)) == _LFS_MAGIC:
-            raise InputError(f"model: {path} is a Git-LFS pointer, not the file itself; run `git lfs pull` there")
+    check_arrived(path, f"model: {path}")
     try:
         state: State = load_file(str(path))
     except (SafetensorError, OSError, ValueError) as error:

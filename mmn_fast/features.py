@@ -20,13 +20,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from mmn_fast.hub import check_arrived
 from mmn_fast.presets import Preset
 from mmn_fast.types import FloatArray, InputError
 
 IntArray = npt.NDArray[np.int64]
 
 _EPS = 1e-12  # of torch.nn.functional.normalize
-_LFS_MAGIC = b"version https://git-lfs"
 # Rows are worked on in blocks that stay in a core's L2 cache (1 MiB of float32). A block has at most 128 rows so that
 # float32 sums over it lose little; longer spans add up the blocks' sums.
 _BLOCK_VALUES = 2**18
@@ -251,17 +251,7 @@ def _read_file(path: Path, key: str | None, where: str, lenient: bool = False) -
 def _check_file(path: Path, where: str) -> None:
     if path.is_dir():
         raise InputError(f"{where}: expected a file, got a directory; open_features reads one file per video")
-    try:
-        with path.open("rb") as file:
-            head = file.read(len(_LFS_MAGIC))
-    except FileNotFoundError:
-        raise InputError(f"{where}: no such file") from None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{where}: {_first_line(error)}") from None
-    if head == _LFS_MAGIC:
-        raise InputError(f"{where}: a Git-LFS pointer, not the file itself; run `git lfs pull` there")
-    if not head:
-        raise InputError(f"{where}: the file is empty")
+    check_arrived(path, where)
 
 
 def _read_npy(path: Path, key: str | None, where: str, lenient: bool) -> npt.NDArray[Any]:

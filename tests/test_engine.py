@@ -190,16 +190,12 @@ def test_seams_give_what_ground_gives(golden_engine: Engines) -> None:
     assert videos.contrastive.shape == videos.iou.shape == (3, 136, 24)
     assert text.contrastive.shape == text.iou.shape == (6, 24)
     assert videos.contrastive.dtype == text.iou.dtype == np.float32
-    np.testing.assert_allclose(np.linalg.norm(videos.iou, axis=-1), 1, **_unit())
+    check_close(np.linalg.norm(videos.iou, axis=-1), np.ones((3, 136)), "unit_norm")
     scored = engine.score(videos, text, top_k=7)
     grounded = engine.ground(batch, top_k=7)
     assert scored[0][:3] == grounded[0]
     assert scored[1][3:4] == grounded[1]
     assert scored[2][4:] == grounded[2]
-
-
-def _unit() -> dict[str, float]:
-    return {"atol": 1e-6, "rtol": 0}
 
 
 def _score_elsewhere(model: Path, videos: Path, text: Path, queue: Any) -> None:
@@ -249,7 +245,7 @@ def test_embeddings_of_another_model_are_refused(golden_engine: Engines) -> None
     ("spoil", "message"),
     [
         (lambda path: path.unlink(), "no such file"),
-        (lambda path: path.write_bytes(path.read_bytes()[:500]), "not a readable safetensors file"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-20]), "not a readable safetensors file"),
         (lambda path: path.write_bytes(b"text"), "not a readable safetensors file"),
     ],
 )
