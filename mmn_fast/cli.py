@@ -9,11 +9,14 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mmn_fast.types import BackendUnavailable, InputError
+
+if TYPE_CHECKING:
+    from mmn_fast.viz import Page
 
 app = typer.Typer(
     name="mmn-fast",
@@ -38,6 +41,7 @@ Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N
 Precision = Annotated[str, typer.Option("--precision", help="auto, fp32, bf16, fp16, fp8 or int8.")]
 BackendOption = Annotated[str, typer.Option("--backend", help="auto, or a name that `mmn-fast info` lists.")]
 Threads = Annotated[int | None, typer.Option("--threads", help="CPU threads; default $MMN_FAST_NUM_THREADS.")]
+Html = Annotated[Path | None, typer.Option("--html", help="Write a self-contained page here; must not exist.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
@@ -68,15 +72,24 @@ def ground(
     precision: Precision = "auto",
     backend: BackendOption = "auto",
     threads: Threads = None,
+    html: Html = None,
     as_json: AsJson = False,
 ) -> None:
     """Find the moments of one video that sentences describe."""
     from mmn_fast.features import load_features
     from mmn_fast.types import Query, Video
 
+    _check_html(html)
     video = Video(load_features(features), duration, video_id=features)
     engine = _load(model, preset, tokenizer, device, precision, backend, threads)
-    (result,) = engine.ground([Query(video, query)], top_k=top_k)
+    batch = [Query(video, query)]
+    (result,) = engine.ground(batch, top_k=top_k)
+    if html is not None:
+        from mmn_fast.viz import grounded, report
+
+        queries = grounded(query, result, maps=engine.score_maps(batch)[0], num_clips=engine.preset.num_clips)
+        notes = [f"preset {engine.preset.name}"]
+        _save_html(report(queries, duration, video_id=features, notes=notes, max_moments=top_k), html)
     if as_json:
         items = [
             {"query": sentence, "moments": [moment.to_dict() for moment in moments]}
@@ -115,13 +128,17 @@ def evaluate(
     precision: Precision = "auto",
     backend: BackendOption = "auto",
     threads: Threads = None,
+    html: Html = None,
     as_json: AsJson = False,
 ) -> None:
     """Evaluate a model on annotations: R@n,IoU@m and mIoU."""
     from mmn_fast.evaluation.datasets import read_annotations
+    from mmn_fast.evaluation.evaluate import QueryResult
     from mmn_fast.evaluation.evaluate import evaluate as run
     from mmn_fast.features import open_features
 
+    _check_html(html)
+    results: list[QueryResult] = []
     engine = _load(model, preset, tokenizer, device, precision, backend, threads)
     samples = read_annotations(annotations, engine.preset, durations=durations)
     with open_features(features, engine.preset.feature_key) as store:
@@ -135,7 +152,12 @@ def evaluate(
             skip_missing=skip_missing,
             batch_size=batch_size,
             progress=True,
+            on_result=None if html is None else results.append,
         )
+    if html is not None:
+        from mmn_fast.viz import evaluation_report
+
+        _save_html(evaluation_report(report, results, title=f"Evaluation on {annotations.name}"), html)
     typer.echo(json.dumps(report.to_dict(), indent=2) if as_json else report.table())
 
 
@@ -317,6 +339,18 @@ def _integers(option: str, text: str) -> tuple[int, ...]:
         return tuple(int(word) for word in text.split(",") if word.strip())
     except ValueError:
         raise InputError(f"{option}: expected integers separated by commas, got {text!r}") from None
+
+
+def _check_html(path: Path | None) -> None:
+    if path is not None:
+        from mmn_fast.viz import refuse_existing
+
+        refuse_existing(path, "--html")
+
+
+def _save_html(page: Page, path: Path) -> None:
+    page.save(path)
+    typer.echo(f"{path}: {path.stat().st_size / 2**20:.1f} MiB", err=True)
 
 
 def _size(directory: Path) -> str:

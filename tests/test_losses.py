@@ -16,8 +16,8 @@ from mmn_fast.training.losses import (
     LossParams,
     contrastive_loss,
     contrastive_loss_packed,
-    iou_loss,
     iou_logits_packed,
+    iou_loss,
     pairwise_iou,
 )
 from mmn_fast.types import InputError

@@ -26,9 +26,9 @@ __all__ = [
     "LossParams",
     "contrastive_loss",
     "contrastive_loss_packed",
+    "iou_logits_packed",
     "iou_loss",
     "iou_loss_packed",
-    "iou_logits_packed",
     "pairwise_iou",
 ]
 

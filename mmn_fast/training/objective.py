@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mmn_fast.model import MMN
 from mmn_fast.training.data import Batch
-from mmn_fast.training.losses import contrastive_loss_packed, iou_loss_packed, iou_logits_packed
+from mmn_fast.training.losses import contrastive_loss_packed, iou_logits_packed, iou_loss_packed
 from mmn_fast.training.sparse import encode_video
 
 Losses = Literal["full", "no-cross-video", "iou-only"]
