@@ -28,25 +28,40 @@ from mmn_fast.training.losses import pairwise_iou
 from mmn_fast.training.objective import Objective
 from mmn_fast.types import TextEncoderConfig
 
-# Four videos in the manner of Charades-STA: duration, and sentences with their moments, seconds.
+# Four videos of Charades-STA as published: duration, and sentences with their moments, seconds.
 VIDEOS = [
-    (33.67, [("a person is putting a book on a shelf", 24.3, 30.4), ("person begins to play on a phone", 5.2, 12.6)]),
     (
-        30.96,
+        30.75,
         [
-            ("person drinking from a cup of coffee", 0.0, 6.9),
-            ("person opens the door", 1.4, 9.0),
-            ("the person sits down in a chair", 18.0, 30.96),
+            ("person runs up the stairs.", 1.0, 11.0),
+            ("a person watches another run up some stairs.", 1.0, 11.0),
         ],
     ),
-    (31.62, [("a person they take off their shoes", 20.9, 29.7)]),
     (
-        24.75,
+        27.25,
         [
-            ("a person walks through a doorway holding a pillow", 0.0, 7.7),
-            ("person throws the pillow on the floor", 4.4, 11.4),
-            ("a person sneezes", 17.5, 24.2),
-            ("person closes the window", 12.1, 17.9),
+            ("person runs to the window to look out.", 9.3, 14.4),
+            ("a person sits in a chair.", 3.1, 11.8),
+            ("person runs to the window.", 9.3, 14.4),
+            ("person runs to the door.", 9.3, 14.4),
+            ("a person sits on a chair.", 3.1, 11.8),
+            ("the person sits in the chair momentarily.", 3.1, 11.8),
+        ],
+    ),
+    (
+        18.58,
+        [
+            ("a person stands in the bathroom holding a glass.", 0.0, 8.8),
+            ("the person takes a bag from the bottom cabinet.", 12.7, 18.58),
+        ],
+    ),
+    (
+        21.08,
+        [
+            ("person sits in a chair.", 13.2, 20.8),
+            ("person sits down on a chair.", 13.2, 20.8),
+            ("person throwing a blanket onto the vacuum.", 10.7, 16.5),
+            ("person they throw their clothes on to a nearby desk.", 6.9, 13.1),
         ],
     ),
 ]
