@@ -1,4 +1,4 @@
-"""The command line: `mmn-fast convert | ground | eval | train | info`.
+"""The command line: `mmn-fast convert | ground | eval | train | data | info`.
 
 Results go to stdout, progress and messages to stderr. Exit status 2 means bad input: one sentence says which
 argument, what was expected and what came.
@@ -159,6 +159,32 @@ def evaluate(
 
         _save_html(evaluation_report(report, results, title=f"Evaluation on {annotations.name}"), html)
     typer.echo(json.dumps(report.to_dict(), indent=2) if as_json else report.table())
+
+
+data = typer.Typer(help="Make data sets.", no_args_is_help=True)
+app.add_typer(data, name="data")
+
+
+@data.command()
+def shapes(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Directory to create; must not exist.")],
+    seed: Annotated[int, typer.Option("--seed", help="Another seed, other videos.")] = 0,
+    train: Annotated[int, typer.Option("--train", help="Videos to train on.")] = 2000,
+    val: Annotated[int, typer.Option("--val", help="Videos to validate on.")] = 100,
+    test: Annotated[int, typer.Option("--test", help="Videos to test on.")] = 200,
+    test_unseen: Annotated[
+        int, typer.Option("--test-unseen", help="Videos of combinations that are not in training.")
+    ] = 200,
+    video: Annotated[bool, typer.Option("--video", help="Also write mp4 files; needs imageio[ffmpeg].")] = False,
+    workers: Annotated[int | None, typer.Option("--workers", help="Processes; default one per core.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make the procedural data set: coloured shapes that enter, move, grow, swap, meet, with sentences and times."""
+    from mmn_fast.demo.shapes import write_dataset
+
+    counts = {"train": train, "val": val, "test": test, "test_unseen": test_unseen}
+    manifest = write_dataset(output, seed, counts, video, workers, progress=True)
+    typer.echo(json.dumps(manifest, indent=2) if as_json else f"{output}:\n{_lines(manifest, '  ')}")
 
 
 @app.command()
