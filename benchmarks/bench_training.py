@@ -28,15 +28,28 @@ from mmn_fast.training.losses import pairwise_iou
 from mmn_fast.training.objective import Objective
 from mmn_fast.types import TextEncoderConfig
 
-# Sentences of four videos of the Charades-STA training split with their moments and durations, seconds.
+# Four videos in the manner of Charades-STA: duration, and sentences with their moments, seconds.
 VIDEOS = [
     (33.67, [("a person is putting a book on a shelf", 24.3, 30.4), ("person begins to play on a phone", 5.2, 12.6)]),
-    (30.96, [("person drinking from a cup of coffee", 0.0, 6.9), ("person opens the door", 1.4, 9.0),
-             ("the person sits down in a chair", 18.0, 30.96)]),
-    (31.62, [("person they take off their shoes", 20.9, 29.7)]),
-    (24.75, [("a person walks through a doorway holding a pillow", 0.0, 7.7), ("person throws the pillow on the floor", 4.4, 11.4),
-             ("a person sneezes", 17.5, 24.2), ("person closes the window", 12.1, 17.9)]),
-]  # fmt: skip
+    (
+        30.96,
+        [
+            ("person drinking from a cup of coffee", 0.0, 6.9),
+            ("person opens the door", 1.4, 9.0),
+            ("the person sits down in a chair", 18.0, 30.96),
+        ],
+    ),
+    (31.62, [("a person they take off their shoes", 20.9, 29.7)]),
+    (
+        24.75,
+        [
+            ("a person walks through a doorway holding a pillow", 0.0, 7.7),
+            ("person throws the pillow on the floor", 4.4, 11.4),
+            ("a person sneezes", 17.5, 24.2),
+            ("person closes the window", 12.1, 17.9),
+        ],
+    ),
+]
 
 
 def make_batch(num_videos: int, preset_name: str, vocab_size: int) -> Batch:
@@ -193,8 +206,8 @@ def main() -> None:
     timings = alternate(steps, arguments.repeats, warmup=1)
     ratio = timings["official"].median_ms / timings["mmn_fast"].median_ms
     record(
-        "bench_training", timings, float(error.max()), preset=preset.name, threads=arguments.threads, batch=arguments.batch,
-        sentences=len(batch.video_of), precision="fp32", ratio=ratio,
+        "bench_training", timings, float(error.max()), preset=preset.name, threads=arguments.threads,
+        batch=arguments.batch, sentences=len(batch.video_of), precision="fp32", ratio=ratio,
         losses={name: losses.tolist() for name, losses in first.items()},
     )  # fmt: skip
     for name, timing in timings.items():
