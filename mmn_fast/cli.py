@@ -1,4 +1,4 @@
-"""The command line: `mmn-fast convert | ground | eval | train | data | info`.
+"""The command line: `mmn-fast convert | ground | eval | train | data | demo | info`.
 
 Results go to stdout, progress and messages to stderr. Exit status 2 means bad input: one sentence says which
 argument, what was expected and what came.
@@ -306,6 +306,32 @@ def train(
         typer.echo(f"mmn-fast: {stopped} (--resume)", err=True)
         raise typer.Exit(130) from None
     typer.echo(f"{result}: preset {chosen.name}, {_size(result)}")
+
+
+@app.command()
+def demo(
+    seed: Annotated[int | None, typer.Option("--seed", help="Which video; default another one each time.")] = None,
+    html: Annotated[Path, typer.Option("--html", help="Page to write; replaced if there.")] = Path(
+        "mmn-fast-demo.html"
+    ),
+    model: Annotated[str, typer.Option("--model", "-m", help="A model of this world.")] = "demo",
+    backend: BackendOption = "auto",
+    precision: Precision = "auto",
+    threads: Threads = None,
+    as_json: AsJson = False,
+) -> None:
+    """Draw a new video, ground its sentences with the model in the box, and write a page that shows both."""
+    import secrets
+
+    from mmn_fast.demo.show import demonstrate
+
+    seed = secrets.randbelow(10**6) if seed is None else seed
+    shown = demonstrate(_load(model, None, None, "auto", precision, backend, threads), seed)
+    shown.page().save(html, overwrite=True)
+    if as_json:
+        typer.echo(json.dumps({"seed": seed, "html": str(html), "results": shown.to_list()}, indent=2))
+        return
+    typer.echo(f"video {shown.video.video_id}, {shown.video.duration_s:.1f} s (--seed {seed})\n{shown.table()}\n{html}")
 
 
 @app.command()
