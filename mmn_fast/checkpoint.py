@@ -30,6 +30,8 @@ State = dict[str, npt.NDArray[Any]]
 Shape = tuple[int, ...]
 
 FORMAT_VERSION = 1
+DEMO_MODEL = Path(__file__).parent / "demo" / "model"
+"""The trained model that comes with the package: "demo"."""
 _FILES = ["config.json", "model.safetensors", "tokenizer.json"]
 _TORCH_MAGIC = (b"PK\x03\x04", b"\x80\x02")  # a zip archive, or before PyTorch 1.6 pickles in a row
 _HEAD_WIDTH = 64  # of every published BERT and DistilBERT; the number of heads leaves no trace in the tensors
@@ -63,7 +65,7 @@ def load_model(
     """Read a model.
 
     Args:
-        model: a converted directory, an official checkpoint file, or a hub id of a converted directory.
+        model: a converted directory, an official checkpoint file, a hub id of a converted directory, or "demo".
         preset: needed for a checkpoint file; for a directory only to insist on what it holds.
         tokenizer: needed for a checkpoint file; replaces the directory's own.
 
@@ -71,6 +73,8 @@ def load_model(
         InputError: nothing usable there; the message names the file, what was expected and what came.
     """
     path = Path(model)
+    if str(model) == "demo":  # before files of that name, which "./demo" still reaches
+        return _from_directory(DEMO_MODEL, preset, tokenizer)
     if path.is_file():
         if preset is None or tokenizer is None:
             missing = "preset=" if preset is None else "tokenizer="
@@ -78,8 +82,6 @@ def load_model(
         return _from_official(path, get_preset(preset), tokenizer)
     if path.is_dir():
         return _from_directory(path, preset, tokenizer)
-    if str(model) == "demo":
-        raise InputError("model 'demo': this version brings no trained model")
     if is_hub_id(model):
         return _from_directory(download(str(model), _FILES), preset, tokenizer)
     raise InputError(f"model: {path}: no such file or directory, and not a hub id (owner/name)")

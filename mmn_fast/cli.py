@@ -1,4 +1,4 @@
-"""The command line: `mmn-fast convert | ground | eval | train | info`.
+"""The command line: `mmn-fast convert | ground | eval | train | data | demo | info`.
 
 Results go to stdout, progress and messages to stderr. Exit status 2 means bad input: one sentence says which
 argument, what was expected and what came.
@@ -161,6 +161,32 @@ def evaluate(
     typer.echo(json.dumps(report.to_dict(), indent=2) if as_json else report.table())
 
 
+data = typer.Typer(help="Make data sets.", no_args_is_help=True)
+app.add_typer(data, name="data")
+
+
+@data.command()
+def shapes(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Directory to create; must not exist.")],
+    seed: Annotated[int, typer.Option("--seed", help="Another seed, other videos.")] = 0,
+    train: Annotated[int, typer.Option("--train", help="Videos to train on.")] = 2000,
+    val: Annotated[int, typer.Option("--val", help="Videos to validate on.")] = 100,
+    test: Annotated[int, typer.Option("--test", help="Videos to test on.")] = 200,
+    test_unseen: Annotated[
+        int, typer.Option("--test-unseen", help="Videos of combinations that are not in training.")
+    ] = 200,
+    video: Annotated[bool, typer.Option("--video", help="Also write mp4 files; needs imageio[ffmpeg].")] = False,
+    workers: Annotated[int | None, typer.Option("--workers", help="Processes; default one per core.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make the procedural data set: coloured shapes that enter, move, grow, swap, meet, with sentences and times."""
+    from mmn_fast.demo.shapes import write_dataset
+
+    counts = {"train": train, "val": val, "test": test, "test_unseen": test_unseen}
+    manifest = write_dataset(output, seed, counts, video, workers, progress=True)
+    typer.echo(json.dumps(manifest, indent=2) if as_json else f"{output}:\n{_lines(manifest, '  ')}")
+
+
 @app.command()
 def train(
     preset: Annotated[str, typer.Option("--preset", help="Preset or official YAML file.")],
@@ -280,6 +306,32 @@ def train(
         typer.echo(f"mmn-fast: {stopped} (--resume)", err=True)
         raise typer.Exit(130) from None
     typer.echo(f"{result}: preset {chosen.name}, {_size(result)}")
+
+
+@app.command()
+def demo(
+    seed: Annotated[int | None, typer.Option("--seed", help="Which video; default another one each time.")] = None,
+    html: Annotated[Path, typer.Option("--html", help="Page to write; replaced if there.")] = Path(
+        "mmn-fast-demo.html"
+    ),
+    model: Annotated[str, typer.Option("--model", "-m", help="A model of this world.")] = "demo",
+    backend: BackendOption = "auto",
+    precision: Precision = "auto",
+    threads: Threads = None,
+    as_json: AsJson = False,
+) -> None:
+    """Draw a new video, ground its sentences with the model in the box, and write a page that shows both."""
+    import secrets
+
+    from mmn_fast.demo.show import demonstrate
+
+    seed = secrets.randbelow(10**6) if seed is None else seed
+    shown = demonstrate(_load(model, None, None, "auto", precision, backend, threads), seed)
+    shown.page().save(html, overwrite=True)
+    if as_json:
+        typer.echo(json.dumps({"seed": seed, "html": str(html), "results": shown.to_list()}, indent=2))
+        return
+    typer.echo(f"video {shown.video.video_id}, {shown.video.duration_s:.1f} s (--seed {seed})\n{shown.table()}\n{html}")
 
 
 @app.command()
