@@ -13,7 +13,7 @@ import numpy as np
 from mmn_fast.backends import registry
 from mmn_fast.backends.base import Backend, Branches
 from mmn_fast.checkpoint import LoadedModel, load_model
-from mmn_fast.environment import default_model, default_threads
+from mmn_fast.environment import default_model, requested_threads
 from mmn_fast.features import check_duration, pre_clips
 from mmn_fast.geometry import cells_to_moments, plan_for
 from mmn_fast.postprocess import fuse_scores, select_moments, to_moments
@@ -52,7 +52,8 @@ def load(
     """Load a model into an engine.
 
     Args:
-        model: a converted directory (`mmn-fast convert`), a hub id of one, or an official `.pth` file.
+        model: a converted directory (`mmn-fast convert`, `mmn-fast train`), a hub id of one, an official `.pth` file,
+            or "demo", the small trained model that comes with the package.
         preset: for a `.pth` file: a preset's name, an official YAML file's path, or a `Preset`.
         tokenizer: for a `.pth` file: a directory, tokenizer.json, vocab.txt or hub id.
         device: "auto", "cpu", "cuda" or "cuda:N".
@@ -70,9 +71,7 @@ def load(
         raise InputError(f"device: expected auto, cpu, cuda or cuda:N, got {device!r}")
     if precision not in ("auto", *PRECISIONS):
         raise InputError(f"precision: expected auto or one of {', '.join(PRECISIONS)}, got {precision!r}")
-    threads = default_threads() if threads is None else threads
-    if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
-        raise InputError(f"threads: expected an integer >= 1, got {threads!r}")
+    threads = requested_threads(threads)
     chosen, passed_over = registry.resolve(backend, device, precision)
     loaded = load_model(model, preset, tokenizer)
     return Engine(loaded, chosen(loaded, device, precision, threads), passed_over=passed_over, progress=progress)

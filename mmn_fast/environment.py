@@ -10,6 +10,7 @@ MMN_FAST_LOG          level of the "mmn_fast" logger: debug, info, warning, erro
 from __future__ import annotations
 
 import logging
+import operator
 import os
 import warnings
 from pathlib import Path
@@ -22,18 +23,25 @@ def default_model() -> str | None:
     return os.environ.get("MMN_FAST_MODEL") or None
 
 
-def default_threads() -> int | None:
-    """`MMN_FAST_NUM_THREADS`, or None.
+def requested_threads(threads: int | None) -> int | None:
+    """CPU threads asked for: `threads`, else `MMN_FAST_NUM_THREADS`, else None.
 
     Raises:
-        InputError: it is not an integer >= 1.
+        InputError: it is no whole number from 1 to 4096.
     """
-    value = os.environ.get("MMN_FAST_NUM_THREADS")
-    if not value:
-        return None
-    if not value.isdecimal() or int(value) < 1:
-        raise InputError(f"MMN_FAST_NUM_THREADS: expected an integer >= 1, got {value!r}")
-    return int(value)
+    source: str = "threads"
+    given: object = threads
+    if threads is None:
+        source, given = "MMN_FAST_NUM_THREADS", os.environ.get("MMN_FAST_NUM_THREADS")
+        if not given:
+            return None
+    try:
+        count = int(given) if isinstance(given, str) else operator.index(given)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        count = 0
+    if not 1 <= count <= 4096 or isinstance(given, bool):
+        raise InputError(f"{source}: expected a whole number from 1 to 4096, got {given!r}")
+    return count
 
 
 def cache_dir() -> Path | None:

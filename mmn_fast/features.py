@@ -20,13 +20,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from mmn_fast.hub import check_arrived
 from mmn_fast.presets import Preset
 from mmn_fast.types import FloatArray, InputError
 
 IntArray = npt.NDArray[np.int64]
 
 _EPS = 1e-12  # of torch.nn.functional.normalize
-_LFS_MAGIC = b"version https://git-lfs"
 # Rows are worked on in blocks that stay in a core's L2 cache (1 MiB of float32). A block has at most 128 rows so that
 # float32 sums over it lose little; longer spans add up the blocks' sums.
 _BLOCK_VALUES = 2**18
@@ -64,16 +64,17 @@ def check_duration(duration_s: Any, name: str = "duration_s") -> float:
     Raises:
         InputError: no real number (a bool or text is none), not positive, or not finite.
     """
+    kind = type(duration_s).__name__
     if isinstance(duration_s, numbers.Real) and not isinstance(duration_s, bool):
         try:
             seconds = float(duration_s)
-        except OverflowError:  # a huge int
-            seconds = math.inf
-        if np.finfo(np.float32).tiny <= seconds <= np.finfo(np.float32).max:
+        except OverflowError:  # a huge int, which repr may refuse as well
+            seconds = duration_s = math.inf
+        if float(np.finfo(np.float32).tiny) <= seconds <= float(np.finfo(np.float32).max):
             return seconds
-    got = repr(duration_s)
+    got = " ".join(repr(duration_s).split())
     got = got if len(got) <= 60 else f"{got[:60]}..."
-    raise InputError(f"{name}: expected a positive, finite number of seconds, got {got} ({type(duration_s).__name__})")
+    raise InputError(f"{name}: expected a positive, finite number of seconds, got {got} ({kind})")
 
 
 def pre_clips(features: Any, preset: Preset, name: str = "features") -> FloatArray:
@@ -250,17 +251,7 @@ def _read_file(path: Path, key: str | None, where: str, lenient: bool = False) -
 def _check_file(path: Path, where: str) -> None:
     if path.is_dir():
         raise InputError(f"{where}: expected a file, got a directory; open_features reads one file per video")
-    try:
-        with path.open("rb") as file:
-            head = file.read(len(_LFS_MAGIC))
-    except FileNotFoundError:
-        raise InputError(f"{where}: no such file") from None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{where}: {_first_line(error)}") from None
-    if head == _LFS_MAGIC:
-        raise InputError(f"{where}: a Git-LFS pointer, not the file itself; run `git lfs pull` there")
-    if not head:
-        raise InputError(f"{where}: the file is empty")
+    check_arrived(path, where)
 
 
 def _read_npy(path: Path, key: str | None, where: str, lenient: bool) -> npt.NDArray[Any]:
@@ -343,9 +334,8 @@ def _read_hdf5(path: Path, key: str | None, where: str, lenient: bool) -> npt.ND
             if not part:
                 continue
             if not isinstance(node, h5py.Group):
-                raise InputError(f"{where}: {node.name} is a dataset, got key {key!r} below it")
-            # `in` first: indexing cannot tell a missing member from a damaged one.
-            node = node[_pick(node, part, f"{where}::{node.name}", False)]
+                raise InputError(f"{_inside(where, node)} is a dataset, got key {key!r} below it")
+            node = node[_pick(node, part, _inside(where, node), False)]
         return _read_dataset(node, None, where)
 
 
@@ -358,9 +348,14 @@ def _read_dataset(node: Any, key: str | None, where: str) -> npt.NDArray[Any]:
     if isinstance(node, h5py.Group):
         first = list(itertools.islice(_datasets(node), 2))  # a file may hold thousands of videos
         if len(first) != 1:
-            raise InputError(f"{where}::{node.name}: {_choice(node)}")
+            raise InputError(f"{_inside(where, node)}: {_choice(node)}")
         node = first[0]
     return np.asarray(node[()])
+
+
+def _inside(where: str, node: Any) -> str:
+    """A place in an HDF5 file, spelled FILE::KEY as the caller may."""
+    return f"{where}::{node.name.strip('/')}".removesuffix("::")
 
 
 def _datasets(group: Any) -> Iterator[Any]:
@@ -431,12 +426,13 @@ class FeatureStore(ABC):
     """
 
     def __init__(self, path: Path, feature_key: str | None, ids: Collection[str]) -> None:
-        if not ids:
-            raise InputError(f"path: {path}: expected features of at least one video, got none")
         self.path = path
         self.feature_key = feature_key
         self._ids = dict.fromkeys(ids)
         self._closed = False
+        if not ids:
+            self.close()
+            raise InputError(f"path: {path}: expected features of at least one video, got none")
 
     def __contains__(self, vid: object) -> bool:
         return isinstance(vid, str) and vid in self._ids

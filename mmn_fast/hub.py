@@ -1,4 +1,4 @@
-"""Files from the Hugging Face hub."""
+"""Files that come from elsewhere: from the Hugging Face hub, or through Git-LFS."""
 
 from __future__ import annotations
 
@@ -42,3 +42,30 @@ def download(repo_id: str, files: list[str]) -> Path:
     if missing:
         raise InputError(f"{repo_id}: the hub repository has no {', '.join(missing)}")
     return root
+
+
+def check_arrived(path: Path, where: str) -> bytes:
+    """Refuse a file that is absent, empty, or stands for another.
+
+    Args:
+        path: the file.
+        where: how messages call it.
+
+    Returns:
+        Its first bytes, at most 64.
+
+    Raises:
+        InputError: a directory, not readable, empty, or a Git-LFS pointer.
+    """
+    try:
+        with path.open("rb") as file:
+            head = file.read(64)
+    except FileNotFoundError:
+        raise InputError(f"{where}: no such file") from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        raise InputError(f"{where}: {getattr(error, 'strerror', None) or error}") from None
+    if not head:
+        raise InputError(f"{where} is empty")
+    if head.startswith(b"version https://git-lfs"):
+        raise InputError(f"{where} is a Git-LFS pointer, not the file itself; run `git lfs pull` there")
+    return head

@@ -10,19 +10,23 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import nn
 
 from mmn_fast.backends.base import Backend, Branches
 from mmn_fast.checkpoint import LoadedModel
-from mmn_fast.model import build_model
+from mmn_fast.model import MMN, build_model
 from mmn_fast.types import FloatArray
 
-_PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_PRECISIONS: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 # torch.set_num_threads is a setting of the process: one call at a time may change it, and puts it back.
 _THREADS_LOCK = threading.RLock()
 
 
 class TorchBackend(Backend):
-    """Plain PyTorch, fp32 or autocast to bf16 or fp16.
+    """Plain PyTorch in float32.
+
+    For bf16 and fp16 the operands of every convolution and linear layer are rounded to that precision and multiplied
+    in float32: slower than fp32, and the yardstick for what a fast path in that precision may lose.
 
     Videos and sentences go through one at a time and unpadded: PyTorch picks its algorithms by shape, so that is
     what makes a result independent of the rest of the batch, bit for bit.
@@ -49,12 +53,13 @@ class TorchBackend(Backend):
         self.precision = "fp32" if precision == "auto" else precision
         self.threads = threads
         self.net = build_model(model.preset, model.text, model.state).requires_grad_(False).to(self.device)
+        dtype = _PRECISIONS[self.precision]
+        if dtype is not None:
+            _round_operands(self.net, dtype)
 
     @contextmanager
     def _running(self) -> Iterator[None]:
-        dtype = _PRECISIONS[self.precision]
-        autocast = torch.autocast(self.device.type, dtype=dtype, enabled=dtype != torch.float32)
-        with torch.inference_mode(), autocast:
+        with torch.inference_mode():
             if self.threads is None:
                 yield
                 return
@@ -105,5 +110,19 @@ class TorchBackend(Backend):
         """One array per branch from results with a leading axis of one; a float32 copy on the CPU."""
         if not items:
             return np.empty((0, *shape), np.float32), np.empty((0, *shape), np.float32)
-        contrastive, iou = (torch.cat(branch).float().cpu().numpy() for branch in zip(*items, strict=True))
+        contrastive, iou = (torch.cat(branch).cpu().numpy() for branch in zip(*items, strict=True))
         return contrastive, iou
+
+
+def _round_operands(net: MMN, dtype: torch.dtype) -> None:
+    """Make every convolution and linear layer round its weight (now) and its input (on each call) to `dtype`."""
+
+    def round_input(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        return (inputs[0].to(dtype).float(), *inputs[1:])
+
+    for module in net.modules():
+        if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Linear)):
+            module.weight = nn.Parameter(module.weight.to(dtype).float(), requires_grad=False)
+            module.register_forward_pre_hook(round_input)
+    # ClipPool hands its convolution's weight to a function: its own input is that operand.
+    net.featpool.register_forward_pre_hook(round_input)

@@ -6,13 +6,15 @@ A torch CPU tensor passes as `tensor.numpy()`. This module imports torch in the 
 
 from __future__ import annotations
 
+import operator
 import os
 from collections.abc import Sequence
-from operator import index
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+
+from mmn_fast.environment import requested_threads
 
 if TYPE_CHECKING:
     import torch
@@ -42,25 +44,14 @@ __all__ = [
 
 
 def num_threads(threads: int | None = None) -> int:
-    """Threads that an op uses: `threads`, else $MMN_FAST_NUM_THREADS, else as many as this process may run on.
+    """Threads that an op uses: `threads`, else `MMN_FAST_NUM_THREADS`, else as many as this process may run on.
 
     Raises:
-        ValueError: It is no whole number from 1 to 4096.
+        InputError: It is no whole number from 1 to 4096.
     """
-    source: str = "threads"
-    given: str | int | None = threads
-    if given is None:
-        source, given = "MMN_FAST_NUM_THREADS", os.environ.get("MMN_FAST_NUM_THREADS") or None
-    if given is None:
-        # Not os.cpu_count(): a container or taskset may grant fewer. macOS has no affinity.
-        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        count = int(given) if isinstance(given, str) else index(given)
-    except (TypeError, ValueError):
-        count = 0
-    if not 1 <= count <= 4096:
-        raise ValueError(f"{source}: expected a whole number from 1 to 4096, got {given!r}")
-    return count
+    # Not os.cpu_count(): a container or taskset may grant fewer. macOS has no affinity.
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return requested_threads(threads) or cores
 
 
 def sparse_max_pool(
@@ -225,7 +216,7 @@ def _require_arrays(**arrays: object) -> None:
 
 def _require_top_k(top_k: int) -> int:
     try:
-        count = index(top_k)
+        count = operator.index(top_k)
     except TypeError:
         raise TypeError(f"top_k: expected a whole number, got {top_k!r}") from None
     if count < 1:

@@ -1,0 +1,219 @@
+"""The commands, run as a user runs them: what they print, what they write, and exit status 2 for bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from tests.golden import cases, recipe
+
+CASE = cases.load("charades_small")
+Files = Callable[[str], Path]
+
+# The sizes of the golden case on the official configuration file, as a user would write them.
+YAML = """
+MODEL:
+  MMN:
+    NUM_CLIPS: 16
+    JOINT_SPACE_SIZE: 24
+    FEATPOOL: {INPUT_SIZE: 20, HIDDEN_SIZE: 32, KERNEL_SIZE: 2}
+    FEAT2D: {NAME: pool, POOLING_COUNTS: [15]}
+    PREDICTOR: {HIDDEN_SIZE: 48, KERNEL_SIZE: 5, NUM_STACK_LAYERS: 8}
+DATASETS: {NAME: charades}
+INPUT: {NUM_PRE_CLIPS: 32}
+"""
+
+
+def _run(*arguments: object, status: int = 0, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "mmn_fast", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **(env or {})}, timeout=300)
+    assert done.returncode == status, done.stderr
+    if status == 2:
+        assert done.stdout == ""
+        assert "Traceback" not in done.stderr
+    return done
+
+
+def _refusal(*arguments: object, env: dict[str, str] | None = None) -> str:
+    """The one sentence that a refused call prints."""
+    lines = _run(*arguments, status=2, env=env).stderr.strip().splitlines()
+    assert len(lines) == 1, lines
+    return lines[0]
+
+
+@pytest.fixture
+def files(golden_files: Files, tmp_path: Path) -> Path:
+    """Official checkpoint, features and tokenizer of the case, with its configuration file."""
+    (tmp_path / "official.yaml").write_text(YAML)
+    for name in ("model.pth", "features.h5", "vocab.txt"):
+        (tmp_path / name).symlink_to(golden_files(CASE.name) / name)
+    return tmp_path
+
+
+def _annotations(path: Path, num_videos: int = 3) -> Path:
+    content = {
+        video.video_id: {
+            "duration": video.duration_s,
+            "timestamps": [[1.0, 5.0]] * len(video.sentences),
+            "sentences": video.sentences,
+        }
+        for video in CASE.videos[:num_videos]
+    }
+    path.write_text(json.dumps(content))
+    return path
+
+
+def test_convert_then_ground_gives_the_official_moments(files: Path) -> None:
+    done = _run(
+        *("convert", files / "model.pth", "--preset", files / "official.yaml"),
+        *("--tokenizer", files / "vocab.txt", "-o", files / "model"),
+    )
+    assert str(files / "model") in done.stdout
+    video = CASE.videos[2]
+    ground = ["ground", "--model", files / "model", "--features", f"{files / 'features.h5'}::{video.video_id}"]
+    ground += ["--duration", video.duration_s, "--top-k", 3]
+    for sentence in video.sentences:
+        ground += ["--query", sentence]
+    text = _run(*ground).stdout
+    assert text.index(video.sentences[0]) < text.index(video.sentences[1])
+    assert f"{video.moments[0][0][0]:.2f} s" in text
+    content = json.loads(_run(*ground, "--json").stdout)
+    assert [result["query"] for result in content["results"]] == video.sentences
+    for result, official in zip(content["results"], video.moments, strict=True):
+        ours = [[moment["start_s"], moment["end_s"]] for moment in result["moments"]]
+        np.testing.assert_array_equal(np.float32(ours), official[:3])
+
+
+def test_model_may_come_from_the_environment(golden_model: Files, files: Path) -> None:
+    arguments = ["ground", "--features", f"{files / 'features.h5'}::video0", "--duration", 9, "-q", "a", "--json"]
+    with_option = _run(*arguments, "--model", golden_model(CASE.name)).stdout
+    assert _run(*arguments, env={"MMN_FAST_MODEL": str(golden_model(CASE.name))}).stdout == with_option
+
+
+def test_eval_prints_the_official_table_and_writes_predictions(golden_model: Files, files: Path) -> None:
+    annotations = _annotations(files / "test.json")
+    arguments = ["eval", "--model", golden_model(CASE.name), "--annotations", annotations]
+    arguments += ["--features", files / "features.h5"]
+    done = _run(*arguments, "--predictions", files / "out.jsonl")
+    for word in ("R@1,IoU@0.5", "R@5,IoU@0.7", "mIoU", "mmn"):
+        assert word in done.stdout
+    lines = [json.loads(line) for line in (files / "out.jsonl").read_text().splitlines()]
+    assert len(lines) == 6
+    assert set(lines[0]) == {"qid", "query", "vid", "pred_relevant_windows"}
+    np.testing.assert_allclose(lines[0]["pred_relevant_windows"][0][:2], CASE.videos[0].moments[0][0])
+    report = json.loads(_run(*arguments, "--json", "--protocol", "2dtan", "--limit", 1).stdout)
+    assert report["protocol"] == "2dtan"
+    assert report["num_videos"] == 1
+    assert "out.jsonl" in _refusal(*arguments, "--predictions", files / "out.jsonl")
+
+
+def test_eval_names_videos_without_features(golden_model: Files, files: Path) -> None:
+    content = json.loads(_annotations(files / "test.json").read_text())
+    content["nowhere"] = {"duration": 10.0, "timestamps": [[1, 2]], "sentences": ["a"]}
+    (files / "test.json").write_text(json.dumps(content))
+    arguments = ["eval", "--model", golden_model(CASE.name), "--annotations", files / "test.json"]
+    arguments += ["--features", files / "features.h5"]
+    assert "nowhere" in _refusal(*arguments)
+    report = json.loads(_run(*arguments, "--skip-missing", "--json").stdout)
+    assert (report["num_videos"], report["num_skipped"]) == (3, 1)
+
+
+def test_info_says_what_can_run(golden_model: Files) -> None:
+    facts = json.loads(_run("info", "--json").stdout)
+    assert facts["backends"]["torch"] == "available"
+    assert facts["presets"] == ["charades-sta", "activitynet-captions", "tacos", "hc-stvg"]
+    text = _run("info", "--model", golden_model(CASE.name)).stdout
+    assert "preset: charades_small" in text
+    assert "cpu_isa:" in text
+
+
+def test_info_says_why_a_device_cannot_be_used() -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("there is a CUDA device")
+    facts = json.loads(_run("info", "--device", "cuda", "--json").stdout)
+    assert "sees no CUDA device" in facts["backends"]["torch"]
+
+
+def _bad_row(path: Path) -> Path:
+    features = np.ones((30, 20), np.float32)
+    features[17, 2] = np.nan
+    np.save(path, features)
+    return path
+
+
+def test_ground_refuses_bad_input_in_one_sentence(golden_model: Files, files: Path) -> None:
+    np.save(files / "wide.npy", np.ones((5, 21), np.float32))
+    np.save(files / "none.npy", np.ones((0, 20), np.float32))
+    good = ["--model", golden_model(CASE.name), "--query", "a"]
+    h5 = f"{files / 'features.h5'}::video0"
+    for arguments, message in [
+        ([*good, "--features", files / "wide.npy", "--duration", 3], "expected"),
+        ([*good, "--features", files / "none.npy", "--duration", 3], "with n_src >= 1, got float32 [0, 20]"),
+        ([*good, "--features", _bad_row(files / "nan.npy"), "--duration", 3], "row 17"),
+        ([*good, "--features", files / "absent.npy", "--duration", 3], "no such file"),
+        ([*good, "--features", f"{files / 'features.h5'}::video9", "--duration", 3], "video9"),
+        ([*good, "--features", h5, "--duration", 0], "duration"),
+        ([*good, "--features", h5, "--duration", "nan"], "duration"),
+        ([*good, "--features", h5, "--duration", 3, "--top-k", 0], "top_k: expected an integer >= 1, got 0"),
+        ([*good, "--features", h5, "--duration", 3, "--backend", "jax"], "backend: expected one of auto"),
+        ([*good, "--features", h5, "--duration", 3, "--device", "cuda:77"], "device 'cuda:77'"),
+        (["--query", "a", "--features", h5, "--duration", 3], "--model: give a converted directory"),
+        (["--model", files, "--query", "a", "--features", h5, "--duration", 3], "is not a converted directory"),
+        (["--model", files / "model.pth", "--query", "a", "--features", h5, "--duration", 3], "preset= is missing"),
+    ]:
+        assert message in _refusal("ground", *arguments)
+
+
+def test_convert_refuses_bad_input_and_writes_nothing(files: Path) -> None:
+    (files / "pointer.pth").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n")
+    (files / "short.pth").write_bytes((files / "model.pth").read_bytes()[:5000])
+    (files / "there").mkdir()
+    before = sorted(files.iterdir())
+    tokenizer, preset, output = (
+        ["--tokenizer", files / "vocab.txt"],
+        ["--preset", files / "official.yaml"],
+        ["-o", files / "new"],
+    )
+    for arguments, message in [
+        ([files / "pointer.pth", *preset, *tokenizer, *output], "is a Git-LFS pointer"),
+        ([files / "short.pth", *preset, *tokenizer, *output], "truncated or damaged"),
+        ([files / "absent.pth", *preset, *tokenizer, *output], "no such file"),
+        ([files / "model.pth", "--preset", "charades-sta", *tokenizer, *output], "preset 'charades-sta' expects"),
+        ([files / "model.pth", "--preset", "didemo", *tokenizer, *output], "preset: expected one of"),
+        ([files / "model.pth", *preset, "--tokenizer", files / "absent", *output], "tokenizer: "),
+        ([files / "model.pth", *preset, *tokenizer, "-o", files / "there"], "there exists"),
+    ]:
+        assert message in _refusal("convert", *arguments)
+        assert sorted(files.iterdir()) == before
+
+
+def test_a_missing_option_is_status_2(files: Path) -> None:
+    done = _run("ground", "--features", files / "features.h5", status=2)
+    assert "--duration" in done.stderr
+
+
+def test_eval_reads_the_published_layouts(golden_model: Files, tmp_path: Path) -> None:
+    """A video is a dataset in Charades-STA's and TACoS's files and a group in ActivityNet's; both open."""
+    _annotations(tmp_path / "test.json", num_videos=1)
+    features = recipe.clip_features(11, 41, 20)
+    with h5py.File(tmp_path / "group.h5", "w") as file:
+        file["video0/c3d_features"] = features
+    with h5py.File(tmp_path / "plain.h5", "w") as file:
+        file["video0"] = features
+    reports = []
+    for name in ("group.h5", "plain.h5"):
+        arguments = ["--model", golden_model(CASE.name), "--annotations", tmp_path / "test.json"]
+        report = json.loads(_run("eval", *arguments, "--features", tmp_path / name, "--json").stdout)
+        report.pop("seconds")
+        reports.append(report)
+    assert reports[0] == reports[1]

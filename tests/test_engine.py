@@ -1,0 +1,438 @@
+"""The engine on golden cases: official outputs, batch independence, seams, and what it refuses."""
+
+from __future__ import annotations
+
+import multiprocessing
+import pickle
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import mmn_fast
+from mmn_fast.engine import Engine
+from mmn_fast.geometry import cells_to_moments
+from mmn_fast.presets import Preset
+from mmn_fast.types import BackendUnavailable, InputError, TextEmbeddings, VideoEmbeddings
+from tests.golden import cases
+from tests.tolerances import check_close
+
+Engines = Callable[[str], Engine]
+GOLDEN = [*cases.SMALL, *(pytest.param(name, marks=pytest.mark.full) for name in cases.FULL)]
+SMALL = cases.load("charades_small")
+
+
+def _batch(case: cases.GoldenCase) -> list[mmn_fast.Query]:
+    return [
+        mmn_fast.Query(mmn_fast.Video(video.features, video.duration_s, video.video_id), video.sentences)
+        for video in case.videos
+    ]
+
+
+def _same_maps(one: Any, other: Any) -> bool:
+    return all(np.array_equal(one[name], other[name]) for name in one.keys())  # noqa: SIM118 - not a dict
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_engine_gives_the_official_maps_and_moments(name: str, golden_engine: Engines) -> None:
+    case, engine = cases.load(name), golden_engine(name)
+    maps = engine.score_maps(_batch(case))
+    for video, ours in zip(case.videos, maps, strict=True):
+        np.testing.assert_array_equal(ours.cells, case.arrays["valid"])
+        check_close(ours.contrastive, video.contrastive, "golden_maps", what=f"{video.video_id} contrastive")
+        check_close(ours.iou, video.iou, "golden_maps", what=f"{video.video_id} iou")
+        if video.fused is None:
+            check_close(ours.fused, video.contrastive * video.iou, "golden_maps", what=f"{video.video_id} fused")
+        else:
+            check_close(ours.fused, video.fused, "golden_maps", what=f"{video.video_id} fused")
+    for video, query_maps, sentences in zip(case.videos, maps, engine.ground(_batch(case), top_k=20), strict=True):
+        seconds = cells_to_moments(query_maps.cells, video.duration_s, case.preset.num_clips)
+        for official, fused, moments in zip(video.moments, query_maps.fused, sentences, strict=False):
+            _check_moments(official, fused, seconds, moments)
+
+
+def _check_moments(
+    official: np.ndarray, fused: np.ndarray, seconds: np.ndarray, moments: list[mmn_fast.Moment]
+) -> None:
+    """The official moments in the official order, but where scores are too close to tell."""
+    assert len(moments) == len(official)
+    ours = np.array([[moment.start_s, moment.end_s] for moment in moments])
+    differs = np.flatnonzero(np.abs(ours - official).max(1) > 1e-3)
+    if not len(differs):
+        check_close(ours, official, "golden_moments")
+        return
+    # From the first difference on, the two lists may only differ by the order of a tie.
+    first = differs[0]
+    theirs = np.flatnonzero((np.abs(seconds - official[first]).max(1)) < 1e-3)
+    assert len(theirs) == 1
+    check_close(fused[theirs[0]], moments[first].score, "score_ties", what=f"moment {first}")
+
+
+def test_results_do_not_depend_on_the_batch(golden_engine: Engines) -> None:
+    for name in cases.SMALL:
+        case, engine = cases.load(name), golden_engine(name)
+        batch = _batch(case)
+        together = engine.score_maps(batch)
+        backwards = engine.score_maps(batch[::-1])[::-1]
+        for query, one, other in zip(batch, together, backwards, strict=True):
+            assert _same_maps(one, other)
+            assert _same_maps(one, engine.score_maps([query])[0])
+            for number, sentence in enumerate(query.sentences):
+                (alone,) = engine.score_maps([mmn_fast.Query(query.video, [sentence])])
+                assert np.array_equal(alone.fused[0], one.fused[number])
+
+
+def test_results_do_not_depend_on_the_number_of_threads(golden_model: Callable[[str], Path]) -> None:
+    for name in ("charades_small", "tacos_small"):
+        batch = _batch(cases.load(name))
+        maps = [mmn_fast.load(golden_model(name), threads=threads).score_maps(batch) for threads in (1, 2)]
+        for one, two in zip(*maps, strict=True):
+            for field in ("contrastive", "iou", "fused"):
+                check_close(one[field], two[field], "threads", what=field)
+
+
+def test_threads_leave_the_process_setting_alone(golden_model: Callable[[str], Path]) -> None:
+    before = torch.get_num_threads()
+    engine = mmn_fast.load(golden_model("charades_small"), threads=1)
+    engine.ground(_batch(SMALL))
+    assert torch.get_num_threads() == before
+    assert engine.info()["threads"] == 1
+
+
+class _CountingBackend:
+    """Hands everything on and counts what is encoded."""
+
+    def __init__(self, inner: Any) -> None:
+        self.inner, self.videos, self.sentences, self.threads = inner, 0, 0, None
+
+    def encode_video(self, pre_clips: np.ndarray) -> Any:
+        self.videos += len(pre_clips)
+        return self.inner.encode_video(pre_clips)
+
+    def encode_text(self, token_ids: Any) -> Any:
+        self.sentences += len(token_ids)
+        return self.inner.encode_text(token_ids)
+
+    def score(self, video: Any, text: Any) -> Any:
+        return self.inner.score(video, text)
+
+
+def _counting(engine: Engine) -> tuple[Engine, _CountingBackend]:
+    backend = _CountingBackend(engine._backend)
+    return Engine(engine._model, backend), backend  # type: ignore[arg-type]
+
+
+def test_a_repeated_video_or_sentence_is_encoded_once(golden_engine: Engines) -> None:
+    engine, counts = _counting(golden_engine("charades_small"))
+    video, other = SMALL.videos[0], SMALL.videos[1]
+    first = mmn_fast.Video(video.features, 30.0, "a")
+    batch = [
+        mmn_fast.Query(first, ["one", "two"]),
+        mmn_fast.Query(mmn_fast.Video(other.features, 10.0), ["one"]),
+        mmn_fast.Query(first, ["two"]),
+        mmn_fast.Query(mmn_fast.Video(video.features, 60.0, "other length"), ["one"]),
+        mmn_fast.Query(mmn_fast.Video(video.features.copy(), 30.0, "read twice"), ["one"]),
+    ]
+    result = engine.ground(batch)
+    assert (counts.videos, counts.sentences) == (2, 2)
+    assert result[0][1] == result[2][0]
+    assert result[0][0] == result[4][0]
+    assert [moment.start_s * 2 for moment in result[0][0]] == [moment.start_s for moment in result[3][0]]
+
+
+def test_many_videos_are_encoded_in_bounded_groups(golden_engine: Engines, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mmn_fast.engine._VIDEOS_AT_ONCE", 2)
+    engine, counts = _counting(golden_engine("charades_small"))
+    rng = np.random.default_rng(0)
+    batch = [
+        mmn_fast.Query(mmn_fast.Video(rng.standard_normal((n + 1, 20)), 10.0 + n), ["a", "b"][: n % 3])
+        for n in range(7)
+    ]
+    together = engine.ground(batch)
+    assert counts.videos == 4  # those with sentences
+    assert [len(sentences) for sentences in together] == [0, 1, 2, 0, 1, 2, 0]
+    assert together == [engine.ground([query])[0] for query in batch]
+
+
+@pytest.mark.parametrize("sentences", [[""], ["   ", "\n"], ["word " * 500]], ids=["empty", "blank", "long"])
+@pytest.mark.filterwarnings("ignore:a sentence of")
+def test_odd_sentences_are_grounded(sentences: list[str], golden_engine: Engines) -> None:
+    (result,) = golden_engine("charades_small").ground([mmn_fast.Query(_batch(SMALL)[0].video, sentences)])
+    assert [len(moments) for moments in result] == [5] * len(sentences)
+
+
+def test_a_long_sentence_is_cut_with_a_warning(golden_engine: Engines) -> None:
+    with pytest.warns(UserWarning, match="502 word pieces was cut to the encoder's 64"):
+        golden_engine("charades_small").encode_text(["word " * 500])
+
+
+def test_empty_batches_give_empty_results(golden_engine: Engines) -> None:
+    engine = golden_engine("charades_small")
+    video = _batch(SMALL)[0].video
+    assert engine.ground([]) == []
+    assert engine.ground([mmn_fast.Query(video, [])]) == [[]]
+    (maps,) = engine.score_maps([mmn_fast.Query(video, [])])
+    assert maps.fused.shape == maps.iou.shape == maps.contrastive.shape == (0, 136)
+    assert engine.encode_video([]).contrastive.shape == (0, 136, 24)
+    assert engine.encode_text([]).iou.shape == (0, 24)
+    assert engine.score(engine.encode_video([]), engine.encode_text(["a"])) == []
+    assert engine.score(engine.encode_video([video]), engine.encode_text([])) == [[]]
+
+
+def test_seams_give_what_ground_gives(golden_engine: Engines) -> None:
+    engine, batch = golden_engine("charades_small"), _batch(SMALL)
+    videos = engine.encode_video([query.video for query in batch])
+    text = engine.encode_text([sentence for query in batch for sentence in query.sentences])
+    assert videos.contrastive.shape == videos.iou.shape == (3, 136, 24)
+    assert text.contrastive.shape == text.iou.shape == (6, 24)
+    assert videos.contrastive.dtype == text.iou.dtype == np.float32
+    check_close(np.linalg.norm(videos.iou, axis=-1), np.ones((3, 136)), "unit_norm")
+    scored = engine.score(videos, text, top_k=7)
+    grounded = engine.ground(batch, top_k=7)
+    assert scored[0][:3] == grounded[0]
+    assert scored[1][3:4] == grounded[1]
+    assert scored[2][4:] == grounded[2]
+
+
+def _score_elsewhere(model: Path, videos: Path, text: Path, queue: Any) -> None:
+    engine = mmn_fast.load(model)
+    queue.put(engine.score(VideoEmbeddings.load(videos), TextEmbeddings.load(text)))
+
+
+def test_saved_embeddings_are_scored_in_another_process(
+    golden_engine: Engines, golden_model: Callable[[str], Path], tmp_path: Path
+) -> None:
+    engine, batch = golden_engine("charades_small"), _batch(SMALL)
+    videos, text = engine.encode_video([query.video for query in batch]), engine.encode_text(["a door", "a bag"])
+    videos.save(tmp_path / "videos.safetensors")
+    text.save(tmp_path / "text.safetensors")
+    context = multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    arguments = (golden_model("charades_small"), tmp_path / "videos.safetensors", tmp_path / "text.safetensors", queue)
+    process = context.Process(target=_score_elsewhere, args=arguments)
+    process.start()
+    result = queue.get(timeout=120)
+    process.join()
+    assert result == engine.score(videos, text)
+    again = pickle.loads(pickle.dumps(videos))
+    assert (again.durations_s, again.video_ids) == ((30.96, 12.4, 63.0), ("video0", "video1", "video2"))
+
+
+def test_embeddings_can_be_selected(golden_engine: Engines) -> None:
+    engine, batch = golden_engine("charades_small"), _batch(SMALL)
+    videos, text = engine.encode_video([query.video for query in batch]), engine.encode_text(["a", "b", "c"])
+    whole = engine.score(videos, text)
+    assert engine.score(videos[1], text[[2, 0]]) == [[whole[1][2], whole[1][0]]]
+    assert engine.score(videos[1:], text[-1]) == [[whole[1][2]], [whole[2][2]]]
+    assert [one.video_ids for one in videos] == [("video0",), ("video1",), ("video2",)]
+    with pytest.raises(IndexError):
+        videos[3]
+
+
+def test_embeddings_of_another_model_are_refused(golden_engine: Engines) -> None:
+    engine, other = golden_engine("charades_small"), golden_engine("activitynet_small")
+    with pytest.raises(InputError, match="text: embeddings of model [0-9a-f]{32}, this engine is"):
+        engine.score(engine.encode_video([_batch(SMALL)[0].video]), other.encode_text(["a"]))
+    with pytest.raises(InputError, match="video: expected VideoEmbeddings, got TextEmbeddings"):
+        engine.score(engine.encode_text(["a"]), engine.encode_text(["a"]))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda path: path.unlink(), "no such file"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-20]), "not a readable safetensors file"),
+        (lambda path: path.write_bytes(b"text"), "not a readable safetensors file"),
+    ],
+)
+def test_damaged_embeddings_are_refused(
+    spoil: Callable[[Path], object], message: str, golden_engine: Engines, tmp_path: Path
+) -> None:
+    path = tmp_path / "text.safetensors"
+    golden_engine("charades_small").encode_text(["a"]).save(path)
+    with pytest.raises(InputError, match="expected mmn_fast video embeddings written by save"):
+        VideoEmbeddings.load(path)
+    spoil(path)
+    with pytest.raises(InputError, match=message):
+        TextEmbeddings.load(path)
+
+
+@pytest.mark.parametrize("convert", [torch.from_numpy, np.asfortranarray, lambda a: a.astype(np.float64)])
+def test_features_of_any_kind_give_the_same_moments(convert: Callable, golden_engine: Engines) -> None:
+    engine, video = golden_engine("charades_small"), SMALL.videos[0]
+    results = [
+        engine.ground([mmn_fast.Query(mmn_fast.Video(features, video.duration_s), video.sentences)])
+        for features in (video.features, convert(video.features))
+    ]
+    assert results[0] == results[1]
+
+
+@pytest.mark.parametrize("rows", [1, 2, 31, 33, 1000])
+def test_any_number_of_rows_is_grounded(rows: int, golden_engine: Engines) -> None:
+    features = np.random.default_rng(rows).standard_normal((rows, 20)).astype(np.float32)
+    ((moments,),) = golden_engine("charades_small").ground([mmn_fast.Query(mmn_fast.Video(features, 9.0), ["a"])])
+    assert 1 <= len(moments) <= 5
+    assert all(0 <= moment.start_s < moment.end_s <= 9.0 for moment in moments)
+
+
+def test_top_k_is_a_prefix_and_may_exceed_what_is_left(golden_engine: Engines) -> None:
+    engine, batch = golden_engine("charades_small"), _batch(SMALL)
+    everything = engine.ground(batch, top_k=1000)[0][0]
+    assert 20 <= len(everything) < 136
+    assert engine.ground(batch, top_k=1)[0][0] == everything[:1]
+    assert [moment.score for moment in everything] == sorted((m.score for m in everything), reverse=True)
+
+
+def test_engine_is_safe_to_call_from_several_threads(golden_engine: Engines) -> None:
+    engine, batch = golden_engine("charades_small"), _batch(SMALL)
+    expected, results = engine.ground(batch), []
+
+    def run() -> None:
+        results.extend(engine.ground(batch) for _ in range(5))
+
+    threads = [threading.Thread(target=run) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert results == [expected] * 20
+
+
+VIDEO = mmn_fast.Video(SMALL.videos[0].features, 30.0)
+
+
+def _bad_features(row: int, value: float) -> np.ndarray:
+    features = np.ones((40, 20), np.float32)
+    features[row, 3] = value
+    return features
+
+
+@pytest.mark.parametrize(
+    ("batch", "message"),
+    [
+        (mmn_fast.Query(VIDEO, ["a"]), "batch: expected a list of Query, got one Query"),
+        ([("video", ["a"])], r"batch\[0\]: expected mmn_fast.Query, got tuple"),
+        ([mmn_fast.Query(VIDEO.features, ["a"])], r"batch\[0\].video: expected mmn_fast.Video, got ndarray"),
+        ([mmn_fast.Query(VIDEO, "a door opens")], r"batch\[0\].sentences: expected a list of str, got one str"),
+        ([mmn_fast.Query(VIDEO, ["a", None])], r"batch\[0\].sentences\[1\]: expected str, got NoneType"),
+        ([mmn_fast.Query(VIDEO, ["a"]), 3], r"batch\[1\]: expected mmn_fast.Query, got int"),
+        ([mmn_fast.Query(mmn_fast.Video(np.ones((4, 21)), 3), ["a"])], r"batch\[0\].video.features: expected .*21"),
+        ([mmn_fast.Query(mmn_fast.Video(np.ones((0, 20)), 3), ["a"])], r"batch\[0\].video.features: "),
+        ([mmn_fast.Query(mmn_fast.Video(np.ones(20), 3), ["a"])], r"batch\[0\].video.features: "),
+        ([mmn_fast.Query(mmn_fast.Video(_bad_features(7, np.nan), 3), ["a"])], r"features: .*row 7"),
+        ([mmn_fast.Query(mmn_fast.Video(_bad_features(9, np.inf), 3), ["a"])], r"features: .*row 9"),
+        ([mmn_fast.Query(mmn_fast.Video(VIDEO.features, 0), ["a"])], r"batch\[0\].video.duration_s: .*got 0"),
+        ([mmn_fast.Query(mmn_fast.Video(VIDEO.features, -3.0), ["a"])], r"duration_s: .*got -3"),
+        ([mmn_fast.Query(mmn_fast.Video(VIDEO.features, float("nan")), ["a"])], r"duration_s: .*got nan"),
+        ([mmn_fast.Query(mmn_fast.Video(VIDEO.features, float("inf")), [])], r"duration_s: .*got inf"),
+        ([mmn_fast.Query(mmn_fast.Video(VIDEO.features, "30"), ["a"])], r"duration_s: .*got '30'"),
+    ],
+)
+def test_bad_batches_are_refused_in_one_sentence(batch: Any, message: str, golden_engine: Engines) -> None:
+    engine, counts = _counting(golden_engine("charades_small"))
+    with pytest.raises(InputError, match=message) as refusal:
+        engine.ground(batch)
+    assert "\n" not in str(refusal.value)
+    assert counts.videos == 0, "work was done before the input was checked"
+
+
+@pytest.mark.parametrize("top_k", [0, -1, 2.5, True, "5"])
+def test_bad_top_k_is_refused(top_k: Any, golden_engine: Engines) -> None:
+    with pytest.raises(InputError, match="top_k: expected an integer >= 1, got"):
+        golden_engine("charades_small").ground([], top_k=top_k)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"device": "tpu"}, InputError, "device: expected auto, cpu, cuda or cuda:N, got 'tpu'"),
+        ({"device": "cpu:1"}, InputError, "device: expected auto, cpu, cuda or cuda:N"),
+        ({"device": "cuda:x"}, InputError, "device: expected auto, cpu, cuda or cuda:N"),
+        ({"precision": "int4"}, InputError, "precision: expected auto or one of fp32, .*got 'int4'"),
+        ({"precision": "int8"}, BackendUnavailable, "backend 'torch': precision 'int8' is not one of its precisions"),
+        ({"backend": "jax"}, InputError, "backend: expected one of auto, torch, got 'jax'"),
+        ({"threads": 0}, InputError, "threads: expected a whole number from 1 to 4096, got 0"),
+        ({"threads": True}, InputError, "threads: expected a whole number"),
+        ({"threads": "2.5"}, InputError, "threads: expected a whole number"),
+    ],
+)
+def test_bad_options_are_refused(
+    options: dict, error: type[Exception], message: str, golden_model: Callable[[str], Path]
+) -> None:
+    with pytest.raises(error, match=message):
+        mmn_fast.load(golden_model("charades_small"), **options)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+@pytest.mark.parametrize("device", ["cuda", "cuda:3"])
+def test_cuda_without_a_device_is_refused(device: str, golden_model: Callable[[str], Path]) -> None:
+    with pytest.raises(BackendUnavailable, match=f"device '{device}': PyTorch .* sees no CUDA device"):
+        mmn_fast.load(golden_model("charades_small"), device=device)
+
+
+def test_bad_thread_variable_is_refused(golden_model: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MMN_FAST_NUM_THREADS", "many")
+    with pytest.raises(InputError, match="MMN_FAST_NUM_THREADS: expected a whole number from 1 to 4096, got 'many'"):
+        mmn_fast.load(golden_model("charades_small"))
+    monkeypatch.setenv("MMN_FAST_NUM_THREADS", "1")
+    assert mmn_fast.load(golden_model("charades_small")).info()["threads"] == 1
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_low_precision_stays_near_the_official_scores(precision: str, golden_model: Callable[[str], Path]) -> None:
+    for name in ("charades_small", "activitynet_small"):
+        case = cases.load(name)
+        engine = mmn_fast.load(golden_model(name), precision=precision)
+        assert engine.info()["precision"] == precision
+        for video, maps in zip(case.videos, engine.score_maps(_batch(case)), strict=True):
+            check_close(maps.fused, video.fused, "torch_backend", precision, what=f"{name} {video.video_id}")
+
+
+def test_info_says_what_was_chosen(golden_engine: Engines, golden_model: Callable[[str], Path]) -> None:
+    info = golden_engine("charades_small").info()
+    assert info["model"] == str(golden_model("charades_small"))
+    assert (info["backend"], info["precision"]) == ("torch", "fp32")
+    assert info["preset"] == "charades_small"
+    assert info["cpu_isa"] in ("generic", "avx2", "avx512", "amx")
+
+
+def test_official_checkpoint_loads_directly(golden_files: Callable[[str], Path], golden_engine: Engines) -> None:
+    root = golden_files("charades_small")
+    engine = mmn_fast.load(root / "model.pth", preset=SMALL.preset, tokenizer=root / "vocab.txt")
+    assert engine.ground(_batch(SMALL)) == golden_engine("charades_small").ground(_batch(SMALL))
+    assert isinstance(engine.preset, Preset)
+
+
+def test_module_level_ground_keeps_one_engine_per_model(
+    golden_model: Callable[[str], Path], golden_engine: Engines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loads: list[Any] = []
+    load = mmn_fast.engine.load  # type: ignore[attr-defined]
+    monkeypatch.setattr("mmn_fast.engine.load", lambda *a, **k: loads.append(a) or load(*a, **k))
+    monkeypatch.setattr("mmn_fast.engine._engines", {})
+    expected = golden_engine("charades_small").ground(_batch(SMALL))
+    assert mmn_fast.ground(_batch(SMALL), model=golden_model("charades_small")) == expected
+    monkeypatch.setenv("MMN_FAST_MODEL", str(golden_model("charades_small")))
+    assert mmn_fast.ground(_batch(SMALL)) == expected
+    assert len(loads) == 1
+    mmn_fast.ground(_batch(SMALL), threads=1)
+    assert len(loads) == 2
+
+
+def test_module_level_ground_without_a_model_says_what_to_do() -> None:
+    with pytest.raises(InputError, match=r'pass model=, set MMN_FAST_MODEL, .*mmn_fast.load\("demo"\)'):
+        mmn_fast.ground([])
+
+
+def test_score_maps_are_a_mapping(golden_engine: Engines, tmp_path: Path) -> None:
+    (maps, *_) = golden_engine("charades_small").score_maps(_batch(SMALL))
+    np.savez(tmp_path / "maps.npz", **maps)
+    with np.load(tmp_path / "maps.npz") as stored:
+        assert sorted(stored.files) == ["cells", "contrastive", "fused", "iou"]
+        assert np.array_equal(stored["fused"], maps.fused)
+    with pytest.raises(KeyError):
+        maps["absent"]
