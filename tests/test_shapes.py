@@ -20,6 +20,7 @@ from mmn_fast.demo.shapes import SPLITS, ShapesVideo, held_out, make_video, writ
 from mmn_fast.evaluation import read_annotations
 from mmn_fast.features import open_features
 from mmn_fast.pixel_features import CHANGES, CHANNELS, LOOKS, PixelFeatures
+from mmn_fast.presets import PRESETS
 from mmn_fast.tokenizer import load_tokenizer
 from mmn_fast.types import InputError
 
@@ -189,6 +190,10 @@ def test_features_have_the_stated_shape_and_are_finite(videos: dict[str, list[Sh
         assert np.abs(features).max() <= 4
 
 
+def test_features_have_the_presets_width() -> None:
+    assert PRESETS["shapes"].input_size == PixelFeatures.width
+
+
 @pytest.mark.parametrize("shape", [(1, 64, 64), (5, 31, 47), (3, 1, 1), (4, 200, 333), (2, 5, 300), (7, 480, 640)])
 def test_features_take_any_size_and_a_single_frame(shape: tuple[int, int, int]) -> None:
     frames = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
@@ -211,10 +216,11 @@ def test_features_tell_colour_direction_and_form() -> None:
 
     extractor = PixelFeatures()
     right, left = extractor(_square_frames()), extractor(_square_frames()[::-1])
-    assert red(right)["amount"] > 0.5
-    assert red(right)["right"] > 0.3
-    assert red(left)["right"] < -0.3
-    assert abs(red(right)["down"]) < 0.01
+    assert red(right)["amount"] > 0.3
+    assert red(right)["right"] > 0.5
+    assert red(left)["left"] > 0.5
+    for features, names in ((right, ("left", "up", "down", "growth", "tint")), (left, ("right", "up", "down"))):
+        assert all(red(features)[name] < 0.01 for name in names)
     assert red(right)["4-fold"] > 2 * red(right)["3-fold"]
     blue = extractor(np.ascontiguousarray(_square_frames()[..., ::-1]))
     assert red(blue)["amount"] == 0
