@@ -306,10 +306,10 @@ PRESETS: dict[str, Preset] = {
             recipe=Recipe(
                 learning_rate=4e-3,
                 batch_size=8,
-                epochs=40,
-                milestones=(30, 37),
+                epochs=26,
+                milestones=(20, 24),
                 freeze_text_epochs=0,
-                all_losses_epochs=40,
+                all_losses_epochs=26,
                 contrastive_weight=0.05,
                 test_batch_size=32,
             ),

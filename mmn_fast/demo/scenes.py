@@ -293,7 +293,7 @@ class _Stage:
         weights = _WHEN_TOGETHER if actor.partner is not None else _WHEN_ALONE
         # In the order of a weighted draw, until one is possible: what is often impossible would be rare otherwise.
         order = sorted(weights, key=lambda name: self.rng.exponential() / weights[name])
-        for action in order[:5]:
+        for action in order[:4]:
             if action in PAIR_ACTIONS:
                 done = self._act_together(action, actor, end - start)
             else:
@@ -415,8 +415,12 @@ class _Stage:
         colour = str(self.rng.choice(free))
         if not self._add([Fact("recolour", (actor.thing,), start, end, colour)]):
             return False
-        state = actor.state
-        actor.change(start, end, _State(state.x, state.y, state.radius, state.angle, _rgb(colour, self.rng)))
+        # By way of grey, so that no third colour shows.
+        state, rgb = actor.state, _rgb(colour, self.rng)
+        grey = (sum(state.rgb) + sum(rgb)) / 6
+        middle = (start + end) / 2
+        for begin, finish, shade in ((start, middle, (grey, grey, grey)), (middle, end, rgb)):
+            actor.change(begin, finish, _State(state.x, state.y, state.radius, state.angle, shade))
         actor.thing = Thing(colour, actor.thing.shape)
         return True
 
