@@ -35,6 +35,71 @@ def temporal_nms(
     threads: int,
     isa: str | None = None,
 ) -> None: ...
+def moment_scores(
+    video_contrastive: npt.NDArray[np.float32],  # [P, J]
+    video_iou: npt.NDArray[np.float32],  # [P, J]
+    text_contrastive: npt.NDArray[np.float32],  # [S, J]
+    text_iou: npt.NDArray[np.float32],  # [S, J]
+    contrastive: npt.NDArray[np.float32],  # [S, P]
+    iou: npt.NDArray[np.float32],  # [S, P]
+    threads: int,
+    isa: str | None = None,
+) -> None: ...
+
+class ProposalConv:
+    def __init__(self, isa: str | None = None) -> None: ...
+    def add_direct(
+        self,
+        weight: npt.NDArray[np.float32],  # [C_out, C_in, taps]
+        bias: npt.NDArray[np.float32],  # [C_out]
+        neighbours: npt.NDArray[np.int32],  # [R, taps]
+        cell_weights: npt.NDArray[np.float32],  # [R]
+        cells_in: int,
+    ) -> None: ...
+    def add_tiled(
+        self,
+        c_in: int,
+        bias: npt.NDArray[np.float32],  # [C_out]
+        cell_weights: npt.NDArray[np.float32],  # [R]
+        cells_in: int,
+        bt: npt.NDArray[np.float32],  # [n, n]
+        at: npt.NDArray[np.float32],  # [m, n]
+        inputs: npt.NDArray[np.int32],  # [tiles, n * n]
+        outputs: npt.NDArray[np.int32],  # [tiles, m * m]
+    ) -> None: ...
+    def pack_points(self, points: npt.NDArray[np.float32], first: int) -> None: ...  # [n * n, channels, C_in]
+    def packed_bytes(self) -> list[int]: ...
+    def run(
+        self,
+        inputs: npt.NDArray[np.float32],  # [B, R_0, C_0]
+        out: npt.NDArray[np.float32],  # [B, P, C]
+        threads: int,
+    ) -> None: ...
+
+class VideoEncoder:
+    def __init__(
+        self,
+        conv: ProposalConv,
+        clip_weight: npt.NDArray[np.float32],  # [C, D]
+        clip_bias: npt.NDArray[np.float32],  # [C]
+        pre_clips: int,
+        kernel: int,
+        stride: int,
+        heads_weight: npt.NDArray[np.float32],  # [2 J', C], J' = J padded to 32
+        heads_bias: npt.NDArray[np.float32],  # [2 J']
+        joint: int,
+        cells: npt.NDArray[np.int32] | None = None,  # [R_0, 2]
+        map_convs: list[tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.int32]]] = ...,
+        map_rows: npt.NDArray[np.int32] | None = None,  # [R_0]
+    ) -> None: ...
+    def run(
+        self,
+        pre_clips: npt.NDArray[np.float32],  # [B, T, D]
+        contrastive: npt.NDArray[np.float32],  # [B, P, J]
+        iou: npt.NDArray[np.float32],  # [B, P, J]
+        threads: int,
+    ) -> None: ...
+
 def cuda_sparse_max_pool(clips: int, mask: int, out: int, channels: int, n: int, device: int, stream: int) -> None: ...
 def cuda_temporal_nms(
     scores: int,

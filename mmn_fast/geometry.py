@@ -172,6 +172,66 @@ class ProposalPlan:
         return sum(int(layer.taps.sum()) for layer in self.layers)
 
 
+@dataclass(frozen=True, eq=False)
+class TileCover:
+    """Square tiles of outputs that hold every needed cell of a layer, and the inputs under them.
+
+    Attributes:
+        outputs: int32 [tiles, m * m], per tile the rows of the layer's `cells` in row-major order, -1 where a cell is
+            not needed; every needed cell stands in one tile.
+        inputs: int32 [tiles, n * n], n = m + k - 1, rows of the previous layer's `cells`, -1 where the input is zero.
+    """
+
+    outputs: IntArray
+    inputs: IntArray
+
+
+def cover_with_tiles(plan: ProposalPlan, layer: int, m: int) -> TileCover:
+    """Cover one layer's needed cells with m x m tiles, in bands of m rows.
+
+    Args:
+        plan: the plan.
+        layer: index into `plan.layers`.
+        m: side of a tile's outputs.
+
+    Returns:
+        The cover with the fewest tiles among the starts of the first band; within a band each tile starts at the first
+        cell that is left, which is the least for a band.
+    """
+    here, n = plan.layers[layer], m + plan.kernel - 1
+    if layer:
+        below, side = plan.layers[layer - 1].cells, plan.layers[layer - 1].side
+    else:
+        shift = (plan.kernel - 1) * len(plan.layers) // 2
+        below, side = plan.inputs + shift, plan.num_clips + 2 * shift
+    # A border of n on the far side: the last tiles reach over the map's edge.
+    row_in, row_out = np.full((2, side + 2 * n, side + 2 * n), -1, np.int32)
+    row_in[below[:, 0], below[:, 1]] = np.arange(len(below))
+    row_out[here.cells[:, 0], here.cells[:, 1]] = np.arange(len(here.cells))
+
+    best: list[tuple[int, int]] = []
+    top = int(here.cells[:, 0].min())
+    for start in range(max(top - m + 1, 0), top + 1):
+        origins = []
+        for y in range(start, here.side, m):
+            band = here.cells[(here.cells[:, 0] >= y) & (here.cells[:, 0] < y + m), 1]
+            end = -1
+            for x in np.unique(band).tolist():
+                if x > end:
+                    origins.append((y, x))
+                    end = x + m - 1
+        if not best or len(origins) < len(best):
+            best = origins
+
+    def rows_under(row_of: IntArray, size: int) -> IntArray:
+        span = np.arange(size)
+        origin = np.asarray(best)
+        rows = row_of[origin[:, :1, None] + span[:, None], origin[:, 1:, None] + span]
+        return np.ascontiguousarray(rows.reshape(len(best), size * size))
+
+    return TileCover(outputs=rows_under(row_out, m), inputs=rows_under(row_in, n))
+
+
 def layer_weights(mask: BoolArray, kernel: int, num_layers: int) -> list[FloatArray]:
     """Cell weights of every layer: what the convolution's output is multiplied by.
 

@@ -58,8 +58,9 @@ def test_isas_rise_from_generic():
 
 @pytest.mark.parametrize("isa", [isa for isa in ISAS if isa in _C.available_cpu_isas()])
 def test_kernel_isas_tell_where_an_isa_has_no_code_of_its_own(isa):
-    expected = "avx512" if isa == "amx" else isa  # neither op multiplies matrices
-    assert _C.kernel_isas(isa) == {"sparse_max_pool": expected, "temporal_nms": expected}
+    expected = "avx512" if isa == "amx" else isa  # no kernel uses tiles
+    ops = ("sparse_max_pool", "temporal_nms", "proposal_conv", "moment_scores")
+    assert _C.kernel_isas(isa) == dict.fromkeys(ops, expected)
 
 
 def test_isa_argument_is_checked():
@@ -76,5 +77,6 @@ def test_isa_files_include_nothing_whose_inline_code_could_leak(path):
             if header not in seen:
                 seen.add(header)
                 todo += [CSRC / header] if kind == '"' else []
-    allowed = {"immintrin.h", "cstdint", "cstddef", "cpu/kernels.h", "ops/sparse_max_pool.h", "ops/temporal_nms.h"}
+    allowed = {"immintrin.h", "cstdint", "cstddef", "ops/sparse_max_pool.h", "ops/temporal_nms.h"}
+    allowed |= {"cpu/kernels.h", "cpu/gemm.h", "cpu/rows.h", "cpu/tile_transform.h"}
     assert {header for header in seen if not header.endswith("-inl.h")} <= allowed

@@ -199,7 +199,7 @@ def test_seams_give_what_ground_gives(golden_engine: Engines) -> None:
 
 
 def _score_elsewhere(model: Path, videos: Path, text: Path, queue: Any) -> None:
-    engine = mmn_fast.load(model)
+    engine = mmn_fast.load(model, backend="torch")
     queue.put(engine.score(VideoEmbeddings.load(videos), TextEmbeddings.load(text)))
 
 
@@ -354,7 +354,7 @@ def test_bad_top_k_is_refused(top_k: Any, golden_engine: Engines) -> None:
         ({"device": "cuda:x"}, InputError, "device: expected auto, cpu, cuda or cuda:N"),
         ({"precision": "int4"}, InputError, "precision: expected auto or one of fp32, .*got 'int4'"),
         ({"precision": "int8"}, BackendUnavailable, "backend 'torch': precision 'int8' is not one of its precisions"),
-        ({"backend": "jax"}, InputError, "backend: expected one of auto, torch, got 'jax'"),
+        ({"backend": "jax"}, InputError, "backend: expected one of auto, native, torch, got 'jax'"),
         ({"threads": 0}, InputError, "threads: expected a whole number from 1 to 4096, got 0"),
         ({"threads": True}, InputError, "threads: expected a whole number"),
         ({"threads": "2.5"}, InputError, "threads: expected a whole number"),
@@ -402,7 +402,7 @@ def test_info_says_what_was_chosen(golden_engine: Engines, golden_model: Callabl
 
 def test_official_checkpoint_loads_directly(golden_files: Callable[[str], Path], golden_engine: Engines) -> None:
     root = golden_files("charades_small")
-    engine = mmn_fast.load(root / "model.pth", preset=SMALL.preset, tokenizer=root / "vocab.txt")
+    engine = mmn_fast.load(root / "model.pth", preset=SMALL.preset, tokenizer=root / "vocab.txt", backend="torch")
     assert engine.ground(_batch(SMALL)) == golden_engine("charades_small").ground(_batch(SMALL))
     assert isinstance(engine.preset, Preset)
 
@@ -415,9 +415,9 @@ def test_module_level_ground_keeps_one_engine_per_model(
     monkeypatch.setattr("mmn_fast.engine.load", lambda *a, **k: loads.append(a) or load(*a, **k))
     monkeypatch.setattr("mmn_fast.engine._engines", {})
     expected = golden_engine("charades_small").ground(_batch(SMALL))
-    assert mmn_fast.ground(_batch(SMALL), model=golden_model("charades_small")) == expected
+    assert mmn_fast.ground(_batch(SMALL), model=golden_model("charades_small"), backend="torch") == expected
     monkeypatch.setenv("MMN_FAST_MODEL", str(golden_model("charades_small")))
-    assert mmn_fast.ground(_batch(SMALL)) == expected
+    assert mmn_fast.ground(_batch(SMALL), backend="torch") == expected
     assert len(loads) == 1
     mmn_fast.ground(_batch(SMALL), threads=1)
     assert len(loads) == 2

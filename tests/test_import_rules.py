@@ -19,11 +19,12 @@ LAYERS: list[set[str]] = [
     {"version", "types", "environment"},
     {"presets"},
     {"geometry"},
-    {"kernels.native", "kernels.reference"},
+    {"kernels.native", "kernels.reference", "kernels.conv_transforms", "torch_threads"},
+    {"kernels.native_conv"},
     {"hub", "features", "text_encoder", "tokenizer", "postprocess", "pixel_features"},
     {"checkpoint", "model"},
     {"backends.base"},
-    {"backends.registry", "backends.torch_ref"},
+    {"backends.registry", "backends.torch_ref", "backends.native_cpu"},
     {"engine", "index"},
     {"evaluation", "training"},
     {"viz", "serving", "demo"},
@@ -33,7 +34,16 @@ LAYERS: list[set[str]] = [
 NO_TORCH = ("torch", "triton", "transformers")
 TORCH_FREE = {
     *("__init__", "types", "presets", "geometry", "environment", "hub", "features", "tokenizer", "checkpoint"),
-    *("postprocess", "engine", "cli", "kernels.native", "backends.base", "backends.registry", "evaluation"),
+    *(
+        "postprocess",
+        "engine",
+        "cli",
+        "kernels.native",
+        "kernels.native_conv",
+        "kernels.conv_transforms",
+        "backends.base",
+        "backends.registry",
+    ),
 }
 
 

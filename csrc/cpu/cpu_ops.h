@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cpu/isa.h"
+#include "ops/moment_scores.h"
 #include "ops/sparse_max_pool.h"
 #include "ops/temporal_nms.h"
 
@@ -12,5 +13,7 @@ void sparse_max_pool_cpu(const SparseMaxPoolArgs& args, CpuIsa isa, int threads)
 
 // Throws std::invalid_argument for a NaN score or a moment that is not finite.
 void temporal_nms_cpu(const TemporalNmsArgs& args, CpuIsa isa, int threads);
+
+void moment_scores_cpu(const MomentScoresArgs& args, CpuIsa isa, int threads);
 
 }  // namespace mmn_fast

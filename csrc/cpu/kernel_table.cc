@@ -15,7 +15,7 @@ const CpuKernels* row(CpuIsa isa) {
     case CpuIsa::avx2: return &isa_avx2::kernels;
     case CpuIsa::avx512: return &isa_avx512::kernels;
     case CpuIsa::amx: {
-      // Tiles multiply matrices, which neither op does: everything comes from avx512.
+      // No kernel multiplies with tiles yet: everything comes from avx512.
       static const CpuKernels amx = {};
       return &amx;
     }
@@ -83,14 +83,27 @@ void require_cpu_isa(CpuIsa isa, const char* source) {
 
 CpuKernels cpu_kernels(CpuIsa isa) {
   CpuKernels kernels;
-  kernels.sparse_max_pool_f32 = row(source_of(&CpuKernels::sparse_max_pool_f32, isa))->sparse_max_pool_f32;
-  kernels.temporal_nms_f32 = row(source_of(&CpuKernels::temporal_nms_f32, isa))->temporal_nms_f32;
+  const auto fill = [&](auto CpuKernels::*op) { kernels.*op = row(source_of(op, isa))->*op; };
+  fill(&CpuKernels::sparse_max_pool_f32);
+  fill(&CpuKernels::temporal_nms_f32);
+  fill(&CpuKernels::gemm_f32);
+  fill(&CpuKernels::gemm_complex_f32);
+  fill(&CpuKernels::tile_forward_f32);
+  fill(&CpuKernels::tile_inverse_f32);
+  fill(&CpuKernels::start_rows_f32);
+  fill(&CpuKernels::finish_rows_f32);
+  fill(&CpuKernels::max_rows_f32);
+  fill(&CpuKernels::normalize_row_f32);
+  kernels.gemm_columns = row(source_of(&CpuKernels::gemm_f32, isa))->gemm_columns;
   return kernels;
 }
 
 std::map<std::string, CpuIsa> kernel_isas(CpuIsa isa) {
+  const CpuIsa gemm = source_of(&CpuKernels::gemm_f32, isa);
   return {{"sparse_max_pool", source_of(&CpuKernels::sparse_max_pool_f32, isa)},
-          {"temporal_nms", source_of(&CpuKernels::temporal_nms_f32, isa)}};
+          {"temporal_nms", source_of(&CpuKernels::temporal_nms_f32, isa)},
+          {"proposal_conv", gemm},
+          {"moment_scores", gemm}};
 }
 
 }  // namespace mmn_fast

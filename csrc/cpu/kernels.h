@@ -4,6 +4,9 @@
 
 #include <cstdint>
 
+#include "cpu/gemm.h"
+#include "cpu/rows.h"
+#include "cpu/tile_transform.h"
 #include "ops/sparse_max_pool.h"
 #include "ops/temporal_nms.h"
 
@@ -24,6 +27,16 @@ struct CpuKernels {
   void (*sparse_max_pool_f32)(const SparseMaxPoolArgs& args, int64_t first_channel, int64_t last_channel);
   void (*temporal_nms_f32)(const TemporalNmsArgs& args, const TemporalNmsScratch& scratch, int64_t first_query,
                            int64_t last_query);
+  // The three parts of proposal_conv: products, transforms, and the rows between them.
+  int64_t gemm_columns;  // of one packed panel; belongs to gemm_f32 and gemm_complex_f32
+  void (*gemm_f32)(const GemmArgs& args, int64_t first_panel, int64_t last_panel);
+  void (*gemm_complex_f32)(const GemmArgs& args, int64_t first_panel, int64_t last_panel);
+  void (*tile_forward_f32)(const TileTransformArgs& args, int64_t first, int64_t last);
+  void (*tile_inverse_f32)(const TileTransformArgs& args, int64_t first, int64_t last);
+  void (*start_rows_f32)(const StartRowsArgs& args, int64_t first_row, int64_t last_row);
+  void (*finish_rows_f32)(const FinishRowsArgs& args, int64_t first_row, int64_t last_row);
+  void (*max_rows_f32)(const float* earlier, const float* later, float* out, int64_t width);
+  void (*normalize_row_f32)(const float* row, float* out, int64_t width);
 };
 
 namespace isa_generic {

@@ -7,12 +7,14 @@
 #include "cpu/kernels.h"
 
 #define MMN_ISA isa_avx2
+#define MMN_TILE_ROWS 6
 
 namespace mmn_fast::MMN_ISA {
 namespace {
 
 struct Vec {
   static constexpr int kWidth = 8;
+  static constexpr int kTileRows = MMN_TILE_ROWS;
   using F = __m256;
   using I = __m256i;
   using M = __m256i;  // -1 or 0 per lane
@@ -36,6 +38,10 @@ struct Vec {
     return load_mask(bytes);
   }
 
+  static F add(F a, F b) { return _mm256_add_ps(a, b); }
+  static F mul(F a, F b) { return _mm256_mul_ps(a, b); }
+  static F fma(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }    // a * b + c
+  static F fnma(F a, F b, F c) { return _mm256_fnmadd_ps(a, b, c); }  // c - a * b
   static F sub(F a, F b) { return _mm256_sub_ps(a, b); }
   static F div(F a, F b) { return _mm256_div_ps(a, b); }
   static F min(F a, F b) { return _mm256_min_ps(a, b); }
@@ -52,9 +58,15 @@ struct Vec {
 }  // namespace
 }  // namespace mmn_fast::MMN_ISA
 
+#include "cpu/gemm-inl.h"
+#include "cpu/rows-inl.h"
 #include "cpu/sparse_max_pool-inl.h"
 #include "cpu/temporal_nms-inl.h"
+#include "cpu/tile_transform-inl.h"
 
 namespace mmn_fast::MMN_ISA {
-const CpuKernels kernels = {sparse_max_pool_f32, temporal_nms_f32};
+const CpuKernels kernels = {
+    sparse_max_pool_f32, temporal_nms_f32, kTileColumns,    gemm_f32,     gemm_complex_f32,  tile_forward_f32,
+    tile_inverse_f32,    start_rows_f32,   finish_rows_f32, max_rows_f32, normalize_row_f32,
+};
 }

@@ -7,12 +7,14 @@
 #include "cpu/kernels.h"
 
 #define MMN_ISA isa_avx512
+#define MMN_TILE_ROWS 14
 
 namespace mmn_fast::MMN_ISA {
 namespace {
 
 struct Vec {
   static constexpr int kWidth = 16;
+  static constexpr int kTileRows = MMN_TILE_ROWS;
   using F = __m512;
   using I = __m512i;
   using M = __mmask16;
@@ -38,6 +40,10 @@ struct Vec {
     return _mm_test_epi8_mask(bytes, bytes);
   }
 
+  static F add(F a, F b) { return _mm512_add_ps(a, b); }
+  static F mul(F a, F b) { return _mm512_mul_ps(a, b); }
+  static F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }    // a * b + c
+  static F fnma(F a, F b, F c) { return _mm512_fnmadd_ps(a, b, c); }  // c - a * b
   static F sub(F a, F b) { return _mm512_sub_ps(a, b); }
   static F div(F a, F b) { return _mm512_div_ps(a, b); }
   static F min(F a, F b) { return _mm512_min_ps(a, b); }
@@ -54,9 +60,15 @@ struct Vec {
 }  // namespace
 }  // namespace mmn_fast::MMN_ISA
 
+#include "cpu/gemm-inl.h"
+#include "cpu/rows-inl.h"
 #include "cpu/sparse_max_pool-inl.h"
 #include "cpu/temporal_nms-inl.h"
+#include "cpu/tile_transform-inl.h"
 
 namespace mmn_fast::MMN_ISA {
-const CpuKernels kernels = {sparse_max_pool_f32, temporal_nms_f32};
+const CpuKernels kernels = {
+    sparse_max_pool_f32, temporal_nms_f32, kTileColumns,    gemm_f32,     gemm_complex_f32,  tile_forward_f32,
+    tile_inverse_f32,    start_rows_f32,   finish_rows_f32, max_rows_f32, normalize_row_f32,
+};
 }

@@ -5,12 +5,14 @@
 #include "cpu/kernels.h"
 
 #define MMN_ISA isa_generic
+#define MMN_TILE_ROWS 6
 
 namespace mmn_fast::MMN_ISA {
 namespace {
 
 struct Vec {
   static constexpr int kWidth = 4;
+  static constexpr int kTileRows = MMN_TILE_ROWS;
   using F = float __attribute__((vector_size(16)));
   using I = int32_t __attribute__((vector_size(16)));
   using M = I;  // -1 or 0 per lane
@@ -31,6 +33,10 @@ struct Vec {
     return load_mask(bytes);
   }
 
+  static F add(F a, F b) { return a + b; }
+  static F mul(F a, F b) { return a * b; }
+  static F fma(F a, F b, F c) { return a * b + c; }  // rounds twice: std::fma is a library call without the instruction
+  static F fnma(F a, F b, F c) { return c - a * b; }
   static F sub(F a, F b) { return a - b; }
   static F div(F a, F b) { return a / b; }
   static F min(F a, F b) { return a < b ? a : b; }  // as MINPS and MAXPS: b if either is NaN, b of two equals
@@ -47,9 +53,15 @@ struct Vec {
 }  // namespace
 }  // namespace mmn_fast::MMN_ISA
 
+#include "cpu/gemm-inl.h"
+#include "cpu/rows-inl.h"
 #include "cpu/sparse_max_pool-inl.h"
 #include "cpu/temporal_nms-inl.h"
+#include "cpu/tile_transform-inl.h"
 
 namespace mmn_fast::MMN_ISA {
-const CpuKernels kernels = {sparse_max_pool_f32, temporal_nms_f32};
+const CpuKernels kernels = {
+    sparse_max_pool_f32, temporal_nms_f32, kTileColumns,    gemm_f32,     gemm_complex_f32,  tile_forward_f32,
+    tile_inverse_f32,    start_rows_f32,   finish_rows_f32, max_rows_f32, normalize_row_f32,
+};
 }

@@ -2,8 +2,6 @@
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 
-#include <algorithm>
-#include <initializer_list>
 #include <optional>
 #include <string>
 #include <vector>
@@ -11,59 +9,13 @@
 #include "common/check.h"
 #include "cpu/cpu_ops.h"
 #include "cpu/kernel_table.h"
+#include "python/arrays.h"
 #include "python/bind.h"
 
 namespace py = pybind11;
 
 namespace mmn_fast {
 namespace {
-
-// "float64 [3, 5]"
-std::string describe(const py::array& array) {
-  std::string text = py::str(array.dtype()).cast<std::string>() + " [";
-  for (py::ssize_t d = 0; d < array.ndim(); ++d) text += (d ? ", " : "") + std::to_string(array.shape(d));
-  return text + "]";
-}
-
-// `expected` is a dtype and the shape in symbols, "float32 [S, P]". Wrong dtype: TypeError; the rest: ValueError.
-void check_array(const py::array& array, const char* argument, const char* expected, bool dtype_matches, int ndim,
-                 bool written) {
-  if (!dtype_matches) throw py::type_error(sentence(argument, ": expected ", expected, ", got ", describe(array)));
-  MMN_CHECK(array.ndim() == ndim, argument, ": expected ", expected, ", got ", describe(array));
-  MMN_CHECK(array.flags() & py::array::c_style, argument, ": expected C-contiguous ", expected, ", got strided ",
-            describe(array));
-  MMN_CHECK(!written || array.writeable(), argument, ": expected a writeable array, got a read-only one");
-}
-
-template <class T>
-void check_array(const py::array& array, const char* argument, const char* expected, int ndim, bool written = false) {
-  check_array(array, argument, expected, py::isinstance<py::array_t<T>>(array), ndim, written);
-}
-
-// For an array that has passed check_array with ndim = shape.size().
-void check_shape(const py::array& array, const char* argument, const char* dtype,
-                 std::initializer_list<py::ssize_t> shape) {
-  if (std::equal(shape.begin(), shape.end(), array.shape())) return;
-  std::string sizes;
-  for (py::ssize_t size : shape) sizes += (sizes.empty() ? "" : ", ") + std::to_string(size);
-  MMN_CHECK(false, argument, ": expected ", dtype, " [", sizes, "], got ", describe(array));
-}
-
-void check_disjoint(const py::array& out, const py::array& input, const char* argument) {
-  const auto* out_first = static_cast<const char*>(out.data());
-  const auto* input_first = static_cast<const char*>(input.data());
-  const bool disjoint = out_first + out.nbytes() <= input_first || input_first + input.nbytes() <= out_first;
-  MMN_CHECK(disjoint, "out: expected memory of its own, got memory shared with ", argument);
-}
-
-void check_threads(int threads) { MMN_CHECK(threads >= 1, "threads: expected at least 1, got ", threads); }
-
-CpuIsa isa_of(const std::optional<std::string>& word) {
-  if (!word) return chosen_cpu_isa();
-  const CpuIsa isa = parse_cpu_isa(*word, "isa");
-  require_cpu_isa(isa, "isa");
-  return isa;
-}
 
 void sparse_max_pool(const py::array& clips, const py::array& mask, py::array& out, int threads,
                      const std::optional<std::string>& isa) {
@@ -110,6 +62,37 @@ void temporal_nms(const py::array& scores, const py::array& moments, double iou_
   temporal_nms_cpu(args, chosen, threads);
 }
 
+void moment_scores(const py::array& video_contrastive, const py::array& video_iou, const py::array& text_contrastive,
+                   const py::array& text_iou, py::array& contrastive, py::array& iou, int threads,
+                   const std::optional<std::string>& isa) {
+  check_array<float>(video_contrastive, "video_contrastive", "float32 [P, J]", 2);
+  check_array<float>(text_contrastive, "text_contrastive", "float32 [S, J]", 2);
+  check_array<float>(video_iou, "video_iou", "float32 [P, J]", 2);
+  check_array<float>(text_iou, "text_iou", "float32 [S, J]", 2);
+  check_array<float>(contrastive, "contrastive", "float32 [S, P]", 2, true);
+  check_array<float>(iou, "iou", "float32 [S, P]", 2, true);
+  const py::ssize_t P = video_contrastive.shape(0), J = video_contrastive.shape(1), S = text_contrastive.shape(0);
+  check_shape(video_iou, "video_iou", "float32", {P, J});
+  check_shape(text_contrastive, "text_contrastive", "float32", {S, J});
+  check_shape(text_iou, "text_iou", "float32", {S, J});
+  check_shape(contrastive, "contrastive", "float32", {S, P});
+  check_shape(iou, "iou", "float32", {S, P});
+  check_disjoint(contrastive, iou, "iou");
+  check_threads(threads);
+  const CpuIsa chosen = isa_of(isa);
+  const MomentScoresArgs args = {static_cast<const float*>(video_contrastive.data()),
+                                 static_cast<const float*>(video_iou.data()),
+                                 static_cast<const float*>(text_contrastive.data()),
+                                 static_cast<const float*>(text_iou.data()),
+                                 static_cast<float*>(contrastive.mutable_data()),
+                                 static_cast<float*>(iou.mutable_data()),
+                                 P,
+                                 S,
+                                 J};
+  py::gil_scoped_release released;
+  moment_scores_cpu(args, chosen, threads);
+}
+
 }  // namespace
 
 void register_cpu_ops(py::module_& m) {
@@ -137,6 +120,10 @@ void register_cpu_ops(py::module_& m) {
         py::arg("iou_threshold"), py::arg("top_k"), py::arg("out").noconvert(), py::arg("threads"),
         py::arg("isa") = py::none(),
         "Fills out [S, top_k] from scores [S, P] and moments [P, 2]; see csrc/ops/temporal_nms.h.");
+  m.def("moment_scores", &moment_scores, py::arg("video_contrastive").noconvert(), py::arg("video_iou").noconvert(),
+        py::arg("text_contrastive").noconvert(), py::arg("text_iou").noconvert(), py::arg("contrastive").noconvert(),
+        py::arg("iou").noconvert(), py::arg("threads"), py::arg("isa") = py::none(),
+        "Fills contrastive and iou [S, P] from video [P, J] and text [S, J]; see csrc/ops/moment_scores.h.");
 }
 
 }  // namespace mmn_fast

@@ -12,6 +12,7 @@ _LOG = logging.getLogger(__name__)
 
 # name -> "module:class", in the order in which "auto" tries them.
 BACKENDS: dict[str, str] = {
+    "native": "mmn_fast.backends.native_cpu:NativeBackend",
     "torch": "mmn_fast.backends.torch_ref:TorchBackend",
 }
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -15,11 +14,10 @@ from torch import nn
 from mmn_fast.backends.base import Backend, Branches
 from mmn_fast.checkpoint import LoadedModel
 from mmn_fast.model import MMN, build_model
+from mmn_fast.torch_threads import torch_threads
 from mmn_fast.types import FloatArray
 
 _PRECISIONS: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-# torch.set_num_threads is a setting of the process: one call at a time may change it, and puts it back.
-_THREADS_LOCK = threading.RLock()
 
 
 class TorchBackend(Backend):
@@ -59,17 +57,8 @@ class TorchBackend(Backend):
 
     @contextmanager
     def _running(self) -> Iterator[None]:
-        with torch.inference_mode():
-            if self.threads is None:
-                yield
-                return
-            with _THREADS_LOCK:
-                before = torch.get_num_threads()
-                torch.set_num_threads(self.threads)
-                try:
-                    yield
-                finally:
-                    torch.set_num_threads(before)
+        with torch.inference_mode(), torch_threads(self.threads):
+            yield
 
     def encode_video(self, pre_clips: FloatArray) -> Branches:
         with self._running():

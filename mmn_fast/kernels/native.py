@@ -37,6 +37,7 @@ __all__ = [
     "cpu_isa",
     "cuda_sparse_max_pool",
     "cuda_temporal_nms",
+    "moment_scores",
     "num_threads",
     "sparse_max_pool",
     "temporal_nms",
@@ -121,6 +122,41 @@ def temporal_nms(
     _require_arrays(out=out)
     _C.temporal_nms(scores, moments, iou_threshold, top_k, out, num_threads(threads))
     return out
+
+
+def moment_scores(
+    video_contrastive: Float32,
+    video_iou: Float32,
+    text_contrastive: Float32,
+    text_iou: Float32,
+    threads: int | None = None,
+) -> tuple[Float32, Float32]:
+    """Match every sentence with every proposal of one video.
+
+    Equivalent to:
+        text_contrastive @ video_contrastive.T, 1 / (1 + np.exp(-10 * text_iou @ video_iou.T))
+
+    Args:
+        video_contrastive: float32 [P, J], unit norm, C-contiguous.
+        video_iou: float32 [P, J], unit norm.
+        text_contrastive: float32 [S, J], unit norm.
+        text_iou: float32 [S, J], unit norm.
+        threads: See `num_threads`. The result does not depend on it.
+
+    Returns:
+        contrastive [S, P], the cosine; iou [S, P], sigmoid(10 cosine). A score depends on nothing else in the call.
+
+    Raises:
+        TypeError: An argument is no array, or of another dtype.
+        ValueError: A shape or layout differs from the above; or MMN_FAST_CPU_ISA cannot be used.
+    """
+    _require_arrays(
+        video_contrastive=video_contrastive, video_iou=video_iou, text_contrastive=text_contrastive, text_iou=text_iou
+    )
+    shape = (*text_contrastive.shape[:1], *video_contrastive.shape[:1])
+    contrastive, iou = np.empty(shape, np.float32), np.empty(shape, np.float32)
+    _C.moment_scores(video_contrastive, video_iou, text_contrastive, text_iou, contrastive, iou, num_threads(threads))
+    return contrastive, iou
 
 
 def cuda_sparse_max_pool(clips: torch.Tensor, mask: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:

@@ -1,0 +1,199 @@
+#include "cpu/conv_layer.h"
+
+#include <algorithm>
+
+#include "common/check.h"
+#include "common/parallel.h"
+#include "cpu/row_layout.h"
+
+namespace mmn_fast {
+namespace {
+
+// Rows of a direct layer that go through all taps together: their sums (1 MB at 512 channels) stay in the second-level
+// cache, and the weights are read once per block.
+constexpr int64_t kDirectRows = 2 * kRowBlock;
+
+float* thread_pack(int64_t size) {
+  thread_local FloatBuffer buffer;
+  return buffer.grow(size);
+}
+
+}  // namespace
+
+ConvLayer::ConvLayer(const ConvLayerArgs& layer, const CpuKernels& kernels)
+    : kernels_(&kernels),
+      c_in_(layer.c_in),
+      c_out_(layer.c_out),
+      width_(padded_width(layer.c_out)),
+      cells_in_(layer.cells_in),
+      cells_(layer.cells),
+      relu_(layer.relu) {
+  std::fill_n(bias_.grow(width_), width_, 0.0f);
+  std::copy_n(layer.bias, c_out_, bias_.data());
+  if (layer.cell_weights != nullptr) cell_weights_.assign(layer.cell_weights, layer.cell_weights + cells_);
+  if (layer.weight == nullptr) return;
+  weights_.grow(layer.taps * matrix_size());
+  for (int64_t tap = 0; tap < layer.taps; ++tap) {
+    pack_panels(layer.weight + tap, nullptr, c_in_ * layer.taps, layer.taps, 0, c_out_,
+                weights_.data() + tap * matrix_size());
+  }
+  if (layer.neighbours == nullptr) return;
+  taps_.resize(layer.taps);
+  for (int64_t cell = 0; cell < cells_; ++cell) {
+    for (int64_t tap = 0; tap < layer.taps; ++tap) {
+      const int32_t input = layer.neighbours[cell * layer.taps + tap];
+      if (input < 0) continue;
+      taps_[tap].outputs.push_back(static_cast<int32_t>(cell));
+      taps_[tap].inputs.push_back(input);
+    }
+  }
+}
+
+ConvLayer::ConvLayer(const ConvLayerArgs& layer, const TilingArgs& tiling, const CpuKernels& kernels)
+    : ConvLayer(layer, kernels) {
+  MMN_ASSERT(layer.weight == nullptr);
+  tile_ = tiling.tile;
+  m_ = tiling.m;
+  tiles_ = tiling.tiles;
+  spectral_ = tiling.spectral;
+  bt_.assign(tiling.bt, tiling.bt + tile_ * tile_);
+  at_.assign(tiling.at, tiling.at + m_ * tile_);
+  tile_inputs_.assign(tiling.inputs, tiling.inputs + tiles_ * tile_ * tile_);
+  tile_outputs_.assign(tiling.outputs, tiling.outputs + tiles_ * m_ * m_);
+  const int64_t size = points() * matrix_size();
+  std::fill_n(weights_.grow(size), size, 0.0f);
+}
+
+int64_t ConvLayer::points() const { return tile_ * tile_; }
+
+// matrix[c * channel_step + k * k_step], imaginary parts likewise in the second half of each panel, into the panels that
+// hold channels [first, first + channels); zeros fill the last panel.
+void ConvLayer::pack_panels(const float* matrix, const float* imaginary, int64_t channel_step, int64_t k_step,
+                            int64_t first, int64_t channels, float* packed) const {
+  const int64_t columns = kernels_->gemm_columns, real = imaginary == nullptr ? columns : columns / 2;
+  const int64_t end = std::min(padded_width(first + channels), width_) * columns / real;
+  for (int64_t column = first * columns / real; column < end; ++column) {
+    const int64_t panel = column / columns, lane = column % columns;
+    const int64_t channel = panel * real + lane % real - first;
+    const float* source = lane < real ? matrix : imaginary;
+    float* to = packed + panel * columns * c_in_ + lane;
+    for (int64_t k = 0; k < c_in_; ++k) {
+      to[k * columns] = channel < channels ? source[channel * channel_step + k * k_step] : 0.0f;
+    }
+  }
+}
+
+void ConvLayer::pack_points(const float* points, int64_t first, int64_t channels) {
+  const int64_t step = channels * c_in_;
+  const int64_t complex = spectral_ ? kComplexPoints : 0;
+  for (int64_t p = 0; p < complex; ++p) {
+    pack_panels(points + 2 * p * step, points + (2 * p + 1) * step, c_in_, 1, first, channels,
+                weights_.data() + 2 * p * matrix_size());
+  }
+  for (int64_t p = 2 * complex; p < this->points(); ++p) {
+    pack_panels(points + p * step, nullptr, c_in_, 1, first, channels, weights_.data() + p * matrix_size());
+  }
+}
+
+void ConvLayer::run(const float* in, int64_t in_stride, float* out, int64_t cells, int64_t batch, int threads,
+                    ConvScratch& scratch) const {
+  if (tile_ == 0) {
+    run_direct(in, in_stride, out, cells, batch, threads);
+  } else {
+    run_tiled(in, in_stride, out, batch, threads, scratch);
+  }
+}
+
+void ConvLayer::run_direct(const float* in, int64_t in_stride, float* out, int64_t cells, int64_t batch,
+                           int threads) const {
+  const int64_t columns = kernels_->gemm_columns, panels = width_ / columns;
+  const int64_t block_cells = std::max<int64_t>(1, kDirectRows / batch);
+  const int64_t blocks = (cells + block_cells - 1) / block_cells;
+  // Few blocks: the threads share each block's columns, too.
+  const int64_t groups = blocks >= 8 * threads ? 1 : std::min<int64_t>(threads, panels);
+  parallel_for(blocks * groups, threads, [&](int64_t first_item, int64_t last_item) {
+    GemmArgs gemm = {};
+    gemm.a = in;
+    gemm.a_stride = in_stride;
+    gemm.c_stride = width_;
+    gemm.c = out;
+    gemm.group = batch;
+    gemm.k = c_in_;
+    gemm.add = true;
+    gemm.pack = thread_pack(gemm_pack_size(c_in_));
+    for (int64_t item = first_item; item < last_item; ++item) {
+      const int64_t first = item % blocks * block_cells, last = std::min(cells, first + block_cells);
+      const int64_t group = item / blocks, panel = panels * group / groups, end = panels * (group + 1) / groups;
+      float* part = out + panel * columns;
+      const int64_t part_width = (end - panel) * columns;
+      kernels_->start_rows_f32({part, width_, part_width, bias_.data() + panel * columns}, first * batch,
+                               last * batch);
+      if (taps_.empty()) {
+        gemm.a = in + first * batch * in_stride;
+        gemm.c = out + first * batch * width_;
+        gemm.rows = (last - first) * batch;
+        gemm.b = weights_.data();
+        kernels_->gemm_f32(gemm, panel, end);
+      }
+      for (size_t tap = 0; tap < taps_.size(); ++tap) {
+        const auto& outputs = taps_[tap].outputs;
+        const auto begin = std::lower_bound(outputs.begin(), outputs.end(), first);
+        const auto past = std::lower_bound(begin, outputs.end(), last);
+        if (begin == past) continue;
+        gemm.c_rows = &*begin;
+        gemm.a_rows = taps_[tap].inputs.data() + (begin - outputs.begin());
+        gemm.rows = (past - begin) * batch;
+        gemm.b = weights_.data() + static_cast<int64_t>(tap) * matrix_size();
+        kernels_->gemm_f32(gemm, panel, end);
+      }
+      const float* cell_weights = cell_weights_.empty() ? nullptr : cell_weights_.data();
+      kernels_->finish_rows_f32({part, width_, part_width, cell_weights, batch, relu_}, first * batch, last * batch);
+    }
+  });
+}
+
+void ConvLayer::run_tiled(const float* in, int64_t in_stride, float* out, int64_t batch, int threads,
+                          ConvScratch& scratch) const {
+  MMN_ASSERT(batch <= kRowBlock);  // the products replace their operands
+  const int64_t blocks = (tiles_ * batch + kRowBlock - 1) / (kRowBlock / batch * batch);
+  const int64_t block_tiles = (tiles_ + blocks - 1) / std::max<int64_t>(blocks, 1);
+  const int64_t in_width = padded_width(c_in_), slot = std::max(in_width, width_);
+  const int64_t point_row = spectral_ ? 2 * slot : slot;
+  const int64_t complex = spectral_ ? kComplexPoints : 0;
+  const int64_t num_points = spectral_ ? kComplexPoints + kRealPoints : points();
+  const int64_t point_stride = block_tiles * batch * point_row + 16;  // off the power of two, against set conflicts
+  float* const data = scratch.points.grow(num_points * point_stride);
+  const int64_t panels = width_ / kernels_->gemm_columns;
+
+  TileTransformArgs forward = {bt_.data(), const_cast<float*>(in), in_stride, nullptr, data, point_stride, point_row,
+                               in_width, slot, tile_, m_, batch, nullptr, nullptr, false};
+  TileTransformArgs inverse = {at_.data(), out, width_, nullptr, data, point_stride, point_row, width_, slot, tile_,
+                               m_, batch, bias_.data(), cell_weights_.data(), relu_};
+  for (int64_t first = 0; first < tiles_; first += block_tiles) {
+    const int64_t rows = std::min(block_tiles, tiles_ - first) * batch;
+    forward.cells = tile_inputs_.data() + first * tile_ * tile_;
+    inverse.cells = tile_outputs_.data() + first * m_ * m_;
+    parallel_for(rows, threads, [&](int64_t begin, int64_t end) { kernels_->tile_forward_f32(forward, begin, end); });
+    parallel_for(num_points, threads, [&](int64_t begin, int64_t end) {
+      GemmArgs gemm = {};
+      gemm.a_stride = gemm.c_stride = point_row;
+      gemm.rows = rows;
+      gemm.group = 1;
+      gemm.k = c_in_;
+      gemm.imaginary_a = gemm.imaginary_c = slot;
+      gemm.pack = thread_pack(gemm_pack_size(c_in_));
+      for (int64_t p = begin; p < end; ++p) {
+        gemm.a = gemm.c = data + p * point_stride;
+        gemm.b = weights_.data() + (p < complex ? 2 * p : p + complex) * matrix_size();
+        if (p < complex) {
+          kernels_->gemm_complex_f32(gemm, 0, 2 * panels);
+        } else {
+          kernels_->gemm_f32(gemm, 0, panels);
+        }
+      }
+    });
+    parallel_for(rows, threads, [&](int64_t begin, int64_t end) { kernels_->tile_inverse_f32(inverse, begin, end); });
+  }
+}
+
+}  // namespace mmn_fast

@@ -1,0 +1,71 @@
+// One layer of proposal_conv: its packed weights and the loops around the kernels. See ops/proposal_conv.h.
+#pragma once
+
+#include <vector>
+
+#include "common/buffer.h"
+#include "cpu/kernels.h"
+#include "ops/proposal_conv.h"
+
+namespace mmn_fast {
+
+// Memory of one call; whoever runs layers keeps it from call to call.
+struct ConvScratch {
+  FloatBuffer rows[2];  // the input and the output of a layer
+  FloatBuffer points;   // tiles in their transform's domain
+  FloatBuffer clips;
+};
+
+class ConvLayer {
+ public:
+  // Tap by tap. neighbours = nullptr: every row is its own and only input.
+  ConvLayer(const ConvLayerArgs& layer, const CpuKernels& kernels);
+  // In a transform's domain; the weights follow through pack_points.
+  ConvLayer(const ConvLayerArgs& layer, const TilingArgs& tiling, const CpuKernels& kernels);
+
+  // points[p, c, k]: transformed weights of output channels [first, first + channels). Complex points come first and as
+  // real, imaginary, real, ... rows. `first` is a multiple of kRowPad.
+  void pack_points(const float* points, int64_t first, int64_t channels);
+
+  // in [cells_in * batch, in_stride] -> out [cells * batch, width()]. Rows may be more than the layer's cells where it
+  // has no neighbours: `cells` says how many. `width()` floats of a row are written.
+  void run(const float* in, int64_t in_stride, float* out, int64_t cells, int64_t batch, int threads,
+           ConvScratch& scratch) const;
+
+  int64_t c_in() const { return c_in_; }
+  int64_t c_out() const { return c_out_; }
+  int64_t width() const { return width_; }
+  int64_t cells_in() const { return cells_in_; }
+  int64_t cells() const { return cells_; }
+  int64_t points() const;  // rows of what pack_points takes; 0 for a direct layer
+  int64_t packed_bytes() const { return weights_.size() * static_cast<int64_t>(sizeof(float)); }
+
+ private:
+  // The rows that a tap adds to, rising, and what it reads for each.
+  struct Tap {
+    std::vector<int32_t> outputs, inputs;
+  };
+
+  void run_direct(const float* in, int64_t in_stride, float* out, int64_t cells, int64_t batch, int threads) const;
+  void run_tiled(const float* in, int64_t in_stride, float* out, int64_t batch, int threads,
+                 ConvScratch& scratch) const;
+  void pack_panels(const float* matrix, const float* imaginary, int64_t channel_step, int64_t k_step, int64_t first,
+                   int64_t channels, float* packed) const;
+  int64_t matrix_size() const { return c_in_ * width_; }
+
+  const CpuKernels* kernels_;
+  int64_t c_in_, c_out_, width_, cells_in_, cells_;
+  bool relu_;
+  FloatBuffer weights_;  // [tap or point][panel][c_in][columns]
+  FloatBuffer bias_;     // [width]
+  std::vector<float> cell_weights_;
+
+  std::vector<Tap> taps_;  // empty: no neighbours
+
+  int64_t tile_ = 0, m_ = 0, tiles_ = 0;
+  bool spectral_ = false;
+  std::vector<float> bt_, at_;
+  std::vector<int32_t> tile_inputs_, tile_outputs_;
+};
+
+}  // namespace mmn_fast

@@ -1,0 +1,140 @@
+// The micro-kernels, written once over the Vec of the file that includes this. See cpu/gemm.h.
+namespace mmn_fast::MMN_ISA {
+namespace {
+
+constexpr int kTileVecs = 2;
+constexpr int kTileRows = Vec::kTileRows;  // kTileRows x kTileVecs sums fill the registers
+constexpr int kTileColumns = kTileVecs * Vec::kWidth;
+
+void copy_floats(const float* from, float* to, int64_t n) {
+  int64_t i = 0;
+  for (; i + Vec::kWidth <= n; i += Vec::kWidth) Vec::store(to + i, Vec::load(from + i));
+  for (; i < n; ++i) to[i] = from[i];
+}
+
+template <int kRows>
+void store_tile(const Vec::F (&sums)[kRows][kTileVecs], float* const* c, int64_t second, bool add) {
+#pragma GCC unroll 16
+  for (int r = 0; r < kRows; ++r) {
+    float* const first_half = c[r];
+    float* const second_half = c[r] + second;
+    Vec::store(first_half, add ? Vec::add(Vec::load(first_half), sums[r][0]) : sums[r][0]);
+    Vec::store(second_half, add ? Vec::add(Vec::load(second_half), sums[r][1]) : sums[r][1]);
+  }
+}
+
+template <int kRows>
+void multiply_tile(const float* a, const float* b, int64_t depth, float* const* c, int64_t, bool add) {
+  Vec::F sums[kRows][kTileVecs];
+#pragma GCC unroll 16
+  for (int r = 0; r < kRows; ++r) sums[r][0] = sums[r][1] = Vec::set1(0.0f);
+  for (int64_t k = 0; k < depth; ++k) {
+    const Vec::F b0 = Vec::load(b + k * kTileColumns), b1 = Vec::load(b + k * kTileColumns + Vec::kWidth);
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; ++r) {
+      const Vec::F x = Vec::set1(a[r * kPackStride + k]);
+      sums[r][0] = Vec::fma(x, b0, sums[r][0]);
+      sums[r][1] = Vec::fma(x, b1, sums[r][1]);
+    }
+  }
+  store_tile<kRows>(sums, c, Vec::kWidth, add);
+}
+
+// A packed row holds kDepth / 2 real parts, then as many imaginary ones.
+template <int kRows>
+void multiply_complex_tile(const float* a, const float* b, int64_t depth, float* const* c, int64_t imaginary, bool add) {
+  Vec::F sums[kRows][kTileVecs];
+#pragma GCC unroll 16
+  for (int r = 0; r < kRows; ++r) sums[r][0] = sums[r][1] = Vec::set1(0.0f);
+  for (int64_t k = 0; k < depth; ++k) {
+    const Vec::F real = Vec::load(b + k * kTileColumns), imag = Vec::load(b + k * kTileColumns + Vec::kWidth);
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; ++r) {
+      const Vec::F x = Vec::set1(a[r * kPackStride + k]);
+      sums[r][0] = Vec::fma(x, real, sums[r][0]);
+      sums[r][1] = Vec::fma(x, imag, sums[r][1]);
+    }
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; ++r) {
+      const Vec::F y = Vec::set1(a[r * kPackStride + kDepth / 2 + k]);
+      sums[r][0] = Vec::fnma(y, imag, sums[r][0]);
+      sums[r][1] = Vec::fma(y, real, sums[r][1]);
+    }
+  }
+  store_tile<kRows>(sums, c, imaginary, add);
+}
+
+using TileFn = void (*)(const float* a, const float* b, int64_t depth, float* const* c, int64_t second, bool add);
+
+constexpr TileFn kRealTiles[] = {nullptr,           multiply_tile<1>,  multiply_tile<2>,  multiply_tile<3>,
+                                 multiply_tile<4>,  multiply_tile<5>,  multiply_tile<6>,
+#if MMN_TILE_ROWS > 6
+                                 multiply_tile<7>,  multiply_tile<8>,  multiply_tile<9>,  multiply_tile<10>,
+                                 multiply_tile<11>, multiply_tile<12>, multiply_tile<13>, multiply_tile<14>,
+#endif
+};
+constexpr TileFn kComplexTiles[] = {
+    nullptr,
+    multiply_complex_tile<1>,  multiply_complex_tile<2>,  multiply_complex_tile<3>,
+    multiply_complex_tile<4>,  multiply_complex_tile<5>,  multiply_complex_tile<6>,
+#if MMN_TILE_ROWS > 6
+    multiply_complex_tile<7>,  multiply_complex_tile<8>,  multiply_complex_tile<9>,  multiply_complex_tile<10>,
+    multiply_complex_tile<11>, multiply_complex_tile<12>, multiply_complex_tile<13>, multiply_complex_tile<14>,
+#endif
+};
+static_assert(sizeof(kRealTiles) / sizeof(TileFn) == kTileRows + 1 && sizeof(kComplexTiles) == sizeof(kRealTiles));
+
+int64_t row_of(const int32_t* rows, int64_t i, int64_t group) {
+  return rows == nullptr ? i : group == 1 ? rows[i] : rows[i / group] * group + i % group;
+}
+
+// Rows [first, last) of a, all depths: [depth block][row][kPackStride].
+template <bool kComplex>
+void pack_rows(const GemmArgs& args, int64_t first, int64_t last) {
+  constexpr int64_t kBlock = kComplex ? kDepth / 2 : kDepth;
+  for (int64_t i = first; i < last; ++i) {
+    const float* row = args.a + row_of(args.a_rows, i, args.group) * args.a_stride;
+    float* to = args.pack + (i - first) * kPackStride;
+    for (int64_t k = 0; k < args.k; k += kBlock, to += kRowBlock * kPackStride) {
+      const int64_t depth = args.k - k < kBlock ? args.k - k : kBlock;
+      copy_floats(row + k, to, depth);
+      if (kComplex) copy_floats(row + args.imaginary_a + k, to + kDepth / 2, depth);
+    }
+  }
+}
+
+template <bool kComplex>
+void gemm(const GemmArgs& args, int64_t first_panel, int64_t last_panel) {
+  constexpr int64_t kBlock = kComplex ? kDepth / 2 : kDepth;
+  constexpr int64_t kPanelColumns = kComplex ? Vec::kWidth : kTileColumns;
+  for (int64_t first = 0; first < args.rows; first += kRowBlock) {
+    const int64_t last = args.rows - first < kRowBlock ? args.rows : first + kRowBlock;
+    pack_rows<kComplex>(args, first, last);
+    for (int64_t panel = first_panel; panel < last_panel; ++panel) {
+      const float* b = args.b + panel * args.k * kTileColumns;
+      const float* a = args.pack;
+      for (int64_t k = 0; k < args.k; k += kBlock, b += kBlock * kTileColumns, a += kRowBlock * kPackStride) {
+        const int64_t depth = args.k - k < kBlock ? args.k - k : kBlock;
+        for (int64_t i = first; i < last; i += kTileRows) {
+          const int rows = last - i < kTileRows ? static_cast<int>(last - i) : kTileRows;
+          float* c[kTileRows];
+          for (int r = 0; r < rows; ++r) {
+            c[r] = args.c + row_of(args.c_rows, i + r, args.group) * args.c_stride + panel * kPanelColumns;
+          }
+          const TileFn tile = (kComplex ? kComplexTiles : kRealTiles)[rows];
+          tile(a + (i - first) * kPackStride, b, depth, c, args.imaginary_c, args.add || k > 0);
+        }
+      }
+    }
+  }
+}
+
+void gemm_f32(const GemmArgs& args, int64_t first_panel, int64_t last_panel) {
+  gemm<false>(args, first_panel, last_panel);
+}
+void gemm_complex_f32(const GemmArgs& args, int64_t first_panel, int64_t last_panel) {
+  gemm<true>(args, first_panel, last_panel);
+}
+
+}  // namespace
+}  // namespace mmn_fast::MMN_ISA

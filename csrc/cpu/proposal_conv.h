@@ -1,0 +1,71 @@
+// proposal_conv on the CPU: its layers one after the other. See ops/proposal_conv.h.
+#pragma once
+
+#include <memory>
+#include <mutex>
+#include <vector>
+
+#include "cpu/conv_layer.h"
+#include "cpu/isa.h"
+
+namespace mmn_fast {
+
+// Lends each call memory of its own and takes it back: calls of several threads do not meet, and none allocates once
+// the memory has grown.
+class ConvScratchPool {
+ public:
+  class Lease {
+   public:
+    explicit Lease(ConvScratchPool& pool) : pool_(pool), scratch_(pool.take()) {}
+    ~Lease() { pool_.give_back(std::move(scratch_)); }
+    Lease(const Lease&) = delete;
+    Lease& operator=(const Lease&) = delete;
+    ConvScratch& operator*() { return *scratch_; }
+
+   private:
+    ConvScratchPool& pool_;
+    std::unique_ptr<ConvScratch> scratch_;
+  };
+
+ private:
+  std::unique_ptr<ConvScratch> take();
+  void give_back(std::unique_ptr<ConvScratch> scratch);
+
+  std::mutex mutex_;
+  std::vector<std::unique_ptr<ConvScratch>> free_;
+};
+
+// Videos that share one pass over the weights: memory grows with them, results do not depend on them.
+constexpr int64_t kVideosAtOnce = 16;
+
+class ProposalConv {
+ public:
+  explicit ProposalConv(CpuIsa isa);
+
+  // Layers run in the order in which they are added. Throws std::invalid_argument where one does not fit the last.
+  ConvLayer& add(ConvLayer layer);
+
+  // Calls fill(rows) with the padded rows of the input to write, [cells_in * batch, padded c_in], then runs all layers.
+  // Returns the last layer's rows, which live in `scratch`.
+  template <class Fill>
+  const float* run(int64_t batch, int threads, ConvScratch& scratch, Fill&& fill) const {
+    fill(input_rows(batch, scratch));
+    return run_layers(batch, threads, scratch);
+  }
+
+  const CpuKernels& kernels() const { return kernels_; }
+  ConvScratchPool& scratch() const { return scratch_; }
+  const std::vector<ConvLayer>& layers() const { return layers_; }
+  std::vector<ConvLayer>& layers() { return layers_; }
+  int64_t packed_bytes() const;
+
+ private:
+  float* input_rows(int64_t batch, ConvScratch& scratch) const;
+  const float* run_layers(int64_t batch, int threads, ConvScratch& scratch) const;
+
+  const CpuKernels kernels_;
+  std::vector<ConvLayer> layers_;
+  mutable ConvScratchPool scratch_;
+};
+
+}  // namespace mmn_fast

@@ -1,0 +1,44 @@
+// Contract of proposal_conv: the stacked k x k layers over the 2D map, on needed cells and taps only.
+//
+//   out[r, co] = max(0, bias[co] + sum over taps t, ci of in[neighbours[r, t], ci] * weight[co, ci, t]) * cell_weights[r]
+//
+// - A row is one cell of one video. Rows are cell-major and video-minor: row r * B + b is cell r of video b, so that a
+//   batch shares each weight that is read. Cells, neighbours and weights come from geometry.py's plan; no kernel works
+//   them out again. neighbours[r, t] = -1 says that the input is zero.
+// - BatchNorm is folded into weight and bias before they come here.
+// - How a layer multiplies is chosen per layer when it is added: `direct` tap by tap, or in a transform's domain over
+//   square tiles (Winograd, FFT). All take any k, C, R and B; results differ by rounding.
+// - Every sum has one order that follows from the layer alone: the result of a video depends neither on B, nor on the
+//   other videos, nor on the number of threads.
+// - NaN and infinity of a video stay in that video's rows.
+#pragma once
+
+#include <cstdint>
+
+namespace mmn_fast {
+
+// Views: whoever adds a layer keeps nothing alive, all is copied.
+struct ConvLayerArgs {
+  const float* weight;          // [c_out, c_in, taps]; nullptr where it comes packed in a transform's domain
+  const float* bias;            // [c_out]
+  const int32_t* neighbours;    // [cells, taps], rows of the input or -1; nullptr for a tiled layer
+  const float* cell_weights;    // [cells]
+  int64_t c_in, c_out;
+  int64_t taps;                 // k * k
+  int64_t cells_in, cells;      // R of the input and of this layer
+  bool relu;
+};
+
+// y = at ((g w g^T) * (bt x bt^T)) at^T per tile, `points` products; g is applied before the weights come here.
+// Spectral tiles (the FFT's) hold sums over cosines and sines, which pair up to complex points; see
+// cpu/tile_transform.h for their order.
+struct TilingArgs {
+  const float* bt;              // [tile, tile]
+  const float* at;              // [m, tile]
+  const int32_t* inputs;        // [tiles, tile * tile], rows of the input or -1
+  const int32_t* outputs;       // [tiles, m * m], cells or -1; every cell once
+  int64_t tile, m, tiles;
+  bool spectral;                // tile = 16
+};
+
+}  // namespace mmn_fast

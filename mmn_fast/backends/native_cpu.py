@@ -1,0 +1,164 @@
+"""The native backend: the video branch and the scores in C++ on the CPU; sentences through the PyTorch text encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+
+from mmn_fast.backends.base import Backend, Branches
+from mmn_fast.checkpoint import LoadedModel, State
+from mmn_fast.geometry import ProposalPlan, plan_for, proposal_diagonals
+from mmn_fast.kernels import native
+from mmn_fast.kernels.native_conv import NativeProposalConv
+from mmn_fast.presets import Preset
+from mmn_fast.text_encoder import TextEncoder
+from mmn_fast.torch_threads import torch_threads
+from mmn_fast.types import FloatArray
+
+_BATCH_NORM_EPS = 1e-5  # of torch.nn.BatchNorm2d
+_HEAD_PAD = 32  # csrc/cpu/rows.h, kRowPad
+_PRECISIONS = ("fp32",)
+
+
+class NativeBackend(Backend):
+    """C++ kernels in float32; BatchNorm is folded and weights are packed once.
+
+    A video gives the same embeddings alone and in any batch, with any number of threads, bit for bit.
+    """
+
+    name = "native"
+
+    @classmethod
+    def unavailable_reason(cls, device: str, precision: str) -> str | None:
+        if precision not in ("auto", *_PRECISIONS):
+            return f"precision {precision!r} is not one of its precisions ({', '.join(_PRECISIONS)})"
+        if device.startswith("cuda"):
+            return f"device {device!r}: it runs on the CPU only"
+        if device == "auto" and torch.cuda.is_available():
+            return "device 'auto': there is a CUDA device, and it runs on the CPU only"
+        return None
+
+    def __init__(self, model: LoadedModel, device: str, precision: str, threads: int | None) -> None:
+        self.preset, self.threads = model.preset, threads
+        self._plan = plan_for(model.preset)
+        self._conv = NativeProposalConv(*folded_layers(model.state, model.preset.conv_layers), self._plan)
+        self._video = _video_encoder(model.preset, model.state, self._plan, self._conv)
+        self._text = _text_encoder(model)
+
+    def encode_video(self, pre_clips: FloatArray) -> Branches:
+        shape = (len(pre_clips), self._plan.num_proposals, self.preset.joint_size)
+        contrastive, iou = np.empty(shape, np.float32), np.empty(shape, np.float32)
+        self._video.run(np.ascontiguousarray(pre_clips), contrastive, iou, native.num_threads(self.threads))
+        return contrastive, iou
+
+    def encode_text(self, token_ids: Sequence[npt.NDArray[np.int64]]) -> Branches:
+        # One at a time and unpadded: PyTorch picks its algorithms by shape, so that is what makes a sentence's
+        # embedding independent of the others, bit for bit.
+        embedded = np.empty((2, len(token_ids), self.preset.joint_size), np.float32)
+        with torch.inference_mode(), torch_threads(self.threads):
+            for row, ids in enumerate(token_ids):
+                branches = self._text(torch.from_numpy(ids[None]), torch.tensor([len(ids)]))
+                for branch, out in zip(branches, embedded, strict=True):
+                    out[row] = F.normalize(branch[0], dim=-1).numpy()
+        return embedded[0], embedded[1]
+
+    def score(self, video: Branches, text: Branches) -> Branches:
+        arrays = [np.ascontiguousarray(array) for array in (*video, *text)]
+        return native.moment_scores(arrays[0], arrays[1], arrays[2], arrays[3], self.threads)
+
+    def info(self) -> dict[str, Any]:
+        return {
+            "device": "cpu",
+            "precision": "fp32",
+            "threads": native.num_threads(self.threads),
+            "algorithms": list(self._conv.algorithms),
+            "packed_weights_mib": round(sum(self._conv.packed_mib), 1),
+            "text": f"torch {torch.__version__}",
+        }
+
+
+def folded_layers(state: State, num_layers: int) -> tuple[list[FloatArray], list[FloatArray]]:
+    """Weights and biases of the proposal convolution with BatchNorm folded in, in float64 until the last rounding.
+
+    Args:
+        state: official state-dict keys.
+        num_layers: L.
+
+    Returns:
+        Per layer float32 [C_out, C_in, k, k], and per layer float32 [C_out].
+    """
+    weights, biases = [], []
+    for number in range(num_layers):
+        conv, norm = f"proposal_conv.convs.{number}", f"proposal_conv.bn.{number}"
+        scale = state[f"{norm}.weight"] / np.sqrt(state[f"{norm}.running_var"].astype(np.float64) + _BATCH_NORM_EPS)
+        weights.append((state[f"{conv}.weight"] * scale[:, None, None, None]).astype(np.float32))
+        bias = (state[f"{conv}.bias"] - state[f"{norm}.running_mean"].astype(np.float64)) * scale
+        biases.append((bias + state[f"{norm}.bias"]).astype(np.float32))
+    return weights, biases
+
+
+def _video_encoder(
+    preset: Preset, state: State, plan: ProposalPlan, conv: NativeProposalConv
+) -> native._C.VideoEncoder:
+    joint, width = preset.joint_size, preset.conv_hidden_size
+    padded = -(-joint // _HEAD_PAD) * _HEAD_PAD
+    heads_weight = np.zeros((2, padded, width), np.float32)
+    heads_bias = np.zeros((2, padded), np.float32)
+    for branch, name in enumerate(("contrastive", "iou")):
+        head = f"proposal_conv.conv1x1_{name}"
+        heads_weight[branch, :joint] = state[f"{head}.weight"].reshape(joint, width)
+        heads_bias[branch, :joint] = state[f"{head}.bias"]
+    arguments: dict[str, Any] = {"cells": plan.inputs}
+    if preset.pooling == "conv":
+        arguments = {"map_convs": _map_convs(preset, state), "map_rows": _map_rows(preset, plan)}
+    return native._C.VideoEncoder(
+        conv.native,
+        np.ascontiguousarray(state["featpool.conv.weight"][:, :, 0]),
+        np.ascontiguousarray(state["featpool.conv.bias"]),
+        preset.num_pre_clips,
+        preset.clip_pool_kernel,
+        preset.clip_pool_stride,
+        heads_weight.reshape(2 * padded, width),
+        heads_bias.reshape(2 * padded),
+        joint,
+        **arguments,
+    )
+
+
+def _map_convs(preset: Preset, state: State) -> list[tuple[FloatArray, FloatArray, npt.NDArray[np.int32]]]:
+    """Weight, bias and neighbours of each learned convolution along a diagonal, see `model.MomentMap`."""
+    convs, length = [], preset.num_clips
+    for number, (rows, _) in enumerate(proposal_diagonals(preset.num_clips, preset.pooling_counts)):
+        weight = np.ascontiguousarray(state[f"feat2d.convs.{number}.weight"])
+        kernel = weight.shape[2]
+        stride = kernel - 1  # (2, 1) within a level, (3, 2) into the next
+        neighbours = stride * np.arange(len(rows))[:, None] + np.arange(kernel)
+        assert neighbours.max(initial=-1) < length
+        convs.append((weight, np.ascontiguousarray(state[f"feat2d.convs.{number}.bias"]), neighbours.astype(np.int32)))
+        length = len(rows)
+    return convs
+
+
+def _map_rows(preset: Preset, plan: ProposalPlan) -> npt.NDArray[np.int32]:
+    """For each input cell its row among the clips and then all diagonals, int32 [R_0]."""
+    row_of = np.full((preset.num_clips, preset.num_clips), -1, np.int32)
+    row_of[np.arange(preset.num_clips), np.arange(preset.num_clips)] = np.arange(preset.num_clips)
+    first = preset.num_clips
+    for rows, columns in proposal_diagonals(preset.num_clips, preset.pooling_counts):
+        row_of[list(rows), list(columns)] = first + np.arange(len(rows))
+        first += len(rows)
+    return np.ascontiguousarray(row_of[plan.inputs[:, 0], plan.inputs[:, 1]])
+
+
+def _text_encoder(model: LoadedModel) -> TextEncoder:
+    with torch.device("meta"):
+        encoder = TextEncoder(model.text, model.preset.joint_size)
+    prefix = "text_encoder."
+    tensors = {k.removeprefix(prefix): torch.from_numpy(v) for k, v in model.state.items() if k.startswith(prefix)}
+    encoder.load_state_dict(tensors, assign=True)
+    return encoder.requires_grad_(False).eval()

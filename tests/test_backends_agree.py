@@ -1,0 +1,109 @@
+"""Every backend against the reference model in float64, on the golden cases."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import mmn_fast
+from mmn_fast import _C
+from mmn_fast.backends.native_cpu import NativeBackend
+from mmn_fast.checkpoint import load_model
+from mmn_fast.features import pre_clips
+from mmn_fast.kernels import native, reference
+from mmn_fast.model import build_model
+from mmn_fast.postprocess import fuse_scores
+from tests.golden import cases
+from tests.tolerances import TOLERANCES, check_close
+
+GOLDEN = [*cases.SMALL, *(pytest.param(name, marks=pytest.mark.full) for name in cases.FULL)]
+
+
+@cache
+def fused_in_float64(name: str) -> list[np.ndarray]:
+    """The fused scores [S, P] of every video of a case, all in float64 from the pre-clips on."""
+    case, fused = cases.load(name), []
+    net = build_model(case.preset, case.text, case.state()).double()
+    with torch.inference_mode():
+        for video in case.videos:
+            clips = torch.from_numpy(pre_clips(video.features, case.preset, "features")).double()
+            lengths = torch.from_numpy((video.token_ids != 0).sum(1))
+            text = net.encode_text(torch.from_numpy(video.token_ids), lengths)
+            scores = net.score(tuple(branch[0] for branch in net.encode_video(clips[None])), text)
+            fused.append(fuse_scores(scores[0].numpy(), scores[1].numpy(), case.preset))
+    return fused
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_native_scores_are_near_float64_and_rank_the_same(name: str, golden_model: Callable[[str], Path]) -> None:
+    case = cases.load(name)
+    engine = mmn_fast.load(golden_model(name), backend="native")
+    batch = [mmn_fast.Query(mmn_fast.Video(v.features, v.duration_s), v.sentences) for v in case.videos]
+    close = TOLERANCES["native_backend", "fp32"].atol
+    for maps, expected in zip(engine.score_maps(batch), fused_in_float64(name), strict=True):
+        check_close(maps.fused, expected, "native_backend", "fp32", name)
+        for ours, exact in zip(maps.fused, expected, strict=True):
+            best, exact_best = (np.sort(-exact[np.argsort(-scores)[:5]]) for scores in (ours, exact))
+            assert np.abs(best - exact_best).max() <= 2 * close
+
+
+@pytest.mark.parametrize("isa", _C.available_cpu_isas())
+@pytest.mark.parametrize(("P", "S", "J"), [(1, 1, 5), (136, 3, 256), (230, 300, 33), (7, 0, 8), (0, 2, 8)])
+def test_moment_scores_match_the_reference(P: int, S: int, J: int, isa: str) -> None:
+    rng = np.random.default_rng(P + S)
+    arrays = [rng.standard_normal((rows, J)).astype(np.float32) for rows in (P, P, S, S)]
+    arrays = [a / np.linalg.norm(a, axis=1, keepdims=True) for a in arrays]
+    contrastive, iou = np.full((2, S, P), np.nan, np.float32)
+    _C.moment_scores(*arrays, contrastive, iou, 2, isa)
+    expected = reference.moment_scores(*(torch.from_numpy(a).double() for a in arrays))
+    check_close(contrastive, expected[0], "moment_scores")
+    check_close(iou, expected[1], "moment_scores")
+    if S > 1 and P > 1:
+        alone = np.empty((2, 1, 1), np.float32)
+        _C.moment_scores(*(np.ascontiguousarray(a[-1:]) for a in arrays), alone[0], alone[1], 1, isa)
+        assert alone[0, 0, 0] == contrastive[-1, -1]
+        assert alone[1, 0, 0] == iou[-1, -1]
+
+
+@pytest.mark.parametrize("name", ["charades_small", "charades_conv_small", "activitynet_small"])
+def test_native_embeddings_do_not_depend_on_batch_or_threads(name: str, golden_model: Callable[[str], Path]) -> None:
+    model = load_model(golden_model(name))
+    p = model.preset
+    inputs = np.random.default_rng(0).standard_normal((19, p.num_pre_clips, p.input_size)).astype(np.float32)
+    one, two = (NativeBackend(model, "cpu", "fp32", threads) for threads in (1, 2))
+    together = one.encode_video(inputs)
+    assert all(a.tobytes() == b.tobytes() for a, b in zip(together, two.encode_video(inputs), strict=True))
+    for videos in (slice(0, 1), slice(5, 8), slice(18, 19)):
+        alone = two.encode_video(inputs[videos])
+        assert all(a.tobytes() == b[videos].tobytes() for a, b in zip(alone, together, strict=True))
+    assert two.encode_video(inputs[:0])[0].shape == (0, *together[0].shape[1:])
+    check_close(np.linalg.norm(together[0], axis=-1), np.ones(together[0].shape[:2]), "unit_norm")
+
+
+def test_native_is_what_auto_takes_on_the_cpu_and_info_says_how(golden_model: Callable[[str], Path]) -> None:
+    info = mmn_fast.load(golden_model("charades_small"), device="cpu").info()
+    assert (info["backend"], info["precision"], info["device"]) == ("native", "fp32", "cpu")
+    assert info["algorithms"]
+    assert set(info["algorithms"]) <= {"direct", "winograd", "fft"}
+    assert info["packed_weights_mib"] > 0
+    assert info["text"].startswith("torch ")
+    assert info["threads"] == native.num_threads()
+
+
+@pytest.mark.parametrize(
+    ("device", "precision", "message"),
+    [
+        ("cuda", "fp32", "backend 'native': device 'cuda': it runs on the CPU only"),
+        ("cpu", "fp16", r"backend 'native': precision 'fp16' is not one of its precisions \(fp32\)"),
+    ],
+)
+def test_native_refuses_what_it_cannot_do(
+    device: str, precision: str, message: str, golden_model: Callable[[str], Path]
+) -> None:
+    with pytest.raises(mmn_fast.types.BackendUnavailable, match=message):
+        mmn_fast.load(golden_model("charades_small"), device=device, precision=precision, backend="native")
