@@ -7,6 +7,7 @@ INSTALLED := $(VENV)/.installed
 .PHONY: demo test lint clean
 
 demo: $(INSTALLED)
+	$(BIN)/mmn-fast demo --html mmn-fast-demo.html
 	$(BIN)/python -m tests.golden.demo
 
 test: $(INSTALLED) lint

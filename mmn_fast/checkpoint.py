@@ -30,6 +30,8 @@ State = dict[str, npt.NDArray[Any]]
 Shape = tuple[int, ...]
 
 FORMAT_VERSION = 1
+DEMO_MODEL = Path(__file__).parent / "demo" / "model"
+"""The trained model that comes with the package: "demo"."""
 _FILES = ["config.json", "model.safetensors", "tokenizer.json"]
 _TORCH_MAGIC = (b"PK\x03\x04", b"\x80\x02")  # a zip archive, or before PyTorch 1.6 pickles in a row
 _HEAD_WIDTH = 64  # of every published BERT and DistilBERT; the number of heads leaves no trace in the tensors
@@ -63,7 +65,7 @@ def load_model(
     """Read a model.
 
     Args:
-        model: a converted directory, an official checkpoint file, or a hub id of a converted directory.
+        model: a converted directory, an official checkpoint file, a hub id of a converted directory, or "demo".
         preset: needed for a checkpoint file; for a directory only to insist on what it holds.
         tokenizer: needed for a checkpoint file; replaces the directory's own.
 
@@ -71,6 +73,8 @@ def load_model(
         InputError: nothing usable there; the message names the file, what was expected and what came.
     """
     path = Path(model)
+    if str(model) == "demo":  # before files of that name, which "./demo" still reaches
+        return _from_directory(DEMO_MODEL, preset, tokenizer)
     if path.is_file():
         if preset is None or tokenizer is None:
             missing = "preset=" if preset is None else "tokenizer="
@@ -78,8 +82,6 @@ def load_model(
         return _from_official(path, get_preset(preset), tokenizer)
     if path.is_dir():
         return _from_directory(path, preset, tokenizer)
-    if str(model) == "demo":
-        raise InputError("model 'demo': this version brings no trained model")
     if is_hub_id(model):
         return _from_directory(download(str(model), _FILES), preset, tokenizer)
     raise InputError(f"model: {path}: no such file or directory, and not a hub id (owner/name)")
@@ -146,6 +148,26 @@ def save_model(model: LoadedModel, output: str | Path) -> Path:
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return output
+
+
+def model_from_state(
+    preset: Preset, text: TextEncoderConfig, state: Mapping[str, npt.NDArray[Any]], tokenizer: Tokenizer, source: str
+) -> LoadedModel:
+    """A model from weights in memory, as `load_model` gives it from files.
+
+    Args:
+        preset: sizes and conventions.
+        text: sizes of the text encoder.
+        state: arrays under official keys; float32 contiguous ones are taken without a copy.
+        tokenizer: the word pieces the text encoder was trained with.
+        source: where the weights come from, for messages.
+
+    Raises:
+        InputError: the weights are not those of the preset's model, or not finite.
+    """
+    arrays = {name: np.ascontiguousarray(array, np.float32) for name, array in state.items()}
+    check_state(arrays, preset, text, source)
+    return _checked(preset, text, arrays, tokenizer, _fingerprint(preset, arrays), Path(source))
 
 
 def state_shapes(preset: Preset, text: TextEncoderConfig) -> dict[str, Shape]:

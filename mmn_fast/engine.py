@@ -52,7 +52,8 @@ def load(
     """Load a model into an engine.
 
     Args:
-        model: a converted directory (`mmn-fast convert`), a hub id of one, or an official `.pth` file.
+        model: a converted directory (`mmn-fast convert`, `mmn-fast train`), a hub id of one, an official `.pth` file,
+            or "demo", the small trained model that comes with the package.
         preset: for a `.pth` file: a preset's name, an official YAML file's path, or a `Preset`.
         tokenizer: for a `.pth` file: a directory, tokenizer.json, vocab.txt or hub id.
         device: "auto", "cpu", "cuda" or "cuda:N".

@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mmn_fast.hub import check_arrived
+from mmn_fast.pixel_features import PixelFeatures as PixelFeatures  # public here: features from frames
 from mmn_fast.presets import Preset
 from mmn_fast.types import FloatArray, InputError
 

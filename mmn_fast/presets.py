@@ -289,6 +289,31 @@ PRESETS: dict[str, Preset] = {
                 test_batch_size=32,
             ),
         ),
+        # The procedural world of mmn_fast.demo, and the small model of it that comes with the package.
+        Preset(
+            name="shapes",
+            num_pre_clips=32,
+            num_clips=16,
+            feature_streams=(357,),
+            hidden_size=256,
+            clip_pool_kernel=2,
+            pooling_counts=(15,),
+            conv_hidden_size=64,
+            conv_kernel=3,
+            conv_layers=4,
+            joint_size=64,
+            loss=LossParams(margin=0.3),
+            recipe=Recipe(
+                learning_rate=4e-3,
+                batch_size=8,
+                epochs=26,
+                milestones=(20, 24),
+                freeze_text_epochs=0,
+                all_losses_epochs=26,
+                contrastive_weight=0.05,
+                test_batch_size=32,
+            ),
+        ),
     )
 }
 

@@ -13,6 +13,7 @@ import h5py
 import numpy as np
 import pytest
 
+from mmn_fast.presets import PRESETS
 from tests.golden import cases, recipe
 
 CASE = cases.load("charades_small")
@@ -129,7 +130,7 @@ def test_eval_names_videos_without_features(golden_model: Files, files: Path) ->
 def test_info_says_what_can_run(golden_model: Files) -> None:
     facts = json.loads(_run("info", "--json").stdout)
     assert facts["backends"]["torch"] == "available"
-    assert facts["presets"] == ["charades-sta", "activitynet-captions", "tacos", "hc-stvg"]
+    assert facts["presets"] == list(PRESETS)
     text = _run("info", "--model", golden_model(CASE.name)).stdout
     assert "preset: charades_small" in text
     assert "cpu_isa:" in text

@@ -22,7 +22,7 @@ from mmn_fast.evaluation.metrics import Protocol, best_ious, get_protocol, mean_
 from mmn_fast.geometry import cells_to_moments, proposal_cells, proposal_mask
 from mmn_fast.postprocess import fuse_scores, select_moments
 from mmn_fast.presets import Preset, get_preset
-from mmn_fast.types import FloatArray, InputError, Query, ScoreMaps, Video
+from mmn_fast.types import FloatArray, InputError, Moment, Query, ScoreMaps, Video
 
 IntArray = npt.NDArray[np.int32]
 
@@ -104,6 +104,29 @@ class EvaluationReport:
         return "\n".join([header, rule, rows[0], rule, rows[1], rule])
 
 
+@dataclass(frozen=True, eq=False)
+class QueryResult:
+    """What was found for one sentence, and how well it fits.
+
+    Attributes:
+        video_id: the video's name.
+        query_id: the sentence's name, as in predictions.
+        sentence: the sentence.
+        duration_s: length of the video in seconds.
+        moments: moments found, best first, after NMS.
+        truth_s: ground-truth windows, float32 [G, 2] seconds.
+        iou: IoU of the best moment as "mIoU" counts it: with the window it fits best, 0 where none was found.
+    """
+
+    video_id: str
+    query_id: str | int
+    sentence: str
+    duration_s: float
+    moments: tuple[Moment, ...]
+    truth_s: FloatArray
+    iou: float
+
+
 def evaluate_maps(
     preset: str | Path | Preset,
     contrastive: Sequence[FloatArray],
@@ -162,6 +185,7 @@ def evaluate(
     batch_size: int = 8,
     top_k: int = 10,
     progress: bool = False,
+    on_result: Callable[[QueryResult], None] | None = None,
 ) -> EvaluationReport:
     """Ground every sentence of a dataset and compare with its ground truth.
 
@@ -181,6 +205,7 @@ def evaluate(
         batch_size: videos per call of the engine.
         top_k: moments per sentence in the predictions.
         progress: show a progress bar on stderr.
+        on_result: called with every sentence's result, in the order of the samples; `list.append` collects them.
 
     Returns:
         The report.
@@ -218,6 +243,9 @@ def evaluate(
                 moments = scorer.add(maps.fused, maps.cells, sample.duration_s, sample.moments_s)
                 if file is not None:
                     _write(file, sample, moments, top_k)
+                if on_result is not None:
+                    for result in _results(sample, moments, top_k):
+                        on_result(result)
             advance(len(batch))
     return EvaluationReport(
         protocol=rules,
@@ -298,6 +326,16 @@ def _write(file: TextIO, sample: Sample, moments: list[npt.NDArray[np.float32]],
         windows = [[float(str(number)) for number in row] for row in ranked[:top_k]]
         line = {"qid": query_id, "query": sentence, "vid": sample.video_id, "pred_relevant_windows": windows}
         file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+def _results(sample: Sample, moments: list[npt.NDArray[np.float32]], top_k: int) -> Iterator[QueryResult]:
+    for query_id, sentence, truth, ranked in zip(
+        sample.query_ids, sample.sentences, sample.moments_s, moments, strict=True
+    ):
+        windows = np.asarray(truth, np.float32).reshape(-1, 2)
+        iou = float(np.nan_to_num(best_ious(ranked[:1, :2], windows))[0]) if len(ranked) else 0.0
+        chosen = tuple(Moment(*row) for row in ranked[:top_k].tolist())
+        yield QueryResult(sample.video_id, query_id, sentence, sample.duration_s, chosen, windows, iou)
 
 
 @contextlib.contextmanager

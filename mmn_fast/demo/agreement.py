@@ -1,0 +1,107 @@
+"""What a fast path costs in answers: the trained demo model on its test split, against the float32 reference."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context
+
+import numpy as np
+
+from mmn_fast.demo.shapes import make_video
+from mmn_fast.engine import Engine
+from mmn_fast.evaluation import evaluate_maps
+from mmn_fast.types import FloatArray, Query, ScoreMaps, Video
+
+
+@dataclass(frozen=True, eq=False)
+class LabelledSplit:
+    """Videos of the world with their sentences and true spans.
+
+    Attributes:
+        batch: one query per video.
+        moments_s: per video float32 [S, 2], start and end of each sentence's moment in seconds.
+    """
+
+    batch: list[Query]
+    moments_s: list[FloatArray]
+
+    @property
+    def num_sentences(self) -> int:
+        """Sentences of all videos."""
+        return sum(len(query.sentences) for query in self.batch)
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """One engine against another on the same sentences.
+
+    Attributes:
+        num_sentences: sentences compared.
+        max_fused_difference: largest difference of a fused score.
+        top1: share of sentences whose best proposal is the same.
+        recall: R@n,IoU@m of the engine, 0 to 1.
+        recall_difference: the same minus the reference's.
+    """
+
+    num_sentences: int
+    max_fused_difference: float
+    top1: float
+    recall: dict[str, float]
+    recall_difference: dict[str, float]
+
+
+def draw_split(num_videos: int, seed: int = 0, split: str = "test", workers: int = 1) -> LabelledSplit:
+    """Draw videos of a split, features and all; the same ones for the same arguments.
+
+    Args:
+        num_videos: how many; 150 have over 1,000 sentences.
+        seed: seed of the data set.
+        split: one of `shapes.SPLITS`.
+        workers: processes.
+    """
+    draw = partial(_draw, split, seed)
+    if workers == 1:
+        drawn = [draw(number) for number in range(num_videos)]
+    else:
+        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+            drawn = list(pool.map(draw, range(num_videos), chunksize=4))
+    return LabelledSplit([query for query, _ in drawn], [moments for _, moments in drawn])
+
+
+def _draw(split: str, seed: int, number: int) -> tuple[Query, FloatArray]:
+    video = make_video(split, seed, number)
+    spans = [(sentence.fact.start_s, sentence.fact.end_s) for sentence in video.sentences]
+    query = Query(
+        Video(video.features, video.duration_s, video.video_id), [sentence.text for sentence in video.sentences]
+    )
+    return query, np.array(spans, np.float32)
+
+
+def recall(engine: Engine, split: LabelledSplit, maps: Sequence[ScoreMaps]) -> dict[str, float]:
+    """R@n,IoU@m and mIoU of score maps on the split, 0 to 1."""
+    durations_s = [query.video.duration_s for query in split.batch]
+    contrastive, iou = [one.contrastive for one in maps], [one.iou for one in maps]
+    return evaluate_maps(engine.preset, contrastive, iou, durations_s, split.moments_s)
+
+
+def agreement(engine: Engine, reference: Engine, split: LabelledSplit) -> Agreement:
+    """Compare an engine with the reference.
+
+    Args:
+        engine: a fast path with the demo model.
+        reference: backend "torch" in fp32 with the same model.
+        split: what to compare on.
+    """
+    ours, theirs = engine.score_maps(split.batch), reference.score_maps(split.batch)
+    same = [a.fused.argmax(1) == b.fused.argmax(1) for a, b in zip(ours, theirs, strict=True)]
+    figures, expected = recall(engine, split, ours), recall(reference, split, theirs)
+    return Agreement(
+        num_sentences=split.num_sentences,
+        max_fused_difference=max(float(np.abs(a.fused - b.fused).max()) for a, b in zip(ours, theirs, strict=True)),
+        top1=float(np.concatenate(same).mean()),
+        recall=figures,
+        recall_difference={name: value - expected[name] for name, value in figures.items()},
+    )

@@ -1,0 +1,249 @@
+"""The data set of coloured shapes: videos by split, seed and number, and the files that everything else reads.
+
+A video is a scene (`scenes`), its frames, and one sentence per fact (`sentences`). Combinations of colour, form and
+action that `held_out` names happen only in the split `test_unseen`; every pair of the three happens in training.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property, partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mmn_fast.demo.scenes import ACTION_NAMES, COLOURS, FPS, FRAME_SIZE, SHAPES, Frames, Scene, action_name, draw_scene
+from mmn_fast.demo.scenes import render as render_scene
+from mmn_fast.demo.sentences import Sentence, say, vocabulary
+from mmn_fast.pixel_features import PixelFeatures
+from mmn_fast.types import FloatArray, InputError
+from mmn_fast.version import __version__
+
+SPLITS = ("train", "val", "test", "test_unseen")
+DEFAULT_COUNTS = {"train": 2000, "val": 100, "test": 200, "test_unseen": 200}
+_VIDEO_SUFFIX = ".mp4"
+
+
+@dataclass(frozen=True, eq=False)
+class ShapesVideo:
+    """A video of the data set.
+
+    Attributes:
+        video_id: "<split>-<seed>-<number>".
+        scene: what happens.
+        sentences: one per fact (two in `train`), in order of start; in `test_unseen` only those about held-out
+            combinations.
+    """
+
+    video_id: str
+    scene: Scene
+    sentences: tuple[Sentence, ...]
+
+    @property
+    def duration_s(self) -> float:
+        """Length in seconds."""
+        return self.scene.duration_s
+
+    def frames(self, size: int = FRAME_SIZE) -> Frames:
+        """The frames, uint8 [F, size, size, 3], RGB, at `scenes.FPS`; drawn anew by each call."""
+        return render_scene(self.scene, size)
+
+    @cached_property
+    def features(self) -> FloatArray:
+        """Clip features, float32 [n_clips, PixelFeatures.width]."""
+        return PixelFeatures(FPS)(self.frames())
+
+    def annotation(self) -> dict[str, Any]:
+        """The video's entry in the official JSON layout."""
+        return {
+            "duration": self.duration_s,
+            "timestamps": [[sentence.fact.start_s, sentence.fact.end_s] for sentence in self.sentences],
+            "sentences": [sentence.text for sentence in self.sentences],
+        }
+
+
+def held_out(colour: str, shape: str, action: str) -> bool:
+    """Whether a combination is kept for `test_unseen`: one in eight, spread so that every pair of the three is seen.
+
+    Args:
+        colour: one of `scenes.COLOURS`.
+        shape: one of `scenes.SHAPES`.
+        action: one of `scenes.ACTION_NAMES`.
+    """
+    numbers = list(COLOURS).index(colour), SHAPES.index(shape), ACTION_NAMES.index(action)
+    return (numbers[0] + 2 * numbers[1] + 3 * numbers[2]) % 8 == 0
+
+
+def make_video(split: str, seed: int, number: int) -> ShapesVideo:
+    """Make one video; the same one for the same arguments, whatever else is made.
+
+    Args:
+        split: one of `SPLITS`; each has a stream of random numbers of its own.
+        seed: seed of the data set, >= 0.
+        number: the video's number in its split, >= 0.
+    """
+    if split not in SPLITS:
+        raise InputError(f"split: expected one of {', '.join(SPLITS)}, got {split!r}")
+    for name, value in (("seed", seed), ("number", number)):
+        if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 0:
+            raise InputError(f"{name}: expected an integer >= 0, got {value!r}")
+    rng = np.random.default_rng([seed, SPLITS.index(split), number])
+    unseen = split == "test_unseen"
+    while True:
+        scene = draw_scene(rng, lambda *combination: unseen or not held_out(*combination))
+        facts = [fact for fact in scene.facts if not fact.implied]
+        if unseen:
+            facts = [f for f in facts if any(held_out(t.colour, t.shape, action_name(f)) for t in f.things)]
+        if facts:
+            break
+    phrasings = 2 if split == "train" else 1
+    sentences = tuple(say(fact, scene, rng) for fact in facts for _ in range(phrasings))
+    return ShapesVideo(f"{split}-{seed}-{number:05}", scene, sentences)
+
+
+def write_dataset(
+    output: str | Path,
+    seed: int = 0,
+    counts: Mapping[str, int] | None = None,
+    video: bool = False,
+    workers: int | None = None,
+    progress: bool = False,
+) -> dict[str, Any]:
+    """Write the data set: annotations, features, vocabulary and a manifest; all of it or nothing.
+
+    The directory holds `<split>.json` in the official JSON layout, `features.h5` with one float32 dataset
+    [n_clips, D] per video, `vocab.txt`, `manifest.json`, and with `video` also `videos/<video_id>.mp4`.
+
+    Args:
+        output: directory to create; must not exist.
+        seed: seed of the data set, >= 0.
+        counts: videos per split; default `DEFAULT_COUNTS`. A split without videos gets no annotation file.
+        video: also write the frames as video files, which needs imageio and imageio-ffmpeg.
+        workers: processes that make videos; default the cores this process may use. Files do not depend on it.
+        progress: show a progress bar.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        InputError: an argument cannot be used, the output exists or cannot be written, or there is no video writer.
+    """
+    output = Path(output)
+    counts = DEFAULT_COUNTS if counts is None else dict(counts)
+    for split, count in counts.items():
+        if split not in SPLITS:
+            raise InputError(f"counts: expected splits of {', '.join(SPLITS)}, got {split!r}")
+        if isinstance(count, bool) or not isinstance(count, int) or count < 0:
+            raise InputError(f"counts: {split}: expected a number of videos >= 0, got {count!r}")
+    jobs = [(split, seed, number) for split in SPLITS for number in range(counts.get(split, 0))]
+    if not jobs:
+        raise InputError("counts: expected at least one video, got none")
+    if output.exists():
+        raise InputError(f"output: {output} exists; name a directory that does not")
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise InputError(f"seed: expected an integer >= 0, got {seed!r}")
+    if video:
+        _require_video_writer()
+    workers = len(os.sched_getaffinity(0)) if workers is None else workers
+    partial_path = output.with_name(f".{output.name}.partial-{os.getpid()}")
+    try:
+        partial_path.mkdir(parents=True)
+        manifest = _fill(partial_path, seed, jobs, video, min(workers, len(jobs)), progress)
+        partial_path.rename(output)
+    except OSError as error:
+        raise InputError(f"output: {output}: {error.strerror or error}") from None
+    finally:
+        shutil.rmtree(partial_path, ignore_errors=True)
+    return manifest
+
+
+_Job = tuple[str, int, int]
+_Made = tuple[str, str, dict[str, Any], FloatArray]
+
+
+def _fill(path: Path, seed: int, jobs: list[_Job], video: bool, workers: int, progress: bool) -> dict[str, Any]:
+    import h5py
+    from rich.console import Console
+    from rich.progress import track
+
+    if video:
+        (path / "videos").mkdir()
+    annotations: dict[str, dict[str, Any]] = {}
+    with h5py.File(path / "features.h5", "w") as features:
+        made = _make_all(jobs, path / "videos" if video else None, workers)
+        bar = track(
+            made, "Making videos", total=len(jobs), console=Console(stderr=True), disable=not progress, transient=True
+        )
+        for split, video_id, annotation, rows in bar:
+            annotations.setdefault(split, {})[video_id] = annotation
+            features.create_dataset(video_id, data=rows)
+    for split, videos in annotations.items():
+        (path / f"{split}.json").write_text(json.dumps(videos, indent=1) + "\n", encoding="utf-8")
+    (path / "vocab.txt").write_text("\n".join(vocabulary()) + "\n", encoding="utf-8")
+    manifest = {
+        "mmn_fast_version": __version__,
+        "seed": seed,
+        "splits": {
+            split: {"videos": len(videos), "sentences": sum(len(entry["sentences"]) for entry in videos.values())}
+            for split, videos in annotations.items()
+        },
+        "feature_width": PixelFeatures.width,
+        "fps": FPS,
+        "frame_size": FRAME_SIZE,
+        "videos_written": video,
+    }
+    (path / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+    return manifest
+
+
+def _make_all(jobs: list[_Job], videos: Path | None, workers: int) -> Iterator[_Made]:
+    make = partial(_make, videos)
+    if workers <= 1:
+        yield from map(make, jobs)
+        return
+    # Spawned, not forked: the caller may have threads (torch, BLAS), which a forked process would inherit locked.
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        yield from pool.map(make, jobs, chunksize=max(1, min(16, len(jobs) // (4 * workers))))
+
+
+def _make(videos: Path | None, job: _Job) -> _Made:
+    video = make_video(*job)
+    if videos is not None:
+        save_video(video.frames(), videos / f"{video.video_id}{_VIDEO_SUFFIX}")
+    return job[0], video.video_id, video.annotation(), video.features
+
+
+def _require_video_writer() -> None:
+    try:
+        import imageio.v2  # noqa: F401
+        import imageio_ffmpeg  # noqa: F401
+    except ImportError:
+        raise InputError(
+            "video: writing videos needs imageio and imageio-ffmpeg (pip install imageio[ffmpeg])"
+        ) from None
+
+
+def save_video(frames: Frames, path: str | Path, scale: int = 4) -> None:
+    """Write frames as an mp4 file.
+
+    Args:
+        frames: uint8 [F, H, W, 3], RGB, shown at `scenes.FPS`.
+        path: file to write.
+        scale: pixels of the file per pixel of the frames, so that small frames can be looked at.
+
+    Raises:
+        InputError: imageio or its ffmpeg is not installed.
+    """
+    _require_video_writer()
+    import imageio.v2
+
+    with imageio.v2.get_writer(str(path), fps=FPS, codec="libx264", macro_block_size=None) as writer:
+        for frame in frames:
+            writer.append_data(np.kron(frame, np.ones((scale, scale, 1), np.uint8)))

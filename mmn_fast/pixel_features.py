@@ -1,0 +1,285 @@
+"""Clip features from RGB frames alone: what every colour on the screen looks like and does.
+
+No weights are downloaded or learned. Pixels are sorted softly into 12 hues and one class of greys that differ from
+the background; each of these 13 channels is described by its moments: how much of it there is, where, how large and of
+what form, and how these change. Two frames of any RGB video suffice; it says most where things differ in colour.
+
+Symbols: F frames, K channels, n_clips clips.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from mmn_fast.types import FloatArray, InputError
+
+_Array = npt.NDArray[np.float32]
+
+_HUES = 12
+CHANNELS = _HUES + 1
+"""K: twelve hues of 30 degrees, and greys."""
+
+_LONGEST_SIDE = 64  # larger frames are averaged down to at most twice this
+_FAINT = 0.08  # pixels of less weight than this are background
+_LOOKS_WEIGHT = 0.4  # rows are normalised before use: what happens shall not drown in what is there
+_STEEP = 0.06  # neighbouring pixels that differ by more are at an outline
+_FOLDS = (2, 3, 4, 5)
+
+# What is measured of each channel, per clip. Rates are in frame widths, or natural logarithms, per second.
+LOOKS = ("amount", "x", "y", "size", "2-fold", "3-fold", "4-fold", "5-fold", "hollow", "border")
+CHANGES = (
+    *("right", "left", "down", "up", "growth", "shrinkage", "gain", "loss"),
+    *("flicker", "turn", "tint", "company", "meeting", "parting"),
+)
+_FORMS = ("size", "3-fold", "4-fold", "5-fold", "hollow")
+_DEEDS = ("right", "left", "down", "up", "growth", "shrinkage", "flicker", "turn", "tint")
+
+
+class PixelFeatures:
+    """Frames to clip features.
+
+    A feature row holds, for each channel, the means over the clip's frames of
+
+    * looks: amount (share of the frame, saturating), centroid, root mean square radius, strength of the n-fold symmetry
+      of the form (n = 2 to 5: complex moments about the centroid), hollowness (fourth moment), share on the border;
+    * changes, none negative: motion right, left, down and up (saturating early, so that slow things count), growth and
+      shrinkage of the radius, gain and loss of amount, flicker, turning of the form, change of tint inside it, company
+      (other channels near by), and how directly it and another one meet or part;
+
+    and after all channels, summed over them, the products of forms and changes ("something square grows").
+
+    Args:
+        fps: frames per second of the videos, which rates are given by.
+        clip_frames: frames per clip; the last clip may have fewer.
+    """
+
+    width = CHANNELS * (len(LOOKS) + len(CHANGES)) + len(_FORMS) * len(_DEEDS)
+    """D, the length of a feature row."""
+
+    def __init__(self, fps: float = 8.0, clip_frames: int = 2) -> None:
+        if isinstance(fps, bool) or not isinstance(fps, (int, float)) or not 0 < fps < float("inf"):
+            raise InputError(f"fps: expected a positive number of frames per second, got {fps!r}")
+        if isinstance(clip_frames, bool) or not isinstance(clip_frames, int) or clip_frames < 1:
+            raise InputError(f"clip_frames: expected an integer >= 1, got {clip_frames!r}")
+        self.fps = float(fps)
+        self.clip_frames = clip_frames
+
+    def __call__(self, frames: npt.NDArray[np.uint8]) -> FloatArray:
+        """Describe a video.
+
+        Args:
+            frames: uint8 [F, H, W, 3], RGB, F, H and W >= 1.
+
+        Returns:
+            float32 [n_clips, D] with n_clips = ceil(F / clip_frames).
+
+        Raises:
+            InputError: `frames` is something else.
+        """
+        frames = np.asarray(frames)
+        if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or 0 in frames.shape:
+            raise InputError(
+                f"frames: expected uint8 [F, H, W, 3] with F, H, W >= 1, got {frames.dtype} {list(frames.shape)}"
+            )
+        looks, spin, tint = _looks(_shrunk(frames))
+        changes = _changes(looks, spin, tint, self.fps)
+        described = np.concatenate([_LOOKS_WEIGHT * looks, changes], axis=-1)
+        form = looks[..., [LOOKS.index(name) for name in _FORMS]]
+        deed = changes[..., [CHANGES.index(name) for name in _DEEDS]]
+        both = np.einsum("fkm,fkn->fmn", form, deed)
+        rows = np.concatenate([described.reshape(len(frames), -1), both.reshape(len(frames), -1)], axis=1)
+        starts = np.arange(0, len(rows), self.clip_frames)
+        sums = np.add.reduceat(rows, starts, axis=0)
+        counts = np.diff(np.append(starts, len(rows)))
+        means: FloatArray = np.ascontiguousarray(sums / counts[:, None], np.float32)
+        return means
+
+
+def _shrunk(frames: npt.NDArray[np.uint8]) -> _Array:
+    """Frames as float32 0 to 1, large ones averaged over squares of pixels."""
+    factor = max(max(frames.shape[1:3]) // _LONGEST_SIDE, 1)
+    height, width = (max(side // factor, 1) for side in frames.shape[1:3])
+    if factor == 1:
+        return frames.astype(np.float32) / np.float32(255)
+    cut = frames[:, : height * factor, : width * factor]
+    rows, columns = min(factor, cut.shape[1]), min(factor, cut.shape[2])
+    blocks = cut.reshape(len(frames), height, rows, width, columns, 3)
+    means: _Array = blocks.mean(axis=(2, 4), dtype=np.float32) / np.float32(255)
+    return means
+
+
+def _extremes(colours: _Array) -> tuple[_Array, _Array]:
+    """Largest and smallest of the last axis, R, G and B; NumPy's reductions are slow on so short an axis."""
+    r, g, b = colours[..., 0], colours[..., 1], colours[..., 2]
+    return np.maximum(np.maximum(r, g), b), np.minimum(np.minimum(r, g), b)
+
+
+def _pixels(frames: _Array) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], _Array]:
+    """The pixels that are no background: (frame, channel) as one number, place in the frame, and weight.
+
+    A coloured pixel counts for the two hues next to its own, by nearness, with max - min of its channels: linear in
+    how much of the pixel is covered, so that smoothed edges lose nothing. A grey one counts by its difference from
+    the frame's median.
+    """
+    flat = frames.reshape(len(frames), -1, 3)
+    high, low = _extremes(flat)
+    chroma, grey = high - low, (high + low) / 2
+    frame, place = np.nonzero(chroma > _FAINT)
+    r, g, b = flat[frame, place].T
+    strong, top = chroma[frame, place], high[frame, place]
+    hue = np.where(top == r, (g - b) / strong % 6, np.where(top == g, (b - r) / strong + 2, (r - g) / strong + 4)) * (
+        _HUES / 6
+    )
+    below = np.floor(hue).astype(np.int64)
+    # Only the middle third between two hues is shared: shades of one hue stay in one channel.
+    share = np.clip(3 * (hue - below) - 1, 0, 1).astype(np.float32)
+    # A thousand pixels or so say what the background is.
+    median = np.median(grey[:, :: max(grey.shape[1] // 1024, 1)], axis=1, keepdims=True)
+    grey = np.where(chroma > _FAINT, 0, np.abs(grey - median))
+    grey_frame, grey_place = np.nonzero(grey > _FAINT)
+    owner = [frame * CHANNELS + below % _HUES, frame * CHANNELS + (below + 1) % _HUES, grey_frame * CHANNELS + _HUES]
+    weight = [strong * (1 - share), strong * share, grey[grey_frame, grey_place]]
+    owners, places, weights = map(np.concatenate, (owner, [place, place, grey_place], weight))
+    counts = weights > 0
+    return owners[counts], places[counts], weights[counts].astype(np.float32)
+
+
+def _tint(frames: _Array) -> _Array:
+    """How far the colour inside coloured areas goes from the frame before to the one after, and which pixels these are.
+
+    Two arrays [F, H W] in one. Zero where a pixel is grey or at an outline in any of the three frames: there motion
+    changes it, not tint.
+    """
+    num = len(frames)
+    high, low = _extremes(frames)
+    inside = high - low > _FAINT
+    for axis in (1, 2):
+        up, down = _extremes(np.diff(frames, axis=axis))
+        flat = np.maximum(up, -down) <= _STEEP
+        first, last = [slice(None)] * 3, [slice(None)] * 3
+        first[axis], last[axis] = slice(None, -1), slice(1, None)
+        inside[tuple(first)] &= flat
+        inside[tuple(last)] &= flat
+    before, after = np.maximum(np.arange(num) - 1, 0), np.minimum(np.arange(num) + 1, num - 1)
+    always = inside & inside[before] & inside[after]
+    frame, row, column = np.nonzero(always)
+    tint = np.zeros((2, *always.shape), np.float32)
+    moved = frames[after[frame], row, column] - frames[before[frame], row, column]
+    tint[0, frame, row, column] = np.abs(moved).sum(axis=1)
+    tint[1, frame, row, column] = 1
+    return tint.reshape(2, num, -1)
+
+
+def _looks(frames: _Array) -> tuple[_Array, npt.NDArray[np.complexfloating], npt.NDArray[np.floating]]:
+    """Per frame and channel `LOOKS` [F, K, 10], the forms' harmonics, complex [F, K, 4], and change of tint [F, K]."""
+    num, height, width = frames.shape[:3]
+    owner, place, weight = _pixels(frames)
+    side = max(height, width)
+
+    def total(values: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
+        return np.asarray(np.bincount(owner, values, minlength=num * CHANNELS), np.float64)
+
+    x = ((place % width + 0.5) - width / 2) / side
+    y = ((place // width + 0.5) - height / 2) / side
+    mass = total(weight)
+    some = np.maximum(mass, 1e-6)
+    centre_x, centre_y = total(weight * x) / some, total(weight * y) / some
+    z = (x - centre_x[owner]) + 1j * (y - centre_y[owner])
+    square = z.real**2 + z.imag**2
+    # A pixel has a size of its own: without it, a single one would have none and divide by zero.
+    spread = total(weight * square) / some + 1 / (6 * side**2)
+    unit = z / np.sqrt(spread)[owner]
+    fourth = total(weight * (square / spread[owner]) ** 2) / some
+    harmonics = []
+    power = unit
+    for _ in _FOLDS:
+        power = power * unit
+        harmonics.append((total(weight * power.real) + 1j * total(weight * power.imag)) / some)
+    spin = np.stack(harmonics, axis=-1)
+    column, row = place % width, place // width
+    edge = (column < 2) | (row < 2) | (column >= width - 2) | (row >= height - 2)
+    share = mass / (height * width)
+    amount = share / (share + 0.004)
+    folds = np.abs(spin) / (0.3 + np.abs(spin))
+    looks = np.stack(
+        [
+            np.ones_like(mass),
+            2 * centre_x,
+            2 * centre_y,
+            np.log(np.sqrt(spread) / 0.08),
+            *folds.T,
+            2 * (fourth - 1.3),
+            4 * np.minimum(total(weight * edge) / some, 0.25),
+        ],
+        axis=-1,
+    )
+    looks = np.clip(looks, -2, 2) * amount[:, None]
+    frame = owner // CHANNELS
+    moved, inner = _tint(frames)[:, frame, place]
+    tint = total(weight * moved) / np.maximum(total(weight * inner), 1e-6)
+    shape = (num, CHANNELS)
+    return (
+        looks.reshape(*shape, -1).astype(np.float32),
+        (spin * amount[:, None]).reshape(*shape, -1),
+        tint.reshape(shape),
+    )
+
+
+def _changes(
+    looks: _Array, spin: npt.NDArray[np.complexfloating], tint: npt.NDArray[np.floating], fps: float
+) -> _Array:
+    """Per frame and channel `CHANGES`, float32 [F, K, 14], from the frames before and after."""
+    num = len(looks)
+    before, after = np.maximum(np.arange(num) - 1, 0), np.minimum(np.arange(num) + 1, num - 1)
+    rate = (fps / np.maximum(after - before, 1))[:, None]
+    amount = looks[..., 0]
+    # A channel that is all but absent at either time has no place that could change.
+    sure = np.minimum(np.minimum(amount[before], amount[after]), amount)
+    sure = np.where(sure > 0.15, sure, 0)
+    here = np.maximum(amount, 1e-3)[..., None]
+    plain = looks / here  # x, y and size without the amount
+    x, y, size, border = plain[..., 1] / 2, plain[..., 2] / 2, plain[..., 3], plain[..., -1]
+
+    velocity = np.stack([x[after] - x[before], y[after] - y[before]], axis=-1) * rate[..., None]
+    speed = np.hypot(velocity[..., 0], velocity[..., 1])
+    heading = velocity / np.maximum(speed, 1e-6)[..., None]  # [F, K, 2]
+    going = _squash(speed, 0.03) * sure
+    motion = heading * going[..., None]
+    # What the frame's border cuts off changes its size without growing.
+    growth = _squash((size[after] - size[before]) * rate, 0.06) * sure * (1 - border) ** 2
+    gain = _squash((amount[after] - amount[before]) * rate, 0.15)
+    turn = np.abs((spin / here)[after] - (spin / here)[before])[..., 1:].max(axis=-1) * rate
+    step = np.abs(np.diff(amount, axis=0, prepend=amount[:1]))
+
+    # Of any two channels: unit vector and distance from one (second axis) to the other (third axis).
+    way = np.stack([x[:, None, :] - x[:, :, None], y[:, None, :] - y[:, :, None]], axis=-1)
+    gap = np.hypot(way[..., 0], way[..., 1])
+    others = 1 - np.eye(CHANNELS, dtype=np.float32)
+    near = others * np.minimum(amount[:, :, None], amount[:, None, :]) / (1 + (gap / 0.25) ** 2)
+    towards = (heading[:, :, None] * way).sum(axis=-1) / np.maximum(gap, 1e-6)  # cosine of heading and way
+    both = others * np.sqrt(going[:, :, None] * going[:, None, :])
+    # Head-on: each of the two goes straight at the other, or straight away from it.
+    meeting = (both * np.clip(np.minimum(towards, towards.swapaxes(1, 2)), 0, 1) ** 4).max(axis=-1)
+    parting = (both * np.clip(np.minimum(-towards, -towards.swapaxes(1, 2)), 0, 1) ** 4).max(axis=-1)
+
+    changes = np.stack(
+        [
+            *(np.maximum(sign * motion[..., axis], 0) for axis in (0, 1) for sign in (1, -1)),
+            *(np.maximum(sign * growth, 0) for sign in (1, -1)),
+            *(np.maximum(sign * gain, 0) for sign in (1, -1)),
+            np.minimum(4 * step, 1),
+            _squash(turn, 0.6) * sure,
+            _squash(tint * rate, 0.15) * amount,
+            near.max(axis=-1),
+            meeting,
+            parting,
+        ],
+        axis=-1,
+    )
+    return changes.astype(np.float32)
+
+
+def _squash(values: npt.NDArray[np.floating], half: float) -> npt.NDArray[np.floating]:
+    """Values to -1 to 1, half of it at `half`."""
+    return values / (np.abs(values) + half)

@@ -1,0 +1,191 @@
+"""Training data: annotations, word pieces and targets worked out once, features read as pre-clips.
+
+A batch is gathered from arrays over the whole data set; no step loops over the videos of a batch in Python but to
+read features that did not fit into memory.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from mmn_fast.evaluation.datasets import Sample, first_few
+from mmn_fast.features import FeatureStore, pre_clips
+from mmn_fast.geometry import cells_to_moments, plan_for, temporal_iou
+from mmn_fast.presets import Preset
+from mmn_fast.tokenizer import Tokenizer
+from mmn_fast.types import FloatArray, InputError
+
+IntArray = npt.NDArray[np.int64]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Some videos and all of their sentences.
+
+    Attributes:
+        pre_clips: float32 [B, T, D].
+        token_ids: int64 [S, L], padded with 0.
+        lengths: int64 [S], word pieces of each sentence.
+        video_of: int64 [S], ascending: the sentence's video in the batch.
+        iou: float32 [S, P], IoU of every proposal with the sentence's moment.
+        moments: float32 [S, 2], start and end, seconds.
+    """
+
+    pre_clips: Tensor
+    token_ids: Tensor
+    lengths: Tensor
+    video_of: Tensor
+    iou: Tensor
+    moments: Tensor
+
+    def to(self, device: torch.device) -> Batch:
+        """The batch on a device."""
+        return Batch(*(getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)))
+
+
+class TrainingData:
+    """A data set, ready to give batches.
+
+    A sentence with several windows (QVHighlights) is one training sentence: a proposal's target is its best IoU with
+    any of them, and the longest one stands for it where sentences are compared with each other.
+
+    Args:
+        samples: videos with their sentences and moments in seconds.
+        features: their features.
+        preset: sizes and geometry.
+        tokenizer: makes word pieces.
+        source: the annotations' name in messages.
+        cache_gib: pre-clips are kept in memory if all of them take at most so many GiB, else read in every epoch.
+        skip_missing: leave out videos without features and say how many, instead of refusing.
+        progress: show a progress bar while features are read.
+
+    Raises:
+        InputError: a video has no features, or features that cannot be used (all are looked at); the message names the
+            file and the video.
+    """
+
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        features: FeatureStore,
+        preset: Preset,
+        tokenizer: Tokenizer,
+        source: str = "annotations",
+        cache_gib: float = 4.0,
+        skip_missing: bool = False,
+        progress: bool = False,
+    ) -> None:
+        missing = [sample.video_id for sample in samples if sample.video_id not in features]
+        if missing:
+            few = f"{len(missing)} of the {len(samples)} videos of {source}: {first_few(missing)}"
+            if not skip_missing or len(missing) == len(samples):
+                raise InputError(f"features: {features.path} lacks {few}")
+            logger.warning("features: %s lacks %s; they are left out", features.path, few)
+            samples = [sample for sample in samples if sample.video_id in features]
+        self.preset, self._features = preset, features
+        self.video_ids = [sample.video_id for sample in samples]
+        counts = np.array([len(sample.sentences) for sample in samples])
+        self._ends = counts.cumsum()
+        self.num_sentences = int(counts.sum())
+
+        tokens = tokenizer.encode([sentence for sample in samples for sentence in sample.sentences])
+        self._lengths = np.array([len(ids) for ids in tokens])
+        self._token_ids = np.zeros((len(tokens), self._lengths.max()), np.int64)
+        for row, ids in enumerate(tokens):
+            self._token_ids[row, : len(ids)] = ids
+        self._moments, self._iou = _targets(samples, preset)
+
+        size = len(samples) * preset.num_pre_clips * preset.input_size * 4
+        self._cache: FloatArray | None = None
+        if size <= cache_gib * 2**30:
+            self._cache = np.empty((len(samples), preset.num_pre_clips, preset.input_size), np.float32)
+        for video in _track(range(len(samples)), "features", progress):
+            clips = self._read(video)
+            if self._cache is not None:
+                self._cache[video] = clips
+
+    def __len__(self) -> int:
+        return len(self.video_ids)
+
+    def sentences_in(self, videos: npt.ArrayLike) -> int:
+        """The number of sentences of some videos."""
+        index = np.asarray(videos, np.int64)
+        return int((self._ends[index] - np.where(index > 0, self._ends[index - 1], 0)).sum())
+
+    def batch(self, videos: npt.ArrayLike) -> Batch:
+        """The batch of some videos, given by their numbers, on the CPU."""
+        index = np.asarray(videos, np.int64)
+        starts = np.where(index > 0, self._ends[index - 1], 0)
+        counts = self._ends[index] - starts
+        first = counts.cumsum() - counts  # of each video in the batch
+        rows = np.arange(counts.sum()) + np.repeat(starts - first, counts)
+        clips = self._cache[index] if self._cache is not None else np.stack([self._read(video) for video in index])
+        lengths = self._lengths[rows]
+        return Batch(
+            pre_clips=torch.from_numpy(clips),
+            token_ids=torch.from_numpy(self._token_ids[rows, : lengths.max()]),
+            lengths=torch.from_numpy(lengths),
+            video_of=torch.from_numpy(np.repeat(np.arange(len(index)), counts)),
+            iou=torch.from_numpy(self._iou[rows]),
+            moments=torch.from_numpy(self._moments[rows]),
+        )
+
+    def _read(self, video: int) -> FloatArray:
+        name = self.video_ids[video]
+        return pre_clips(self._features[name], self.preset, f"features: {self._features.path}: video {name!r}")
+
+
+def _targets(samples: Sequence[Sample], preset: Preset) -> tuple[FloatArray, FloatArray]:
+    """The moments [S, 2] and their IoU with every proposal [S, P], of all sentences in a row."""
+    cells = plan_for(preset).cells
+    moments, ious = [], []
+    for sample in samples:
+        proposals = cells_to_moments(cells, sample.duration_s, preset.num_clips)
+        for windows in sample.moments_s:
+            moments.append(windows[np.argmax(windows[:, 1] - windows[:, 0])])
+            ious.append(np.max([temporal_iou(proposals, window) for window in windows], axis=0))
+    return np.array(moments, np.float32), np.array(ious, np.float32)
+
+
+def epoch_order(num_videos: int, seed: int, epoch: int) -> IntArray:
+    """The order of the videos in an epoch: a function of the seed and the epoch alone.
+
+    Seed 0 gives the official order, which is drawn from the epoch's number.
+    """
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+    order: IntArray = torch.randperm(num_videos, generator=generator).numpy()
+    return order
+
+
+def epoch_parts(order: IntArray, batch_size: int, parts: int) -> list[list[IntArray]]:
+    """Cut an epoch into steps, and each step's batch into parts for processes and accumulation.
+
+    Args:
+        order: the epoch's videos.
+        batch_size: videos per step, a multiple of `parts`.
+        parts: parts of a step, none empty; the last step repeats the epoch's first videos where it has too few.
+
+    Returns:
+        Per step its `parts` arrays of videos.
+    """
+    order = np.concatenate([order, np.resize(order, -len(order) % parts)])
+    return [np.array_split(order[start : start + batch_size], parts) for start in range(0, len(order), batch_size)]
+
+
+def _track(items: Iterable[Any], description: str, progress: bool) -> Iterable[Any]:
+    if not progress:
+        return items
+    from rich.console import Console
+    from rich.progress import track
+
+    return track(items, description, console=Console(stderr=True), transient=True)

@@ -1,0 +1,172 @@
+"""What training starts from: sizes of the text encoder, its published weights, a whole model, or nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from mmn_fast.checkpoint import State, load_model
+from mmn_fast.hub import download, is_hub_id
+from mmn_fast.model import MMN
+from mmn_fast.presets import Preset
+from mmn_fast.tokenizer import Tokenizer, load_tokenizer
+from mmn_fast.types import InputError, TextEncoderConfig
+
+PUBLISHED_TEXT_ENCODER = "distilbert/distilbert-base-uncased"
+_FILES = ["config.json", "model.safetensors", "tokenizer.json"]
+_SIZES = {f.name: f.type for f in dataclasses.fields(TextEncoderConfig)}
+# DistilBERT's configuration file -> TextEncoderConfig.
+_PUBLISHED_SIZES = {
+    "vocab_size": "vocab_size",
+    "max_position_embeddings": "max_tokens",
+    "dim": "width",
+    "n_layers": "num_layers",
+    "n_heads": "num_heads",
+    "hidden_dim": "ffn_width",
+}
+_INITIAL_STD = 0.02  # of BERT's weights before training
+
+
+def new_model(
+    preset: Preset,
+    text_encoder: str | Path | TextEncoderConfig | None,
+    tokenizer: str | Path | None,
+    init: str | Path | None,
+    dropout: float,
+) -> tuple[MMN, TextEncoderConfig, Tokenizer]:
+    """The model that training starts from, its text encoder's sizes and its tokenizer.
+
+    Random weights come from PyTorch's global generator.
+
+    Args:
+        preset: sizes and geometry.
+        text_encoder: sizes to start from scratch with (a `TextEncoderConfig`, a JSON file or object, or
+            "width=128,num_layers=2,..."), or a directory or hub id of published DistilBERT weights; None takes
+            `PUBLISHED_TEXT_ENCODER`.
+        tokenizer: tokenizer.json, vocab.txt, a directory or hub id; None takes the published text encoder's.
+        init: a model to go on from instead: a converted directory, an official `.pth`, or a hub id.
+        dropout: dropout of the text encoder.
+
+    Raises:
+        InputError: an argument cannot be used.
+    """
+    if init is not None:
+        if text_encoder is not None:
+            raise InputError("text_encoder: expected nothing beside init, whose text encoder is taken")
+        is_file = Path(init).is_file()
+        loaded = load_model(init, preset if is_file else None, tokenizer)
+        held, wanted = (dataclasses.replace(p, name="", recipe=preset.recipe, loss=preset.loss) for p in
+                        (loaded.preset, preset))  # fmt: skip
+        if held != wanted:
+            raise InputError(f"init: {init} holds a model of preset {loaded.preset.name!r}, not of {preset.name!r}")
+        model = MMN(preset, loaded.text)
+        model.load_state_dict({name: torch.from_numpy(a) for name, a in loaded.state.items()}, strict=False)
+        config, chosen = loaded.text, loaded.tokenizer
+    else:
+        config, weights, chosen = _text_start(text_encoder, tokenizer)
+        model = MMN(preset, config)
+        if weights is None:
+            _initialise(model.text_encoder.bert)
+        else:
+            model.text_encoder.bert.load_state_dict({name: torch.from_numpy(a) for name, a in weights.items()})
+    model.text_encoder.bert.dropout = dropout
+    return model.train(), config, chosen
+
+
+def parse_text_encoder(value: str, vocab_size: int) -> TextEncoderConfig:
+    """Sizes of a text encoder, given as a JSON file, a JSON object, or "width=128,num_layers=2,...".
+
+    Args:
+        value: the sizes; those left out take the published values, the vocabulary's is the tokenizer's.
+        vocab_size: word pieces of the tokenizer.
+
+    Raises:
+        InputError: not of that form, an unknown name, or no integer >= 1.
+    """
+    expected = f"text_encoder: expected sizes ({', '.join(_SIZES)}), a directory or a hub id"
+    try:
+        if Path(value).suffix == ".json":
+            sizes = json.loads(Path(value).read_text(encoding="utf-8"))
+        elif value.lstrip().startswith("{"):
+            sizes = json.loads(value)
+        else:
+            sizes = {name.strip(): int(number) for name, number in (part.split("=") for part in value.split(","))}
+    except (OSError, ValueError) as error:
+        raise InputError(f"{expected}, got {value!r} ({error})") from None
+    if not isinstance(sizes, dict) or sizes.keys() - _SIZES.keys():
+        raise InputError(f"{expected}, got {value!r}")
+    config = TextEncoderConfig(**({"vocab_size": vocab_size} | sizes))
+    return _checked(config, value)
+
+
+def _checked(config: TextEncoderConfig, came: Any) -> TextEncoderConfig:
+    if not all(type(size) is int and size >= 1 for size in dataclasses.astuple(config)):
+        raise InputError(f"text_encoder: expected integers >= 1, got {came!r}")
+    if config.width % config.num_heads:
+        raise InputError(f"text_encoder: width: expected a multiple of num_heads, got {came!r}")
+    return config
+
+
+def _text_start(
+    text_encoder: str | Path | TextEncoderConfig | None, tokenizer: str | Path | None
+) -> tuple[TextEncoderConfig, State | None, Tokenizer]:
+    source = PUBLISHED_TEXT_ENCODER if text_encoder is None else text_encoder
+    if isinstance(source, TextEncoderConfig) or not (Path(source).is_dir() or is_hub_id(str(source))):
+        if tokenizer is None:
+            raise InputError("tokenizer: expected one for a text encoder that starts from scratch, got none")
+        chosen = load_tokenizer(tokenizer)
+        if isinstance(source, TextEncoderConfig):
+            config = _checked(source, source)
+        else:
+            config = parse_text_encoder(str(source), chosen.vocab_size)
+        if config.vocab_size != chosen.vocab_size:
+            raise InputError(
+                f"text_encoder: vocab_size: expected the tokenizer's {chosen.vocab_size}, got {config.vocab_size}"
+            )
+        chosen.max_tokens = config.max_tokens
+        return config, None, chosen
+    root = Path(source) if Path(source).is_dir() else download(str(source), _FILES)
+    config, weights = _published(root)
+    return config, weights, load_tokenizer(root if tokenizer is None else tokenizer, config.max_tokens)
+
+
+def _published(root: Path) -> tuple[TextEncoderConfig, State]:
+    """A published DistilBERT: its sizes and its weights under our keys, without its language-model head."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        values = json.loads((root / "config.json").read_text(encoding="utf-8"))
+        config = _checked(
+            TextEncoderConfig(**{ours: values[theirs] for theirs, ours in _PUBLISHED_SIZES.items()}), root
+        )
+        tensors = load_file(str(root / "model.safetensors"))
+    except (OSError, KeyError, ValueError, SafetensorError) as error:
+        raise InputError(f"text_encoder: {root}: expected a DistilBERT directory ({error})") from None
+    with torch.device("meta"):
+        from mmn_fast.text_encoder import TextEncoder
+
+        expected = TextEncoder(config, 1).bert.state_dict()
+    weights = {name.removeprefix("distilbert."): array for name, array in tensors.items()}
+    for name, tensor in expected.items():
+        if name not in weights or weights[name].shape != tuple(tensor.shape):
+            came = list(weights[name].shape) if name in weights else "nothing"
+            raise InputError(f"text_encoder: {root}: {name}: expected {list(tensor.shape)}, got {came}")
+    return config, {name: weights[name] for name in expected}
+
+
+def _initialise(bert: nn.Module) -> None:
+    """As BERT starts: normal weights, zero biases, a zero vector for padding."""
+    for module in bert.modules():
+        if isinstance(module, (nn.Linear, nn.Embedding)):
+            nn.init.normal_(module.weight, std=_INITIAL_STD)
+        if isinstance(module, nn.Linear):
+            nn.init.zeros_(module.bias)
+        if isinstance(module, nn.Embedding) and module.padding_idx is not None:
+            with torch.no_grad():
+                module.weight[module.padding_idx] = 0

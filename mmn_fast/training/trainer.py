@@ -1,0 +1,674 @@
+"""The training loop: the official recipe, resumable to the bit, on one process or several.
+
+A run's directory:
+
+    log.jsonl       one line per step, one per evaluation
+    checkpoint.pt   where the run stands; replaced as a whole, so that an interruption leaves the old or the new one
+    best-<epoch>/   the best model so far, as a converted directory (with validation data)
+    model/          the result: the best model, or the last one without validation data
+    model.pth       the same in the official format, when asked for
+
+Everything random is a function of the seed, the epoch and the generators' states in the checkpoint, so a run that goes
+on from its checkpoint ends with the weights of one that was never interrupted (bit for bit on the CPU).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import logging
+import os
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from mmn_fast.backends import registry
+from mmn_fast.checkpoint import LoadedModel, model_from_state, save_model
+from mmn_fast.engine import Engine
+from mmn_fast.evaluation.datasets import read_annotations
+from mmn_fast.evaluation.evaluate import evaluate
+from mmn_fast.features import open_features
+from mmn_fast.presets import Preset, Recipe, get_preset
+from mmn_fast.training.data import TrainingData, epoch_order, epoch_parts
+from mmn_fast.training.initial import new_model
+from mmn_fast.training.objective import LOSSES, Losses, Objective
+from mmn_fast.types import InputError, TextEncoderConfig
+from mmn_fast.version import __version__
+
+Precision = Literal["fp32", "bf16", "fp16"]
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+# Facts of the official training that no configuration file has.
+_BETAS, _WEIGHT_DECAY = (0.9, 0.99), 1e-5
+_GAMMA = 0.1  # of the rate at each milestone
+_LATE_CONTRASTIVE_WEIGHT = 0.01  # on the contrastive terms after `Recipe.all_losses_epochs`
+_MAX_NORM = 5.0  # of the gradients
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """What to train, on what, and how.
+
+    Attributes:
+        preset: sizes, losses and recipe.
+        annotations: training annotations, any layout that `read_annotations` takes.
+        features: HDF5 file or directory of clip features.
+        output: the run's directory.
+        val_annotations: annotations to evaluate on; None keeps the last model instead of the best.
+        val_features: their features; None takes `features`.
+        durations: lengths of the videos, for annotations as Charades-STA's text.
+        init: a model to go on from, see `initial.new_model`.
+        tokenizer: see `initial.new_model`.
+        text_encoder: see `initial.new_model`.
+        recipe: the schedule; None takes the preset's.
+        text_rate: the text encoder's learning rate over that of the rest.
+        warmup_steps: steps over which the rate grows to its value.
+        dropout: dropout of the text encoder.
+        losses: "full", "no-cross-video" or "iou-only", see `objective.Objective`.
+        seed: seed of the initial weights, dropout and order; 0 has the official order.
+        precision: "fp32", or autocast to "bf16" or "fp16".
+        device: "auto", "cpu", "cuda" or "cuda:N"; with several processes each takes its own CUDA device.
+        threads: CPU threads; None leaves the process's setting alone.
+        accumulate: parts that a step's batch is computed in, one after another; negatives and BatchNorm's statistics
+            are those of a part.
+        share_negatives: negatives come from all processes' videos and sentences.
+        share_statistics: BatchNorm's statistics are those of all processes' videos.
+        evaluate_every: epochs between evaluations.
+        checkpoint_every: steps between checkpoints, beside one after every epoch.
+        cache_gib: see `TrainingData`.
+        strict: refuse annotations that the official code repairs: times outside the video, ends before starts.
+        skip_missing: leave out videos without features.
+        official_pth: write `model.pth` too.
+        resume: go on from the run's checkpoint, if it has one.
+        progress: show progress on stderr.
+    """
+
+    preset: str | Path | Preset
+    annotations: Path
+    features: Path
+    output: Path
+    val_annotations: Path | None = None
+    val_features: Path | None = None
+    durations: Path | None = None
+    init: str | Path | None = None
+    tokenizer: str | Path | None = None
+    text_encoder: str | Path | TextEncoderConfig | None = None
+    recipe: Recipe | None = None
+    text_rate: float = 0.1
+    warmup_steps: int = 0
+    dropout: float = 0.1
+    losses: Losses = "full"
+    seed: int = 0
+    precision: Precision = "fp32"
+    device: str = "auto"
+    threads: int | None = None
+    accumulate: int = 1
+    share_negatives: bool = False
+    share_statistics: bool = False
+    evaluate_every: int = 1
+    checkpoint_every: int = 0
+    cache_gib: float = 4.0
+    strict: bool = False
+    skip_missing: bool = False
+    official_pth: bool = False
+    resume: bool = False
+    progress: bool = False
+
+    def __post_init__(self) -> None:
+        for name, allowed in (("losses", LOSSES), ("precision", tuple(_DTYPES))):
+            if getattr(self, name) not in allowed:
+                raise InputError(f"{name}: expected one of {', '.join(allowed)}, got {getattr(self, name)!r}")
+        for name, least in (
+            ("accumulate", 1), ("evaluate_every", 1), ("checkpoint_every", 0), ("warmup_steps", 0), ("seed", 0),
+            ("cache_gib", 0), ("text_rate", 0), ("dropout", 0),
+        ):  # fmt: skip
+            if getattr(self, name) < least:
+                raise InputError(f"{name}: expected a number >= {least}, got {getattr(self, name)!r}")
+        if self.dropout >= 1:
+            raise InputError(f"dropout: expected a number below 1, got {self.dropout!r}")
+
+
+@dataclass
+class _Position:
+    """How far a run is. Epochs count from 1 as in the official recipe; `step_in_epoch` steps of `epoch` are done."""
+
+    epoch: int = 1
+    step_in_epoch: int = 0
+    step: int = 0
+    best_epoch: int = 0
+    best_metrics: dict[str, float] = field(default_factory=dict)
+
+
+class InterruptedRunError(RuntimeError):
+    """A run was asked to stop (SIGINT, SIGTERM) and has written its checkpoint."""
+
+
+def train(options: TrainOptions) -> Path:
+    """Train a model.
+
+    Under `torchrun` every process calls this; the first one writes.
+
+    Args:
+        options: what to train, on what, and how.
+
+    Returns:
+        The result's converted directory, `<output>/model`.
+
+    Raises:
+        InputError: an option or a file cannot be used.
+        InterruptedRunError: the process was asked to stop; `resume` goes on from there.
+    """
+    with _processes(options), contextlib.ExitStack() as stack:
+        if options.threads is not None:
+            before = torch.get_num_threads()
+            torch.set_num_threads(options.threads)
+            stack.callback(torch.set_num_threads, before)
+        return _Run(options, stack).train()
+
+
+def learning_rates(recipe: Recipe, epoch: int, step: int, text_rate: float, warmup_steps: int) -> tuple[float, float]:
+    """The rates of the text encoder's parameters and of all others.
+
+    Args:
+        recipe: the schedule.
+        epoch: from 1.
+        step: steps done in the whole run.
+        text_rate: the text encoder's over the others'.
+        warmup_steps: steps over which both grow linearly.
+
+    Returns:
+        rate of everything else, rate of the text encoder.
+    """
+    rate = recipe.learning_rate * _GAMMA ** sum(milestone < epoch for milestone in recipe.milestones)
+    rate *= min(1.0, (step + 1) / (warmup_steps + 1))
+    return rate, rate * text_rate
+
+
+def contrastive_weight(recipe: Recipe, epoch: int) -> float:
+    """Weight of the two contrastive terms beside the iou loss."""
+    return recipe.contrastive_weight * (1 if epoch <= recipe.all_losses_epochs else _LATE_CONTRASTIVE_WEIGHT)
+
+
+class _Run:
+    """A training run of this process."""
+
+    def __init__(self, options: TrainOptions, stack: contextlib.ExitStack) -> None:
+        self.options = options
+        self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        preset = get_preset(options.preset)
+        self.preset = preset if options.recipe is None else dataclasses.replace(preset, recipe=options.recipe)
+        self.recipe = self.preset.recipe
+        for name, least in (("epochs", 1), ("batch_size", 1), ("learning_rate", 0), ("contrastive_weight", 0)):
+            if getattr(self.recipe, name) < least:
+                raise InputError(f"{name}: expected a number >= {least}, got {getattr(self.recipe, name)!r}")
+        self.parts = self.world * options.accumulate
+        if self.recipe.batch_size % self.parts:
+            raise InputError(
+                f"batch_size: expected a multiple of processes x accumulate, {self.parts}, got {self.recipe.batch_size}"
+            )
+        self.output = Path(options.output)
+        self.checkpoint_file = self.output / "checkpoint.pt"
+        if not options.resume and self.output.exists() and any(self.output.iterdir()):
+            raise InputError(f"output: {self.output} is not empty; resume the run in it, or name a new directory")
+        self.device = _device(options.device)
+        self.autocast = torch.autocast(
+            self.device.type, dtype=_DTYPES[options.precision], enabled=options.precision != "fp32"
+        )
+        torch.manual_seed(options.seed)
+        self.model, self.text, self.tokenizer = new_model(
+            self.preset, options.text_encoder, options.tokenizer, options.init, options.dropout
+        )
+        torch.manual_seed(options.seed * self.world + self.rank)  # dropout differs between processes
+        self.data = self._open_data(stack)
+        self.validation = self._open_validation(stack)
+        self.model.to(self.device)
+        for conv in self.model.proposal_conv.convs:
+            # A tap's weights in a row, see sparse.py.
+            conv.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.objective = Objective(
+            self.model,
+            options.losses,
+            share_negatives=options.share_negatives and self.world > 1,
+            share_statistics=options.share_statistics and self.world > 1,
+        )
+        text = [parameter for name, parameter in self.model.named_parameters() if "bert" in name]
+        rest = [parameter for name, parameter in self.model.named_parameters() if "bert" not in name]
+        self.text_parameters, self.parameters = text, [*rest, *text]
+        self.optimizer = torch.optim.AdamW(
+            [{"params": rest}, {"params": text}],
+            lr=self.recipe.learning_rate,
+            betas=_BETAS,
+            weight_decay=_WEIGHT_DECAY,
+            fused=self.device.type in ("cpu", "cuda"),
+        )
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=options.precision == "fp16")
+        self.position = _Position()
+        self.stopping = False
+
+    def _open_data(self, stack: contextlib.ExitStack) -> TrainingData:
+        options = self.options
+        samples = read_annotations(options.annotations, self.preset, options.durations, options.strict)
+        store = stack.enter_context(open_features(options.features, self.preset.feature_key))
+        return TrainingData(
+            samples,
+            store,
+            self.preset,
+            self.tokenizer,
+            source=str(options.annotations),
+            cache_gib=options.cache_gib,
+            skip_missing=options.skip_missing,
+            progress=options.progress and self.rank == 0,
+        )
+
+    def _open_validation(self, stack: contextlib.ExitStack) -> Callable[[LoadedModel], dict[str, float]] | None:
+        """What gives a model's metrics; None without validation data."""
+        options = self.options
+        if options.val_annotations is None:
+            return None
+        samples = read_annotations(options.val_annotations, self.preset, options.durations)
+        path = options.features if options.val_features is None else options.val_features
+        store = stack.enter_context(open_features(path, self.preset.feature_key))
+        absent = [sample.video_id for sample in samples if sample.video_id not in store]
+        if absent and not options.skip_missing:
+            raise InputError(
+                f"features: {path} lacks {len(absent)} of the {len(samples)} videos of {options.val_annotations}:"
+                f" {', '.join(map(repr, absent[:3]))}"
+            )
+
+        def metrics(model: LoadedModel) -> dict[str, float]:
+            backend, _ = registry.resolve("auto", str(self.device), "fp32")
+            engine = Engine(model, backend(model, str(self.device), "fp32", None))
+            return evaluate(engine, samples, store, skip_missing=True).metrics
+
+        return metrics
+
+    def train(self) -> Path:
+        if self.options.resume:
+            self._restore()
+        if self.rank == 0:
+            self.output.mkdir(parents=True, exist_ok=True)
+            self._trim_log()
+        shown = self.options.progress and self.rank == 0
+        with self._log() as log, _Progress(self._num_steps(), shown) as progress, self._stop_on_signals():
+            for epoch in range(self.position.epoch, self.recipe.epochs + 1):
+                self._epoch(epoch, log, progress)
+        if self.rank == 0:
+            self._write_result()
+        _wait()
+        return self.output / "model"
+
+    def _num_steps(self) -> int:
+        return self.recipe.epochs * -(-len(self.data) // self.recipe.batch_size)
+
+    def _epoch(self, epoch: int, log: _Log, progress: _Progress) -> None:
+        objective = self._objective_of(epoch)
+        order = epoch_order(len(self.data), self.options.seed, epoch)
+        steps = epoch_parts(order, self.recipe.batch_size, self.parts)
+        for number in range(self.position.step_in_epoch, len(steps)):
+            line = self._step(objective, steps[number], epoch)
+            self.position.step += 1
+            self.position.step_in_epoch = number + 1
+            log.write(line)
+            progress.update(self.position.step, epoch, self.recipe.epochs, line)
+            every, last = self.options.checkpoint_every, number + 1 == len(steps)
+            # All processes stop at the same step: one that was asked to asks the others.
+            stop = self._anyone_stops()
+            if not last and (stop or (every and self.position.step % every == 0)):
+                self._save()
+            if stop and not last:
+                raise InterruptedRunError(f"stopped after step {self.position.step}; resume goes on from there")
+        self.position.epoch, self.position.step_in_epoch = epoch + 1, 0
+        if self.validation is not None and (epoch % self.options.evaluate_every == 0 or epoch == self.recipe.epochs):
+            self._evaluate(epoch, log)
+        self._save()
+        if self._anyone_stops() and epoch < self.recipe.epochs:
+            raise InterruptedRunError(f"stopped after epoch {epoch}; resume goes on from there")
+
+    def _objective_of(self, epoch: int) -> torch.nn.Module:
+        """The objective with the text encoder frozen or not; DistributedDataParallel wants to know beforehand."""
+        for parameter in self.text_parameters:
+            parameter.requires_grad_(epoch > self.recipe.freeze_text_epochs)
+        # No gradient of an epoch before stays, or the optimizer would go on with it.
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.world == 1:
+            return self.objective
+        devices = [self.device] if self.device.type == "cuda" else None
+        return DistributedDataParallel(self.objective, device_ids=devices, broadcast_buffers=False)
+
+    def _step(self, objective: torch.nn.Module, parts: Sequence[Any], epoch: int) -> dict[str, Any]:
+        """One step of the optimizer, on this process's parts of the batch."""
+        started = time.perf_counter()
+        position, options = self.position, self.options
+        rates = learning_rates(self.recipe, epoch, position.step, options.text_rate, options.warmup_steps)
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+        weight = contrastive_weight(self.recipe, epoch)
+        counts = [(len(part), self.data.sentences_in(part)) for part in parts]
+        total = sum(sentences for _, sentences in counts)
+        self.optimizer.zero_grad(set_to_none=True)
+        losses = torch.zeros(3, device=self.device)
+        for number in range(options.accumulate):
+            mine = self.rank * options.accumulate + number
+            last = number + 1 == options.accumulate
+            batch = self.data.batch(parts[mine]).to(self.device)
+            # Means over sentences add up to the mean over the batch; DistributedDataParallel divides by the processes.
+            share = counts[mine][1] / total
+            with contextlib.nullcontext() if last or self.world == 1 else objective.no_sync():  # type: ignore[operator]
+                with self.autocast:
+                    terms: Tensor = objective(batch, counts[number :: options.accumulate])
+                loss = (terms[0] + terms[1]) * weight + terms[2]
+                self.scaler.scale(loss * share * self.world).backward()
+            losses += terms.detach() * share
+        self.scaler.unscale_(self.optimizer)
+        norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+        if self.world > 1:
+            dist.all_reduce(losses)
+        video, sentence, iou, gradient_norm = torch.cat([losses, norm[None]]).tolist()
+        if not (np.isfinite(video + sentence + iou) and (self.scaler.is_enabled() or np.isfinite(gradient_norm))):
+            raise FloatingPointError(
+                f"step {position.step + 1}: loss {[video, sentence, iou]}, gradient norm {gradient_norm}:"
+                f" not finite; lower the learning rate, or use --precision fp32"
+            )
+        if gradient_norm > _MAX_NORM:
+            torch.nn.utils.clip_grads_with_norm_(self.parameters, _MAX_NORM, norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return {
+            "step": position.step + 1,
+            "epoch": epoch,
+            "loss": (video + sentence) * weight + iou,
+            "loss_video": video,
+            "loss_sentence": sentence,
+            "loss_iou": iou,
+            "gradient_norm": gradient_norm,
+            "learning_rate": rates[0],
+            "text_learning_rate": rates[1] if epoch > self.recipe.freeze_text_epochs else 0.0,
+            "videos": sum(videos for videos, _ in counts),
+            "sentences": total,
+            "seconds": time.perf_counter() - started,
+        }
+
+    def _evaluate(self, epoch: int, log: _Log) -> None:
+        if self.rank == 0:
+            assert self.validation is not None
+            started = time.perf_counter()
+            model = self._loaded()
+            metrics = self.validation(model)
+            log.write(
+                {"step": self.position.step, "epoch": epoch, "metrics": metrics,
+                 "seconds": time.perf_counter() - started}
+            )  # fmt: skip
+            logger.info("epoch %d: %s", epoch, ", ".join(f"{name} {value:.4f}" for name, value in metrics.items()))
+            name = f"Best_R{self.preset.recall_at[0]}"
+            if not self.position.best_epoch or metrics[name] > self.position.best_metrics[name]:
+                self.position.best_epoch, self.position.best_metrics = epoch, metrics
+                # A run that was interrupted before its checkpoint may have left one; it is made again.
+                shutil.rmtree(self._best(epoch), ignore_errors=True)
+                save_model(model, self._best(epoch))
+        _wait()
+
+    def _best(self, epoch: int) -> Path:
+        return self.output / f"best-{epoch}"
+
+    def _loaded(self) -> LoadedModel:
+        """The weights of now."""
+        state = {
+            name: tensor.detach().float().cpu().contiguous().numpy()
+            for name, tensor in self.model.state_dict().items()
+            if not name.endswith("num_batches_tracked")
+        }
+        return model_from_state(self.preset, self.text, state, self.tokenizer, str(self.output))
+
+    def _identity(self) -> dict[str, Any]:
+        """What a checkpoint's run must agree with to be gone on with."""
+        same = ("text_rate", "warmup_steps", "dropout", "losses", "seed", "precision", "accumulate")
+        return {
+            "preset": self.preset.to_dict(),
+            "text_encoder": dataclasses.asdict(self.text),
+            "videos": len(self.data),
+            "sentences": self.data.num_sentences,
+            "processes": self.world,
+            **{name: getattr(self.options, name) for name in (*same, "share_negatives", "share_statistics")},
+        }
+
+    def _save(self) -> None:
+        """Write the checkpoint; once it is there, older best models go."""
+        generators: list[Any] = [None] * self.world
+        mine = {"cpu": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            mine["cuda"] = torch.cuda.get_rng_state(self.device)
+        if self.world > 1:
+            dist.gather_object(mine, generators if self.rank == 0 else None)
+        else:
+            generators = [mine]
+        if self.rank == 0:
+            content = {
+                "mmn_fast_version": __version__,
+                "run": self._identity(),
+                "position": dataclasses.asdict(self.position),
+                "model": self.model.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "scaler": self.scaler.state_dict(),
+                "generators": generators,
+            }
+            write_whole(self.checkpoint_file, lambda path: torch.save(content, path))
+            for directory in self.output.glob("best-*"):
+                if directory != self._best(self.position.best_epoch):
+                    shutil.rmtree(directory, ignore_errors=True)
+        _wait()
+
+    def _restore(self) -> None:
+        if not self.checkpoint_file.exists():
+            logger.warning("resume: %s does not exist; starting from the beginning", self.checkpoint_file)
+            return
+        try:
+            content = torch.load(self.checkpoint_file, map_location="cpu", weights_only=True)
+            run, position = content["run"], _Position(**content["position"])
+        except Exception as error:  # what a damaged pickle raises is anyone's guess
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise InputError(f"resume: {self.checkpoint_file}: not a checkpoint of a run ({reason})") from None
+        now = json.loads(json.dumps(self._identity()))
+        then = json.loads(json.dumps(run))
+        for name in now:
+            if now[name] != then.get(name):
+                detail = f"{then.get(name)!r}, got {now[name]!r}"
+                if isinstance(now[name], dict) and isinstance(then.get(name), dict):
+                    key = next(key for key in now[name] if now[name][key] != then[name].get(key))
+                    detail = f"{key} {then[name].get(key)!r}, got {now[name][key]!r}"
+                raise InputError(f"resume: {self.checkpoint_file}: {name}: the run was begun with {detail}")
+        self.model.load_state_dict(content["model"])
+        self.optimizer.load_state_dict(content["optimizer"])
+        self.scaler.load_state_dict(content["scaler"])
+        generators = content["generators"][self.rank]
+        torch.set_rng_state(generators["cpu"])
+        if self.device.type == "cuda":
+            torch.cuda.set_rng_state(generators["cuda"], self.device)
+        self.position = position
+
+    def _write_result(self) -> None:
+        from mmn_fast.checkpoint import load_model
+
+        best = self.position.best_epoch
+        model = load_model(self._best(best)) if best else self._loaded()
+        target, fresh = self.output / "model", self.output / ".model-new"
+        shutil.rmtree(fresh, ignore_errors=True)
+        save_model(model, fresh)
+        shutil.rmtree(target, ignore_errors=True)
+        fresh.rename(target)
+        if self.options.official_pth:
+            # DistributedDataParallel's prefix: the official code saves and loads its models wrapped.
+            state = {f"module.{name}": torch.from_numpy(array) for name, array in model.state.items()}
+            for layer in range(self.preset.conv_layers):
+                state[f"module.proposal_conv.bn.{layer}.num_batches_tracked"] = torch.tensor(self.position.step)
+            content = {"model": state, "epoch": best or self.recipe.epochs}
+            write_whole(self.output / "model.pth", lambda path: torch.save(content, path))
+
+    def _trim_log(self) -> None:
+        """Drop what the log has from after the checkpoint: it is going to be written again."""
+        path = self.output / "log.jsonl"
+        if not path.exists():
+            return
+        kept = []
+        for text in path.read_text(encoding="utf-8").splitlines(keepends=True):
+            try:
+                line = json.loads(text)
+            except json.JSONDecodeError:  # cut off by the interruption
+                break
+            position = self.position
+            finished = "metrics" not in line or line["epoch"] < position.epoch
+            if line["step"] <= position.step and finished:
+                kept.append(text)
+        write_whole(path, lambda partial: Path(partial).write_text("".join(kept), encoding="utf-8"))
+
+    def _log(self) -> _Log:
+        return _Log(self.output if self.rank == 0 else None, self.position.step)
+
+    @contextlib.contextmanager
+    def _stop_on_signals(self) -> Iterator[None]:
+        """SIGINT and SIGTERM let the step end and the checkpoint be written; a second one interrupts at once."""
+
+        def stop(number: int, frame: FrameType | None) -> None:
+            if self.stopping:
+                raise KeyboardInterrupt
+            self.stopping = True
+
+        try:
+            before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        except ValueError:  # not the main thread: whoever owns the signals stops the run
+            before = {}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _anyone_stops(self) -> bool:
+        if self.world == 1:
+            return self.stopping
+        flag = torch.tensor([int(self.stopping)], device=self.device)
+        dist.all_reduce(flag)
+        return bool(flag.item())
+
+
+def write_whole(path: Path, write: Callable[[str], object]) -> None:
+    """Write a file so that at any moment, power cuts included, it is the old one or the new one, whole.
+
+    Args:
+        path: the file; an existing one is replaced.
+        write: writes to the path it is given.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    write(str(partial))
+    for written, flags in ((partial, os.O_RDWR), (path.parent, os.O_RDONLY)):
+        if written == path.parent:
+            partial.replace(path)
+        descriptor = os.open(written, flags)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+class _Log:
+    """log.jsonl, and TensorBoard's files where it is installed; nothing without a directory."""
+
+    def __init__(self, directory: Path | None, step: int) -> None:
+        self._file = None if directory is None else (directory / "log.jsonl").open("a", encoding="utf-8")
+        self._board: Any = None
+        if directory is not None:
+            with contextlib.suppress(ImportError):
+                from torch.utils.tensorboard import SummaryWriter
+
+                self._board = SummaryWriter(str(directory / "tensorboard"), purge_step=step + 1)
+
+    def write(self, line: dict[str, Any]) -> None:
+        if self._file is not None:
+            self._file.write(json.dumps(line) + "\n")
+            self._file.flush()
+        if self._board is not None:
+            for name, value in (line.get("metrics") or line).items():
+                if isinstance(value, float):
+                    self._board.add_scalar(name, value, line["step"])
+
+    def __enter__(self) -> _Log:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for file in (self._file, self._board):
+            if file is not None:
+                file.close()
+
+
+class _Progress:
+    """A bar with the epoch, the losses and the time left."""
+
+    def __init__(self, total: int, shown: bool) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self._bar = Progress(
+            *columns, TextColumn("{task.fields[losses]}"), console=Console(stderr=True), disable=not shown
+        )
+        self._task = self._bar.add_task("training", total=total, losses="")
+
+    def update(self, step: int, epoch: int, epochs: int, line: dict[str, Any]) -> None:
+        losses = f"loss {line['loss']:.4f} (video {line['loss_video']:.3f}, sentence {line['loss_sentence']:.3f},"
+        losses += f" iou {line['loss_iou']:.3f})"
+        self._bar.update(self._task, completed=step, description=f"epoch {epoch}/{epochs}", losses=losses)
+
+    def __enter__(self) -> _Progress:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    kind = name.partition(":")[0]
+    if kind not in ("cpu", "cuda"):
+        raise InputError(f"device: expected auto, cpu, cuda or cuda:N, got {name!r}")
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise InputError(f"device: {name!r}: PyTorch {torch.__version__} sees no CUDA device")
+    if name == "cuda" and dist.is_initialized():
+        name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+    device = torch.device(name)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    return device
+
+
+@contextlib.contextmanager
+def _processes(options: TrainOptions) -> Iterator[None]:
+    """Join the processes that torchrun started, if it did and nobody joined before."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
+        yield
+        return
+    cuda = options.device != "cpu" and torch.cuda.is_available()
+    dist.init_process_group("nccl" if cuda else "gloo")
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def _wait() -> None:
+    if dist.is_initialized():
+        dist.barrier()

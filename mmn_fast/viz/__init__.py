@@ -1,0 +1,30 @@
+"""Pictures of results: timelines, moment maps and self-contained HTML pages. NumPy is all they need.
+
+    >>> queries = [GroundedQuery("the red square grows", moments, truth_s=(2.0, 5.5), map=ScoreMap(scores, cells, 16))]
+    >>> timeline(queries, duration_s=12.0)  # shows itself in a notebook
+    >>> moment_map(scores, cells, 16, 12.0, moments=moments).save("map.svg")
+    >>> report(queries, 12.0, frames=frames, fps=8).save("page.html")
+
+Text is escaped, the same input gives the same bytes, and a page asks nothing of the network.
+"""
+
+from mmn_fast.viz.dataset_page import evaluation_report
+from mmn_fast.viz.files import refuse_existing
+from mmn_fast.viz.html import Page
+from mmn_fast.viz.pictures import moment_map, timeline
+from mmn_fast.viz.svg import Svg
+from mmn_fast.viz.values import GroundedQuery, ScoreMap, grounded
+from mmn_fast.viz.video_page import report
+
+__all__ = [
+    "GroundedQuery",
+    "Page",
+    "ScoreMap",
+    "Svg",
+    "evaluation_report",
+    "grounded",
+    "moment_map",
+    "refuse_existing",
+    "report",
+    "timeline",
+]

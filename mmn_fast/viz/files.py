@@ -1,0 +1,51 @@
+"""Files that appear whole or not at all, and never in the place of another by accident."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from mmn_fast.types import InputError
+
+
+def refuse_existing(path: str | Path, argument: str = "path") -> Path:
+    """Refuse a path that is taken or whose folder is missing: ask before long work whose result goes there.
+
+    Args:
+        path: file to write later.
+        argument: name of the caller's argument, for the message.
+
+    Raises:
+        InputError: the path exists, or its folder does not.
+    """
+    path = Path(path)
+    if path.exists():
+        raise InputError(f"{argument}: {path} already exists; expected the name of a new file")
+    if not path.parent.is_dir():
+        raise InputError(f"{argument}: cannot write {path}: no such folder {path.parent}")
+    return path
+
+
+def write_whole(path: str | Path, content: bytes, overwrite: bool) -> Path:
+    """Write a file in one move.
+
+    Args:
+        path: file to write.
+        content: its bytes.
+        overwrite: replace an existing file instead of refusing.
+
+    Raises:
+        InputError: the file exists and may not be replaced, or cannot be written.
+    """
+    path = Path(path) if overwrite else refuse_existing(path)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        partial.write_bytes(content)
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise InputError(f"path: cannot write {path}: {error.strerror or error}") from None
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    return path

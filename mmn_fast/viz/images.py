@@ -1,0 +1,101 @@
+"""Pixels: PNG files by zlib alone, data URIs, sheets of video frames, and the colour scale of the maps."""
+
+from __future__ import annotations
+
+import base64
+import struct
+import zlib
+
+import numpy as np
+import numpy.typing as npt
+
+Pixels = npt.NDArray[np.uint8]
+
+# viridis at nine equal steps: even in lightness, so that it reads without colour vision and in grey.
+_SCALE = np.array(
+    [
+        (68, 1, 84),
+        (71, 44, 122),
+        (59, 81, 139),
+        (44, 113, 142),
+        (33, 144, 141),
+        (39, 173, 129),
+        (92, 200, 99),
+        (170, 220, 50),
+        (253, 231, 37),
+    ],
+    np.float64,
+)
+
+
+def colours(values: npt.NDArray[np.floating]) -> Pixels:
+    """The scale's colour of each value from 0 to 1 (others are clipped), uint8 [..., 3]."""
+    steps = np.linspace(0, 1, len(_SCALE))
+    return np.stack([np.interp(values, steps, channel) for channel in _SCALE.T], axis=-1).round().astype(np.uint8)
+
+
+def scale_stops() -> list[str]:
+    """The scale's colours from 0 to 1 in equal steps, as CSS."""
+    return [f"rgb({r:.0f},{g:.0f},{b:.0f})" for r, g, b in _SCALE]
+
+
+def encode_png(pixels: Pixels) -> bytes:
+    """Encode an image.
+
+    Args:
+        pixels: uint8 [H, W, 3] RGB or [H, W, 4] RGBA.
+
+    Returns:
+        The PNG file; the same for the same pixels.
+    """
+    height, width, channels = pixels.shape
+    rows = np.ascontiguousarray(pixels).reshape(height, width * channels)
+    above = np.concatenate([np.zeros_like(rows[:1]), rows[:-1]])
+    # Flat drawings pack best unfiltered, camera pictures as differences to the row above: take what is smaller.
+    packed = []
+    for number, filtered in ((0, rows), (2, rows - above)):
+        lines = np.concatenate([np.full((height, 1), number, np.uint8), filtered], axis=1)
+        packed.append(zlib.compress(lines.tobytes(), 6))
+    colour_type = {3: 2, 4: 6}[channels]
+    header = struct.pack(">IIBBBBB", width, height, 8, colour_type, 0, 0, 0)
+    return b"".join(
+        [b"\x89PNG\r\n\x1a\n", _chunk(b"IHDR", header), _chunk(b"IDAT", min(packed, key=len)), _chunk(b"IEND", b"")]
+    )
+
+
+def _chunk(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+def png_uri(pixels: Pixels) -> str:
+    """An image as a data: URI."""
+    return "data:image/png;base64," + base64.b64encode(encode_png(pixels)).decode("ascii")
+
+
+def shrink(frames: Pixels, max_width: int) -> Pixels:
+    """Frames at most `max_width` wide, by the mean over whole blocks of pixels; uint8 [n, h, w, 3]."""
+    count, height, width, _ = frames.shape
+    factor = min(-(-width // max_width), height)
+    if factor <= 1:
+        return frames
+    height, width = height // factor, width // factor
+    blocks = frames[:, : height * factor, : width * factor].reshape(count, height, factor, width, factor, 3)
+    return blocks.mean(axis=(2, 4)).round().astype(np.uint8)
+
+
+def spread(count: int, at_most: int) -> list[int]:
+    """At most `at_most` of `count` frames, evenly spread: each the middle one of an equal share."""
+    shown = min(count, at_most)
+    return [(2 * share + 1) * count // (2 * shown) for share in range(shown)]
+
+
+def sheet(frames: Pixels) -> tuple[Pixels, int]:
+    """All frames on one image, row by row, and the number of columns."""
+    count, height, width, _ = frames.shape
+    columns = int(np.ceil(np.sqrt(count * height / width)))
+    columns = min(max(columns, 1), count)
+    rows = -(-count // columns)
+    page = np.zeros((rows * columns, height, width, 3), np.uint8)
+    page[:count] = frames
+    image = page.reshape(rows, columns, height, width, 3).swapaxes(1, 2)
+    return image.reshape(rows * height, columns * width, 3), columns
