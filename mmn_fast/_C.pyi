@@ -55,6 +55,8 @@ class ProposalConv:
         neighbours: npt.NDArray[np.int32],  # [R, taps]
         cell_weights: npt.NDArray[np.float32],  # [R]
         cells_in: int,
+        terms_a: int = 0,
+        terms_b: int = 0,
     ) -> None: ...
     def add_tiled(
         self,
@@ -66,8 +68,15 @@ class ProposalConv:
         at: npt.NDArray[np.float32],  # [m, n]
         inputs: npt.NDArray[np.int32],  # [tiles, n * n]
         outputs: npt.NDArray[np.int32],  # [tiles, m * m]
+        terms_a: int = 0,
+        terms_b: int = 0,
     ) -> None: ...
-    def pack_points(self, points: npt.NDArray[np.float32], first: int) -> None: ...  # [n * n, channels, C_in]
+    def pack_points(
+        self,
+        points: npt.NDArray[np.float32],  # [n * n, channels, C_in]
+        first: int,
+        threads: int,
+    ) -> None: ...
     def packed_bytes(self) -> list[int]: ...
     def run(
         self,

@@ -16,6 +16,7 @@ from mmn_fast.backends.native_cpu import NativeBackend
 from mmn_fast.checkpoint import load_model
 from mmn_fast.features import pre_clips
 from mmn_fast.kernels import native, reference
+from mmn_fast.kernels.native_conv import ALGORITHMS
 from mmn_fast.model import build_model
 from mmn_fast.postprocess import fuse_scores
 from tests.golden import cases
@@ -50,6 +51,20 @@ def test_native_scores_are_near_float64_and_rank_the_same(name: str, golden_mode
         for ours, exact in zip(maps.fused, expected, strict=True):
             best, exact_best = (np.sort(-exact[np.argsort(-scores)[:5]]) for scores in (ours, exact))
             assert np.abs(best - exact_best).max() <= 2 * close
+
+
+@pytest.mark.skipif(native.cpu_isa() != "amx", reason="this instruction set does not multiply bf16")
+@pytest.mark.parametrize("name", GOLDEN)
+def test_native_bf16_is_at_most_twice_as_far_off_as_rounded_operands(
+    name: str, golden_model: Callable[[str], Path]
+) -> None:
+    case, errors = cases.load(name), {}
+    batch = [mmn_fast.Query(mmn_fast.Video(v.features, v.duration_s), v.sentences) for v in case.videos]
+    for backend in ("torch", "native"):
+        engine = mmn_fast.load(golden_model(name), backend=backend, precision="bf16")
+        maps = engine.score_maps(batch)
+        errors[backend] = max(np.abs(m.fused - e).max() for m, e in zip(maps, fused_in_float64(name), strict=True))
+    assert errors["native"] <= 2 * errors["torch"], errors
 
 
 @pytest.mark.parametrize("isa", _C.available_cpu_isas())
@@ -89,7 +104,7 @@ def test_native_is_what_auto_takes_on_the_cpu_and_info_says_how(golden_model: Ca
     info = mmn_fast.load(golden_model("charades_small"), device="cpu").info()
     assert (info["backend"], info["precision"], info["device"]) == ("native", "fp32", "cpu")
     assert info["algorithms"]
-    assert set(info["algorithms"]) <= {"direct", "winograd", "fft"}
+    assert set(info["algorithms"]) <= set(ALGORITHMS)
     assert info["packed_weights_mib"] > 0
     assert info["text"].startswith("torch ")
     assert info["threads"] == native.num_threads()
@@ -99,7 +114,7 @@ def test_native_is_what_auto_takes_on_the_cpu_and_info_says_how(golden_model: Ca
     ("device", "precision", "message"),
     [
         ("cuda", "fp32", "backend 'native': device 'cuda': it runs on the CPU only"),
-        ("cpu", "fp16", r"backend 'native': precision 'fp16' is not one of its precisions \(fp32\)"),
+        ("cpu", "fp16", r"backend 'native': precision 'fp16' is not one of its precisions \(fp32, bf16\)"),
     ],
 )
 def test_native_refuses_what_it_cannot_do(

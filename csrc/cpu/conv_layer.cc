@@ -1,6 +1,7 @@
 #include "cpu/conv_layer.h"
 
 #include <algorithm>
+#include <cstring>
 
 #include "common/check.h"
 #include "common/parallel.h"
@@ -12,6 +13,22 @@ namespace {
 // Rows of a direct layer that go through all taps together: their sums (1 MB at 512 channels) stay in the second-level
 // cache, and the weights are read once per block.
 constexpr int64_t kDirectRows = 2 * kRowBlock;
+
+constexpr int64_t kSplitColumns = 32;
+
+// To the nearest, ties to even; weights are finite.
+uint16_t round_to_bf16(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  return static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
+float from_bf16(uint16_t x) {
+  const uint32_t bits = static_cast<uint32_t>(x) << 16;
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
 
 float* thread_pack(int64_t size) {
   thread_local FloatBuffer buffer;
@@ -27,7 +44,10 @@ ConvLayer::ConvLayer(const ConvLayerArgs& layer, const CpuKernels& kernels)
       width_(padded_width(layer.c_out)),
       cells_in_(layer.cells_in),
       cells_(layer.cells),
-      relu_(layer.relu) {
+      relu_(layer.relu),
+      terms_a_(layer.terms_a),
+      terms_b_(layer.terms_b) {
+  MMN_CHECK(!split() || kernels.gemm_split_f32 != nullptr, "isa: expected one with bf16 products, amx, for split terms");
   std::fill_n(bias_.grow(width_), width_, 0.0f);
   std::copy_n(layer.bias, c_out_, bias_.data());
   if (layer.cell_weights != nullptr) cell_weights_.assign(layer.cell_weights, layer.cell_weights + cells_);
@@ -66,10 +86,52 @@ ConvLayer::ConvLayer(const ConvLayerArgs& layer, const TilingArgs& tiling, const
 
 int64_t ConvLayer::points() const { return tile_ * tile_; }
 
+int64_t ConvLayer::panel_columns() const { return split() ? kSplitColumns : kernels_->gemm_columns; }
+
+int64_t ConvLayer::matrix_size() const {
+  return split() ? padded_width(c_in_) * width_ * terms_b_ / 2 : c_in_ * width_;
+}
+
+void ConvLayer::multiply(GemmArgs& gemm, bool complex, int64_t first_panel, int64_t last_panel) const {
+  gemm.terms_a = terms_a_;
+  gemm.terms_b = terms_b_;
+  const auto real_kernel = split() ? kernels_->gemm_split_f32 : kernels_->gemm_f32;
+  const auto complex_kernel = split() ? kernels_->gemm_complex_split_f32 : kernels_->gemm_complex_f32;
+  (complex ? complex_kernel : real_kernel)(gemm, first_panel, last_panel);
+}
+
+// As pack_panels, in steps of 32 k: [panel][step][term][column / 16][k / 2 % 16][column % 16][k % 2].
+void ConvLayer::pack_split_panels(const float* matrix, const float* imaginary, int64_t channel_step, int64_t k_step,
+                                  int64_t first, int64_t channels, float* packed) const {
+  constexpr int64_t kStep = 32, kTile = 512;
+  const int64_t real = imaginary == nullptr ? kSplitColumns : kSplitColumns / 2;
+  const int64_t end = std::min(padded_width(first + channels), width_) * kSplitColumns / real;
+  const int64_t steps = padded_width(c_in_) / kStep;
+  auto* const to = reinterpret_cast<uint16_t*>(packed);
+  for (int64_t column = first * kSplitColumns / real; column < end; ++column) {
+    const int64_t panel = column / kSplitColumns, lane = column % kSplitColumns;
+    const int64_t channel = panel * real + lane % real - first;
+    const float* source = (lane < real ? matrix : imaginary) + channel * channel_step;
+    for (int64_t k = 0; k < steps * kStep; ++k) {
+      float rest = k < c_in_ && channel < channels ? source[k * k_step] : 0.0f;
+      for (int term = 0; term < terms_b_; ++term) {
+        const uint16_t rounded = round_to_bf16(rest);
+        rest -= from_bf16(rounded);
+        const int64_t tile = ((panel * steps + k / kStep) * terms_b_ + term) * 2 + lane / 16;
+        to[tile * kTile + k % kStep / 2 * kStep + lane % 16 * 2 + k % 2] = rounded;
+      }
+    }
+  }
+}
+
 // matrix[c * channel_step + k * k_step], imaginary parts likewise in the second half of each panel, into the panels that
 // hold channels [first, first + channels); zeros fill the last panel.
 void ConvLayer::pack_panels(const float* matrix, const float* imaginary, int64_t channel_step, int64_t k_step,
                             int64_t first, int64_t channels, float* packed) const {
+  if (split()) {
+    pack_split_panels(matrix, imaginary, channel_step, k_step, first, channels, packed);
+    return;
+  }
   const int64_t columns = kernels_->gemm_columns, real = imaginary == nullptr ? columns : columns / 2;
   const int64_t end = std::min(padded_width(first + channels), width_) * columns / real;
   for (int64_t column = first * columns / real; column < end; ++column) {
@@ -83,16 +145,16 @@ void ConvLayer::pack_panels(const float* matrix, const float* imaginary, int64_t
   }
 }
 
-void ConvLayer::pack_points(const float* points, int64_t first, int64_t channels) {
-  const int64_t step = channels * c_in_;
-  const int64_t complex = spectral_ ? kComplexPoints : 0;
-  for (int64_t p = 0; p < complex; ++p) {
-    pack_panels(points + 2 * p * step, points + (2 * p + 1) * step, c_in_, 1, first, channels,
-                weights_.data() + 2 * p * matrix_size());
-  }
-  for (int64_t p = 2 * complex; p < this->points(); ++p) {
-    pack_panels(points + p * step, nullptr, c_in_, 1, first, channels, weights_.data() + p * matrix_size());
-  }
+void ConvLayer::pack_points(const float* points, int64_t first, int64_t channels, int threads) {
+  const int64_t step = channels * c_in_, complex = spectral_ ? kComplexPoints : 0;
+  parallel_for(this->points() - complex, threads, [&](int64_t begin, int64_t end) {
+    for (int64_t p = begin; p < end; ++p) {
+      const int64_t row = p < complex ? 2 * p : p + complex;
+      const float* matrix = points + row * step;
+      pack_panels(matrix, p < complex ? matrix + step : nullptr, c_in_, 1, first, channels,
+                  weights_.data() + row * matrix_size());
+    }
+  });
 }
 
 void ConvLayer::run(const float* in, int64_t in_stride, float* out, int64_t cells, int64_t batch, int threads,
@@ -106,7 +168,7 @@ void ConvLayer::run(const float* in, int64_t in_stride, float* out, int64_t cell
 
 void ConvLayer::run_direct(const float* in, int64_t in_stride, float* out, int64_t cells, int64_t batch,
                            int threads) const {
-  const int64_t columns = kernels_->gemm_columns, panels = width_ / columns;
+  const int64_t columns = panel_columns(), panels = width_ / columns;
   const int64_t block_cells = std::max<int64_t>(1, kDirectRows / batch);
   const int64_t blocks = (cells + block_cells - 1) / block_cells;
   // Few blocks: the threads share each block's columns, too.
@@ -133,7 +195,7 @@ void ConvLayer::run_direct(const float* in, int64_t in_stride, float* out, int64
         gemm.c = out + first * batch * width_;
         gemm.rows = (last - first) * batch;
         gemm.b = weights_.data();
-        kernels_->gemm_f32(gemm, panel, end);
+        multiply(gemm, false, panel, end);
       }
       for (size_t tap = 0; tap < taps_.size(); ++tap) {
         const auto& outputs = taps_[tap].outputs;
@@ -144,7 +206,7 @@ void ConvLayer::run_direct(const float* in, int64_t in_stride, float* out, int64
         gemm.a_rows = taps_[tap].inputs.data() + (begin - outputs.begin());
         gemm.rows = (past - begin) * batch;
         gemm.b = weights_.data() + static_cast<int64_t>(tap) * matrix_size();
-        kernels_->gemm_f32(gemm, panel, end);
+        multiply(gemm, false, panel, end);
       }
       const float* cell_weights = cell_weights_.empty() ? nullptr : cell_weights_.data();
       kernels_->finish_rows_f32({part, width_, part_width, cell_weights, batch, relu_}, first * batch, last * batch);
@@ -163,7 +225,7 @@ void ConvLayer::run_tiled(const float* in, int64_t in_stride, float* out, int64_
   const int64_t num_points = spectral_ ? kComplexPoints + kRealPoints : points();
   const int64_t point_stride = block_tiles * batch * point_row + 16;  // off the power of two, against set conflicts
   float* const data = scratch.points.grow(num_points * point_stride);
-  const int64_t panels = width_ / kernels_->gemm_columns;
+  const int64_t panels = width_ / panel_columns();
 
   TileTransformArgs forward = {bt_.data(), const_cast<float*>(in), in_stride, nullptr, data, point_stride, point_row,
                                in_width, slot, tile_, m_, batch, nullptr, nullptr, false};
@@ -185,11 +247,7 @@ void ConvLayer::run_tiled(const float* in, int64_t in_stride, float* out, int64_
       for (int64_t p = begin; p < end; ++p) {
         gemm.a = gemm.c = data + p * point_stride;
         gemm.b = weights_.data() + (p < complex ? 2 * p : p + complex) * matrix_size();
-        if (p < complex) {
-          kernels_->gemm_complex_f32(gemm, 0, 2 * panels);
-        } else {
-          kernels_->gemm_f32(gemm, 0, panels);
-        }
+        multiply(gemm, p < complex, 0, p < complex ? 2 * panels : panels);
       }
     });
     parallel_for(rows, threads, [&](int64_t begin, int64_t end) { kernels_->tile_inverse_f32(inverse, begin, end); });

@@ -25,7 +25,7 @@ class ConvLayer {
 
   // points[p, c, k]: transformed weights of output channels [first, first + channels). Complex points come first and as
   // real, imaginary, real, ... rows. `first` is a multiple of kRowPad.
-  void pack_points(const float* points, int64_t first, int64_t channels);
+  void pack_points(const float* points, int64_t first, int64_t channels, int threads);
 
   // in [cells_in * batch, in_stride] -> out [cells * batch, width()]. Rows may be more than the layer's cells where it
   // has no neighbours: `cells` says how many. `width()` floats of a row are written.
@@ -51,12 +51,18 @@ class ConvLayer {
                  ConvScratch& scratch) const;
   void pack_panels(const float* matrix, const float* imaginary, int64_t channel_step, int64_t k_step, int64_t first,
                    int64_t channels, float* packed) const;
-  int64_t matrix_size() const { return c_in_ * width_; }
+  void pack_split_panels(const float* matrix, const float* imaginary, int64_t channel_step, int64_t k_step,
+                         int64_t first, int64_t channels, float* packed) const;
+  bool split() const { return terms_b_ > 0; }
+  int64_t panel_columns() const;
+  int64_t matrix_size() const;  // floats of one packed real matrix; a complex one takes two
+  void multiply(GemmArgs& gemm, bool complex, int64_t first_panel, int64_t last_panel) const;
 
   const CpuKernels* kernels_;
   int64_t c_in_, c_out_, width_, cells_in_, cells_;
   bool relu_;
-  FloatBuffer weights_;  // [tap or point][panel][c_in][columns]
+  int terms_a_, terms_b_;
+  FloatBuffer weights_;  // [tap or point], each packed as cpu/gemm.h has it
   FloatBuffer bias_;     // [width]
   std::vector<float> cell_weights_;
 

@@ -5,6 +5,7 @@ namespace {
 constexpr int kTileVecs = 2;
 constexpr int kTileRows = Vec::kTileRows;  // kTileRows x kTileVecs sums fill the registers
 constexpr int kTileColumns = kTileVecs * Vec::kWidth;
+constexpr int64_t kLine = 16;  // floats of a cache line
 
 void copy_floats(const float* from, float* to, int64_t n) {
   int64_t i = 0;
@@ -24,11 +25,13 @@ void store_tile(const Vec::F (&sums)[kRows][kTileVecs], float* const* c, int64_t
 }
 
 template <int kRows>
-void multiply_tile(const float* a, const float* b, int64_t depth, float* const* c, int64_t, bool add) {
+void multiply_tile(const float* a, const float* b, int64_t depth, const float* ahead, float* const* c, int64_t,
+                   bool add) {
   Vec::F sums[kRows][kTileVecs];
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r) sums[r][0] = sums[r][1] = Vec::set1(0.0f);
   for (int64_t k = 0; k < depth; ++k) {
+    __builtin_prefetch(ahead + k * kLine, 0, 2);
     const Vec::F b0 = Vec::load(b + k * kTileColumns), b1 = Vec::load(b + k * kTileColumns + Vec::kWidth);
 #pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r) {
@@ -42,11 +45,14 @@ void multiply_tile(const float* a, const float* b, int64_t depth, float* const* 
 
 // A packed row holds kDepth / 2 real parts, then as many imaginary ones.
 template <int kRows>
-void multiply_complex_tile(const float* a, const float* b, int64_t depth, float* const* c, int64_t imaginary, bool add) {
+void multiply_complex_tile(const float* a, const float* b, int64_t depth, const float* ahead, float* const* c,
+                           int64_t imaginary, bool add) {
   Vec::F sums[kRows][kTileVecs];
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r) sums[r][0] = sums[r][1] = Vec::set1(0.0f);
   for (int64_t k = 0; k < depth; ++k) {
+    __builtin_prefetch(ahead + 2 * k * kLine, 0, 2);
+    __builtin_prefetch(ahead + (2 * k + 1) * kLine, 0, 2);
     const Vec::F real = Vec::load(b + k * kTileColumns), imag = Vec::load(b + k * kTileColumns + Vec::kWidth);
 #pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r) {
@@ -64,7 +70,8 @@ void multiply_complex_tile(const float* a, const float* b, int64_t depth, float*
   store_tile<kRows>(sums, c, imaginary, add);
 }
 
-using TileFn = void (*)(const float* a, const float* b, int64_t depth, float* const* c, int64_t second, bool add);
+using TileFn = void (*)(const float* a, const float* b, int64_t depth, const float* ahead, float* const* c,
+                        int64_t second, bool add);
 
 constexpr TileFn kRealTiles[] = {nullptr,           multiply_tile<1>,  multiply_tile<2>,  multiply_tile<3>,
                                  multiply_tile<4>,  multiply_tile<5>,  multiply_tile<6>,
@@ -121,8 +128,13 @@ void gemm(const GemmArgs& args, int64_t first_panel, int64_t last_panel) {
           for (int r = 0; r < rows; ++r) {
             c[r] = args.c + row_of(args.c_rows, i + r, args.group) * args.c_stride + panel * kPanelColumns;
           }
+          // The first tiles fetch the next block of b, which the others then find near; these fetch the next rows of a.
+          const int64_t fetched = (i - first) / kTileRows * kDepth * kLine;
+          const bool all_of_b = fetched >= depth * kTileColumns;
+          const float* rows_of_a = a + (i - first) * kPackStride;
+          const float* ahead = all_of_b ? rows_of_a + kTileRows * kPackStride : b + depth * kTileColumns + fetched;
           const TileFn tile = (kComplex ? kComplexTiles : kRealTiles)[rows];
-          tile(a + (i - first) * kPackStride, b, depth, c, args.imaginary_c, args.add || k > 0);
+          tile(rows_of_a, b, depth, ahead, c, args.imaginary_c, args.add || k > 0);
         }
       }
     }

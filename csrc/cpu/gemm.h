@@ -7,6 +7,12 @@
 //
 // Every element is summed in blocks of kDepth in rising k, each block in one chain from zero, with fused multiply-adds
 // (with separate ones on `generic`, which has none): its bits depend neither on the other rows nor on their number.
+//
+// The split kernels multiply bf16 terms: x = high + low, each rounded to bf16, 16 bits of x together. With terms_a =
+// terms_b = 2 a product is high high + low high + high low (an error of some 2^-17 of it), with terms_b = 1 the packed
+// operand is rounded to bf16, with both 1 both are. Sums are float32, in blocks of k as above (of another depth).
+// `b` is packed in panels of 32 columns: [panel][step of 32 k][term][column / 16][k pair][column % 16][2] bf16, k
+// padded with zeros; the two halves of a complex panel are 16 real and 16 imaginary columns.
 #pragma once
 
 #include <cstdint>
@@ -31,6 +37,7 @@ struct GemmArgs {
   int64_t k;
   int64_t imaginary_a, imaginary_c;  // complex: from a real part to its imaginary part
   bool add;               // to what c holds
+  int terms_a, terms_b;   // of the split kernels only
   float* pack;            // gemm_pack_size(k) floats of scratch, see cpu/row_layout.h
 };
 

@@ -14,11 +14,9 @@ const CpuKernels* row(CpuIsa isa) {
 #if defined(MMN_FAST_X86_KERNELS)
     case CpuIsa::avx2: return &isa_avx2::kernels;
     case CpuIsa::avx512: return &isa_avx512::kernels;
-    case CpuIsa::amx: {
-      // No kernel multiplies with tiles yet: everything comes from avx512.
-      static const CpuKernels amx = {};
-      return &amx;
-    }
+#endif
+#if defined(MMN_FAST_AMX_KERNELS)
+    case CpuIsa::amx: return &isa_amx::kernels;  // products of bf16 terms; all else comes from avx512
 #endif
     default: return nullptr;
   }
@@ -26,7 +24,7 @@ const CpuKernels* row(CpuIsa isa) {
 
 bool brings_kernels(CpuIsa isa) {
   const CpuKernels* own = row(isa);
-  return own != nullptr && (own->sparse_max_pool_f32 != nullptr || own->temporal_nms_f32 != nullptr);
+  return own != nullptr && (own->sparse_max_pool_f32 != nullptr || own->gemm_split_f32 != nullptr);
 }
 
 // The highest row at or below `isa` that implements `op`. Ends at generic, which implements all.
@@ -94,6 +92,9 @@ CpuKernels cpu_kernels(CpuIsa isa) {
   fill(&CpuKernels::finish_rows_f32);
   fill(&CpuKernels::max_rows_f32);
   fill(&CpuKernels::normalize_row_f32);
+  // These no other row can stand in for.
+  kernels.gemm_split_f32 = row(isa)->gemm_split_f32;
+  kernels.gemm_complex_split_f32 = row(isa)->gemm_complex_split_f32;
   kernels.gemm_columns = row(source_of(&CpuKernels::gemm_f32, isa))->gemm_columns;
   return kernels;
 }
@@ -102,7 +103,7 @@ std::map<std::string, CpuIsa> kernel_isas(CpuIsa isa) {
   const CpuIsa gemm = source_of(&CpuKernels::gemm_f32, isa);
   return {{"sparse_max_pool", source_of(&CpuKernels::sparse_max_pool_f32, isa)},
           {"temporal_nms", source_of(&CpuKernels::temporal_nms_f32, isa)},
-          {"proposal_conv", gemm},
+          {"proposal_conv", row(isa)->gemm_split_f32 != nullptr ? isa : gemm},
           {"moment_scores", gemm}};
 }
 

@@ -37,6 +37,9 @@ struct CpuKernels {
   void (*finish_rows_f32)(const FinishRowsArgs& args, int64_t first_row, int64_t last_row);
   void (*max_rows_f32)(const float* earlier, const float* later, float* out, int64_t width);
   void (*normalize_row_f32)(const float* row, float* out, int64_t width);
+  // Only where an instruction set multiplies bf16: there is no lower row to take these from.
+  void (*gemm_split_f32)(const GemmArgs& args, int64_t first_panel, int64_t last_panel);
+  void (*gemm_complex_split_f32)(const GemmArgs& args, int64_t first_panel, int64_t last_panel);
 };
 
 namespace isa_generic {
@@ -46,6 +49,9 @@ namespace isa_avx2 {
 extern const CpuKernels kernels;
 }
 namespace isa_avx512 {
+extern const CpuKernels kernels;
+}
+namespace isa_amx {
 extern const CpuKernels kernels;
 }
 

@@ -1,12 +1,15 @@
 // Contract of the tile transforms: rows of needed cells to points over square tiles, and back.
 //
+// Winograd tiles (tile = 8) have the points 0, a, -a, b, -b, c, -c, infinity, in this order.
+//
 // forward:  points[p][tile * group + b][channel] = (bt x bt^T)[p]   for each tile x of video b, absent inputs zero
 // inverse:  rows of the tile's cells = max(0, at points at^T + bias) * their cell weights
 //
 // Point p is (y, x) in row-major order: tile * tile real points.
 //
-// Spectral tiles: bt holds 16 rows cos(2 pi u y / 16) for u = 0..8, then sin for u = 1..7. Cosines and sines of both
-// axes combine to kComplexPoints complex points, then kRealPoints real ones, in this order:
+// Spectral tiles (tile = 16; their matrices are known and not read): bt holds 16 rows, cos(2 pi u y / 16) for u = 0..8,
+// then sin for u = 1..7. Cosines and sines of both axes combine to kComplexPoints complex points, then kRealPoints real
+// ones, in this order:
 //   for u = 1..7, v = 1..7:  F(u, v), F(u, -v)
 //   for v = 1..7:            F(0, v), F(8, v)
 //   for u = 1..7:            F(u, 0), F(u, 8)
@@ -19,7 +22,7 @@
 
 namespace mmn_fast {
 
-constexpr int64_t kSpectralTile = 16, kComplexPoints = 126, kRealPoints = 4, kLargestTile = 16;
+constexpr int64_t kSpectralTile = 16, kComplexPoints = 126, kRealPoints = 4;
 
 struct TileTransformArgs {
   const float* matrix;    // forward: bt [tile, tile]; inverse: at [m, tile]

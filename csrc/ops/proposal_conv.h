@@ -27,6 +27,8 @@ struct ConvLayerArgs {
   int64_t taps;                 // k * k
   int64_t cells_in, cells;      // R of the input and of this layer
   bool relu;
+  // 0: float32. Else the operands are split into that many bf16 terms (see cpu/gemm.h): of the inputs, of the weight.
+  int terms_a = 0, terms_b = 0;
 };
 
 // y = at ((g w g^T) * (bt x bt^T)) at^T per tile, `points` products; g is applied before the weights come here.

@@ -28,9 +28,15 @@ void check_rows(const py::array& rows, const char* argument, int64_t end) {
   }
 }
 
+void check_terms(int a, int b) {
+  const bool known = (a == 0 && b == 0) || (1 <= b && b <= a && a <= 2);
+  MMN_CHECK(known, "terms: expected 0, 0 or 1 <= terms_b <= terms_a <= 2, got ", a, ", ", b);
+}
+
 ConvLayer direct_layer(const py::array& weight, const py::array& bias, const py::array& neighbours,
                        const std::optional<py::array>& cell_weights, int64_t cells_in, bool relu,
-                       const CpuKernels& kernels) {
+                       const CpuKernels& kernels, int terms_a = 0, int terms_b = 0) {
+  check_terms(terms_a, terms_b);
   check_array<float>(weight, "weight", "float32 [C_out, C_in, taps]", 3);
   check_array<float>(bias, "bias", "float32 [C_out]", 1);
   check_array<int32_t>(neighbours, "neighbours", "int32 [R, taps]", 2);
@@ -44,19 +50,21 @@ ConvLayer direct_layer(const py::array& weight, const py::array& bias, const py:
   }
   const ConvLayerArgs args = {floats(weight),  floats(bias),    ints(neighbours), cell_weights ? floats(*cell_weights) : nullptr,
                               weight.shape(1), weight.shape(0), weight.shape(2),  cells_in,
-                              R,               relu};
+                              R,               relu,            terms_a,          terms_b};
   py::gil_scoped_release released;
   return ConvLayer(args, kernels);
 }
 
 void add_direct(ProposalConv& conv, const py::array& weight, const py::array& bias, const py::array& neighbours,
-                const py::array& cell_weights, int64_t cells_in) {
-  conv.add(direct_layer(weight, bias, neighbours, cell_weights, cells_in, true, conv.kernels()));
+                const py::array& cell_weights, int64_t cells_in, int terms_a, int terms_b) {
+  conv.add(direct_layer(weight, bias, neighbours, cell_weights, cells_in, true, conv.kernels(), terms_a, terms_b));
 }
 
 void add_tiled(ProposalConv& conv, int64_t c_in, const py::array& bias, const py::array& cell_weights,
                int64_t cells_in, const py::array& bt, const py::array& at, const py::array& inputs,
-               const py::array& outputs) {
+               const py::array& outputs, int terms_a, int terms_b) {
+  check_terms(terms_a, terms_b);
+  MMN_CHECK(terms_a != 1, "terms_a: expected 0 or 2 for a tiled layer, got 1");
   check_array<float>(bias, "bias", "float32 [C_out]", 1);
   check_array<float>(cell_weights, "cell_weights", "float32 [R]", 1);
   check_array<float>(bt, "bt", "float32 [tile, tile]", 2);
@@ -80,13 +88,14 @@ void add_tiled(ProposalConv& conv, int64_t c_in, const py::array& bias, const py
     MMN_CHECK(covered[cell] == 1, "outputs: expected every cell once, got cell ", cell, " ", covered[cell], " times");
   }
   const ConvLayerArgs layer = {nullptr, floats(bias), nullptr, floats(cell_weights), c_in, bias.shape(0),
-                               0,       cells_in,     R,       true};
+                               0,       cells_in,     R,       true,                 terms_a, terms_b};
   const TilingArgs tiling = {floats(bt), floats(at), ints(inputs), ints(outputs), tile, m, tiles,
                              tile == kSpectralTile};
   conv.add(ConvLayer(layer, tiling, conv.kernels()));
 }
 
-void pack_points(ProposalConv& conv, const py::array& points, int64_t first) {
+void pack_points(ProposalConv& conv, const py::array& points, int64_t first, int threads) {
+  check_threads(threads);
   check_array<float>(points, "points", "float32 [points, channels, C_in]", 3);
   MMN_CHECK(!conv.layers().empty() && conv.layers().back().points() > 0, "points: expected a tiled layer to take them");
   ConvLayer& layer = conv.layers().back();
@@ -95,7 +104,7 @@ void pack_points(ProposalConv& conv, const py::array& points, int64_t first) {
   MMN_CHECK(first % kRowPad == 0 && first >= 0 && first + channels <= layer.c_out(),
             "first: expected a multiple of ", kRowPad, " that leaves ", channels, " channels, got ", first);
   py::gil_scoped_release released;
-  layer.pack_points(floats(points), first, channels);
+  layer.pack_points(floats(points), first, channels, threads);
 }
 
 // inputs [B, R_0, C_0] -> out [B, P, C].
@@ -196,11 +205,14 @@ void register_video_encoder(py::module_& m) {
            py::arg("isa") = py::none())
       .def("add_direct", &add_direct, py::arg("weight").noconvert(), py::arg("bias").noconvert(),
            py::arg("neighbours").noconvert(), py::arg("cell_weights").noconvert(), py::arg("cells_in"),
+           py::arg("terms_a") = 0, py::arg("terms_b") = 0,
            "Adds a layer that multiplies tap by tap.")
       .def("add_tiled", &add_tiled, py::arg("c_in"), py::arg("bias").noconvert(), py::arg("cell_weights").noconvert(),
            py::arg("cells_in"), py::arg("bt").noconvert(), py::arg("at").noconvert(), py::arg("inputs").noconvert(),
-           py::arg("outputs").noconvert(), "Adds a layer that multiplies in a transform's domain; weights follow.")
+           py::arg("outputs").noconvert(), py::arg("terms_a") = 0, py::arg("terms_b") = 0,
+           "Adds a layer that multiplies in a transform's domain; weights follow.")
       .def("pack_points", &pack_points, py::arg("points").noconvert(), py::arg("first"),
+           py::arg("threads"),
            "Hands the last added layer the transformed weights of some output channels.")
       .def("packed_bytes",
            [](const ProposalConv& conv) {

@@ -14,7 +14,7 @@ from mmn_fast.backends.base import Backend, Branches
 from mmn_fast.checkpoint import LoadedModel, State
 from mmn_fast.geometry import ProposalPlan, plan_for, proposal_diagonals
 from mmn_fast.kernels import native
-from mmn_fast.kernels.native_conv import NativeProposalConv
+from mmn_fast.kernels.native_conv import NativeProposalConv, has_bf16
 from mmn_fast.presets import Preset
 from mmn_fast.text_encoder import TextEncoder
 from mmn_fast.torch_threads import torch_threads
@@ -22,11 +22,14 @@ from mmn_fast.types import FloatArray
 
 _BATCH_NORM_EPS = 1e-5  # of torch.nn.BatchNorm2d
 _HEAD_PAD = 32  # csrc/cpu/rows.h, kRowPad
-_PRECISIONS = ("fp32",)
+_PRECISIONS = ("fp32", "bf16")
 
 
 class NativeBackend(Backend):
-    """C++ kernels in float32; BatchNorm is folded and weights are packed once.
+    """C++ kernels; BatchNorm is folded and weights are packed once.
+
+    Where there is AMX, fp32 may multiply operands of two bf16 terms, 16 bits, with float32 sums; it keeps what fp32
+    promises. In bf16 the proposal convolution's weights have one term; everything else stays float32.
 
     A video gives the same embeddings alone and in any batch, with any number of threads, bit for bit.
     """
@@ -39,6 +42,8 @@ class NativeBackend(Backend):
             return f"precision {precision!r} is not one of its precisions ({', '.join(_PRECISIONS)})"
         if device.startswith("cuda"):
             return f"device {device!r}: it runs on the CPU only"
+        if precision == "bf16" and not has_bf16():
+            return f"precision 'bf16': the instruction set in use, {native.cpu_isa()}, does not multiply bf16"
         if device == "auto" and torch.cuda.is_available():
             return "device 'auto': there is a CUDA device, and it runs on the CPU only"
         return None
@@ -46,7 +51,9 @@ class NativeBackend(Backend):
     def __init__(self, model: LoadedModel, device: str, precision: str, threads: int | None) -> None:
         self.preset, self.threads = model.preset, threads
         self._plan = plan_for(model.preset)
-        self._conv = NativeProposalConv(*folded_layers(model.state, model.preset.conv_layers), self._plan)
+        self.precision = "fp32" if precision == "auto" else precision
+        weights, biases = folded_layers(model.state, model.preset.conv_layers)
+        self._conv = NativeProposalConv(weights, biases, self._plan, precision=self.precision)
         self._video = _video_encoder(model.preset, model.state, self._plan, self._conv)
         self._text = _text_encoder(model)
 
@@ -74,7 +81,7 @@ class NativeBackend(Backend):
     def info(self) -> dict[str, Any]:
         return {
             "device": "cpu",
-            "precision": "fp32",
+            "precision": self.precision,
             "threads": native.num_threads(self.threads),
             "algorithms": list(self._conv.algorithms),
             "packed_weights_mib": round(sum(self._conv.packed_mib), 1),

@@ -52,8 +52,8 @@ class TileTransform:
 
     def points(self, weight: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """Transform [C_out, C_in, k, k] in float64 to float32 [n * n, C_out, C_in]."""
-        flat = weight.reshape(*weight.shape[:2], -1).astype(np.float64)
-        return np.tensordot(self.weight_points, flat, (1, 2)).astype(np.float32)
+        taps_first = weight.reshape(weight.shape[0] * weight.shape[1], -1).T.astype(np.float64)
+        return (self.weight_points @ taps_first).astype(np.float32).reshape(-1, *weight.shape[:2])
 
 
 @cache

@@ -2,23 +2,59 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from mmn_fast.geometry import ProposalPlan, TileCover, cover_with_tiles
 from mmn_fast.kernels.conv_transforms import TileTransform, fourier, winograd
-from mmn_fast.kernels.native import _C, Float32, num_threads
+from mmn_fast.kernels.native import _C, Float32, cpu_isa, num_threads
 
-ALGORITHMS = ("direct", "winograd", "fft")
 
-# Cost of a layer for one video, from a machine of two cores with AVX-512 (benchmarks/NOTES.md): the ratio of the two
-# decides, so that a slower core with slower memory chooses alike.
-_FLOPS_PER_S = 300e9
+class Algorithm(NamedTuple):
+    """How a layer multiplies.
+
+    Attributes:
+        transform: None for tap by tap, else the transform of a kernel width.
+        terms: bf16 terms of the inputs and of the weights, (0, 0) for float32; see csrc/cpu/gemm.h.
+        flops_per_s: products it makes on two cores with AVX-512 and AMX, benchmarks/NOTES.md; their ratios decide, so
+            that a slower core with slower memory chooses alike.
+        precisions: where it may be chosen.
+    """
+
+    transform: Callable[[int], TileTransform] | None
+    terms: tuple[int, int]
+    flops_per_s: float
+    precisions: tuple[str, ...]
+
+
+ALGORITHMS = {
+    "direct": Algorithm(None, (0, 0), 330e9, ("fp32", "bf16")),
+    "winograd": Algorithm(winograd, (0, 0), 300e9, ("fp32", "bf16")),
+    "fft": Algorithm(fourier, (0, 0), 300e9, ("fp32", "bf16")),
+    "fft-bf16x3": Algorithm(fourier, (2, 2), 850e9, ("fp32",)),
+    "direct-bf16": Algorithm(None, (1, 1), 1600e9, ("bf16",)),
+    "fft-bf16x2": Algorithm(fourier, (2, 1), 1200e9, ("bf16",)),
+}
 _WEIGHT_BYTES_PER_S = 25e9
+_WINOGRAD_KERNELS = (3, 5)  # its accuracy falls quickly with k
+_FOURIER_KERNELS = range(3, 12)  # a tile of 16 gains little above
 _PACK_CHANNELS = 32  # output channels transformed at a time: bounds the float64 intermediates
+
+
+def can_use(algorithm: str, kernel: int) -> bool:
+    """Whether there is such an algorithm for this kernel width on this process's instruction set."""
+    transform, terms = ALGORITHMS[algorithm].transform, ALGORITHMS[algorithm].terms
+    fits = transform is None or kernel in (_WINOGRAD_KERNELS if transform is winograd else _FOURIER_KERNELS)
+    return fits and (terms == (0, 0) or has_bf16())
+
+
+def has_bf16() -> bool:
+    """Whether the instruction set in use multiplies bf16."""
+    return cpu_isa() == "amx"
 
 
 @dataclass(frozen=True)
@@ -31,55 +67,57 @@ class LayerChoice:
 
 
 def choose_algorithms(
-    plan: ProposalPlan, widths: Sequence[tuple[int, int]], max_packed_mib: float | None = None
+    plan: ProposalPlan,
+    widths: Sequence[tuple[int, int]],
+    precision: str = "fp32",
+    max_packed_mib: float | None = None,
 ) -> list[LayerChoice]:
     """The cheapest algorithm of every layer for one video: arithmetic plus one pass over the packed weights.
 
     Args:
         plan: the plan.
         widths: (C_in, C_out) of every layer.
+        precision: "fp32" or "bf16".
         max_packed_mib: where all packed weights would take more, layers fall to direct, those first that gain least per
             MiB; None for no limit. Direct weights take what they take.
 
     Returns:
-        One choice per layer. It depends on sizes alone.
+        One choice per layer. It depends on sizes and on the instruction set alone.
     """
-    chosen, direct_costs, costs = [], [], []
-    for number, (layer, (c_in, c_out)) in enumerate(zip(plan.layers, widths, strict=True)):
-        options = [("direct", int(layer.taps.sum()), plan.kernel**2)]
-        for name, transform in _transforms(plan.kernel).items():
-            tiles = len(cover_with_tiles(plan, number, transform.m).outputs)
-            options.append((name, tiles * transform.products, transform.tile**2))
-        rated = []
-        for name, products, matrices in options:
-            packed = 4 * matrices * c_in * -(-c_out // 32) * 32
-            cost = 2 * products * c_in * c_out / _FLOPS_PER_S + packed / _WEIGHT_BYTES_PER_S
-            rated.append((cost, LayerChoice(name, products, packed / 2**20)))
-        costs.append(min(rated, key=lambda option: option[0])[0])
-        chosen.append(min(rated, key=lambda option: option[0])[1])
-        direct_costs.append(rated[0])
-    total = sum(choice.packed_mib for choice in chosen)
-    gains = [
-        ((direct[0] - cost) / max(choice.packed_mib - direct[1].packed_mib, 1e-9), number)
-        for number, (choice, cost, direct) in enumerate(zip(chosen, costs, direct_costs, strict=True))
-        if choice.algorithm != "direct"
+    rated = [_rate(plan, number, *width, precision) for number, width in enumerate(widths)]
+    chosen = [min(options, key=lambda option: option[0]) for options in rated]
+    direct = [
+        min((o for o in options if ALGORITHMS[o[1].algorithm].transform is None), key=lambda o: o[0])
+        for options in rated
     ]
-    for _, number in sorted(gains):
-        if max_packed_mib is None or total <= max_packed_mib:
+
+    def gain_per_mib(number: int) -> float:
+        saved_s = direct[number][0] - chosen[number][0]
+        return saved_s / max(chosen[number][1].packed_mib - direct[number][1].packed_mib, 1e-9)
+
+    for number in sorted(range(len(chosen)), key=gain_per_mib):
+        if max_packed_mib is None or sum(choice.packed_mib for _, choice in chosen) <= max_packed_mib:
             break
-        total -= chosen[number].packed_mib - direct_costs[number][1].packed_mib
-        chosen[number] = direct_costs[number][1]
-    return chosen
+        chosen[number] = direct[number]
+    return [choice for _, choice in chosen]
 
 
-def _transforms(kernel: int) -> dict[str, TileTransform]:
-    """What can be used beside direct: Winograd loses accuracy quickly with k, a tile of 16 gains little above 11."""
-    found = {}
-    if kernel in (3, 5):
-        found["winograd"] = winograd(kernel)
-    if 3 <= kernel <= 11:
-        found["fft"] = fourier(kernel)
-    return found
+def _rate(plan: ProposalPlan, number: int, c_in: int, c_out: int, precision: str) -> list[tuple[float, LayerChoice]]:
+    """Seconds and choice of every algorithm that can do the layer."""
+    rated = []
+    for name, algorithm in ALGORITHMS.items():
+        if precision not in algorithm.precisions or not can_use(name, plan.kernel):
+            continue
+        if algorithm.transform is None:
+            products, matrices = int(plan.layers[number].taps.sum()), plan.kernel**2
+        else:
+            transform = algorithm.transform(plan.kernel)
+            products = len(cover_with_tiles(plan, number, transform.m).outputs) * transform.products
+            matrices = transform.tile**2
+        packed = (2 * algorithm.terms[1] or 4) * matrices * c_in * c_out
+        seconds = 2 * products * c_in * c_out / algorithm.flops_per_s + packed / _WEIGHT_BYTES_PER_S
+        rated.append((seconds, LayerChoice(name, products, packed / 2**20)))
+    return rated
 
 
 class NativeProposalConv:
@@ -89,7 +127,8 @@ class NativeProposalConv:
         weights: per layer float32 [C_out, C_in, k, k], BatchNorm folded in.
         biases: per layer float32 [C_out].
         plan: what to compute.
-        algorithms: per layer one of `ALGORITHMS`; None chooses by `choose_algorithms`.
+        algorithms: per layer a key of `ALGORITHMS`; None chooses by `choose_algorithms`.
+        precision: see `choose_algorithms`.
         max_packed_mib: see `choose_algorithms`.
         isa: instruction set; None for the process's choice.
     """
@@ -100,12 +139,13 @@ class NativeProposalConv:
         biases: Sequence[Float32],
         plan: ProposalPlan,
         algorithms: Sequence[str] | None = None,
+        precision: str = "fp32",
         max_packed_mib: float | None = None,
         isa: str | None = None,
     ) -> None:
         if algorithms is None:
             widths = [(weight.shape[1], weight.shape[0]) for weight in weights]
-            algorithms = [choice.algorithm for choice in choose_algorithms(plan, widths, max_packed_mib)]
+            algorithms = [choice.algorithm for choice in choose_algorithms(plan, widths, precision, max_packed_mib)]
         self.algorithms = tuple(algorithms)
         self.plan = plan
         self.native = _C.ProposalConv(isa)
@@ -116,20 +156,22 @@ class NativeProposalConv:
     def _add(self, number: int, weight: Float32, bias: Float32, algorithm: str) -> None:
         layer = self.plan.layers[number]
         cells_in = len(self.plan.layers[number - 1].cells if number else self.plan.inputs)
-        if algorithm == "direct":
-            flat = weight.reshape(*weight.shape[:2], -1)
-            self.native.add_direct(flat, bias, layer.neighbours, layer.cell_weights, cells_in)
-            return
-        transforms = {"winograd": winograd, "fft": fourier}
-        if algorithm not in transforms:
+        if algorithm not in ALGORITHMS:
             raise ValueError(f"algorithms: expected some of {', '.join(ALGORITHMS)}, got {algorithm!r}")
-        transform = transforms[algorithm](self.plan.kernel)
+        make_transform, terms, _, _ = ALGORITHMS[algorithm]
+        if make_transform is None:
+            flat = weight.reshape(*weight.shape[:2], -1)
+            self.native.add_direct(flat, bias, layer.neighbours, layer.cell_weights, cells_in, *terms)
+            return
+        transform = make_transform(self.plan.kernel)
         cover: TileCover = cover_with_tiles(self.plan, number, transform.m)
         bt, at = transform.bt.astype(np.float32), np.ascontiguousarray(transform.at, np.float32)
-        self.native.add_tiled(weight.shape[1], bias, layer.cell_weights, cells_in, bt, at, cover.inputs, cover.outputs)
+        self.native.add_tiled(
+            weight.shape[1], bias, layer.cell_weights, cells_in, bt, at, cover.inputs, cover.outputs, *terms
+        )
         for first in range(0, len(weight), _PACK_CHANNELS):
             points = transform.points(weight[first : first + _PACK_CHANNELS])
-            self.native.pack_points(np.ascontiguousarray(points), first)
+            self.native.pack_points(points, first, num_threads())
 
     @property
     def packed_mib(self) -> list[float]:

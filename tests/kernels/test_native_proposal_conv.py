@@ -14,7 +14,7 @@ from mmn_fast import _C
 from mmn_fast.geometry import ProposalPlan, cover_with_tiles, plan_for, proposal_plan
 from mmn_fast.kernels import reference
 from mmn_fast.kernels.conv_transforms import fourier, winograd
-from mmn_fast.kernels.native_conv import NativeProposalConv, choose_algorithms
+from mmn_fast.kernels.native_conv import ALGORITHMS, NativeProposalConv, choose_algorithms
 from mmn_fast.presets import PRESETS
 from tests.tolerances import check_close
 
@@ -35,7 +35,11 @@ CASES = {
     "k9-wide": (5, (4,), 9, 1, 300, 34, 2),
     "k5-batch": (8, (7,), 5, 2, 16, 32, 17),
 }
-ALGORITHMS = {1: ("direct",), 3: ("direct", "winograd", "fft"), 4: ("direct", "fft"), 5: ("direct", "winograd", "fft")}
+SPLIT = [name for name, algorithm in ALGORITHMS.items() if algorithm.terms != (0, 0)]
+EXACT = ["direct", "winograd", "fft"]
+BF16_ISAS = [isa for isa in ISAS if isa == "amx"]
+# Every algorithm on an instruction set that has it.
+BOTH = [(name, isa) for isa in ISAS for name in EXACT] + [(name, isa) for isa in BF16_ISAS for name in SPLIT]
 
 
 class Case:
@@ -70,20 +74,22 @@ def case(name: str) -> Case:
     return Case(name)
 
 
-def runs() -> list[tuple[str, str]]:
-    return [(name, algorithm) for name in CASES for algorithm in ALGORITHMS.get(CASES[name][2], ("direct", "fft"))]
+def has_transform(algorithm: str, k: int) -> bool:
+    transform = ALGORITHMS[algorithm].transform
+    return transform is None or (k in (3, 5) if transform is winograd else 3 <= k <= 11)
 
 
-@pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize(("name", "algorithm"), runs())
+@pytest.mark.parametrize(
+    ("name", "algorithm", "isa"),
+    [(name, algorithm, isa) for name in CASES for algorithm, isa in BOTH if has_transform(algorithm, CASES[name][2])],
+)
 def test_proposal_conv_matches_the_reference(name: str, algorithm: str, isa: str) -> None:
     c = case(name)
     scale = np.abs(c.expected).max()
     check_close(c.run(c.conv(algorithm, isa)) / scale, c.expected / scale, "proposal_conv", algorithm, f"{name} {isa}")
 
 
-@pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("algorithm", ["direct", "winograd", "fft"])
+@pytest.mark.parametrize(("algorithm", "isa"), BOTH)
 def test_proposal_conv_is_bit_equal_over_threads_and_batches(algorithm: str, isa: str) -> None:
     c = case("k5-batch")
     conv = c.conv(algorithm, isa)
@@ -94,10 +100,10 @@ def test_proposal_conv_is_bit_equal_over_threads_and_batches(algorithm: str, isa
         assert c.run(conv, 2, videos).tobytes() == together[videos].tobytes()
 
 
-@pytest.mark.parametrize("algorithm", ["direct", "winograd", "fft"])
-def test_proposal_conv_keeps_nan_in_its_own_video(algorithm: str) -> None:
+@pytest.mark.parametrize(("algorithm", "isa"), BOTH)
+def test_proposal_conv_keeps_nan_in_its_own_video(algorithm: str, isa: str) -> None:
     c = case("k5")
-    conv = c.conv(algorithm)
+    conv = c.conv(algorithm, isa)
     clean = c.run(conv)
     spoiled = c.inputs.copy()
     spoiled[1] = np.nan
@@ -106,10 +112,10 @@ def test_proposal_conv_keeps_nan_in_its_own_video(algorithm: str) -> None:
     assert out[[0, 2]].tobytes() == clean[[0, 2]].tobytes()
 
 
-@pytest.mark.parametrize("algorithm", ["direct", "winograd", "fft"])
-def test_concurrent_calls_give_the_serial_results(algorithm: str) -> None:
+@pytest.mark.parametrize(("algorithm", "isa"), [both for both in BOTH if both[1] == ISAS[-1]])
+def test_concurrent_calls_give_the_serial_results(algorithm: str, isa: str) -> None:
     c = case("k5-batch")
-    conv = c.conv(algorithm)
+    conv = c.conv(algorithm, isa)
     expected = c.run(conv)
     with ThreadPoolExecutor(4) as executor:
         for result in executor.map(lambda n: c.run(conv, threads=1 + n % 3), range(16)):
@@ -141,16 +147,18 @@ def test_tiles_cover_every_cell_once(transform) -> None:
             np.testing.assert_array_equal(np.where(neighbours >= 0, under, -1), neighbours)
 
 
-@pytest.mark.parametrize("preset", PRESETS.values(), ids=lambda preset: preset.name)
-def test_a_memory_limit_makes_layers_direct(preset) -> None:
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("preset", [p for p in PRESETS.values() if p.num_clips > 16], ids=lambda preset: preset.name)
+def test_a_memory_limit_makes_layers_direct(preset, precision: str) -> None:
     plan = plan_for(preset)
     widths = [(preset.hidden_size, preset.conv_hidden_size)] * preset.conv_layers
-    free = choose_algorithms(plan, widths)
+    free = choose_algorithms(plan, widths, precision)
     total = sum(choice.packed_mib for choice in free)
-    assert {choice.algorithm for choice in free} != {"direct"}
-    half = choose_algorithms(plan, widths, max_packed_mib=total * 0.75)
+    assert not all(choice.algorithm.startswith("direct") for choice in free)
+    half = choose_algorithms(plan, widths, precision, max_packed_mib=total * 0.75)
     assert sum(choice.packed_mib for choice in half) <= total * 0.75
-    assert {choice.algorithm for choice in choose_algorithms(plan, widths, max_packed_mib=0)} == {"direct"}
+    none = choose_algorithms(plan, widths, precision, max_packed_mib=0)
+    assert all(choice.algorithm.startswith("direct") for choice in none)
 
 
 def test_proposal_conv_refuses_bad_arguments_with_a_sentence() -> None:
@@ -160,10 +168,12 @@ def test_proposal_conv_refuses_bad_arguments_with_a_sentence() -> None:
         conv(c.inputs.astype(np.float64))
     with pytest.raises(ValueError, match=r"^inputs: expected float32 \[3, .*, 33\], got float32 \[3, .*, 32\]$"):
         conv(np.ascontiguousarray(c.inputs[..., :-1]))
-    with pytest.raises(ValueError, match=r"^algorithms: expected some of direct, winograd, fft, got 'gemm'$"):
+    with pytest.raises(ValueError, match=r"^algorithms: expected some of direct, winograd, .*, got 'gemm'$"):
         c.conv("gemm")
     with pytest.raises(ValueError, match=r"^layer: expected one that reads .* cells of 48 channels, got one of "):
         NativeProposalConv([c.weights[0]] * 3, c.biases, c.plan, ["direct"] * 3)
+    with pytest.raises(ValueError, match=r"^isa: expected one with bf16 products, amx, for split terms$"):
+        c.conv("direct-bf16", isa="generic")
     native = _C.ProposalConv()
     ones = np.ones(4, np.float32)
     with pytest.raises(ValueError, match=r"^neighbours: expected -1 to 2, got 3$"):
