@@ -141,6 +141,8 @@ def save_model(model: LoadedModel, output: str | Path) -> Path:
         partial.mkdir(parents=True)
         (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         save_file(model.state, str(partial / "model.safetensors"), metadata={"format": "pt"})
+        # safetensors writes for the owner alone; a model is as readable as its config.
+        (partial / "model.safetensors").chmod((partial / "config.json").stat().st_mode)
         model.tokenizer.save(partial / "tokenizer.json")
         partial.rename(output)
     except OSError as error:

@@ -169,7 +169,7 @@ app.add_typer(data, name="data")
 def shapes(
     output: Annotated[Path, typer.Option("--output", "-o", help="Directory to create; must not exist.")],
     seed: Annotated[int, typer.Option("--seed", help="Another seed, other videos.")] = 0,
-    train: Annotated[int, typer.Option("--train", help="Videos to train on.")] = 2000,
+    train: Annotated[int, typer.Option("--train", help="Videos to train on.")] = 2500,
     val: Annotated[int, typer.Option("--val", help="Videos to validate on.")] = 100,
     test: Annotated[int, typer.Option("--test", help="Videos to test on.")] = 200,
     test_unseen: Annotated[

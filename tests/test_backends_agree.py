@@ -100,8 +100,12 @@ def test_native_embeddings_do_not_depend_on_batch_or_threads(name: str, golden_m
     check_close(np.linalg.norm(together[0], axis=-1), np.ones(together[0].shape[:2]), "unit_norm")
 
 
-def test_native_is_what_auto_takes_on_the_cpu_and_info_says_how(golden_model: Callable[[str], Path]) -> None:
-    info = mmn_fast.load(golden_model("charades_small"), device="cpu").info()
+def test_auto_takes_the_reference(golden_model: Callable[[str], Path]) -> None:
+    assert mmn_fast.load(golden_model("charades_small")).info()["backend"] == "torch"
+
+
+def test_native_is_taken_by_name_and_info_says_how(golden_model: Callable[[str], Path]) -> None:
+    info = mmn_fast.load(golden_model("charades_small"), device="cpu", backend="native").info()
     assert (info["backend"], info["precision"], info["device"]) == ("native", "fp32", "cpu")
     assert info["algorithms"]
     assert set(info["algorithms"]) <= set(ALGORITHMS)

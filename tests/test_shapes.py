@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import json
 import sys
@@ -14,9 +15,10 @@ import pytest
 from typer.testing import CliRunner
 
 from mmn_fast.cli import app
+from mmn_fast.cli import shapes as shapes_command
 from mmn_fast.demo import scenes, sentences
 from mmn_fast.demo.scenes import ACTION_NAMES, COLOURS, FPS, SHAPES, Fact, Scene, Thing, Track, action_name
-from mmn_fast.demo.shapes import SPLITS, ShapesVideo, held_out, make_video, write_dataset
+from mmn_fast.demo.shapes import DEFAULT_COUNTS, SPLITS, ShapesVideo, held_out, make_video, write_dataset
 from mmn_fast.evaluation import read_annotations
 from mmn_fast.features import open_features
 from mmn_fast.pixel_features import CHANGES, CHANNELS, LOOKS, PixelFeatures
@@ -299,6 +301,11 @@ def test_command_writes_the_data_set(tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "data").iterdir()) == [
         *("features.h5", "manifest.json", "test.json", "train.json", "val.json", "vocab.txt"),
     ]
+
+
+def test_command_and_function_have_the_same_defaults() -> None:
+    defaults = inspect.signature(shapes_command).parameters
+    assert {split: defaults[split].default for split in SPLITS} == DEFAULT_COUNTS
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ from mmn_fast.types import FloatArray, InputError
 from mmn_fast.version import __version__
 
 SPLITS = ("train", "val", "test", "test_unseen")
-DEFAULT_COUNTS = {"train": 2000, "val": 100, "test": 200, "test_unseen": 200}
+DEFAULT_COUNTS = {"train": 2500, "val": 100, "test": 200, "test_unseen": 200}
 _VIDEO_SUFFIX = ".mp4"
 
 

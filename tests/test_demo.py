@@ -1,0 +1,91 @@
+"""The model in the box: it loads by name, grounds a fresh test split well, and the demo shows it."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+import mmn_fast
+from mmn_fast.checkpoint import DEMO_MODEL
+from mmn_fast.cli import app
+from mmn_fast.demo.agreement import LabelledSplit, agreement, draw_split, recall
+from mmn_fast.demo.show import demonstrate
+from mmn_fast.types import InputError
+
+# A seed that no training and no choice of the recipe has seen: both used seed 0.
+FRESH_SEED = 20261
+
+
+@pytest.fixture(scope="module")
+def engine() -> mmn_fast.Engine:
+    return mmn_fast.load("demo")
+
+
+@pytest.fixture(scope="module")
+def split() -> LabelledSplit:
+    """Over 1,000 sentences of the test split."""
+    return draw_split(150, seed=FRESH_SEED, workers=len(os.sched_getaffinity(0)))
+
+
+def test_model_in_the_box_is_small() -> None:
+    assert sum(path.stat().st_size for path in DEMO_MODEL.iterdir()) <= 8 * 2**20
+    for name in ("config.json", "model.safetensors", "tokenizer.json", "log.jsonl", "TRAINING.md"):
+        assert (DEMO_MODEL / name).is_file()
+
+
+@pytest.mark.full
+def test_model_in_the_box_grounds_a_fresh_test_split(engine: mmn_fast.Engine, split: LabelledSplit) -> None:
+    assert split.num_sentences >= 1000
+    figures = recall(engine, split, engine.score_maps(split.batch))
+    assert figures["R@1,IoU@0.5"] >= 0.85
+    assert figures["R@1,IoU@0.7"] >= 0.70
+
+
+@pytest.mark.full
+def test_model_in_the_box_grounds_combinations_it_has_never_seen(engine: mmn_fast.Engine) -> None:
+    unseen = draw_split(200, seed=FRESH_SEED, split="test_unseen", workers=len(os.sched_getaffinity(0)))
+    assert recall(engine, unseen, engine.score_maps(unseen.batch))["R@1,IoU@0.5"] >= 0.60
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(("precision", "least"), [("fp32", 0.999), ("bf16", 0.95), ("fp16", 0.99)])
+def test_fast_paths_agree_with_the_reference(precision: str, least: float, split: LabelledSplit) -> None:
+    reference = mmn_fast.load("demo", backend="torch", precision="fp32")
+    for backend, reason in mmn_fast.available_backends("cpu", precision).items():
+        if reason is None:
+            found = agreement(mmn_fast.load("demo", backend=backend, precision=precision), reference, split)
+            assert found.top1 >= least, backend
+            assert abs(found.recall_difference["R@1,IoU@0.5"]) <= 0.01, backend
+
+
+def test_demonstration_is_the_same_for_the_same_seed(engine: mmn_fast.Engine) -> None:
+    first, second = demonstrate(engine, 5), demonstrate(engine, 5)
+    assert first.table() == second.table()
+    assert first.to_list() == second.to_list()
+    assert demonstrate(engine, 6).table() != first.table()
+    for query in first.queries:
+        assert query.sentence in first.table()
+
+
+def test_demo_command_prints_the_table_and_writes_the_page(tmp_path: Path) -> None:
+    page = tmp_path / "demo.html"
+    for arguments in ([], ["--json"]):
+        done = CliRunner().invoke(app, ["demo", "--seed", "5", "--html", str(page), *arguments])
+        assert done.exit_code == 0, done.output
+    content = json.loads(done.stdout)
+    assert content["seed"] == 5
+    html = page.read_text()
+    for result in content["results"]:
+        assert result["query"] in html
+        assert len(result["moments"]) >= 1
+
+
+def test_demo_refuses_a_model_of_another_world(golden_engine) -> None:
+    with pytest.raises(InputError, match="features: expected"):
+        demonstrate(golden_engine("charades_small"), 5)
+    with pytest.raises(InputError, match="seed: expected an integer >= 0, got -1"):
+        demonstrate(golden_engine("charades_small"), -1)
