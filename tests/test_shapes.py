@@ -25,6 +25,7 @@ from mmn_fast.pixel_features import CHANGES, CHANNELS, LOOKS, PixelFeatures
 from mmn_fast.presets import PRESETS
 from mmn_fast.tokenizer import load_tokenizer
 from mmn_fast.types import InputError
+from tests.tolerances import check_close
 
 NUMBERS = range(60)
 
@@ -150,7 +151,7 @@ def test_frames_show_what_the_facts_say() -> None:
     red = frames[..., 0].astype(float) - 26
     centre = (red.sum(axis=1) * np.arange(0.5, 64)).sum(axis=1) / red.sum(axis=(1, 2))
     times = (np.arange(48) + 0.5) / FPS
-    np.testing.assert_allclose(centre / 64, np.interp(times, [start, end], [0.3, 0.7]), atol=0.005)
+    check_close(centre / 64, np.interp(times, [start, end], [0.3, 0.7]), "rendered_centre")
 
 
 def test_what_has_left_is_gone_and_what_blinks_comes_back(videos: dict[str, list[ShapesVideo]]) -> None:
