@@ -77,6 +77,7 @@ setup(
         "rich>=13",
     ],
     extras_require={
+        "bench": ["onnx", "onnxruntime", "onnxscript", "openvino"],
         "onnx": ["onnx", "onnxruntime", "onnxscript"],
         "tensorrt": ["tensorrt"],
         "train": ["transformers>=4.44", "tensorboard"],
