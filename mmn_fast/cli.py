@@ -41,6 +41,10 @@ Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N
 Precision = Annotated[str, typer.Option("--precision", help="auto, fp32, bf16, fp16, fp8 or int8.")]
 BackendOption = Annotated[str, typer.Option("--backend", help="auto, or a name that `mmn-fast info` lists.")]
 Threads = Annotated[int | None, typer.Option("--threads", help="CPU threads; default $MMN_FAST_NUM_THREADS.")]
+Options = Annotated[
+    list[str] | None,
+    typer.Option("--backend-option", help="NAME=VALUE, a setting of the backend; give the option again for more."),
+]
 Html = Annotated[Path | None, typer.Option("--html", help="Write a self-contained page here; must not exist.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
@@ -72,6 +76,7 @@ def ground(
     precision: Precision = "auto",
     backend: BackendOption = "auto",
     threads: Threads = None,
+    backend_option: Options = None,
     html: Html = None,
     as_json: AsJson = False,
 ) -> None:
@@ -81,7 +86,7 @@ def ground(
 
     _check_html(html)
     video = Video(load_features(features), duration, video_id=features)
-    engine = _load(model, preset, tokenizer, device, precision, backend, threads)
+    engine = _load(model, preset, tokenizer, device, precision, backend, threads, backend_option)
     batch = [Query(video, query)]
     (result,) = engine.ground(batch, top_k=top_k)
     if html is not None:
@@ -128,6 +133,7 @@ def evaluate(
     precision: Precision = "auto",
     backend: BackendOption = "auto",
     threads: Threads = None,
+    backend_option: Options = None,
     html: Html = None,
     as_json: AsJson = False,
 ) -> None:
@@ -139,7 +145,7 @@ def evaluate(
 
     _check_html(html)
     results: list[QueryResult] = []
-    engine = _load(model, preset, tokenizer, device, precision, backend, threads)
+    engine = _load(model, preset, tokenizer, device, precision, backend, threads, backend_option)
     samples = read_annotations(annotations, engine.preset, durations=durations)
     with open_features(features, engine.preset.feature_key) as store:
         report = run(
@@ -318,6 +324,7 @@ def demo(
     backend: BackendOption = "auto",
     precision: Precision = "auto",
     threads: Threads = None,
+    backend_option: Options = None,
     as_json: AsJson = False,
 ) -> None:
     """Draw a new video, ground its sentences with the model in the box, and write a page that shows both."""
@@ -326,7 +333,7 @@ def demo(
     from mmn_fast.demo.show import demonstrate
 
     seed = secrets.randbelow(10**6) if seed is None else seed
-    shown = demonstrate(_load(model, None, None, "auto", precision, backend, threads), seed)
+    shown = demonstrate(_load(model, None, None, "auto", precision, backend, threads, backend_option), seed)
     shown.page().save(html, overwrite=True)
     if as_json:
         typer.echo(json.dumps({"seed": seed, "html": str(html), "results": shown.to_list()}, indent=2))
@@ -343,6 +350,7 @@ def info(
     precision: Precision = "auto",
     backend: BackendOption = "auto",
     threads: Threads = None,
+    backend_option: Options = None,
     as_json: AsJson = False,
 ) -> None:
     """Say what this installation can run, and with --model what would run it."""
@@ -364,7 +372,7 @@ def info(
         "backends": {name: reason or "available" for name, reason in available_backends(device, precision).items()},
     }
     if model is not None or default_model() is not None:
-        facts["engine"] = _load(model, preset, tokenizer, device, precision, backend, threads).info()
+        facts["engine"] = _load(model, preset, tokenizer, device, precision, backend, threads, backend_option).info()
     typer.echo(json.dumps(facts, indent=2) if as_json else _lines(facts))
 
 
@@ -376,14 +384,23 @@ def _load(
     precision: str,
     backend: str,
     threads: int | None,
+    backend_option: list[str] | None,
 ) -> Any:
+    import yaml
+
     from mmn_fast.engine import load
     from mmn_fast.environment import default_model
 
     model = model or default_model()
     if model is None:
         raise InputError("--model: give a converted directory, a hub id or a .pth file, or set MMN_FAST_MODEL")
-    return load(model, preset, tokenizer, device, precision, backend, threads, progress=True)
+    options = {}
+    for item in backend_option or []:
+        name, equals, value = item.partition("=")
+        if not equals:
+            raise InputError(f"--backend-option: expected NAME=VALUE, got {item!r}")
+        options[name] = yaml.safe_load(value)  # 512 is a number, true a bool
+    return load(model, preset, tokenizer, device, precision, backend, threads, progress=True, backend_options=options)
 
 
 def _integers(option: str, text: str) -> tuple[int, ...]:

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mmn_fast.backends import registry
-from mmn_fast.backends.base import Backend, Branches
+from mmn_fast.backends.base import NO_OPTIONS, Backend, Branches
 from mmn_fast.checkpoint import LoadedModel, load_model
 from mmn_fast.environment import default_model, requested_threads
 from mmn_fast.features import check_duration, pre_clips
 from mmn_fast.geometry import cells_to_moments, plan_for
-from mmn_fast.postprocess import fuse_scores, select_moments, to_moments
+from mmn_fast.postprocess import fuse_scores, to_moments
 from mmn_fast.presets import Preset
 from mmn_fast.types import (
     FloatArray,
@@ -48,6 +48,7 @@ def load(
     backend: str = "auto",
     threads: int | None = None,
     progress: bool = False,
+    backend_options: Mapping[str, Any] | None = None,
 ) -> Engine:
     """Load a model into an engine.
 
@@ -61,6 +62,7 @@ def load(
         backend: "auto" or a name of `available_backends()`.
         threads: CPU threads; None takes `MMN_FAST_NUM_THREADS`, else the process's own setting.
         progress: show a progress bar during long calls.
+        backend_options: settings of the chosen backend alone, see its `OPTIONS`.
 
     Raises:
         InputError: an argument or file cannot be used (a ValueError; the message says what was expected).
@@ -73,8 +75,11 @@ def load(
         raise InputError(f"precision: expected auto or one of {', '.join(PRECISIONS)}, got {precision!r}")
     threads = requested_threads(threads)
     chosen, passed_over = registry.resolve(backend, device, precision)
+    settings = NO_OPTIONS if backend_options is None else dict(backend_options)
+    chosen.check_options(settings)
     loaded = load_model(model, preset, tokenizer)
-    return Engine(loaded, chosen(loaded, device, precision, threads), passed_over=passed_over, progress=progress)
+    running = chosen(loaded, device, precision, threads, settings)
+    return Engine(loaded, running, passed_over=passed_over, progress=progress)
 
 
 class Engine:
@@ -122,8 +127,8 @@ class Engine:
         top_k = _check_top_k(top_k)
         queries = _check_batch(batch)
         result: list[list[list[Moment]]] = [[] for _ in queries]
-        for number, (_, _, fused) in self._score_queries(queries):
-            result[number] = self._moments(fused, queries[number].video.duration_s, top_k)
+        for number, video, text in self._encode_queries(queries):
+            result[number] = self._moments(video, text, queries[number].video.duration_s, top_k)
         return result
 
     def score_maps(self, batch: Iterable[Query]) -> list[ScoreMaps]:
@@ -139,8 +144,12 @@ class Engine:
             InputError: a query cannot be used.
         """
         queries = _check_batch(batch)
-        scores = dict(self._score_queries(queries))
-        return [ScoreMaps(*scores[number], cells=self._plan.cells.copy()) for number in range(len(queries))]
+        scores = {number: self._scores(video, text) for number, video, text in self._encode_queries(queries)}
+        nothing = np.empty((0, self._plan.num_proposals), np.float32)
+        return [
+            ScoreMaps(*scores.get(number, (nothing, nothing.copy(), nothing.copy())), cells=self._plan.cells.copy())
+            for number in range(len(queries))
+        ]
 
     def encode_video(self, videos: Iterable[Video]) -> VideoEmbeddings:
         """Embed every proposal of some videos; once per video, for any number of sentences later.
@@ -212,7 +221,7 @@ class Engine:
                     f"{name}: embeddings of model {embeddings.fingerprint}, this engine is {self._model.fingerprint}"
                 )
         return [
-            self._moments(self._scores((contrastive, iou), (text.contrastive, text.iou))[2], duration_s, top_k)
+            self._moments((contrastive, iou), (text.contrastive, text.iou), duration_s, top_k)
             for contrastive, iou, duration_s in zip(video.contrastive, video.iou, video.durations_s, strict=True)
         ]
 
@@ -258,8 +267,8 @@ class Engine:
         rows = [row_of[sentence] for sentence in sentences]
         return contrastive[rows], iou[rows]
 
-    def _score_queries(self, queries: Sequence[Query]) -> Iterator[tuple[int, _Scores]]:
-        """The number of each query and its scores, in the order in which videos are encoded.
+    def _encode_queries(self, queries: Sequence[Query]) -> Iterator[tuple[int, Branches, Branches]]:
+        """The number of each query that has sentences, with its video's and its sentences' embeddings.
 
         Every distinct video and sentence is encoded once; at most `_VIDEOS_AT_ONCE` videos' embeddings are held.
         """
@@ -270,9 +279,6 @@ class Engine:
         for number, (query, key) in enumerate(zip(queries, keys, strict=True)):
             if query.sentences:
                 queries_of.setdefault(key, []).append(number)
-            else:
-                nothing = np.empty((0, self._plan.num_proposals), np.float32)
-                yield number, (nothing, nothing.copy(), nothing.copy())
         distinct = list(queries_of)
         starts = range(0, len(distinct), _VIDEOS_AT_ONCE)
         for block in self._track([distinct[start : start + _VIDEOS_AT_ONCE] for start in starts]):
@@ -280,17 +286,15 @@ class Engine:
             for row, key in enumerate(block):
                 for number in queries_of[key]:
                     rows = slice(ends[number] - len(queries[number].sentences), ends[number])
-                    yield number, self._scores((contrastive[row], iou[row]), (text[0][rows], text[1][rows]))
+                    yield number, (contrastive[row], iou[row]), (text[0][rows], text[1][rows])
 
     def _scores(self, video: Branches, text: Branches) -> _Scores:
         contrastive, iou = self._backend.score(video, text)
         return contrastive, iou, fuse_scores(contrastive, iou, self.preset)
 
-    def _moments(self, fused: FloatArray, duration_s: float, top_k: int) -> list[list[Moment]]:
+    def _moments(self, video: Branches, text: Branches, duration_s: float, top_k: int) -> list[list[Moment]]:
         moments = cells_to_moments(self._plan.cells, duration_s, self.preset.num_clips)
-        return to_moments(
-            fused, moments, select_moments(fused, moments, self.preset.nms_iou, top_k, self._backend.threads)
-        )
+        return to_moments(*self._backend.score_moments(video, text, moments, top_k), moments)
 
     def _track(self, blocks: list[list[bytes]]) -> Iterable[list[bytes]]:
         if not self._progress or len(blocks) < 2:

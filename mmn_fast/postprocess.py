@@ -46,18 +46,22 @@ def select_moments(
     return native.temporal_nms(fused, moments, iou_threshold, top_k, threads=threads)
 
 
-def to_moments(fused: FloatArray, moments: FloatArray, chosen: npt.NDArray[np.int32]) -> list[list[Moment]]:
+def to_moments(chosen: npt.NDArray[np.int32], scores: FloatArray, moments: FloatArray) -> list[list[Moment]]:
     """List what `select_moments` chose.
 
     Args:
-        fused: float32 [S, P].
+        chosen: int32 [S, top_k], -1 for none.
+        scores: float32 [S, top_k], the fused scores of the chosen.
         moments: float32 [P, 2], seconds.
-        chosen: int32 [S, top_k].
 
     Returns:
         Per sentence its moments, best first.
     """
     return [
-        [Moment(float(moments[p, 0]), float(moments[p, 1]), float(score[p])) for p in row if p >= 0]
-        for score, row in zip(fused, chosen.tolist(), strict=True)
+        [
+            Moment(float(moments[p, 0]), float(moments[p, 1]), score)
+            for p, score in zip(row, values, strict=True)
+            if p >= 0
+        ]
+        for row, values in zip(chosen.tolist(), scores.tolist(), strict=True)
     ]

@@ -168,6 +168,8 @@ def test_ground_refuses_bad_input_in_one_sentence(golden_model: Files, files: Pa
         ([*good, "--features", h5, "--duration", 3, "--top-k", 0], "top_k: expected an integer >= 1, got 0"),
         ([*good, "--features", h5, "--duration", 3, "--backend", "jax"], "backend: expected one of auto"),
         ([*good, "--features", h5, "--duration", 3, "--device", "cuda:77"], "device 'cuda:77'"),
+        ([*good, "--features", h5, "--duration", 3, "--backend-option", "a"], "--backend-option: expected NAME=VALUE"),
+        ([*good, "--features", h5, "--duration", 3, "--backend-option", "a=1"], "backend_options: backend"),
         (["--query", "a", "--features", h5, "--duration", 3], "--model: give a converted directory"),
         (["--model", files, "--query", "a", "--features", h5, "--duration", 3], "is not a converted directory"),
         (["--model", files / "model.pth", "--query", "a", "--features", h5, "--duration", 3], "preset= is missing"),

@@ -120,6 +120,14 @@ class _CountingBackend:
     def score(self, video: Any, text: Any) -> Any:
         return self.inner.score(video, text)
 
+    def score_moments(self, video: Any, text: Any, moments: np.ndarray, top_k: int) -> Any:
+        return self.inner.score_moments(video, text, moments, top_k)
+
+
+def test_a_setting_that_the_backend_does_not_have_is_refused(golden_model: Callable[[str], Path]) -> None:
+    with pytest.raises(InputError, match=r"^backend_options: backend 'torch' has none, got 'speed'$"):
+        mmn_fast.load(golden_model("charades_small"), backend="torch", backend_options={"speed": 1})
+
 
 def _counting(engine: Engine) -> tuple[Engine, _CountingBackend]:
     backend = _CountingBackend(engine._backend)

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
 from mmn_fast.checkpoint import LoadedModel
-from mmn_fast.types import FloatArray
+from mmn_fast.postprocess import fuse_scores, select_moments
+from mmn_fast.presets import Preset
+from mmn_fast.types import FloatArray, InputError
 
 Branches = tuple[FloatArray, FloatArray]
 """A contrastive and an iou array of equal shape."""
+
+Selection = tuple[npt.NDArray[np.int32], FloatArray]
+"""Per sentence the chosen proposals, int32 [S, top_k], -1 where fewer are left, and their fused scores [S, top_k]."""
+
+NO_OPTIONS: Mapping[str, Any] = MappingProxyType({})
 
 
 class Backend(ABC):
@@ -24,9 +32,13 @@ class Backend(ABC):
         device: "cpu", "cuda" or "cuda:N"; a device that `unavailable_reason` accepts.
         precision: a precision that `unavailable_reason` accepts, or "auto" for the backend's default.
         threads: CPU threads, >= 1; None leaves the process's setting alone.
+        options: settings of this backend alone, named in `OPTIONS`; it checks their values.
     """
 
     name: ClassVar[str]
+    OPTIONS: ClassVar[Mapping[str, str]] = NO_OPTIONS
+    """Settings that this backend takes beside the common ones, and what each means."""
+    preset: Preset
     threads: int | None
 
     @classmethod
@@ -39,8 +51,27 @@ class Backend(ABC):
             precision: "auto" or one of `engine.PRECISIONS`.
         """
 
+    @classmethod
+    def check_options(cls, options: Mapping[str, Any]) -> None:
+        """Refuse settings that this backend does not have.
+
+        Raises:
+            InputError: an unknown name.
+        """
+        for name in options:
+            if name not in cls.OPTIONS:
+                known = ", ".join(cls.OPTIONS) or "none"
+                raise InputError(f"backend_options: backend {cls.name!r} has {known}, got {name!r}")
+
     @abstractmethod
-    def __init__(self, model: LoadedModel, device: str, precision: str, threads: int | None) -> None: ...
+    def __init__(
+        self,
+        model: LoadedModel,
+        device: str,
+        precision: str,
+        threads: int | None,
+        options: Mapping[str, Any] = NO_OPTIONS,
+    ) -> None: ...
 
     @abstractmethod
     def encode_video(self, pre_clips: FloatArray) -> Branches:
@@ -75,6 +106,22 @@ class Backend(ABC):
         Returns:
             contrastive [S, P], the cosine, and iou [S, P], sigmoid(10 cosine); float32.
         """
+
+    def score_moments(self, video: Branches, text: Branches, moments: FloatArray, top_k: int) -> Selection:
+        """Choose every sentence's best moments in one video, after fusion and non-maximum suppression.
+
+        Args:
+            video: float32 [P, J] twice, unit norm.
+            text: float32 [S, J] twice, unit norm.
+            moments: float32 [P, 2], start and end of each proposal in seconds.
+            top_k: moments per sentence, >= 1.
+
+        Returns:
+            What `select_moments` chooses from the fused scores, and those scores (0 where nothing is left).
+        """
+        fused = fuse_scores(*self.score(video, text), self.preset)
+        chosen = select_moments(fused, moments, self.preset.nms_iou, top_k, self.threads)
+        return chosen, np.where(chosen >= 0, np.take_along_axis(fused, np.maximum(chosen, 0), 1), np.float32(0))
 
     @abstractmethod
     def info(self) -> dict[str, Any]:

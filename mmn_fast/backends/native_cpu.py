@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
-from mmn_fast.backends.base import Backend, Branches
+from mmn_fast.backends.base import NO_OPTIONS, Backend, Branches
 from mmn_fast.checkpoint import LoadedModel, State
 from mmn_fast.geometry import ProposalPlan, plan_for, proposal_diagonals
 from mmn_fast.kernels import native
@@ -48,7 +48,14 @@ class NativeBackend(Backend):
             return "device 'auto': there is a CUDA device, and it runs on the CPU only"
         return None
 
-    def __init__(self, model: LoadedModel, device: str, precision: str, threads: int | None) -> None:
+    def __init__(
+        self,
+        model: LoadedModel,
+        device: str,
+        precision: str,
+        threads: int | None,
+        options: Mapping[str, Any] = NO_OPTIONS,
+    ) -> None:
         self.preset, self.threads = model.preset, threads
         self._plan = plan_for(model.preset)
         self.precision = "fp32" if precision == "auto" else precision

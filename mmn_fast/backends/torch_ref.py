@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from mmn_fast.backends.base import Backend, Branches
+from mmn_fast.backends.base import NO_OPTIONS, Backend, Branches
 from mmn_fast.checkpoint import LoadedModel
 from mmn_fast.model import MMN, build_model
 from mmn_fast.torch_threads import torch_threads
@@ -44,7 +44,15 @@ class TorchBackend(Backend):
                 return f"device {device!r}: there are {count} CUDA devices"
         return None
 
-    def __init__(self, model: LoadedModel, device: str, precision: str, threads: int | None) -> None:
+    def __init__(
+        self,
+        model: LoadedModel,
+        device: str,
+        precision: str,
+        threads: int | None,
+        options: Mapping[str, Any] = NO_OPTIONS,
+    ) -> None:
+        self.preset = model.preset
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         self.device = torch.device(device)
