@@ -74,10 +74,13 @@ def load(
     if precision not in ("auto", *PRECISIONS):
         raise InputError(f"precision: expected auto or one of {', '.join(PRECISIONS)}, got {precision!r}")
     threads = requested_threads(threads)
-    chosen, passed_over = registry.resolve(backend, device, precision)
-    settings = NO_OPTIONS if backend_options is None else dict(backend_options)
-    chosen.check_options(settings)
+    runnable, passed_over = registry.resolve(backend, device, precision)
     loaded = load_model(model, preset, tokenizer)
+    chosen = registry.prefer(runnable, loaded, passed_over)
+    settings = dict(backend_options or NO_OPTIONS)
+    chosen.check_options(settings)
+    if backend == "auto":
+        settings = {**chosen.AUTO_OPTIONS, **settings}
     running = chosen(loaded, device, precision, threads, settings)
     return Engine(loaded, running, passed_over=passed_over, progress=progress)
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from mmn_fast.backends.native_cpu import NativeBackend
 from mmn_fast.checkpoint import load_model
 from mmn_fast.features import pre_clips
 from mmn_fast.kernels import native, reference
-from mmn_fast.kernels.native_conv import ALGORITHMS
+from mmn_fast.kernels.native_conv import ALGORITHMS, has_bf16
 from mmn_fast.model import build_model
 from mmn_fast.postprocess import fuse_scores
 from tests.golden import cases
@@ -53,7 +54,7 @@ def test_native_scores_are_near_float64_and_rank_the_same(name: str, golden_mode
             assert np.abs(best - exact_best).max() <= 2 * close
 
 
-@pytest.mark.skipif(native.cpu_isa() != "amx", reason="this instruction set does not multiply bf16")
+@pytest.mark.skipif(not has_bf16(), reason="this instruction set does not multiply bf16")
 @pytest.mark.parametrize("name", GOLDEN)
 def test_native_bf16_is_at_most_twice_as_far_off_as_rounded_operands(
     name: str, golden_model: Callable[[str], Path]
@@ -100,8 +101,70 @@ def test_native_embeddings_do_not_depend_on_batch_or_threads(name: str, golden_m
     check_close(np.linalg.norm(together[0], axis=-1), np.ones(together[0].shape[:2]), "unit_norm")
 
 
-def test_auto_takes_the_reference(golden_model: Callable[[str], Path]) -> None:
-    assert mmn_fast.load(golden_model("charades_small")).info()["backend"] == "torch"
+def test_auto_takes_the_reference_for_a_small_model_and_says_why(golden_model: Callable[[str], Path]) -> None:
+    info = mmn_fast.load(golden_model("charades_small"), device="cpu").info()
+    assert info["backend"] == "torch"
+    assert info["passed_over"]["native"].startswith("the proposal convolution takes 0.35 GFLOP a video; below 1.0 ")
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", cases.FULL)
+def test_auto_takes_native_for_a_full_model_within_the_official_outputs_tolerance(
+    name: str, golden_model: Callable[[str], Path]
+) -> None:
+    case, engine = cases.load(name), mmn_fast.load(golden_model(name), device="cpu")
+    assert (engine.info()["backend"], engine.info()["options"]["exact"]) == ("native", True)
+    assert not any("bf16" in algorithm for algorithm in engine.info()["algorithms"])
+    batch = [mmn_fast.Query(mmn_fast.Video(v.features, v.duration_s), v.sentences) for v in case.videos]
+    for maps, video in zip(engine.score_maps(batch), case.videos, strict=True):
+        check_close(maps.contrastive, video.contrastive, "golden_maps", what=name)
+        check_close(maps.iou, video.iou, "golden_maps", what=name)
+        if video.fused is not None:
+            check_close(maps.fused, video.fused, "golden_maps", what=name)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"exact": 1}, "backend_options: exact: expected true or false, got 1"),
+        ({"max_packed_mib": -1}, "backend_options: max_packed_mib: expected a number of MiB >= 0, got -1"),
+        ({"memory": 1}, "backend_options: backend 'native' has exact, max_packed_mib, autotune, got 'memory'"),
+    ],
+)
+def test_native_refuses_bad_settings(options: dict, message: str, golden_model: Callable[[str], Path]) -> None:
+    with pytest.raises(mmn_fast.types.InputError, match=f"^{message}$"):
+        mmn_fast.load(golden_model("charades_small"), backend="native", backend_options=options)
+
+
+def test_native_keeps_to_its_memory_limit(golden_model: Callable[[str], Path]) -> None:
+    free, none = (
+        mmn_fast.load(
+            golden_model("charades_small"), backend="native", backend_options={"max_packed_mib": limit}
+        ).info()
+        for limit in (None, 0)
+    )
+    assert free["packed_weights_mib"] > none["packed_weights_mib"]
+    assert set(none["algorithms"]) == {"direct"}
+    assert none["options"]["max_packed_mib"] == 0
+
+
+def test_autotune_measures_once_and_keeps_the_result(
+    golden_model: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MMN_FAST_CACHE", str(tmp_path))
+    load = partial(
+        mmn_fast.load, golden_model("hcstvg_small"), backend="native", threads=1, backend_options={"autotune": True}
+    )
+    first = load().info()["algorithms"]
+    (kept,) = (tmp_path / "tuning").iterdir()
+    seconds = json.loads(kept.read_text())["seconds"]
+    assert [min(layer, key=layer.get) for layer in seconds] == first
+    turned = [{name: 1 / taken for name, taken in layer.items()} for layer in seconds]
+    kept.write_text(json.dumps({"seconds": turned}))
+    assert load().info()["algorithms"] == [max(layer, key=layer.get) for layer in seconds]  # read, not measured
+    kept.write_text("{")
+    load()
+    assert json.loads(kept.read_text())["seconds"][0].keys() == seconds[0].keys()
 
 
 def test_native_is_taken_by_name_and_info_says_how(golden_model: Callable[[str], Path]) -> None:

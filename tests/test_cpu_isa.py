@@ -10,7 +10,7 @@ import pytest
 
 from mmn_fast import _C
 
-ISAS = ["generic", "avx2", "avx512", "amx"]
+ISAS = ["generic", "avx2", "avx512", "avx512_bf16", "amx"]
 CSRC = Path(__file__).parents[1] / "csrc"
 
 
@@ -39,7 +39,7 @@ def test_environment_selects_an_isa_of_the_host_and_refuses_another(isa):
 
 
 def test_environment_with_an_unknown_word_is_refused_at_first_use_and_not_at_import():
-    message = "ValueError: MMN_FAST_CPU_ISA: expected generic, avx2, avx512 or amx, got 'sse9'"
+    message = "ValueError: MMN_FAST_CPU_ISA: expected generic, avx2, avx512, avx512_bf16 or amx, got 'sse9'"
     assert python("import mmn_fast.kernels.native", "sse9").returncode == 0
     assert message in python(PRINT_ISA, "sse9").stderr
     assert message in python(RUN_A_KERNEL, "sse9").stderr
@@ -58,13 +58,13 @@ def test_isas_rise_from_generic():
 
 @pytest.mark.parametrize("isa", [isa for isa in ISAS if isa in _C.available_cpu_isas()])
 def test_kernel_isas_tell_where_an_isa_has_no_code_of_its_own(isa):
-    expected = "avx512" if isa == "amx" else isa  # tiles multiply only what may be split into bf16
+    expected = "avx512" if isa in ("avx512_bf16", "amx") else isa  # these two only multiply bf16 terms
     ops = ("sparse_max_pool", "temporal_nms", "moment_scores")
     assert _C.kernel_isas(isa) == {**dict.fromkeys(ops, expected), "proposal_conv": isa}
 
 
 def test_isa_argument_is_checked():
-    with pytest.raises(ValueError, match=r"^isa: expected generic, avx2, avx512 or amx, got 'neon'$"):
+    with pytest.raises(ValueError, match=r"^isa: expected generic, avx2, avx512, avx512_bf16 or amx, got 'neon'$"):
         _C.kernel_isas("neon")
 
 

@@ -405,7 +405,7 @@ def test_info_says_what_was_chosen(golden_engine: Engines, golden_model: Callabl
     assert info["model"] == str(golden_model("charades_small"))
     assert (info["backend"], info["precision"]) == ("torch", "fp32")
     assert info["preset"] == "charades_small"
-    assert info["cpu_isa"] in ("generic", "avx2", "avx512", "amx")
+    assert info["cpu_isa"] in ("generic", "avx2", "avx512", "avx512_bf16", "amx")
 
 
 def test_official_checkpoint_loads_directly(golden_files: Callable[[str], Path], golden_engine: Engines) -> None:

@@ -47,7 +47,7 @@ ConvLayer::ConvLayer(const ConvLayerArgs& layer, const CpuKernels& kernels)
       relu_(layer.relu),
       terms_a_(layer.terms_a),
       terms_b_(layer.terms_b) {
-  MMN_CHECK(!split() || kernels.gemm_split_f32 != nullptr, "isa: expected one with bf16 products, amx, for split terms");
+  MMN_CHECK(!split() || kernels.gemm_split_f32 != nullptr, "isa: expected one with bf16 products, avx512_bf16 or amx, for split terms");
   std::fill_n(bias_.grow(width_), width_, 0.0f);
   std::copy_n(layer.bias, c_out_, bias_.data());
   if (layer.cell_weights != nullptr) cell_weights_.assign(layer.cell_weights, layer.cell_weights + cells_);

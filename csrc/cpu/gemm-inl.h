@@ -24,6 +24,7 @@ void store_tile(const Vec::F (&sums)[kRows][kTileVecs], float* const* c, int64_t
   }
 }
 
+// `a`: rows of `depth` floats, for complex ones of twice as many: real parts, then imaginary ones.
 template <int kRows>
 void multiply_tile(const float* a, const float* b, int64_t depth, const float* ahead, float* const* c, int64_t,
                    bool add) {
@@ -35,7 +36,7 @@ void multiply_tile(const float* a, const float* b, int64_t depth, const float* a
     const Vec::F b0 = Vec::load(b + k * kTileColumns), b1 = Vec::load(b + k * kTileColumns + Vec::kWidth);
 #pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r) {
-      const Vec::F x = Vec::set1(a[r * kPackStride + k]);
+      const Vec::F x = Vec::set1(a[r * depth + k]);
       sums[r][0] = Vec::fma(x, b0, sums[r][0]);
       sums[r][1] = Vec::fma(x, b1, sums[r][1]);
     }
@@ -43,7 +44,6 @@ void multiply_tile(const float* a, const float* b, int64_t depth, const float* a
   store_tile<kRows>(sums, c, Vec::kWidth, add);
 }
 
-// A packed row holds kDepth / 2 real parts, then as many imaginary ones.
 template <int kRows>
 void multiply_complex_tile(const float* a, const float* b, int64_t depth, const float* ahead, float* const* c,
                            int64_t imaginary, bool add) {
@@ -56,13 +56,13 @@ void multiply_complex_tile(const float* a, const float* b, int64_t depth, const 
     const Vec::F real = Vec::load(b + k * kTileColumns), imag = Vec::load(b + k * kTileColumns + Vec::kWidth);
 #pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r) {
-      const Vec::F x = Vec::set1(a[r * kPackStride + k]);
+      const Vec::F x = Vec::set1(a[r * 2 * depth + k]);
       sums[r][0] = Vec::fma(x, real, sums[r][0]);
       sums[r][1] = Vec::fma(x, imag, sums[r][1]);
     }
 #pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r) {
-      const Vec::F y = Vec::set1(a[r * kPackStride + kDepth / 2 + k]);
+      const Vec::F y = Vec::set1(a[(r * 2 + 1) * depth + k]);
       sums[r][0] = Vec::fnma(y, imag, sums[r][0]);
       sums[r][1] = Vec::fma(y, real, sums[r][1]);
     }
@@ -95,44 +95,53 @@ int64_t row_of(const int32_t* rows, int64_t i, int64_t group) {
   return rows == nullptr ? i : group == 1 ? rows[i] : rows[i / group] * group + i % group;
 }
 
-// Rows [first, last) of a, all depths: [depth block][row][kPackStride].
+int64_t min_of(int64_t a, int64_t b) { return a < b ? a : b; }
+
+// k per block; complex products add two terms each.
 template <bool kComplex>
-void pack_rows(const GemmArgs& args, int64_t first, int64_t last) {
-  constexpr int64_t kBlock = kComplex ? kDepth / 2 : kDepth;
+int64_t block_depth(int64_t k) {
+  const int64_t eighth = (k + 8 * kMinDepth - 1) / (8 * kMinDepth) * kMinDepth;
+  return min_of(eighth, kDepth) / (kComplex ? 2 : 1);
+}
+
+// Rows [first, last) of a: [block][row][depth of the block], complex rows twice as long.
+template <bool kComplex>
+void pack_rows(const GemmArgs& args, int64_t first, int64_t last, int64_t block) {
+  constexpr int64_t kParts = kComplex ? 2 : 1;
   for (int64_t i = first; i < last; ++i) {
     const float* row = args.a + row_of(args.a_rows, i, args.group) * args.a_stride;
-    float* to = args.pack + (i - first) * kPackStride;
-    for (int64_t k = 0; k < args.k; k += kBlock, to += kRowBlock * kPackStride) {
-      const int64_t depth = args.k - k < kBlock ? args.k - k : kBlock;
+    for (int64_t k = 0; k < args.k; k += block) {
+      const int64_t depth = min_of(args.k - k, block);
+      float* to = args.pack + kParts * ((last - first) * k + (i - first) * depth);
       copy_floats(row + k, to, depth);
-      if (kComplex) copy_floats(row + args.imaginary_a + k, to + kDepth / 2, depth);
+      if (kComplex) copy_floats(row + args.imaginary_a + k, to + depth, depth);
     }
   }
 }
 
 template <bool kComplex>
 void gemm(const GemmArgs& args, int64_t first_panel, int64_t last_panel) {
-  constexpr int64_t kBlock = kComplex ? kDepth / 2 : kDepth;
-  constexpr int64_t kPanelColumns = kComplex ? Vec::kWidth : kTileColumns;
+  constexpr int64_t kParts = kComplex ? 2 : 1, kPanelColumns = kTileColumns / kParts;
+  const int64_t block = block_depth<kComplex>(args.k);
   for (int64_t first = 0; first < args.rows; first += kRowBlock) {
-    const int64_t last = args.rows - first < kRowBlock ? args.rows : first + kRowBlock;
-    pack_rows<kComplex>(args, first, last);
+    const int64_t last = min_of(args.rows, first + kRowBlock);
+    pack_rows<kComplex>(args, first, last, block);
     for (int64_t panel = first_panel; panel < last_panel; ++panel) {
-      const float* b = args.b + panel * args.k * kTileColumns;
-      const float* a = args.pack;
-      for (int64_t k = 0; k < args.k; k += kBlock, b += kBlock * kTileColumns, a += kRowBlock * kPackStride) {
-        const int64_t depth = args.k - k < kBlock ? args.k - k : kBlock;
+      for (int64_t k = 0; k < args.k; k += block) {
+        const int64_t depth = min_of(args.k - k, block), row_size = kParts * depth;
+        const float* b = args.b + (panel * args.k + k) * kTileColumns;
+        const float* a = args.pack + kParts * (last - first) * k;
         for (int64_t i = first; i < last; i += kTileRows) {
-          const int rows = last - i < kTileRows ? static_cast<int>(last - i) : kTileRows;
+          const int rows = static_cast<int>(min_of(last - i, kTileRows));
           float* c[kTileRows];
           for (int r = 0; r < rows; ++r) {
             c[r] = args.c + row_of(args.c_rows, i + r, args.group) * args.c_stride + panel * kPanelColumns;
           }
           // The first tiles fetch the next block of b, which the others then find near; these fetch the next rows of a.
-          const int64_t fetched = (i - first) / kTileRows * kDepth * kLine;
-          const bool all_of_b = fetched >= depth * kTileColumns;
-          const float* rows_of_a = a + (i - first) * kPackStride;
-          const float* ahead = all_of_b ? rows_of_a + kTileRows * kPackStride : b + depth * kTileColumns + fetched;
+          const int64_t fetched = (i - first) / kTileRows * row_size * kLine;
+          const float* rows_of_a = a + (i - first) * row_size;
+          const float* ahead = fetched < depth * kTileColumns ? b + depth * kTileColumns + fetched
+                                                              : rows_of_a + kTileRows * row_size;
           const TileFn tile = (kComplex ? kComplexTiles : kRealTiles)[rows];
           tile(rows_of_a, b, depth, ahead, c, args.imaginary_c, args.add || k > 0);
         }

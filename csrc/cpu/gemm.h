@@ -5,8 +5,9 @@
 // `b` is packed in panels of `gemm_columns` columns (CpuKernels): [panel][k][columns], zeros past the last column. A
 // complex panel covers half as many columns: [panel][k][real half | imaginary half].
 //
-// Every element is summed in blocks of kDepth in rising k, each block in one chain from zero, with fused multiply-adds
-// (with separate ones on `generic`, which has none): its bits depend neither on the other rows nor on their number.
+// Every element is summed in blocks in rising k, each block in one chain from zero, with fused multiply-adds (with
+// separate ones on `generic`, which has none): its bits depend neither on the other rows nor on their number. A block
+// holds an eighth of k, from kMinDepth to kDepth: the rounding errors of a chain grow with its length.
 //
 // The split kernels multiply bf16 terms: x = high + low, each rounded to bf16, 16 bits of x together. With terms_a =
 // terms_b = 2 a product is high high + low high + high low (an error of some 2^-17 of it), with terms_b = 1 the packed
@@ -19,9 +20,8 @@
 
 namespace mmn_fast {
 
-constexpr int64_t kDepth = 256;         // k per block: 32 columns of it fill 32 KB of first-level cache
-constexpr int64_t kRowBlock = 224;      // rows packed at a time: with kDepth 224 KB of second-level cache
-constexpr int64_t kPackStride = kDepth + 16;  // one cache line more than a power of two, against set conflicts
+constexpr int64_t kDepth = 64, kMinDepth = 16;  // 32 columns of a block fill 8 KB of first-level cache
+constexpr int64_t kRowBlock = 224;              // rows packed at a time: with 512 k 448 KB of second-level cache
 
 // Row i of a matrix is at (rows[i / group] * group + i % group) * stride: a list of cells serves any batch.
 struct GemmArgs {

@@ -13,7 +13,7 @@
 namespace mmn_fast {
 
 const char* name(CpuIsa isa) {
-  static const char* const names[] = {"generic", "avx2", "avx512", "amx"};
+  static const char* const names[] = {"generic", "avx2", "avx512", "avx512_bf16", "amx"};
   return names[static_cast<int>(isa)];
 }
 
@@ -21,14 +21,14 @@ CpuIsa parse_cpu_isa(const std::string& word, const char* source) {
   for (CpuIsa isa : kCpuIsas) {
     if (word == name(isa)) return isa;
   }
-  throw std::invalid_argument(sentence(source, ": expected generic, avx2, avx512 or amx, got '", word, "'"));
+  throw std::invalid_argument(sentence(source, ": expected generic, avx2, avx512, avx512_bf16 or amx, got '", word, "'"));
 }
 
 #if defined(__x86_64__)
 namespace {
 
 struct HostFeatures {
-  bool avx2 = false, avx512 = false, amx = false;
+  bool avx2 = false, avx512 = false, avx512_bf16 = false, amx = false;
 };
 
 constexpr bool all(uint64_t value, uint32_t bits) { return (value & bits) == bits; }
@@ -63,7 +63,10 @@ HostFeatures detect() {
   host.avx512 =
       host.avx2 && all(saved, kZmm) && all(b, bit_AVX512F | bit_AVX512BW | bit_AVX512DQ | bit_AVX512VL);
   constexpr uint32_t kAmxBf16 = 1u << 22, kAmxTile = 1u << 24, kAmxInt8 = 1u << 25;  // not in every <cpuid.h>
-  host.amx = host.avx512 && all(saved, kTiles) && all(d, kAmxBf16 | kAmxTile | kAmxInt8);
+  uint32_t ignored;
+  constexpr uint32_t kAvx512Bf16 = 1u << 5;
+  host.avx512_bf16 = host.avx512 && __get_cpuid_count(7, 1, &a, &ignored, &ignored, &ignored) && all(a, kAvx512Bf16);
+  host.amx = host.avx512_bf16 && all(saved, kTiles) && all(d, kAmxBf16 | kAmxTile | kAmxInt8);
   return host;
 }
 
@@ -75,6 +78,7 @@ bool host_has(CpuIsa isa) {
     case CpuIsa::generic: return true;
     case CpuIsa::avx2: return host.avx2;
     case CpuIsa::avx512: return host.avx512;
+    case CpuIsa::avx512_bf16: return host.avx512_bf16;
     case CpuIsa::amx: {
       static const bool usable = host.amx && request_amx_tiles();
       return usable;

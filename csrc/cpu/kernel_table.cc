@@ -15,8 +15,11 @@ const CpuKernels* row(CpuIsa isa) {
     case CpuIsa::avx2: return &isa_avx2::kernels;
     case CpuIsa::avx512: return &isa_avx512::kernels;
 #endif
+#if defined(MMN_FAST_AVX512_BF16_KERNELS)
+    case CpuIsa::avx512_bf16: return &isa_avx512_bf16::kernels;  // products of bf16 terms; all else comes from avx512
+#endif
 #if defined(MMN_FAST_AMX_KERNELS)
-    case CpuIsa::amx: return &isa_amx::kernels;  // products of bf16 terms; all else comes from avx512
+    case CpuIsa::amx: return &isa_amx::kernels;  // likewise
 #endif
     default: return nullptr;
   }

@@ -51,6 +51,9 @@ extern const CpuKernels kernels;
 namespace isa_avx512 {
 extern const CpuKernels kernels;
 }
+namespace isa_avx512_bf16 {
+extern const CpuKernels kernels;
+}
 namespace isa_amx {
 extern const CpuKernels kernels;
 }

@@ -8,7 +8,7 @@
 
 #define MMN_ISA isa_amx
 
-#include "cpu/gemm_split-inl.h"
+#include "cpu/gemm_tiles-inl.h"
 
 namespace mmn_fast::MMN_ISA {
 const CpuKernels kernels = {

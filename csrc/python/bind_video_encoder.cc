@@ -64,7 +64,6 @@ void add_tiled(ProposalConv& conv, int64_t c_in, const py::array& bias, const py
                int64_t cells_in, const py::array& bt, const py::array& at, const py::array& inputs,
                const py::array& outputs, int terms_a, int terms_b) {
   check_terms(terms_a, terms_b);
-  MMN_CHECK(terms_a != 1, "terms_a: expected 0 or 2 for a tiled layer, got 1");
   check_array<float>(bias, "bias", "float32 [C_out]", 1);
   check_array<float>(cell_weights, "cell_weights", "float32 [R]", 1);
   check_array<float>(bt, "bt", "float32 [tile, tile]", 2);

@@ -36,6 +36,8 @@ class Backend(ABC):
     """
 
     name: ClassVar[str]
+    AUTO_OPTIONS: ClassVar[Mapping[str, Any]] = NO_OPTIONS
+    """Settings that hold where "auto" chose this backend and the caller did not set them."""
     OPTIONS: ClassVar[Mapping[str, str]] = NO_OPTIONS
     """Settings that this backend takes beside the common ones, and what each means."""
     preset: Preset
@@ -50,6 +52,11 @@ class Backend(ABC):
             device: "auto", "cpu", "cuda" or "cuda:N".
             precision: "auto" or one of `engine.PRECISIONS`.
         """
+
+    @classmethod
+    def not_worth_it(cls, model: LoadedModel) -> str | None:
+        """Why "auto" had better take the next backend for this model, as a sentence; None if it had not."""
+        return None
 
     @classmethod
     def check_options(cls, options: Mapping[str, Any]) -> None:

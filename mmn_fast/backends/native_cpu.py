@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -14,27 +14,47 @@ from mmn_fast.backends.base import NO_OPTIONS, Backend, Branches
 from mmn_fast.checkpoint import LoadedModel, State
 from mmn_fast.geometry import ProposalPlan, plan_for, proposal_diagonals
 from mmn_fast.kernels import native
-from mmn_fast.kernels.native_conv import NativeProposalConv, has_bf16
+from mmn_fast.kernels.native_conv import LayerChoice, NativeProposalConv, choose_algorithms, has_bf16
+from mmn_fast.kernels.tuning import tuned_seconds
 from mmn_fast.presets import Preset
 from mmn_fast.text_encoder import TextEncoder
 from mmn_fast.torch_threads import torch_threads
-from mmn_fast.types import FloatArray
+from mmn_fast.types import FloatArray, InputError
 
 _BATCH_NORM_EPS = 1e-5  # of torch.nn.BatchNorm2d
 _HEAD_PAD = 32  # csrc/cpu/rows.h, kRowPad
 _PRECISIONS = ("fp32", "bf16")
+_LEAST_GFLOP = 1.0
 
 
 class NativeBackend(Backend):
     """C++ kernels; BatchNorm is folded and weights are packed once.
 
-    Where there is AMX, fp32 may multiply operands of two bf16 terms, 16 bits, with float32 sums; it keeps what fp32
-    promises. In bf16 the proposal convolution's weights have one term; everything else stays float32.
+    Where there is AMX, fp32 may multiply operands of two bf16 terms, 16 bits, with float32 sums: within 1e-4 of the
+    reference, and within 2e-5 with option `exact`. In bf16 the proposal convolution's weights have one term, and its
+    inputs one or two; everything else stays float32.
 
     A video gives the same embeddings alone and in any batch, with any number of threads, bit for bit.
     """
 
     name = "native"
+    OPTIONS: ClassVar[Mapping[str, str]] = {
+        "exact": "fp32 multiplies float32 alone, never bf16 terms; true where backend 'auto' chose this one",
+        "max_packed_mib": "limit of the proposal convolution's packed weights; layers fall to slower algorithms",
+        "autotune": "measure every layer's algorithms on this host, once, instead of rating them by work counts",
+    }
+
+    AUTO_OPTIONS: ClassVar[Mapping[str, Any]] = {"exact": True}
+
+    @classmethod
+    def not_worth_it(cls, model: LoadedModel) -> str | None:
+        gflop = 2e-9 * plan_for(model.preset).exact_taps * model.preset.conv_hidden_size**2
+        if gflop >= _LEAST_GFLOP:
+            return None
+        return (
+            f"the proposal convolution takes {gflop:.2g} GFLOP a video; below {_LEAST_GFLOP} the reference takes"
+            " milliseconds too, and rounds as the official code does"
+        )
 
     @classmethod
     def unavailable_reason(cls, device: str, precision: str) -> str | None:
@@ -59,8 +79,19 @@ class NativeBackend(Backend):
         self.preset, self.threads = model.preset, threads
         self._plan = plan_for(model.preset)
         self.precision = "fp32" if precision == "auto" else precision
+        exact, autotune = (_flag(options, name) for name in ("exact", "autotune"))
+        limit = _limit(options, "max_packed_mib")
         weights, biases = folded_layers(model.state, model.preset.conv_layers)
-        self._conv = NativeProposalConv(weights, biases, self._plan, precision=self.precision)
+        widths = [(weight.shape[1], weight.shape[0]) for weight in weights]
+        seconds = None
+        if autotune:
+            seconds = tuned_seconds(self._plan, widths, self.precision, exact, native.num_threads(threads))
+        self._choices: list[LayerChoice] = choose_algorithms(
+            self._plan, widths, self.precision, limit, exact=exact, seconds=seconds
+        )
+        self._options = {"exact": exact, "autotune": autotune, "max_packed_mib": limit}
+        algorithms = [choice.algorithm for choice in self._choices]
+        self._conv = NativeProposalConv(weights, biases, self._plan, algorithms)
         self._video = _video_encoder(model.preset, model.state, self._plan, self._conv)
         self._text = _text_encoder(model)
 
@@ -92,8 +123,25 @@ class NativeBackend(Backend):
             "threads": native.num_threads(self.threads),
             "algorithms": list(self._conv.algorithms),
             "packed_weights_mib": round(sum(self._conv.packed_mib), 1),
+            "options": dict(self._options),
             "text": f"torch {torch.__version__}",
         }
+
+
+def _flag(options: Mapping[str, Any], name: str) -> bool:
+    value = options.get(name, False)
+    if not isinstance(value, bool):
+        raise InputError(f"backend_options: {name}: expected true or false, got {value!r}")
+    return value
+
+
+def _limit(options: Mapping[str, Any], name: str) -> float | None:
+    value = options.get(name)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 0:
+        raise InputError(f"backend_options: {name}: expected a number of MiB >= 0, got {value!r}")
+    return float(value)
 
 
 def folded_layers(state: State, num_layers: int) -> tuple[list[FloatArray], list[FloatArray]]:

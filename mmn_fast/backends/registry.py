@@ -6,15 +6,15 @@ import logging
 from importlib import import_module
 
 from mmn_fast.backends.base import Backend
+from mmn_fast.checkpoint import LoadedModel
 from mmn_fast.types import BackendUnavailable, InputError
 
 _LOG = logging.getLogger(__name__)
 
-# name -> "module:class", in the order in which "auto" tries them. The reference comes first: the native backend stays
-# within 1e-4 of it in fp32, the official outputs are promised to 2e-5.
+# name -> "module:class", in the order in which "auto" tries them.
 BACKENDS: dict[str, str] = {
-    "torch": "mmn_fast.backends.torch_ref:TorchBackend",
     "native": "mmn_fast.backends.native_cpu:NativeBackend",
+    "torch": "mmn_fast.backends.torch_ref:TorchBackend",
 }
 
 
@@ -31,8 +31,8 @@ def backend_class(name: str) -> type[Backend]:
     return found
 
 
-def resolve(backend: str, device: str, precision: str) -> tuple[type[Backend], dict[str, str]]:
-    """Choose a backend: the named one, or with "auto" the first that can run.
+def resolve(backend: str, device: str, precision: str) -> tuple[list[type[Backend]], dict[str, str]]:
+    """The backends that can run, in the order of preference: the named one, or with "auto" any.
 
     Args:
         backend: "auto" or a key of `BACKENDS`.
@@ -40,20 +40,40 @@ def resolve(backend: str, device: str, precision: str) -> tuple[type[Backend], d
         precision: "auto" or a precision.
 
     Returns:
-        The class, and why each backend that was passed over cannot run.
+        The classes, at least one, and why each backend that was passed over cannot run.
 
     Raises:
         BackendUnavailable: the named backend cannot run so, or none can; there is no fallback.
     """
+    runnable: list[type[Backend]] = []
     passed_over: dict[str, str] = {}
     for name in BACKENDS if backend == "auto" else [backend]:
         found = backend_class(name)
         reason = found.unavailable_reason(device, precision)
         if reason is None:
-            return found, passed_over
+            runnable.append(found)
+            continue
         _LOG.info("backend %r passed over: %s", name, reason)
         passed_over[name] = reason
-    raise BackendUnavailable("; ".join(f"backend {name!r}: {reason}" for name, reason in passed_over.items()))
+    if not runnable:
+        raise BackendUnavailable("; ".join(f"backend {name!r}: {reason}" for name, reason in passed_over.items()))
+    return runnable, passed_over
+
+
+def prefer(runnable: list[type[Backend]], model: LoadedModel, passed_over: dict[str, str]) -> type[Backend]:
+    """The first of the runnable backends that is worth it for a model; the last is whatever the model.
+
+    Args:
+        runnable: what `resolve` gave for "auto".
+        model: the model.
+        passed_over: takes the reasons of those that come before it.
+    """
+    for found in runnable[:-1]:
+        reason = found.not_worth_it(model)
+        if reason is None:
+            return found
+        passed_over[found.name] = reason
+    return runnable[-1]
 
 
 def available_backends(device: str = "auto", precision: str = "auto") -> dict[str, str | None]:

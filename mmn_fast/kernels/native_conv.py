@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -20,41 +20,50 @@ class Algorithm(NamedTuple):
     Attributes:
         transform: None for tap by tap, else the transform of a kernel width.
         terms: bf16 terms of the inputs and of the weights, (0, 0) for float32; see csrc/cpu/gemm.h.
-        flops_per_s: products it makes on two cores with AVX-512 and AMX, benchmarks/NOTES.md; their ratios decide, so
-            that a slower core with slower memory chooses alike.
+        kernels: kernel widths that it is for.
         precisions: where it may be chosen.
     """
 
     transform: Callable[[int], TileTransform] | None
     terms: tuple[int, int]
-    flops_per_s: float
+    kernels: Container[int]
     precisions: tuple[str, ...]
 
 
-ALGORITHMS = {
-    "direct": Algorithm(None, (0, 0), 330e9, ("fp32", "bf16")),
-    "winograd": Algorithm(winograd, (0, 0), 300e9, ("fp32", "bf16")),
-    "fft": Algorithm(fourier, (0, 0), 300e9, ("fp32", "bf16")),
-    "fft-bf16x3": Algorithm(fourier, (2, 2), 850e9, ("fp32",)),
-    "direct-bf16": Algorithm(None, (1, 1), 1600e9, ("bf16",)),
-    "fft-bf16x2": Algorithm(fourier, (2, 1), 1200e9, ("bf16",)),
-}
-_WEIGHT_BYTES_PER_S = 25e9
+_ANY_KERNEL = range(1, 2**31)
 _WINOGRAD_KERNELS = (3, 5)  # its accuracy falls quickly with k
 _FOURIER_KERNELS = range(3, 12)  # a tile of 16 gains little above
+_ONE_TERM_KERNELS = (3, 5, 9)  # not 7: on hcstvg_small twice as far off as direct-bf16
+
+ALGORITHMS = {
+    "direct": Algorithm(None, (0, 0), _ANY_KERNEL, ("fp32", "bf16")),
+    "winograd": Algorithm(winograd, (0, 0), _WINOGRAD_KERNELS, ("fp32", "bf16")),
+    "fft": Algorithm(fourier, (0, 0), _FOURIER_KERNELS, ("fp32", "bf16")),
+    "fft-bf16x3": Algorithm(fourier, (2, 2), _FOURIER_KERNELS, ("fp32",)),
+    "direct-bf16": Algorithm(None, (1, 1), _ANY_KERNEL, ("bf16",)),
+    "fft-bf16x2": Algorithm(fourier, (2, 1), _FOURIER_KERNELS, ("bf16",)),
+    "fft-bf16": Algorithm(fourier, (1, 1), _ONE_TERM_KERNELS, ("bf16",)),
+}
+
+# Products a second on two cores, per instruction set, benchmarks/NOTES.md. Their ratios decide, so that slower cores
+# with slower memory choose alike. A product of two terms counts once.
+_FLOAT32_RATES = {"direct": 200e9, "winograd": 185e9, "fft": 180e9}
+_DOT_RATES = {"direct-bf16": 400e9, "fft-bf16": 340e9, "fft-bf16x2": 185e9, "fft-bf16x3": 120e9}
+_TILE_RATES = {"direct-bf16": 1000e9, "fft-bf16": 1000e9, "fft-bf16x2": 740e9, "fft-bf16x3": 520e9}
+_WEIGHT_BYTES_PER_S = 25e9  # from memory; a layer's weights up to this size are taken to stay in a cache
+_CACHED_MIB = 4.0
+_NEAR = 1.5  # Winograd has to be faster than the FFT by more than this, where both fit a cache: it is less accurate
 _PACK_CHANNELS = 32  # output channels transformed at a time: bounds the float64 intermediates
 
 
 def can_use(algorithm: str, kernel: int) -> bool:
     """Whether there is such an algorithm for this kernel width on this process's instruction set."""
-    transform, terms = ALGORITHMS[algorithm].transform, ALGORITHMS[algorithm].terms
-    fits = transform is None or kernel in (_WINOGRAD_KERNELS if transform is winograd else _FOURIER_KERNELS)
-    return fits and (terms == (0, 0) or has_bf16())
+    return kernel in ALGORITHMS[algorithm].kernels and (ALGORITHMS[algorithm].terms == (0, 0) or has_bf16())
 
 
 def has_bf16() -> bool:
     """Whether the instruction set in use multiplies bf16."""
-    return cpu_isa() == "amx"
+    return cpu_isa() in ("avx512_bf16", "amx")
 
 
 @dataclass(frozen=True)
@@ -66,13 +75,20 @@ class LayerChoice:
     packed_mib: float
 
 
+Rated = dict[LayerChoice, float]
+"""What can do a layer, and the seconds that it takes for one video."""
+
+
 def choose_algorithms(
     plan: ProposalPlan,
     widths: Sequence[tuple[int, int]],
     precision: str = "fp32",
     max_packed_mib: float | None = None,
+    *,
+    exact: bool = False,
+    seconds: Sequence[Mapping[str, float]] | None = None,
 ) -> list[LayerChoice]:
-    """The cheapest algorithm of every layer for one video: arithmetic plus one pass over the packed weights.
+    """The cheapest algorithm of every layer for one video.
 
     Args:
         plan: the plan.
@@ -80,34 +96,64 @@ def choose_algorithms(
         precision: "fp32" or "bf16".
         max_packed_mib: where all packed weights would take more, layers fall to direct, those first that gain least per
             MiB; None for no limit. Direct weights take what they take.
+        exact: fp32 multiplies float32 alone, see `candidates`.
+        seconds: per layer the measured time of every candidate (`kernels.tuning`); None rates them by work counts:
+            arithmetic plus one pass over the packed weights.
 
     Returns:
-        One choice per layer. It depends on sizes and on the instruction set alone.
+        One choice per layer. Without `seconds` it depends on sizes and on the instruction set alone.
     """
-    rated = [_rate(plan, number, *width, precision) for number, width in enumerate(widths)]
-    chosen = [min(options, key=lambda option: option[0]) for options in rated]
+    rated = [_rate(plan, number, *width, precision, exact) for number, width in enumerate(widths)]
+    if seconds is not None:
+        rated = [{one: taken[one.algorithm] for one in layer} for layer, taken in zip(rated, seconds, strict=True)]
+    chosen = [_best(options) for options in rated]
     direct = [
-        min((o for o in options if ALGORITHMS[o[1].algorithm].transform is None), key=lambda o: o[0])
+        min((o for o in options if ALGORITHMS[o.algorithm].transform is None), key=options.__getitem__)
         for options in rated
     ]
 
     def gain_per_mib(number: int) -> float:
-        saved_s = direct[number][0] - chosen[number][0]
-        return saved_s / max(chosen[number][1].packed_mib - direct[number][1].packed_mib, 1e-9)
+        saved_s = rated[number][direct[number]] - rated[number][chosen[number]]
+        return saved_s / max(chosen[number].packed_mib - direct[number].packed_mib, 1e-9)
 
     for number in sorted(range(len(chosen)), key=gain_per_mib):
-        if max_packed_mib is None or sum(choice.packed_mib for _, choice in chosen) <= max_packed_mib:
+        if max_packed_mib is None or sum(choice.packed_mib for choice in chosen) <= max_packed_mib:
             break
         chosen[number] = direct[number]
-    return [choice for _, choice in chosen]
+    return chosen
 
 
-def _rate(plan: ProposalPlan, number: int, c_in: int, c_out: int, precision: str) -> list[tuple[float, LayerChoice]]:
-    """Seconds and choice of every algorithm that can do the layer."""
-    rated = []
-    for name, algorithm in ALGORITHMS.items():
-        if precision not in algorithm.precisions or not can_use(name, plan.kernel):
-            continue
+def candidates(kernel: int, precision: str, exact: bool = False) -> list[str]:
+    """The algorithms that may do a layer of this kernel width.
+
+    Args:
+        kernel: k.
+        precision: "fp32" or "bf16".
+        exact: leave out those that make fp32 of bf16 terms: 16 bits of an operand instead of 24.
+    """
+    return [
+        name
+        for name, algorithm in ALGORITHMS.items()
+        if precision in algorithm.precisions
+        and can_use(name, kernel)
+        and not (exact and precision == "fp32" and algorithm.terms != (0, 0))
+    ]
+
+
+def _best(rated: Rated) -> LayerChoice:
+    best = min(rated, key=rated.__getitem__)
+    if best.algorithm == "winograd":
+        for one, seconds in rated.items():
+            if one.algorithm == "fft" and seconds <= _NEAR * rated[best] and one.packed_mib <= _CACHED_MIB:
+                return one
+    return best
+
+
+def _rate(plan: ProposalPlan, number: int, c_in: int, c_out: int, precision: str, exact: bool) -> Rated:
+    rates = _FLOAT32_RATES | (_TILE_RATES if cpu_isa() == "amx" else _DOT_RATES)
+    rated = {}
+    for name in candidates(plan.kernel, precision, exact):
+        algorithm = ALGORITHMS[name]
         if algorithm.transform is None:
             products, matrices = int(plan.layers[number].taps.sum()), plan.kernel**2
         else:
@@ -115,8 +161,10 @@ def _rate(plan: ProposalPlan, number: int, c_in: int, c_out: int, precision: str
             products = len(cover_with_tiles(plan, number, transform.m).outputs) * transform.products
             matrices = transform.tile**2
         packed = (2 * algorithm.terms[1] or 4) * matrices * c_in * c_out
-        seconds = 2 * products * c_in * c_out / algorithm.flops_per_s + packed / _WEIGHT_BYTES_PER_S
-        rated.append((seconds, LayerChoice(name, products, packed / 2**20)))
+        seconds = 2 * products * c_in * c_out / rates[name]
+        if packed > _CACHED_MIB * 2**20:
+            seconds += packed / _WEIGHT_BYTES_PER_S
+        rated[LayerChoice(name, products, packed / 2**20)] = seconds
     return rated
 
 
@@ -127,9 +175,7 @@ class NativeProposalConv:
         weights: per layer float32 [C_out, C_in, k, k], BatchNorm folded in.
         biases: per layer float32 [C_out].
         plan: what to compute.
-        algorithms: per layer a key of `ALGORITHMS`; None chooses by `choose_algorithms`.
-        precision: see `choose_algorithms`.
-        max_packed_mib: see `choose_algorithms`.
+        algorithms: per layer a key of `ALGORITHMS`; see `choose_algorithms`.
         isa: instruction set; None for the process's choice.
     """
 
@@ -138,40 +184,15 @@ class NativeProposalConv:
         weights: Sequence[Float32],
         biases: Sequence[Float32],
         plan: ProposalPlan,
-        algorithms: Sequence[str] | None = None,
-        precision: str = "fp32",
-        max_packed_mib: float | None = None,
+        algorithms: Sequence[str],
         isa: str | None = None,
     ) -> None:
-        if algorithms is None:
-            widths = [(weight.shape[1], weight.shape[0]) for weight in weights]
-            algorithms = [choice.algorithm for choice in choose_algorithms(plan, widths, precision, max_packed_mib)]
         self.algorithms = tuple(algorithms)
         self.plan = plan
         self.native = _C.ProposalConv(isa)
         self._out_width = len(biases[-1])
         for number, (weight, bias, algorithm) in enumerate(zip(weights, biases, algorithms, strict=True)):
-            self._add(number, np.ascontiguousarray(weight), np.ascontiguousarray(bias), algorithm)
-
-    def _add(self, number: int, weight: Float32, bias: Float32, algorithm: str) -> None:
-        layer = self.plan.layers[number]
-        cells_in = len(self.plan.layers[number - 1].cells if number else self.plan.inputs)
-        if algorithm not in ALGORITHMS:
-            raise ValueError(f"algorithms: expected some of {', '.join(ALGORITHMS)}, got {algorithm!r}")
-        make_transform, terms, _, _ = ALGORITHMS[algorithm]
-        if make_transform is None:
-            flat = weight.reshape(*weight.shape[:2], -1)
-            self.native.add_direct(flat, bias, layer.neighbours, layer.cell_weights, cells_in, *terms)
-            return
-        transform = make_transform(self.plan.kernel)
-        cover: TileCover = cover_with_tiles(self.plan, number, transform.m)
-        bt, at = transform.bt.astype(np.float32), np.ascontiguousarray(transform.at, np.float32)
-        self.native.add_tiled(
-            weight.shape[1], bias, layer.cell_weights, cells_in, bt, at, cover.inputs, cover.outputs, *terms
-        )
-        for first in range(0, len(weight), _PACK_CHANNELS):
-            points = transform.points(weight[first : first + _PACK_CHANNELS])
-            self.native.pack_points(points, first, num_threads())
+            add_layer(self.native, plan, number, weight, bias, algorithm)
 
     @property
     def packed_mib(self) -> list[float]:
@@ -195,3 +216,35 @@ class NativeProposalConv:
             out = np.empty((len(inputs), len(self.plan.layers[-1].cells), self._out_width), np.float32)
         self.native.run(inputs, out, num_threads(threads))
         return out
+
+
+def add_layer(
+    native: _C.ProposalConv, plan: ProposalPlan, number: int, weight: Float32, bias: Float32, algorithm: str
+) -> None:
+    """Pack one layer's weights and append it.
+
+    Args:
+        native: what to append to.
+        plan: what to compute.
+        number: index into `plan.layers`.
+        weight: float32 [C_out, C_in, k, k].
+        bias: float32 [C_out].
+        algorithm: a key of `ALGORITHMS`.
+    """
+    weight, bias = np.ascontiguousarray(weight), np.ascontiguousarray(bias)
+    layer = plan.layers[number]
+    cells_in = len(plan.layers[number - 1].cells if number else plan.inputs)
+    if algorithm not in ALGORITHMS:
+        raise ValueError(f"algorithms: expected some of {', '.join(ALGORITHMS)}, got {algorithm!r}")
+    make_transform, terms, _, _ = ALGORITHMS[algorithm]
+    if make_transform is None:
+        flat = weight.reshape(*weight.shape[:2], -1)
+        native.add_direct(flat, bias, layer.neighbours, layer.cell_weights, cells_in, *terms)
+        return
+    transform = make_transform(plan.kernel)
+    cover: TileCover = cover_with_tiles(plan, number, transform.m)
+    bt, at = transform.bt.astype(np.float32), np.ascontiguousarray(transform.at, np.float32)
+    native.add_tiled(weight.shape[1], bias, layer.cell_weights, cells_in, bt, at, cover.inputs, cover.outputs, *terms)
+    for first in range(0, len(weight), _PACK_CHANNELS):
+        points = transform.points(weight[first : first + _PACK_CHANNELS])
+        native.pack_points(points, first, num_threads())

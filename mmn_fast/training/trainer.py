@@ -290,7 +290,7 @@ class _Run:
             )
 
         def metrics(model: LoadedModel) -> dict[str, float]:
-            backend, _ = registry.resolve("auto", str(self.device), "fp32")
+            backend = registry.backend_class("torch")
             engine = Engine(model, backend(model, str(self.device), "fp32", None))
             return evaluate(engine, samples, store, skip_missing=True).metrics
 

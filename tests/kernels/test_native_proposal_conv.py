@@ -37,7 +37,7 @@ CASES = {
 }
 SPLIT = [name for name, algorithm in ALGORITHMS.items() if algorithm.terms != (0, 0)]
 EXACT = ["direct", "winograd", "fft"]
-BF16_ISAS = [isa for isa in ISAS if isa == "amx"]
+BF16_ISAS = [isa for isa in ISAS if isa in ("avx512_bf16", "amx")]
 # Every algorithm on an instruction set that has it.
 BOTH = [(name, isa) for isa in ISAS for name in EXACT] + [(name, isa) for isa in BF16_ISAS for name in SPLIT]
 
@@ -75,8 +75,7 @@ def case(name: str) -> Case:
 
 
 def has_transform(algorithm: str, k: int) -> bool:
-    transform = ALGORITHMS[algorithm].transform
-    return transform is None or (k in (3, 5) if transform is winograd else 3 <= k <= 11)
+    return k in ALGORITHMS[algorithm].kernels
 
 
 @pytest.mark.parametrize(
@@ -172,7 +171,9 @@ def test_proposal_conv_refuses_bad_arguments_with_a_sentence() -> None:
         c.conv("gemm")
     with pytest.raises(ValueError, match=r"^layer: expected one that reads .* cells of 48 channels, got one of "):
         NativeProposalConv([c.weights[0]] * 3, c.biases, c.plan, ["direct"] * 3)
-    with pytest.raises(ValueError, match=r"^isa: expected one with bf16 products, amx, for split terms$"):
+    with pytest.raises(
+        ValueError, match=r"^isa: expected one with bf16 products, avx512_bf16 or amx, for split terms$"
+    ):
         c.conv("direct-bf16", isa="generic")
     native = _C.ProposalConv()
     ones = np.ones(4, np.float32)

@@ -217,7 +217,9 @@ void gemm_split_f32(const GemmArgs& args, int64_t first_panel, int64_t last_pane
 }
 
 void gemm_complex_split_f32(const GemmArgs& args, int64_t first_panel, int64_t last_panel) {
-  if (args.terms_b == 1) {
+  if (args.terms_a == 1) {
+    gemm_split<1, 1, true>(args, first_panel, last_panel);
+  } else if (args.terms_b == 1) {
     gemm_split<2, 1, true>(args, first_panel, last_panel);
   } else {
     gemm_split<2, 2, true>(args, first_panel, last_panel);

@@ -1,0 +1,93 @@
+"""The one-time autotune of proposal_conv: what every algorithm takes for each layer on this host, kept on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import platform
+import statistics
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from mmn_fast.environment import cache_dir
+from mmn_fast.geometry import ProposalPlan
+from mmn_fast.kernels.native import _C, cpu_isa
+from mmn_fast.kernels.native_conv import add_layer, candidates
+from mmn_fast.version import __version__
+
+_LOG = logging.getLogger(__name__)
+_REPEATS = 3
+_FLUSH_BYTES = (
+    64 * 2**20
+)  # more than a core's share of the last-level cache: weights come from memory, as between layers
+
+Seconds = list[dict[str, float]]
+"""Per layer: algorithm -> seconds for one video."""
+
+
+def tuned_seconds(
+    plan: ProposalPlan, widths: Sequence[tuple[int, int]], precision: str, exact: bool, threads: int
+) -> Seconds:
+    """Time every candidate of every layer, once per host and model size; later calls read the file.
+
+    Args:
+        plan: the plan.
+        widths: (C_in, C_out) of every layer.
+        precision: "fp32" or "bf16".
+        exact: see `candidates`.
+        threads: CPU threads.
+
+    Returns:
+        For `choose_algorithms`. The file lies in `MMN_FAST_CACHE`, else in the user's cache directory; a damaged one is
+        measured and written again.
+    """
+    path = _path(plan, widths, precision, exact, threads)
+    names = set(candidates(plan.kernel, precision, exact))
+    try:
+        kept: Seconds = json.loads(path.read_text(encoding="utf-8"))["seconds"]
+        if len(kept) == len(widths) and all(set(layer) == names for layer in kept):
+            return kept
+        _LOG.warning("%s: not a tuning of this model; measuring again", path)
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        _LOG.warning("%s: cannot be read (%s); measuring again", path, error)
+    _LOG.info("tuning proposal_conv, %d layers, once for this host", len(widths))
+    seconds = [
+        {name: _measure(plan, number, *width, name, threads) for name in candidates(plan.kernel, precision, exact)}
+        for number, width in enumerate(widths)
+    ]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(f".{os.getpid()}.partial")
+    partial.write_text(json.dumps({"isa": cpu_isa(), "threads": threads, "seconds": seconds}), encoding="utf-8")
+    partial.replace(path)
+    return seconds
+
+
+def _path(plan: ProposalPlan, widths: Sequence[tuple[int, int]], precision: str, exact: bool, threads: int) -> Path:
+    root = cache_dir() or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mmn_fast"
+    facts = (__version__, platform.node(), cpu_isa(), threads, precision, exact, list(widths), plan.kernel)
+    digest = hashlib.sha256(repr(facts).encode() + plan.mask.tobytes())
+    return root / "tuning" / f"proposal_conv-{digest.hexdigest()[:16]}.json"
+
+
+def _measure(plan: ProposalPlan, number: int, c_in: int, c_out: int, algorithm: str, threads: int) -> float:
+    rng = np.random.default_rng(0)
+    weight = rng.standard_normal((c_out, c_in, plan.kernel, plan.kernel), np.float32)
+    cells_in = len(plan.layers[number - 1].cells if number else plan.inputs)
+    inputs = rng.random((1, cells_in, c_in), np.float32)
+    out = np.empty((1, len(plan.layers[number].cells), c_out), np.float32)
+    conv = _C.ProposalConv()
+    add_layer(conv, plan, number, weight, np.zeros(c_out, np.float32), algorithm)
+    flush, taken = np.zeros(_FLUSH_BYTES, np.uint8), []
+    for _ in range(1 + _REPEATS):
+        flush += 1
+        start = time.perf_counter()
+        conv.run(inputs, out, threads)
+        taken.append(time.perf_counter() - start)
+    return statistics.median(taken[1:])
