@@ -109,6 +109,39 @@ class VideoEncoder:
         threads: int,
     ) -> None: ...
 
+class TextEncoder:
+    def __init__(
+        self,
+        word_embeddings: npt.NDArray[np.float32],  # [V, H]
+        position_embeddings: npt.NDArray[np.float32],  # [L, H]
+        embedding_norm: tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]],  # [H] each
+        sentence_norm: tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]],  # [H] each
+        heads: tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]],  # [2 J, H], [2 J]
+        num_heads: int,
+        bert_eps: float,
+        sentence_eps: float,
+        bf16: bool = False,
+        isa: str | None = None,
+    ) -> None: ...
+    def add_layer(
+        self,
+        qkv: tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]],  # [3 H, H], [3 H]
+        out: tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]],  # [H, H], [H]
+        attention_norm: tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]],  # [H] each
+        inner: tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]],  # [F, H], [F]
+        outer: tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]],  # [H, F], [H]
+        output_norm: tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]],  # [H] each
+    ) -> None: ...
+    def packed_bytes(self) -> int: ...
+    def run(
+        self,
+        token_ids: npt.NDArray[np.int64],  # [tokens]
+        starts: npt.NDArray[np.int64],  # [S + 1]
+        contrastive: npt.NDArray[np.float32],  # [S, J]
+        iou: npt.NDArray[np.float32],  # [S, J]
+        threads: int,
+    ) -> None: ...
+
 def cuda_sparse_max_pool(clips: int, mask: int, out: int, channels: int, n: int, device: int, stream: int) -> None: ...
 def cuda_temporal_nms(
     scores: int,

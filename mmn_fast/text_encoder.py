@@ -12,15 +12,13 @@ from torch import Tensor, nn
 
 from mmn_fast.types import TextEncoderConfig
 
-_BERT_EPS = 1e-12  # LayerNorm epsilon of the published DistilBERT
-
 
 class _Embeddings(nn.Module):
     def __init__(self, config: TextEncoderConfig) -> None:
         super().__init__()
         self.word_embeddings = nn.Embedding(config.vocab_size, config.width, padding_idx=0)
         self.position_embeddings = nn.Embedding(config.max_tokens, config.width)
-        self.LayerNorm = nn.LayerNorm(config.width, eps=_BERT_EPS)
+        self.LayerNorm = nn.LayerNorm(config.width, eps=config.NORM_EPS)
 
     def forward(self, token_ids: Tensor) -> Tensor:
         positions = torch.arange(token_ids.shape[1], device=token_ids.device)
@@ -58,9 +56,9 @@ class _Layer(nn.Module):
     def __init__(self, config: TextEncoderConfig) -> None:
         super().__init__()
         self.attention = _Attention(config)
-        self.sa_layer_norm = nn.LayerNorm(config.width, eps=_BERT_EPS)
+        self.sa_layer_norm = nn.LayerNorm(config.width, eps=config.NORM_EPS)
         self.ffn = _FeedForward(config)
-        self.output_layer_norm = nn.LayerNorm(config.width, eps=_BERT_EPS)
+        self.output_layer_norm = nn.LayerNorm(config.width, eps=config.NORM_EPS)
 
     def forward(self, x: Tensor, mask: Tensor, dropout: float) -> Tensor:
         x = self.sa_layer_norm(x + self.attention(x, mask, dropout))

@@ -46,6 +46,9 @@ class TextEncoderConfig:
     num_heads: int = 12
     ffn_width: int = 3072
 
+    NORM_EPS: ClassVar[float] = 1e-12
+    """Epsilon of every LayerNorm in the published DistilBERT."""
+
 
 @dataclass(frozen=True, slots=True)
 class Moment:

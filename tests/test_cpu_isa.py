@@ -60,7 +60,7 @@ def test_isas_rise_from_generic():
 def test_kernel_isas_tell_where_an_isa_has_no_code_of_its_own(isa):
     expected = "avx512" if isa in ("avx512_bf16", "amx") else isa  # these two only multiply bf16 terms
     ops = ("sparse_max_pool", "temporal_nms", "moment_scores")
-    assert _C.kernel_isas(isa) == {**dict.fromkeys(ops, expected), "proposal_conv": isa}
+    assert _C.kernel_isas(isa) == {**dict.fromkeys(ops, expected), "proposal_conv": isa, "text_encoder": isa}
 
 
 def test_isa_argument_is_checked():
@@ -78,5 +78,5 @@ def test_isa_files_include_nothing_whose_inline_code_could_leak(path):
                 seen.add(header)
                 todo += [CSRC / header] if kind == '"' else []
     allowed = {"immintrin.h", "cstdint", "cstddef", "ops/sparse_max_pool.h", "ops/temporal_nms.h"}
-    allowed |= {"cpu/kernels.h", "cpu/gemm.h", "cpu/rows.h", "cpu/tile_transform.h"}
+    allowed |= {"cpu/kernels.h", "cpu/gemm.h", "cpu/rows.h", "cpu/text.h", "cpu/tile_transform.h"}
     assert {header for header in seen if not header.endswith("-inl.h")} <= allowed

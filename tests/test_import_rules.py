@@ -20,7 +20,7 @@ LAYERS: list[set[str]] = [
     {"presets"},
     {"geometry"},
     {"kernels.native", "kernels.reference", "kernels.conv_transforms", "torch_threads"},
-    {"kernels.native_conv"},
+    {"kernels.native_conv", "kernels.native_text"},
     {"kernels.tuning"},
     {"hub", "features", "text_encoder", "tokenizer", "postprocess", "pixel_features"},
     {"checkpoint", "model"},
@@ -42,9 +42,11 @@ TORCH_FREE = {
         "kernels.native",
         "kernels.native_conv",
         "kernels.tuning",
+        "kernels.native_text",
         "kernels.conv_transforms",
         "backends.base",
         "backends.registry",
+        "backends.native_cpu",
     ),
 }
 

@@ -54,6 +54,9 @@ TOLERANCES: dict[tuple[str, str], Tolerance] = {
     ),
     ("moment_scores", "fp32"): Tolerance(2e-6, 0, "float32 chains of J products of unit vectors, times 10 in sigmoid"),
     ("text_encoder", "fp32"): Tolerance(1e-5, 0, "float32 attention and sums in another order, unit-norm output"),
+    ("native_text", "fp32"): Tolerance(
+        2e-6, 0, "against float64, unit-norm output; the promise is 1e-5; seen 4.3e-7 (scores and gelus far out)"
+    ),
     ("golden_losses", "fp32"): Tolerance(0, 1e-5, "the issue's bound: float32 means of some thousand terms"),
     ("golden_gradients", "fp32"): Tolerance(
         2e-7, 1e-5, "the issue's bound; entries near 0 are float32 sums of terms of both signs, up to 0.3; seen 9e-8"

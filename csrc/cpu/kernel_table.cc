@@ -95,6 +95,9 @@ CpuKernels cpu_kernels(CpuIsa isa) {
   fill(&CpuKernels::finish_rows_f32);
   fill(&CpuKernels::max_rows_f32);
   fill(&CpuKernels::normalize_row_f32);
+  fill(&CpuKernels::layer_norm_row_f32);
+  fill(&CpuKernels::gelu_f32);
+  fill(&CpuKernels::attend_f32);
   // These no other row can stand in for.
   kernels.gemm_split_f32 = row(isa)->gemm_split_f32;
   kernels.gemm_complex_split_f32 = row(isa)->gemm_complex_split_f32;
@@ -107,7 +110,8 @@ std::map<std::string, CpuIsa> kernel_isas(CpuIsa isa) {
   return {{"sparse_max_pool", source_of(&CpuKernels::sparse_max_pool_f32, isa)},
           {"temporal_nms", source_of(&CpuKernels::temporal_nms_f32, isa)},
           {"proposal_conv", row(isa)->gemm_split_f32 != nullptr ? isa : gemm},
-          {"moment_scores", gemm}};
+          {"moment_scores", gemm},
+          {"text_encoder", row(isa)->gemm_split_f32 != nullptr ? isa : gemm}};
 }
 
 }  // namespace mmn_fast

@@ -6,6 +6,7 @@
 
 #include "cpu/gemm.h"
 #include "cpu/rows.h"
+#include "cpu/text.h"
 #include "cpu/tile_transform.h"
 #include "ops/sparse_max_pool.h"
 #include "ops/temporal_nms.h"
@@ -40,6 +41,10 @@ struct CpuKernels {
   // Only where an instruction set multiplies bf16: there is no lower row to take these from.
   void (*gemm_split_f32)(const GemmArgs& args, int64_t first_panel, int64_t last_panel);
   void (*gemm_complex_split_f32)(const GemmArgs& args, int64_t first_panel, int64_t last_panel);
+  // Of text_encoder.
+  void (*layer_norm_row_f32)(const float* row, const float* added, const LayerNormArgs& norm, float* out);
+  void (*gelu_f32)(float* data, int64_t count);
+  void (*attend_f32)(const AttentionArgs& args, float* scratch, int64_t first_item, int64_t last_item);
 };
 
 namespace isa_generic {

@@ -62,12 +62,13 @@ struct Vec {
 #include "cpu/rows-inl.h"
 #include "cpu/sparse_max_pool-inl.h"
 #include "cpu/temporal_nms-inl.h"
+#include "cpu/text-inl.h"
 #include "cpu/tile_transform-inl.h"
 
 namespace mmn_fast::MMN_ISA {
 const CpuKernels kernels = {
     sparse_max_pool_f32, temporal_nms_f32, kTileColumns,    gemm_f32,     gemm_complex_f32,  tile_forward_f32,
     tile_inverse_f32,    start_rows_f32,   finish_rows_f32, max_rows_f32, normalize_row_f32,
-    nullptr,             nullptr,
+    nullptr,             nullptr,          layer_norm_row_f32, gelu_f32, attend_f32,
 };
 }

@@ -3,6 +3,7 @@
 
 #include "cpu/gemm.h"
 #include "cpu/rows.h"
+#include "cpu/text.h"
 
 namespace mmn_fast {
 
@@ -10,5 +11,10 @@ constexpr int64_t padded_width(int64_t width) { return (width + kRowPad - 1) / k
 
 // Floats of GemmArgs::pack: a complex row has 2 k, and every kernel pads a little.
 constexpr int64_t gemm_pack_size(int64_t k) { return kRowBlock * ((2 * k + 63) / 64 * 68 + 64); }
+
+// Floats of scratch of attend_f32, for sentences of at most `tokens`: the turned keys of a head, scores of a few queries.
+constexpr int64_t attention_scratch_size(int64_t tokens, int64_t head_width) {
+  return (head_width + kQueryBlock) * padded_width(tokens);
+}
 
 }  // namespace mmn_fast

@@ -1,4 +1,4 @@
-"""The native backend: the video branch and the scores in C++ on the CPU; sentences through the PyTorch text encoder."""
+"""The native backend: video branch, text encoder and scores in C++ on the CPU, without PyTorch."""
 
 from __future__ import annotations
 
@@ -7,18 +7,15 @@ from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
-import torch
-import torch.nn.functional as F
 
 from mmn_fast.backends.base import NO_OPTIONS, Backend, Branches
 from mmn_fast.checkpoint import LoadedModel, State
 from mmn_fast.geometry import ProposalPlan, plan_for, proposal_diagonals
 from mmn_fast.kernels import native
 from mmn_fast.kernels.native_conv import LayerChoice, NativeProposalConv, choose_algorithms, has_bf16
+from mmn_fast.kernels.native_text import NativeTextEncoder
 from mmn_fast.kernels.tuning import tuned_seconds
 from mmn_fast.presets import Preset
-from mmn_fast.text_encoder import TextEncoder
-from mmn_fast.torch_threads import torch_threads
 from mmn_fast.types import FloatArray, InputError
 
 _BATCH_NORM_EPS = 1e-5  # of torch.nn.BatchNorm2d
@@ -32,9 +29,9 @@ class NativeBackend(Backend):
 
     Where there is AMX, fp32 may multiply operands of two bf16 terms, 16 bits, with float32 sums: within 1e-4 of the
     reference, and within 2e-5 with option `exact`. In bf16 the proposal convolution's weights have one term, and its
-    inputs one or two; everything else stays float32.
+    inputs one or two, and the text encoder's linear maps multiply bf16; everything else stays float32.
 
-    A video gives the same embeddings alone and in any batch, with any number of threads, bit for bit.
+    A video or a sentence gives the same embeddings alone and in any batch, with any number of threads, bit for bit.
     """
 
     name = "native"
@@ -64,7 +61,7 @@ class NativeBackend(Backend):
             return f"device {device!r}: it runs on the CPU only"
         if precision == "bf16" and not has_bf16():
             return f"precision 'bf16': the instruction set in use, {native.cpu_isa()}, does not multiply bf16"
-        if device == "auto" and torch.cuda.is_available():
+        if device == "auto" and native.has_cuda_device():
             return "device 'auto': there is a CUDA device, and it runs on the CPU only"
         return None
 
@@ -93,7 +90,9 @@ class NativeBackend(Backend):
         algorithms = [choice.algorithm for choice in self._choices]
         self._conv = NativeProposalConv(weights, biases, self._plan, algorithms)
         self._video = _video_encoder(model.preset, model.state, self._plan, self._conv)
-        self._text = _text_encoder(model)
+        prefix = "text_encoder."
+        text = {name.removeprefix(prefix): array for name, array in model.state.items() if name.startswith(prefix)}
+        self._text = NativeTextEncoder(text, model.text, self.precision)
 
     def encode_video(self, pre_clips: FloatArray) -> Branches:
         shape = (len(pre_clips), self._plan.num_proposals, self.preset.joint_size)
@@ -102,15 +101,7 @@ class NativeBackend(Backend):
         return contrastive, iou
 
     def encode_text(self, token_ids: Sequence[npt.NDArray[np.int64]]) -> Branches:
-        # One at a time and unpadded: PyTorch picks its algorithms by shape, so that is what makes a sentence's
-        # embedding independent of the others, bit for bit.
-        embedded = np.empty((2, len(token_ids), self.preset.joint_size), np.float32)
-        with torch.inference_mode(), torch_threads(self.threads):
-            for row, ids in enumerate(token_ids):
-                branches = self._text(torch.from_numpy(ids[None]), torch.tensor([len(ids)]))
-                for branch, out in zip(branches, embedded, strict=True):
-                    out[row] = F.normalize(branch[0], dim=-1).numpy()
-        return embedded[0], embedded[1]
+        return self._text(token_ids, self.threads)
 
     def score(self, video: Branches, text: Branches) -> Branches:
         arrays = [np.ascontiguousarray(array) for array in (*video, *text)]
@@ -124,7 +115,7 @@ class NativeBackend(Backend):
             "algorithms": list(self._conv.algorithms),
             "packed_weights_mib": round(sum(self._conv.packed_mib), 1),
             "options": dict(self._options),
-            "text": f"torch {torch.__version__}",
+            "packed_text_mib": round(self._text.packed_mib, 1),
         }
 
 
@@ -215,12 +206,3 @@ def _map_rows(preset: Preset, plan: ProposalPlan) -> npt.NDArray[np.int32]:
         row_of[list(rows), list(columns)] = first + np.arange(len(rows))
         first += len(rows)
     return np.ascontiguousarray(row_of[plan.inputs[:, 0], plan.inputs[:, 1]])
-
-
-def _text_encoder(model: LoadedModel) -> TextEncoder:
-    with torch.device("meta"):
-        encoder = TextEncoder(model.text, model.preset.joint_size)
-    prefix = "text_encoder."
-    tensors = {k.removeprefix(prefix): torch.from_numpy(v) for k, v in model.state.items() if k.startswith(prefix)}
-    encoder.load_state_dict(tensors, assign=True)
-    return encoder.requires_grad_(False).eval()

@@ -6,6 +6,7 @@ A torch CPU tensor passes as `tensor.numpy()`. This module imports torch in the 
 
 from __future__ import annotations
 
+import ctypes
 import operator
 import os
 from collections.abc import Sequence
@@ -37,6 +38,7 @@ __all__ = [
     "cpu_isa",
     "cuda_sparse_max_pool",
     "cuda_temporal_nms",
+    "has_cuda_device",
     "moment_scores",
     "num_threads",
     "sparse_max_pool",
@@ -53,6 +55,16 @@ def num_threads(threads: int | None = None) -> int:
     # Not os.cpu_count(): a container or taskset may grant fewer. macOS has no affinity.
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return requested_threads(threads) or cores
+
+
+def has_cuda_device() -> bool:
+    """Whether the CUDA driver is there and shows this process a device. Asks the driver itself, not PyTorch."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    count = ctypes.c_int(0)
+    return driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
 
 
 def sparse_max_pool(
