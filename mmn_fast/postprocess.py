@@ -57,11 +57,11 @@ def to_moments(chosen: npt.NDArray[np.int32], scores: FloatArray, moments: Float
     Returns:
         Per sentence its moments, best first.
     """
+    if not len(moments):
+        return [[] for _ in chosen]
+    # All conversions to Python numbers at once: one by one they take longer than finding the moments does.
+    spans = moments[np.maximum(chosen, 0)].tolist()
     return [
-        [
-            Moment(float(moments[p, 0]), float(moments[p, 1]), score)
-            for p, score in zip(row, values, strict=True)
-            if p >= 0
-        ]
-        for row, values in zip(chosen.tolist(), scores.tolist(), strict=True)
+        [Moment(start, end, score) for p, (start, end), score in zip(row, ends, values, strict=True) if p >= 0]
+        for row, ends, values in zip(chosen.tolist(), spans, scores.tolist(), strict=True)
     ]

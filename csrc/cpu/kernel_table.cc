@@ -92,6 +92,8 @@ CpuKernels cpu_kernels(CpuIsa isa) {
   fill(&CpuKernels::finish_rows_f32);
   fill(&CpuKernels::max_rows_f32);
   fill(&CpuKernels::normalize_row_f32);
+  fill(&CpuKernels::moment_scores_f32);
+  fill(&CpuKernels::score_moments_f32);
   // These no other row can stand in for.
   kernels.gemm_split_f32 = row(isa)->gemm_split_f32;
   kernels.gemm_complex_split_f32 = row(isa)->gemm_complex_split_f32;
@@ -104,7 +106,8 @@ std::map<std::string, CpuIsa> kernel_isas(CpuIsa isa) {
   return {{"sparse_max_pool", source_of(&CpuKernels::sparse_max_pool_f32, isa)},
           {"temporal_nms", source_of(&CpuKernels::temporal_nms_f32, isa)},
           {"proposal_conv", row(isa)->gemm_split_f32 != nullptr ? isa : gemm},
-          {"moment_scores", gemm}};
+          {"moment_scores", source_of(&CpuKernels::moment_scores_f32, isa)},
+          {"score_moments", source_of(&CpuKernels::score_moments_f32, isa)}};
 }
 
 }  // namespace mmn_fast

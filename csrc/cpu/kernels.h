@@ -7,6 +7,8 @@
 #include "cpu/gemm.h"
 #include "cpu/rows.h"
 #include "cpu/tile_transform.h"
+#include "ops/moment_scores.h"
+#include "ops/score_moments.h"
 #include "ops/sparse_max_pool.h"
 #include "ops/temporal_nms.h"
 
@@ -20,6 +22,7 @@ struct TemporalNmsScratch {
   int64_t padded;
 };
 constexpr int64_t kScratchPad = 16;  // lanes of the widest vector
+constexpr int64_t kScoredAtOnce = 32;  // sentences whose keys score_moments holds: `keys` then has as many rows
 
 // One function per op: it handles items [first, last) on the calling thread. nullptr where an instruction set brings no
 // code of its own for the op.
@@ -40,6 +43,10 @@ struct CpuKernels {
   // Only where an instruction set multiplies bf16: there is no lower row to take these from.
   void (*gemm_split_f32)(const GemmArgs& args, int64_t first_panel, int64_t last_panel);
   void (*gemm_complex_split_f32)(const GemmArgs& args, int64_t first_panel, int64_t last_panel);
+  // Every row above generic may lack these again.
+  void (*moment_scores_f32)(const MomentScoresArgs& args, int64_t first_sentence, int64_t last_sentence);
+  int64_t (*score_moments_f32)(const ScoreMomentsArgs& args, const TemporalNmsScratch& scratch, int64_t first_sentence,
+                               int64_t last_sentence);
 };
 
 namespace isa_generic {
