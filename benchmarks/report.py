@@ -34,7 +34,7 @@ def read_lines(folder: Path = RESULTS) -> list[Line]:
 
 
 def latest(lines: Iterable[Line]) -> list[Line]:
-    """The latest clean line of each measurement: processor, benchmark, preset, stage, sizes, threads, precision, ISA."""
+    """The latest clean line per measurement: processor, ISA, benchmark, preset, stage, sizes, threads, precision."""
     kept: dict[tuple[str, ...], Line] = {}
     for line in sorted(lines, key=lambda line: str(line["time"])):
         if not line["dirty"] and any(_is_ours(name) for name in line["timings"]):

@@ -127,7 +127,7 @@ def export_video(name: str, batch: int, folder: Path) -> None:
 
 def _branch(name: str) -> VideoBranch:
     model = load_case(name)
-    return VideoBranch(build_model(model.preset, model.text, model.state).requires_grad_(False).eval())
+    return VideoBranch(build_model(model.preset, model.text, model.state).requires_grad_(False)).eval()
 
 
 def _exported(name: str, batch: int, folder: Path) -> Path:

@@ -7,7 +7,7 @@ namespace {
 using Bits = int32_t __attribute__((vector_size(sizeof(Vec::F))));
 
 constexpr int kTileProposals = 4;
-constexpr int kTileSentences = MMN_TILE_ROWS > 6 ? 4 : 2;  // 16 or 8 sums, of 32 or 16 registers
+constexpr int kTileSentences = Vec::kWidth == 16 ? 4 : 2;  // 16 sums of AVX-512's 32 registers, else 8 of 16
 constexpr int64_t kProposalsAtOnce = 32;                   // of each branch, 32 KB at J = 256
 static_assert(kProposalsAtOnce % kScratchPad == 0);
 

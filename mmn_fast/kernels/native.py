@@ -175,7 +175,7 @@ def score_moments(
 ) -> tuple[Int32, Float32]:
     """Choose every sentence's best moments in one video: `moment_scores`, fusion and `temporal_nms` in one pass.
 
-    Nothing of size S x P is held: memory beside the outputs is some P kB per thread, whatever S.
+    Nothing of size S x P is held: memory beside the outputs is 128 P bytes per thread, whatever S.
 
     Equivalent to:
         c, u = moment_scores(video_contrastive, video_iou, text_contrastive, text_iou)
