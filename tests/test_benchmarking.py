@@ -113,6 +113,7 @@ def test_bench_command_measures_every_stage_beside_the_reference(golden_model: C
     [
         (("--precision", "fp17"), "mmn-fast: precision: expected one of fp32, bf16, fp16, fp8, int8, got 'fp17'"),
         (("--backend", "abacus"), "mmn-fast: backend: expected one of "),
+        (("--backend", "native", "--precision", "int8"), "mmn-fast: backend native int8: precision 'int8' is not"),
         (("--batch", 0), "mmn-fast: batch: expected at least 1, got 0"),
         (("--repeats", -1), "mmn-fast: repeats: expected at least 1, got -1"),
         (("--model", "nowhere"), "mmn-fast: model: nowhere: no such file or directory"),

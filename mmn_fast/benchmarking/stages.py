@@ -14,7 +14,7 @@ from mmn_fast.benchmarking.timing import machine
 from mmn_fast.benchmarking.turns import Arrays, Call, Candidate, take_turns
 from mmn_fast.engine import PRECISIONS, Engine, load
 from mmn_fast.presets import Preset
-from mmn_fast.types import InputError, Video
+from mmn_fast.types import BackendUnavailable, InputError, Video
 
 REFERENCE = ("torch", "fp32")
 TOP_K = 5
@@ -32,7 +32,8 @@ class BenchOptions:
 
     Attributes:
         load: arguments of `mmn_fast.load` beside backend and precision.
-        backends: names, or empty for all that can run here.
+        backends: names, or empty for all that can run here. Then the reference takes part in fp32 alone: in any other
+            precision it rounds operands and multiplies in float32, a yardstick that is slower than fp32.
         precisions: names.
         batches: videos per call of encode_video.
         sentences: sentences per call of encode_text and score.
@@ -78,9 +79,8 @@ def bench_model(options: BenchOptions, on_event: Callable[[str], object] = lambd
         InputError: the model or an option cannot be used.
         BackendUnavailable: nothing that was asked for can run here.
     """
+    chosen, unavailable = _choose(options, str(options.load.get("device", "auto")))
     engine = load(**options.load, backend=REFERENCE[0], precision=REFERENCE[1])  # refuses a bad model before any work
-    device = str(options.load.get("device", "auto"))
-    chosen, unavailable = _choose(options, device)
     stages = [f"encode_video {batch}" for batch in options.batches]
     stages += [f"encode_text {options.sentences}", f"score {options.sentences}"]
     candidates = [
@@ -186,15 +186,21 @@ def _call(engine: Engine, stage: str, size: str) -> Call:
 
 def _choose(options: BenchOptions, device: str) -> tuple[list[tuple[str, str]], dict[str, str]]:
     """The pairs to measure, the reference first, and why the others that were asked for do not run here."""
-    chosen, unavailable = [REFERENCE], {}
+    chosen, unavailable, runs = [REFERENCE], {}, False
     for precision in options.precisions:
         reasons = available_backends(device, precision)
         for backend in options.backends or reasons:
+            if not options.backends and backend == REFERENCE[0] and precision != REFERENCE[1]:
+                continue
             if backend not in reasons:
                 raise InputError(f"backend: expected one of {', '.join(reasons)}, got {backend!r}")
             reason = reasons[backend]
             if reason is not None:
                 unavailable[f"{backend} {precision}"] = reason
-            elif (backend, precision) not in chosen:
+                continue
+            runs = True
+            if (backend, precision) not in chosen:
                 chosen.append((backend, precision))
+    if not runs:
+        raise BackendUnavailable("; ".join(f"backend {pair}: {reason}" for pair, reason in unavailable.items()))
     return chosen, unavailable

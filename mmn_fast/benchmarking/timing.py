@@ -58,7 +58,7 @@ def machine() -> dict[str, Any]:
     return {
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "cpu": _cpu_name(),
-        "cores": native.num_threads(),
+        "cores": native.usable_cores(),
         "cpu_isa": native.cpu_isa(),
         "python": platform.python_version(),
         "torch": torch.__version__,

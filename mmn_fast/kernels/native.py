@@ -42,6 +42,7 @@ __all__ = [
     "score_moments",
     "sparse_max_pool",
     "temporal_nms",
+    "usable_cores",
 ]
 
 
@@ -51,9 +52,13 @@ def num_threads(threads: int | None = None) -> int:
     Raises:
         InputError: It is no whole number from 1 to 4096.
     """
+    return requested_threads(threads) or usable_cores()
+
+
+def usable_cores() -> int:
+    """The cores that this process may run on."""
     # Not os.cpu_count(): a container or taskset may grant fewer. macOS has no affinity.
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return requested_threads(threads) or cores
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def sparse_max_pool(
