@@ -1,151 +1,171 @@
-"""The video branch on the CPU: the native backend beside PyTorch, ONNX Runtime and OpenVINO, in turn, same input.
+"""The CPU engine beside its peers, in turn, same inputs, same threads, each candidate in a process of its own.
 
-ONNX Runtime and OpenVINO take part where they are installed (`pip install mmn_fast[bench]`); the model they run is the
-reference exported as it is. Weights are those of the full-size golden cases. The error is the largest difference of
-an embedding (unit norm) from PyTorch's in fp32.
+Stage encode_video: the native backend beside PyTorch (eager, channels-last, bf16 autocast, torch.compile), ONNX Runtime
+and OpenVINO, with the full-size golden cases' weights. Stage score: the engine's score() beside the official
+post-processing (`bench_moments`). encode_text has a benchmark of its own.
 
-    python -m benchmarks.bench_cpu [--presets charades ...] [--precisions fp32 bf16] [--batch 1] [--threads 2]
+ONNX Runtime and OpenVINO take part where installed (`pip install mmn_fast[bench]`). A candidate that cannot run
+is a row that says why. The error is the largest difference of an embedding (unit norm) from PyTorch's in fp32. TFLOP/s
+are those of the proposal convolution: on the plan's work (what is not known to be zero) and on the dense work (what the
+peers compute), over the whole branch's time. Peak memory is of the candidate's process: Python, libraries and the
+preparation of weights included, the export not.
+
+    python -m benchmarks.bench_cpu [--presets charades ...] [--batches 1 16] [--peers "OpenVINO fp32" ...] [--quick]
 """
 
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import tempfile
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import numpy as np
-import torch
-from torch import nn
+from rich.console import Console
+from rich.table import Table
 
-from benchmarks.timing import alternate, record
-from mmn_fast.backends.native_cpu import NativeBackend
-from mmn_fast.checkpoint import LoadedModel
-from mmn_fast.features import pre_clips
-from mmn_fast.model import MMN, build_model
+from benchmarks import bench_moments
+from benchmarks.timing import record
+from benchmarks.video_peers import (
+    OURS,
+    PEERS,
+    STAGE,
+    export_video,
+    make_onnxruntime,
+    make_openvino,
+    make_ours,
+    make_torch,
+)
+from mmn_fast.benchmarking.turns import Candidate, Measured, take_turns
+from mmn_fast.geometry import plan_for
+from mmn_fast.kernels import native
+from mmn_fast.presets import Preset
 from tests.golden import cases
 
-Run = Callable[[], tuple[np.ndarray, np.ndarray]]
+REFERENCE = "PyTorch fp32"
 
 
-class _VideoBranch(nn.Module):
-    def __init__(self, net: MMN) -> None:
-        super().__init__()
-        self.net = net
-
-    def forward(self, pre_clips: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return self.net.encode_video(pre_clips)
-
-
-def _torch_runs(net: MMN, inputs: np.ndarray, precision: str) -> dict[str, Run]:
-    tensor = torch.from_numpy(inputs)
-
-    def plain() -> tuple[np.ndarray, np.ndarray]:
-        with torch.inference_mode():
-            contrastive, iou = net.encode_video(tensor)
-        return contrastive.numpy(), iou.numpy()
-
-    def bf16() -> tuple[np.ndarray, np.ndarray]:
-        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
-            contrastive, iou = net.encode_video(tensor)
-        return contrastive.float().numpy(), iou.float().numpy()
-
-    return {"PyTorch fp32": plain} if precision == "fp32" else {"PyTorch bf16": bf16}
+def candidate(peer: str, case: str, batch: int, threads: int, folder: Path) -> Candidate:
+    """The candidate of that name, one of `PEERS` and `OURS`."""
+    runtime, precision, *rest = peer.rsplit(" ", 2) if peer.endswith("channels-last") else peer.rsplit(" ", 1)
+    if runtime == "mmn_fast":
+        return Candidate(peer, make_ours, (case, precision, batch, threads))
+    if runtime == "ONNX Runtime":
+        return Candidate(peer, make_onnxruntime, (case, batch, threads, folder))
+    if runtime == "OpenVINO":
+        return Candidate(peer, make_openvino, (case, precision, batch, threads, folder))
+    way = "compile" if runtime == "torch.compile" else rest[0] if rest else "plain"
+    return Candidate(peer, make_torch, (case, precision, batch, threads, way))
 
 
-def _exported_runs(net: MMN, inputs: np.ndarray, precision: str, threads: int, folder: Path) -> dict[str, Run]:
-    runs: dict[str, Run] = {}
-    path = folder / "video.onnx"
-    if not path.exists():
-        torch.onnx.export(_VideoBranch(net), (torch.from_numpy(inputs),), str(path), verbose=False)
-    try:
-        import onnxruntime
-    except ImportError:
-        print("ONNX Runtime is not installed")
-    else:
-        settings = onnxruntime.SessionOptions()
-        settings.intra_op_num_threads = threads
-        session = onnxruntime.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
-        name = session.get_inputs()[0].name
-        if precision == "fp32":
-            runs["ONNX Runtime fp32"] = lambda: tuple(session.run(None, {name: inputs}))
-    try:
-        import openvino
-    except ImportError:
-        print("OpenVINO is not installed")
-    else:
-        hint = {"fp32": "f32", "bf16": "bf16"}[precision]
-        options = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": hint}
-        request = openvino.Core().compile_model(str(path), "CPU", options).create_infer_request()
-
-        def openvino_run() -> tuple[np.ndarray, np.ndarray]:
-            found = request.infer([inputs])
-            return cast(tuple[np.ndarray, np.ndarray], tuple(found[n] for n in range(2)))
-
-        runs[f"OpenVINO {precision}"] = openvino_run
-    return runs
+def conv_flop(preset: Preset) -> dict[str, int]:
+    """Floating-point operations of one video's proposal convolution: on the plan's work and on dense maps."""
+    plan, work = plan_for(preset), {"plan": 0, "dense": 0}
+    c_in = preset.hidden_size
+    for layer in plan.layers:
+        each = 2 * c_in * preset.conv_hidden_size
+        work["plan"] += int(layer.taps.sum()) * each
+        work["dense"] += layer.side**2 * plan.kernel**2 * each
+        c_in = preset.conv_hidden_size
+    return work
 
 
-def _bench(name: str, precisions: list[str], options: argparse.Namespace) -> None:
-    case = cases.load(f"{name}_full")
-    preset = case.preset
-    model = LoadedModel(preset, case.text, case.state(), cast(Any, None), "", name)
-    net = build_model(preset, case.text, case.state()).requires_grad_(False)
-    one = pre_clips(case.videos[0].features, preset, "features").reshape(1, preset.num_pre_clips, -1)
-    inputs = np.ascontiguousarray(np.repeat(one, options.batch, 0))
-    expected = _torch_runs(net, inputs, "fp32")["PyTorch fp32"]()
-    with tempfile.TemporaryDirectory() as folder:
-        for precision in precisions:
-            reason = NativeBackend.unavailable_reason("cpu", precision)
-            if reason:
-                print(f"{preset.name}: {reason}")
-                continue
-            backend = NativeBackend(model, "cpu", precision, options.threads)
-            runs: dict[str, Run] = {"mmn_fast": lambda backend=backend: backend.encode_video(inputs)}
-            runs |= _torch_runs(net, inputs, precision)
-            runs |= _exported_runs(net, inputs, precision, options.threads, Path(folder))
-            errors = {
-                peer: max(float(np.abs(a - b).max()) for a, b in zip(run(), expected, strict=True))
-                for peer, run in runs.items()
-            }
-            timings = alternate(runs, options.repeats, warmup=1)
-            mine = timings["mmn_fast"].median_ms
-            for peer, timing in timings.items():
-                print(
-                    f"{preset.name:18} {precision} B={options.batch:<3} {peer:18} median {timing.median_ms:8.1f} ms"
-                    f"  p20 {timing.p20_ms:8.1f}  p80 {timing.p80_ms:8.1f}  ratio {timing.median_ms / mine:5.1f}"
-                    f"  error {errors[peer]:.1e}",
-                    flush=True,
-                )
-            record(
-                "bench_cpu",
-                timings,
-                errors["mmn_fast"],
-                preset=preset.name,
-                stage="encode_video",
-                batch=options.batch,
-                threads=options.threads,
-                precision=precision,
-                ratios={peer: timing.median_ms / mine for peer, timing in timings.items()},
-                errors=errors,
-                algorithms=backend.info()["algorithms"],
-                packed_weights_mib=backend.info()["packed_weights_mib"],
-            )
+def bench_video(case: str, batch: int, peers: list[str], options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Measure one preset's video branch; the line that is recorded."""
+    preset = cases.load(case).preset
+    names = [*OURS, *dict.fromkeys([REFERENCE, *peers])]
+    if any(peer.startswith(("ONNX", "OpenVINO")) for peer in peers):
+        # In a process of its own, so that no candidate's memory has held the export.
+        export = multiprocessing.get_context("spawn").Process(target=export_video, args=(case, batch, folder))
+        export.start()
+        export.join()
+    (found,) = take_turns(
+        [candidate(name, case, batch, options.threads, folder) for name in names],
+        [STAGE],
+        options.repeats,
+        reference=REFERENCE,
+        limit_s=options.limit_s,
+        on_event=lambda event: print(f"{preset.name} batch {batch}: {event}", flush=True),
+    ).values()
+    timings = {name: m.timing for name, m in found.items() if m.timing is not None}
+    errors = {name: m.max_error for name, m in found.items() if m.max_error is not None}
+    flop = {kind: value * batch for kind, value in conv_flop(preset).items()}
+    facts = {
+        "preset": preset.name,
+        "stage": STAGE,
+        "batch": batch,
+        "threads": options.threads,
+        "ratios": {
+            ours: {name: timing.median_ms / timings[ours].median_ms for name, timing in timings.items()}
+            for ours in OURS
+            if ours in timings
+        },
+        "tflops": {
+            name: {kind: value / timing.median_ms / 1e9 for kind, value in flop.items()}
+            for name, timing in timings.items()
+        },
+        "errors": errors,
+        "peak_mib": {name: m.peak_mib for name, m in found.items() if m.peak_mib is not None},
+        "failures": {name: m.failure for name, m in found.items() if m.failure is not None},
+    }
+    Console(width=150).print(video_table(preset.name, batch, found, facts))
+    ours_errors = [error for name, error in errors.items() if name in OURS]
+    if not ours_errors:
+        print("not recorded: there is no error to record with it")
+    elif not options.dry_run:
+        record("bench_cpu", timings, max(ours_errors), **facts)
+    return facts
+
+
+def video_table(preset: str, batch: int, found: Mapping[str, Measured], facts: Mapping[str, Any]) -> Table:
+    """One preset's and batch size's candidates."""
+    table = Table(title=f"{preset}, {STAGE}, batch {batch}, {facts['threads']} threads, {native.cpu_isa()}")
+    ours = list(facts["ratios"])
+    columns = ["candidate", "median ms", "p20", "p80", *(f"over {name}" for name in ours)]
+    for name in [*columns, "TFLOP/s plan", "dense", "peak MiB", "max error"]:
+        table.add_column(name, justify="left" if name == "candidate" else "right")
+    for name, measured in found.items():
+        if measured.timing is None:
+            table.add_row(name, "-")
+            continue
+        t, work = measured.timing, facts["tflops"][name]
+        table.add_row(
+            name,
+            *(f"{ms:.1f}" for ms in (t.median_ms, t.p20_ms, t.p80_ms)),
+            *(f"{facts['ratios'][mine][name]:.2f}" for mine in ours),
+            *(f"{work[kind]:.3f}" for kind in ("plan", "dense")),
+            f"{measured.peak_mib:.0f}",
+            "-" if measured.max_error is None else f"{measured.max_error:.1e}",
+        )
+    table.caption = "\n".join(f"{name}: {reason}" for name, reason in facts["failures"].items())
+    return table
 
 
 def main() -> None:
     """Run the benchmark and append its lines."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--presets", nargs="+", default=["charades", "activitynet", "tacos"])
-    parser.add_argument("--precisions", nargs="+", default=["fp32", "bf16"])
-    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--stages", nargs="+", default=["encode_video", "score"], choices=["encode_video", "score"])
+    parser.add_argument("--batches", nargs="+", type=int, default=[1, 16])
+    parser.add_argument("--peers", nargs="*", default=list(PEERS), choices=PEERS, metavar="PEER", help=", ".join(PEERS))
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--limit-s", type=float, default=120.0, help="no further round of a preset after so long")
+    parser.add_argument("--quick", action="store_true", help="batch 1, two rounds, the exported peers and PyTorch fp32")
+    parser.add_argument("--dry-run", action="store_true", help="record nothing")
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    for name in options.presets:
-        _bench(name, options.precisions, options)
+    if options.quick:
+        options.batches, options.repeats = [1], 2
+        options.peers = [peer for peer in options.peers if peer.startswith(("ONNX", "OpenVINO"))]
+    with tempfile.TemporaryDirectory() as folder:
+        for preset in options.presets:
+            for batch in options.batches if "encode_video" in options.stages else []:
+                bench_video(f"{preset}_full", batch, options.peers, options, Path(folder))
+    if "score" in options.stages:
+        bench_moments.run(
+            options.presets, sentences=32, threads=options.threads, repeats=options.repeats, dry=options.dry_run
+        )
 
 
 if __name__ == "__main__":

@@ -45,6 +45,21 @@ def moment_scores(
     threads: int,
     isa: str | None = None,
 ) -> None: ...
+def score_moments(
+    video_contrastive: npt.NDArray[np.float32],  # [P, J]
+    video_iou: npt.NDArray[np.float32],  # [P, J]
+    text_contrastive: npt.NDArray[np.float32],  # [S, J]
+    text_iou: npt.NDArray[np.float32],  # [S, J]
+    moments: npt.NDArray[np.float32],  # [P, 2] seconds
+    fusion: str,
+    power: float,
+    iou_threshold: float,
+    top_k: int,
+    cells: npt.NDArray[np.int32],  # [S, top_k]
+    scores: npt.NDArray[np.float32],  # [S, top_k]
+    threads: int,
+    isa: str | None = None,
+) -> None: ...
 
 class ProposalConv:
     def __init__(self, isa: str | None = None) -> None: ...

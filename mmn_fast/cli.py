@@ -1,4 +1,4 @@
-"""The command line: `mmn-fast convert | ground | eval | train | data | demo | info`.
+"""The command line: `mmn-fast convert | ground | eval | train | data | demo | bench | info`.
 
 Results go to stdout, progress and messages to stderr. Exit status 2 means bad input: one sentence says which
 argument, what was expected and what came.
@@ -339,6 +339,56 @@ def demo(
         typer.echo(json.dumps({"seed": seed, "html": str(html), "results": shown.to_list()}, indent=2))
         return
     typer.echo(f"video {shown.video.video_id}, {shown.video.duration_s:.1f} s (--seed {seed})\n{shown.table()}\n{html}")
+
+
+@app.command()
+def bench(
+    model: Model = None,
+    preset: PresetOption = None,
+    tokenizer: TokenizerOption = None,
+    device: Device = "auto",
+    backend: Annotated[
+        list[str] | None, typer.Option("--backend", help="A backend; give the option again for more; default all.")
+    ] = None,
+    precision: Annotated[
+        list[str] | None, typer.Option("--precision", help="fp32, bf16, ...; default fp32 and bf16.")
+    ] = None,
+    batch: Annotated[
+        list[int] | None, typer.Option("--batch", help="Videos per call of encode_video; default 1 and 16.")
+    ] = None,
+    sentences: Annotated[int, typer.Option("--sentences", help="Per call of encode_text and score.")] = 32,
+    repeats: Annotated[int, typer.Option("--repeats", help="Timed calls of each.")] = 9,
+    quick: Annotated[bool, typer.Option("--quick", help="Batch 1, three calls, some seconds per stage.")] = False,
+    threads: Threads = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure how fast this machine runs a model, by stage, backend and precision; default the model in the box."""
+    from rich.console import Console
+
+    from mmn_fast.benchmarking.stages import BenchOptions, bench_model, table
+    from mmn_fast.environment import default_model
+
+    arguments = {
+        "model": model or default_model() or "demo",
+        "preset": preset,
+        "tokenizer": tokenizer,
+        "device": device,
+        "threads": threads,
+    }
+    options = BenchOptions(
+        arguments,
+        backend or (),
+        precision or ("fp32", "bf16"),
+        batch or ((1,) if quick else (1, 16)),
+        sentences,
+        min(repeats, 3) if quick else repeats,
+        limit_s=5.0 if quick else 60.0,
+    )
+    report = bench_model(options, on_event=lambda event: typer.echo(event, err=True))
+    if as_json:
+        typer.echo(json.dumps(report, indent=2))
+        return
+    Console(width=None if sys.stdout.isatty() else 160).print(table(report))
 
 
 @app.command()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
@@ -57,11 +59,24 @@ def to_moments(chosen: npt.NDArray[np.int32], scores: FloatArray, moments: Float
     Returns:
         Per sentence its moments, best first.
     """
+    if not len(moments):
+        return [[] for _ in chosen]
+    # All conversions to Python numbers at once: one by one they take longer than finding the moments does.
+    spans = moments[np.maximum(chosen, 0)].tolist()
     return [
-        [
-            Moment(float(moments[p, 0]), float(moments[p, 1]), score)
-            for p, score in zip(row, values, strict=True)
-            if p >= 0
-        ]
-        for row, values in zip(chosen.tolist(), scores.tolist(), strict=True)
+        [_moment(start, end, score) for p, (start, end), score in zip(row, ends, values, strict=True) if p >= 0]
+        for row, ends, values in zip(chosen.tolist(), spans, scores.tolist(), strict=True)
     ]
+
+
+_slots: Any = Moment
+_set_start, _set_end, _set_score = _slots.start_s.__set__, _slots.end_s.__set__, _slots.score.__set__
+
+
+def _moment(start_s: float, end_s: float, score: float) -> Moment:
+    """`Moment(start_s, end_s, score)` in 0.26 us instead of 0.72, which a frozen dataclass takes to write its slots."""
+    moment: Moment = object.__new__(Moment)
+    _set_start(moment, start_s)
+    _set_end(moment, end_s)
+    _set_score(moment, score)
+    return moment

@@ -28,7 +28,7 @@ LAYERS: list[set[str]] = [
     {"backends.registry", "backends.torch_ref", "backends.native_cpu"},
     {"engine", "index"},
     {"evaluation", "training"},
-    {"viz", "serving", "demo"},
+    {"viz", "serving", "demo", "benchmarking"},
     {"cli"},
     {"__main__", "__init__"},
 ]

@@ -1,6 +1,7 @@
 #include "cpu/cpu_ops.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <vector>
 
@@ -18,15 +19,18 @@ int worthwhile_threads(int threads, int64_t cells) {
 }
 
 // Grown per thread and kept: no allocation after the first call of a size.
-TemporalNmsScratch nms_scratch(int64_t cells) {
+TemporalNmsScratch nms_scratch(int64_t cells, int64_t rows_of_keys) {
   thread_local std::vector<float> bounds;
   thread_local std::vector<int32_t> keys;
   const int64_t padded = (cells + kScratchPad - 1) / kScratchPad * kScratchPad;
-  if (static_cast<int64_t>(keys.size()) < padded) {
-    bounds.resize(2 * padded);
-    keys.resize(padded);
-  }
+  if (static_cast<int64_t>(bounds.size()) < 2 * padded) bounds.resize(2 * padded);
+  if (static_cast<int64_t>(keys.size()) < rows_of_keys * padded) keys.resize(rows_of_keys * padded);
   return {bounds.data(), bounds.data() + padded, keys.data(), padded};
+}
+
+// What comparing them costs, in the cell visits of worthwhile_threads: measured, a pair at J = 256 is worth 128.
+int64_t cells_worth(const MomentPairs& pairs) {
+  return pairs.sentences * pairs.proposals * std::max<int64_t>(pairs.joint / 2, 1);
 }
 
 void refuse_nan_scores(const TemporalNmsArgs& args) {
@@ -40,9 +44,9 @@ void refuse_nan_scores(const TemporalNmsArgs& args) {
   }
 }
 
-void refuse_infinite_moments(const TemporalNmsArgs& args) {
-  for (int64_t p = 0; p < args.cells; ++p) {
-    const float start = args.moments[2 * p], end = args.moments[2 * p + 1];
+void refuse_infinite_moments(const float* moments, int64_t cells) {
+  for (int64_t p = 0; p < cells; ++p) {
+    const float start = moments[2 * p], end = moments[2 * p + 1];
     MMN_CHECK(std::isfinite(start) && std::isfinite(end), "moments: expected finite seconds, got (", start, ", ", end,
               ") at row ", p);
   }
@@ -64,11 +68,32 @@ void sparse_max_pool_cpu(const SparseMaxPoolArgs& args, CpuIsa isa, int threads)
 
 void temporal_nms_cpu(const TemporalNmsArgs& args, CpuIsa isa, int threads) {
   refuse_nan_scores(args);
-  refuse_infinite_moments(args);
+  refuse_infinite_moments(args.moments, args.cells);
   const auto kernel = cpu_kernels(isa).temporal_nms_f32;
   const int64_t passes = std::min(args.top_k, args.cells);  // at most: suppression may leave nothing earlier
   parallel_for(args.queries, worthwhile_threads(threads, args.queries * args.cells * passes),
-               [&](int64_t first, int64_t last) { kernel(args, nms_scratch(args.cells), first, last); });
+               [&](int64_t first, int64_t last) { kernel(args, nms_scratch(args.cells, 1), first, last); });
+}
+
+void moment_scores_cpu(const MomentScoresArgs& args, CpuIsa isa, int threads) {
+  const auto kernel = cpu_kernels(isa).moment_scores_f32;
+  parallel_for(args.pairs.sentences, worthwhile_threads(threads, cells_worth(args.pairs)),
+               [&](int64_t first, int64_t last) { kernel(args, first, last); });
+}
+
+void score_moments_cpu(const ScoreMomentsArgs& args, CpuIsa isa, int threads) {
+  const MomentPairs& pairs = args.pairs;
+  refuse_infinite_moments(args.moments, pairs.proposals);
+  const auto kernel = cpu_kernels(isa).score_moments_f32;
+  std::atomic<int64_t> refused = -1;
+  parallel_for(pairs.sentences, worthwhile_threads(threads, cells_worth(pairs)), [&](int64_t first, int64_t last) {
+    const int64_t rows = std::min(kScoredAtOnce, last - first);
+    const int64_t found = kernel(args, nms_scratch(pairs.proposals, rows), first, last);
+    int64_t least = refused.load();
+    while (found >= 0 && (least < 0 || found < least) && !refused.compare_exchange_weak(least, found)) {
+    }
+  });
+  MMN_CHECK(refused < 0, "embeddings: expected no NaN score, got one for sentence ", refused.load());
 }
 
 }  // namespace mmn_fast

@@ -3,6 +3,7 @@
 
 #include "cpu/isa.h"
 #include "ops/moment_scores.h"
+#include "ops/score_moments.h"
 #include "ops/sparse_max_pool.h"
 #include "ops/temporal_nms.h"
 
@@ -15,5 +16,8 @@ void sparse_max_pool_cpu(const SparseMaxPoolArgs& args, CpuIsa isa, int threads)
 void temporal_nms_cpu(const TemporalNmsArgs& args, CpuIsa isa, int threads);
 
 void moment_scores_cpu(const MomentScoresArgs& args, CpuIsa isa, int threads);
+
+// Throws std::invalid_argument for a moment that is not finite, and for a NaN score, after which the outputs mean nothing.
+void score_moments_cpu(const ScoreMomentsArgs& args, CpuIsa isa, int threads);
 
 }  // namespace mmn_fast

@@ -98,6 +98,8 @@ CpuKernels cpu_kernels(CpuIsa isa) {
   fill(&CpuKernels::layer_norm_row_f32);
   fill(&CpuKernels::gelu_f32);
   fill(&CpuKernels::attend_f32);
+  fill(&CpuKernels::moment_scores_f32);
+  fill(&CpuKernels::score_moments_f32);
   // These no other row can stand in for.
   kernels.gemm_split_f32 = row(isa)->gemm_split_f32;
   kernels.gemm_complex_split_f32 = row(isa)->gemm_complex_split_f32;
@@ -110,7 +112,8 @@ std::map<std::string, CpuIsa> kernel_isas(CpuIsa isa) {
   return {{"sparse_max_pool", source_of(&CpuKernels::sparse_max_pool_f32, isa)},
           {"temporal_nms", source_of(&CpuKernels::temporal_nms_f32, isa)},
           {"proposal_conv", row(isa)->gemm_split_f32 != nullptr ? isa : gemm},
-          {"moment_scores", gemm},
+          {"moment_scores", source_of(&CpuKernels::moment_scores_f32, isa)},
+          {"score_moments", source_of(&CpuKernels::score_moments_f32, isa)},
           {"text_encoder", row(isa)->gemm_split_f32 != nullptr ? isa : gemm}};
 }
 

@@ -8,6 +8,8 @@
 #include "cpu/rows.h"
 #include "cpu/text.h"
 #include "cpu/tile_transform.h"
+#include "ops/moment_scores.h"
+#include "ops/score_moments.h"
 #include "ops/sparse_max_pool.h"
 #include "ops/temporal_nms.h"
 
@@ -21,6 +23,7 @@ struct TemporalNmsScratch {
   int64_t padded;
 };
 constexpr int64_t kScratchPad = 16;  // lanes of the widest vector
+constexpr int64_t kScoredAtOnce = 32;  // sentences whose keys score_moments holds: `keys` then has as many rows
 
 // One function per op: it handles items [first, last) on the calling thread. nullptr where an instruction set brings no
 // code of its own for the op.
@@ -45,6 +48,10 @@ struct CpuKernels {
   void (*layer_norm_row_f32)(const float* row, const float* added, const LayerNormArgs& norm, float* out);
   void (*gelu_f32)(float* data, int64_t count);
   void (*attend_f32)(const AttentionArgs& args, float* scratch, int64_t first_item, int64_t last_item);
+  // Every row above generic may lack these again.
+  void (*moment_scores_f32)(const MomentScoresArgs& args, int64_t first_sentence, int64_t last_sentence);
+  int64_t (*score_moments_f32)(const ScoreMomentsArgs& args, const TemporalNmsScratch& scratch, int64_t first_sentence,
+                               int64_t last_sentence);
 };
 
 namespace isa_generic {

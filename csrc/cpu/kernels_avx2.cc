@@ -44,6 +44,12 @@ struct Vec {
   static F fnma(F a, F b, F c) { return _mm256_fnmadd_ps(a, b, c); }  // c - a * b
   static F sub(F a, F b) { return _mm256_sub_ps(a, b); }
   static F div(F a, F b) { return _mm256_div_ps(a, b); }
+  static F sqrt(F a) { return _mm256_sqrt_ps(a); }
+  static float sum(F a) {
+    const __m128 four = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+    const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+  }
   static F min(F a, F b) { return _mm256_min_ps(a, b); }
   static F max(F a, F b) { return _mm256_max_ps(a, b); }
   static F max_or_nan(F a, F b) { return _mm256_blendv_ps(max(a, b), a, _mm256_cmp_ps(a, a, _CMP_UNORD_Q)); }
@@ -63,12 +69,14 @@ struct Vec {
 #include "cpu/sparse_max_pool-inl.h"
 #include "cpu/temporal_nms-inl.h"
 #include "cpu/text-inl.h"
+#include "cpu/moment_scores-inl.h"  // uses the one above
 #include "cpu/tile_transform-inl.h"
 
 namespace mmn_fast::MMN_ISA {
 const CpuKernels kernels = {
     sparse_max_pool_f32, temporal_nms_f32, kTileColumns,    gemm_f32,     gemm_complex_f32,  tile_forward_f32,
     tile_inverse_f32,    start_rows_f32,   finish_rows_f32, max_rows_f32, normalize_row_f32,
-    nullptr,             nullptr,          layer_norm_row_f32, gelu_f32, attend_f32,
+    nullptr,             nullptr,          layer_norm_row_f32, gelu_f32, attend_f32,      moment_scores_f32,
+    score_moments_f32,
 };
 }

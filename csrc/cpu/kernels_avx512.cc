@@ -46,6 +46,14 @@ struct Vec {
   static F fnma(F a, F b, F c) { return _mm512_fnmadd_ps(a, b, c); }  // c - a * b
   static F sub(F a, F b) { return _mm512_sub_ps(a, b); }
   static F div(F a, F b) { return _mm512_div_ps(a, b); }
+  static F sqrt(F a) { return _mm512_sqrt_ps(a); }
+  static float sum(F a) {
+    // With a full mask, since GCC 12 warns about its own plain forms of these (GCC bug 105593).
+    const __m256 eight = _mm256_add_ps(_mm512_maskz_extractf32x8_ps(0xff, a, 0), _mm512_maskz_extractf32x8_ps(0xff, a, 1));
+    const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+    const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+  }
   static F min(F a, F b) { return _mm512_min_ps(a, b); }
   static F max(F a, F b) { return _mm512_max_ps(a, b); }
   static F max_or_nan(F a, F b) { return select(_mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q), a, max(a, b)); }
@@ -65,12 +73,14 @@ struct Vec {
 #include "cpu/sparse_max_pool-inl.h"
 #include "cpu/temporal_nms-inl.h"
 #include "cpu/text-inl.h"
+#include "cpu/moment_scores-inl.h"  // uses the one above
 #include "cpu/tile_transform-inl.h"
 
 namespace mmn_fast::MMN_ISA {
 const CpuKernels kernels = {
     sparse_max_pool_f32, temporal_nms_f32, kTileColumns,    gemm_f32,     gemm_complex_f32,  tile_forward_f32,
     tile_inverse_f32,    start_rows_f32,   finish_rows_f32, max_rows_f32, normalize_row_f32,
-    nullptr,             nullptr,          layer_norm_row_f32, gelu_f32, attend_f32,
+    nullptr,             nullptr,          layer_norm_row_f32, gelu_f32, attend_f32,      moment_scores_f32,
+    score_moments_f32,
 };
 }

@@ -39,6 +39,10 @@ struct Vec {
   static F fnma(F a, F b, F c) { return c - a * b; }
   static F sub(F a, F b) { return a - b; }
   static F div(F a, F b) { return a / b; }
+  static F sqrt(F a) {
+    return F{__builtin_sqrtf(a[0]), __builtin_sqrtf(a[1]), __builtin_sqrtf(a[2]), __builtin_sqrtf(a[3])};
+  }
+  static float sum(F a) { return (a[0] + a[2]) + (a[1] + a[3]); }
   static F min(F a, F b) { return a < b ? a : b; }  // as MINPS and MAXPS: b if either is NaN, b of two equals
   static F max(F a, F b) { return a > b ? a : b; }
   static F max_or_nan(F a, F b) { return a != a ? a : max(a, b); }
@@ -58,12 +62,14 @@ struct Vec {
 #include "cpu/sparse_max_pool-inl.h"
 #include "cpu/temporal_nms-inl.h"
 #include "cpu/text-inl.h"
+#include "cpu/moment_scores-inl.h"  // uses the one above
 #include "cpu/tile_transform-inl.h"
 
 namespace mmn_fast::MMN_ISA {
 const CpuKernels kernels = {
     sparse_max_pool_f32, temporal_nms_f32, kTileColumns,    gemm_f32,     gemm_complex_f32,  tile_forward_f32,
     tile_inverse_f32,    start_rows_f32,   finish_rows_f32, max_rows_f32, normalize_row_f32,
-    nullptr,             nullptr,          layer_norm_row_f32, gelu_f32, attend_f32,
+    nullptr,             nullptr,          layer_norm_row_f32, gelu_f32, attend_f32,      moment_scores_f32,
+    score_moments_f32,
 };
 }

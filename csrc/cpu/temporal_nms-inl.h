@@ -58,23 +58,37 @@ Best drop_overlapping_and_find_best(const TemporalNmsScratch& scratch, float sta
   return best;
 }
 
+float score_of(int32_t key) {
+  const int32_t bits = key ^ ((key >> 31) & INT32_MAX);
+  float score;
+  __builtin_memcpy(&score, &bits, sizeof score);
+  return score;
+}
+
+// The greedy choice from keys, starts and ends that are in place: cells [top_k], and their scores where wanted.
+void keep_best(const TemporalNmsScratch& scratch, float iou_threshold, int64_t top_k, int32_t* cells, float* scores) {
+  // Nothing is kept yet: no IoU exceeds infinity.
+  Best best = drop_overlapping_and_find_best(scratch, 0.0f, 0.0f, __builtin_inff());
+  int64_t k = 0;
+  while (best.key != kGone) {
+    if (scores != nullptr) scores[k] = score_of(best.key);
+    cells[k++] = best.cell;
+    if (k == top_k) break;
+    scratch.keys[best.cell] = kGone;  // by hand: its IoU with itself is 1, or NaN if empty, and need not exceed
+    best = drop_overlapping_and_find_best(scratch, scratch.starts[best.cell], scratch.ends[best.cell], iou_threshold);
+  }
+  for (; k < top_k; ++k) {
+    cells[k] = -1;
+    if (scores != nullptr) scores[k] = 0.0f;
+  }
+}
+
 void temporal_nms_f32(const TemporalNmsArgs& args, const TemporalNmsScratch& scratch, int64_t first_query,
                       int64_t last_query) {
   split_moments(args.moments, args.cells, scratch);
   for (int64_t q = first_query; q < last_query; ++q) {
-    int32_t* out = args.out + q * args.top_k;
     fill_keys(args.scores + q * args.cells, args.cells, scratch.keys, scratch.padded);
-    // Nothing is kept yet: no IoU exceeds infinity.
-    Best best = drop_overlapping_and_find_best(scratch, 0.0f, 0.0f, __builtin_inff());
-    int64_t k = 0;
-    while (best.key != kGone) {
-      out[k++] = best.cell;
-      if (k == args.top_k) break;
-      scratch.keys[best.cell] = kGone;  // by hand: its IoU with itself is 1, or NaN if empty, and need not exceed
-      best = drop_overlapping_and_find_best(scratch, scratch.starts[best.cell], scratch.ends[best.cell],
-                                            args.iou_threshold);
-    }
-    for (; k < args.top_k; ++k) out[k] = -1;
+    keep_best(scratch, args.iou_threshold, args.top_k, args.out + q * args.top_k, nullptr);
   }
 }
 

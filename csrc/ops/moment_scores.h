@@ -3,7 +3,7 @@
 //   contrastive[s, p] = <text_contrastive[s], video_contrastive[p]>
 //   iou[s, p]         = 1 / (1 + exp(-10 <text_iou[s], video_iou[p]>))
 //
-// - Each dot product is one chain over j = 0..J-1: a score depends on nothing else in the call.
+// - A score depends on its own two vectors and the instruction set alone: neither on the rest of the call nor on threads.
 // - No output overlaps an input. S, P = 0 is valid and touches nothing.
 #pragma once
 
@@ -11,11 +11,16 @@
 
 namespace mmn_fast {
 
-struct MomentScoresArgs {
+// What is compared, all unit vectors over J.
+struct MomentPairs {
   const float *video_contrastive, *video_iou;  // [proposals, joint]
   const float *text_contrastive, *text_iou;    // [sentences, joint]
-  float *contrastive, *iou;                    // [sentences, proposals]
   int64_t proposals, sentences, joint;
+};
+
+struct MomentScoresArgs {
+  MomentPairs pairs;
+  float *contrastive, *iou;  // [sentences, proposals]
 };
 
 }  // namespace mmn_fast

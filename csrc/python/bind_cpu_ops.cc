@@ -2,6 +2,7 @@
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 
+#include <cmath>
 #include <optional>
 #include <string>
 #include <vector>
@@ -62,35 +63,73 @@ void temporal_nms(const py::array& scores, const py::array& moments, double iou_
   temporal_nms_cpu(args, chosen, threads);
 }
 
-void moment_scores(const py::array& video_contrastive, const py::array& video_iou, const py::array& text_contrastive,
-                   const py::array& text_iou, py::array& contrastive, py::array& iou, int threads,
-                   const std::optional<std::string>& isa) {
+MomentPairs check_pairs(const py::array& video_contrastive, const py::array& video_iou,
+                        const py::array& text_contrastive, const py::array& text_iou) {
   check_array<float>(video_contrastive, "video_contrastive", "float32 [P, J]", 2);
   check_array<float>(text_contrastive, "text_contrastive", "float32 [S, J]", 2);
   check_array<float>(video_iou, "video_iou", "float32 [P, J]", 2);
   check_array<float>(text_iou, "text_iou", "float32 [S, J]", 2);
-  check_array<float>(contrastive, "contrastive", "float32 [S, P]", 2, true);
-  check_array<float>(iou, "iou", "float32 [S, P]", 2, true);
   const py::ssize_t P = video_contrastive.shape(0), J = video_contrastive.shape(1), S = text_contrastive.shape(0);
   check_shape(video_iou, "video_iou", "float32", {P, J});
   check_shape(text_contrastive, "text_contrastive", "float32", {S, J});
   check_shape(text_iou, "text_iou", "float32", {S, J});
+  return {static_cast<const float*>(video_contrastive.data()),
+          static_cast<const float*>(video_iou.data()),
+          static_cast<const float*>(text_contrastive.data()),
+          static_cast<const float*>(text_iou.data()),
+          P,
+          S,
+          J};
+}
+
+void moment_scores(const py::array& video_contrastive, const py::array& video_iou, const py::array& text_contrastive,
+                   const py::array& text_iou, py::array& contrastive, py::array& iou, int threads,
+                   const std::optional<std::string>& isa) {
+  const MomentPairs pairs = check_pairs(video_contrastive, video_iou, text_contrastive, text_iou);
+  const py::ssize_t S = pairs.sentences, P = pairs.proposals;
+  check_array<float>(contrastive, "contrastive", "float32 [S, P]", 2, true);
+  check_array<float>(iou, "iou", "float32 [S, P]", 2, true);
   check_shape(contrastive, "contrastive", "float32", {S, P});
   check_shape(iou, "iou", "float32", {S, P});
   check_disjoint(contrastive, iou, "iou");
   check_threads(threads);
   const CpuIsa chosen = isa_of(isa);
-  const MomentScoresArgs args = {static_cast<const float*>(video_contrastive.data()),
-                                 static_cast<const float*>(video_iou.data()),
-                                 static_cast<const float*>(text_contrastive.data()),
-                                 static_cast<const float*>(text_iou.data()),
-                                 static_cast<float*>(contrastive.mutable_data()),
-                                 static_cast<float*>(iou.mutable_data()),
-                                 P,
-                                 S,
-                                 J};
+  const MomentScoresArgs args = {pairs, static_cast<float*>(contrastive.mutable_data()),
+                                 static_cast<float*>(iou.mutable_data())};
   py::gil_scoped_release released;
   moment_scores_cpu(args, chosen, threads);
+}
+
+void score_moments(const py::array& video_contrastive, const py::array& video_iou, const py::array& text_contrastive,
+                   const py::array& text_iou, const py::array& moments, const std::string& fusion, double power,
+                   double iou_threshold, int64_t top_k, py::array& cells, py::array& scores, int threads,
+                   const std::optional<std::string>& isa) {
+  const MomentPairs pairs = check_pairs(video_contrastive, video_iou, text_contrastive, text_iou);
+  const py::ssize_t S = pairs.sentences, P = pairs.proposals;
+  MMN_CHECK(P < INT32_MAX - kScratchPad, "video_contrastive: expected fewer than 2^31 - 16 proposals, got ", P);
+  check_array<float>(moments, "moments", "float32 [P, 2]", 2);
+  check_shape(moments, "moments", "float32", {P, 2});
+  MMN_CHECK(fusion == "power" || fusion == "product", "fusion: expected power or product, got '", fusion, "'");
+  MMN_CHECK(std::isfinite(power), "power: expected a finite number, got ", power);
+  MMN_CHECK(iou_threshold >= 0.0 && iou_threshold <= 1.0, "iou_threshold: expected 0 to 1, got ", iou_threshold);
+  MMN_CHECK(top_k >= 1, "top_k: expected at least 1, got ", top_k);
+  check_array<int32_t>(cells, "cells", "int32 [S, top_k]", 2, true);
+  check_array<float>(scores, "scores", "float32 [S, top_k]", 2, true);
+  check_shape(cells, "cells", "int32", {S, top_k});
+  check_shape(scores, "scores", "float32", {S, top_k});
+  check_disjoint(cells, scores, "scores");
+  check_threads(threads);
+  const CpuIsa chosen = isa_of(isa);
+  const ScoreMomentsArgs args = {pairs,
+                                 static_cast<const float*>(moments.data()),
+                                 fusion == "product" ? ScoreFusion::kProduct : ScoreFusion::kPower,
+                                 static_cast<float>(power),
+                                 static_cast<float>(iou_threshold),
+                                 top_k,
+                                 static_cast<int32_t*>(cells.mutable_data()),
+                                 static_cast<float*>(scores.mutable_data())};
+  py::gil_scoped_release released;
+  score_moments_cpu(args, chosen, threads);
 }
 
 }  // namespace
@@ -124,6 +163,11 @@ void register_cpu_ops(py::module_& m) {
         py::arg("text_contrastive").noconvert(), py::arg("text_iou").noconvert(), py::arg("contrastive").noconvert(),
         py::arg("iou").noconvert(), py::arg("threads"), py::arg("isa") = py::none(),
         "Fills contrastive and iou [S, P] from video [P, J] and text [S, J]; see csrc/ops/moment_scores.h.");
+  m.def("score_moments", &score_moments, py::arg("video_contrastive").noconvert(), py::arg("video_iou").noconvert(),
+        py::arg("text_contrastive").noconvert(), py::arg("text_iou").noconvert(), py::arg("moments").noconvert(),
+        py::arg("fusion"), py::arg("power"), py::arg("iou_threshold"), py::arg("top_k"), py::arg("cells").noconvert(),
+        py::arg("scores").noconvert(), py::arg("threads"), py::arg("isa") = py::none(),
+        "Fills cells and scores [S, top_k] from embeddings and moments [P, 2]; see csrc/ops/score_moments.h.");
 }
 
 }  // namespace mmn_fast

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from mmn_fast.backends.base import NO_OPTIONS, Backend, Branches
+from mmn_fast.backends.base import NO_OPTIONS, Backend, Branches, Selection
 from mmn_fast.checkpoint import LoadedModel, State
 from mmn_fast.geometry import ProposalPlan, plan_for, proposal_diagonals
 from mmn_fast.kernels import native
@@ -106,6 +106,21 @@ class NativeBackend(Backend):
     def score(self, video: Branches, text: Branches) -> Branches:
         arrays = [np.ascontiguousarray(array) for array in (*video, *text)]
         return native.moment_scores(arrays[0], arrays[1], arrays[2], arrays[3], self.threads)
+
+    def score_moments(self, video: Branches, text: Branches, moments: FloatArray, top_k: int) -> Selection:
+        arrays = [np.ascontiguousarray(array) for array in (*video, *text)]
+        return native.score_moments(
+            arrays[0],
+            arrays[1],
+            arrays[2],
+            arrays[3],
+            moments,
+            fusion=self.preset.score_fusion,
+            power=self.preset.score_power,
+            iou_threshold=self.preset.nms_iou,
+            top_k=top_k,
+            threads=self.threads,
+        )
 
     def info(self) -> dict[str, Any]:
         return {

@@ -41,8 +41,10 @@ __all__ = [
     "has_cuda_device",
     "moment_scores",
     "num_threads",
+    "score_moments",
     "sparse_max_pool",
     "temporal_nms",
+    "usable_cores",
 ]
 
 
@@ -52,9 +54,13 @@ def num_threads(threads: int | None = None) -> int:
     Raises:
         InputError: It is no whole number from 1 to 4096.
     """
+    return requested_threads(threads) or usable_cores()
+
+
+def usable_cores() -> int:
+    """The cores that this process may run on."""
     # Not os.cpu_count(): a container or taskset may grant fewer. macOS has no affinity.
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return requested_threads(threads) or cores
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def has_cuda_device() -> bool:
@@ -169,6 +175,77 @@ def moment_scores(
     contrastive, iou = np.empty(shape, np.float32), np.empty(shape, np.float32)
     _C.moment_scores(video_contrastive, video_iou, text_contrastive, text_iou, contrastive, iou, num_threads(threads))
     return contrastive, iou
+
+
+def score_moments(
+    video_contrastive: Float32,
+    video_iou: Float32,
+    text_contrastive: Float32,
+    text_iou: Float32,
+    moments: Float32,
+    *,
+    fusion: str,
+    power: float,
+    iou_threshold: float,
+    top_k: int,
+    threads: int | None = None,
+) -> tuple[Int32, Float32]:
+    """Choose every sentence's best moments in one video: `moment_scores`, fusion and `temporal_nms` in one pass.
+
+    Nothing of size S x P is held: memory beside the outputs is 128 P bytes per thread, whatever S.
+
+    Equivalent to:
+        c, u = moment_scores(video_contrastive, video_iou, text_contrastive, text_iou)
+        fused = c * u if fusion == "product" else np.maximum(0.5 * c + 0.5, 0) ** power * u
+        cells = temporal_nms(fused, moments, iou_threshold, top_k)
+        cells, np.where(cells >= 0, np.take_along_axis(fused, cells, 1), 0)
+
+    Args:
+        video_contrastive: float32 [P, J], unit norm, C-contiguous.
+        video_iou: float32 [P, J], unit norm.
+        text_contrastive: float32 [S, J], unit norm.
+        text_iou: float32 [S, J], unit norm.
+        moments: Start and end of every proposal, float32 [P, 2], finite seconds.
+        fusion: "power" or "product".
+        power: Exponent of the power fusion, finite. 0.5 is a correctly rounded root; any other within
+            (2 + |power ln(base)|) 2^-23 of its value.
+        iou_threshold: A moment goes if its IoU with a better one is strictly greater, 0 to 1.
+        top_k: At least 1; may exceed P.
+        threads: See `num_threads`. The result does not depend on it.
+
+    Returns:
+        int32 [S, top_k]: proposals, best first (of equal scores, the lower index first), then -1; and their fused
+        scores, float32 [S, top_k], then 0. A row depends on nothing else in the call.
+
+    Raises:
+        TypeError: An argument is no array, or of another dtype.
+        ValueError: A shape, layout or value differs from the above; a score is NaN; or MMN_FAST_CPU_ISA cannot be used.
+    """
+    _require_arrays(
+        video_contrastive=video_contrastive,
+        video_iou=video_iou,
+        text_contrastive=text_contrastive,
+        text_iou=text_iou,
+        moments=moments,
+    )
+    top_k = _require_top_k(top_k)
+    shape = (*text_contrastive.shape[:1], top_k)
+    cells, scores = np.empty(shape, np.int32), np.empty(shape, np.float32)
+    _C.score_moments(
+        video_contrastive,
+        video_iou,
+        text_contrastive,
+        text_iou,
+        moments,
+        fusion,
+        power,
+        iou_threshold,
+        top_k,
+        cells,
+        scores,
+        num_threads(threads),
+    )
+    return cells, scores
 
 
 def cuda_sparse_max_pool(clips: torch.Tensor, mask: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:

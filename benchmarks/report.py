@@ -1,0 +1,125 @@
+"""The README's results table, from the lines in results/: the latest clean line of each measurement, per processor.
+
+    python -m benchmarks.report [--write]
+
+Prints the table with each line's age in days; with --write puts it into README.md between its two markers. A line from
+a changed working tree is never shown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterable, Mapping
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from benchmarks.timing import RESULTS, ROOT
+from mmn_fast.presets import PRESETS
+
+README = ROOT / "README.md"
+BEGIN = "<!-- results: made by `python -m benchmarks.report --write` -->"
+END = "<!-- results: end -->"
+HEADER = (
+    "| processor | preset | stage | what | threads | median ms (p20-p80) | over its peers in the same run | max error"
+    " | commit, day |"
+)
+Line = Mapping[str, Any]
+
+
+def read_lines(folder: Path = RESULTS) -> list[Line]:
+    """Every recorded line, in the order of the files' names and then as recorded."""
+    return [json.loads(text) for path in sorted(folder.glob("*.jsonl")) for text in path.read_text().splitlines()]
+
+
+def latest(lines: Iterable[Line]) -> list[Line]:
+    """The latest clean line per measurement: processor, ISA, benchmark, preset, stage, sizes, threads, precision."""
+    kept: dict[tuple[str, ...], Line] = {}
+    for line in sorted(lines, key=lambda line: str(line["time"])):
+        if not line["dirty"] and any(_is_ours(name) for name in line["timings"]):
+            facts = (line.get(name, "") for name in ("stage", "batch", "sentences", "threads", "precision", "cpu_isa"))
+            kept[(line["cpu"], line["benchmark"], _preset(line), *map(str, facts))] = line
+    return [line for _, line in sorted(kept.items())]
+
+
+def rows(line: Line) -> list[str]:
+    """A row per candidate of ours, beside its peers."""
+    timings, found = line["timings"], []
+    for name, timing in timings.items():
+        if not _is_ours(name):
+            continue
+        # Lines of one precision each call ours plainly "mmn_fast".
+        what = name if " " in name or "precision" not in line else f"{name} {line['precision']}"
+        what += f", batch {line['batch']}" if "batch" in line else ""
+        what += f", {line['sentences']} sentences" if "sentences" in line else ""
+        peers = [
+            f"{peer} {timings[peer]['median_ms'] / timing['median_ms']:.1f}x" for peer in timings if not _is_ours(peer)
+        ]
+        error = line.get("errors", {}).get(name, line["max_error"])
+        cells = [
+            f"{line['cpu']}, {line['cpu_isa']}",
+            _preset(line),
+            line.get("stage", line["benchmark"].removeprefix("bench_")),
+            what,
+            str(line["threads"]),
+            f"{_ms(timing['median_ms'])} ({_ms(timing['p20_ms'])}-{_ms(timing['p80_ms'])})",
+            ", ".join(peers) or "-",
+            f"{error:.1e}",
+            f"`{line['commit'][:8]}`, {line['time'][:10]}",
+        ]
+        found.append("| " + " | ".join(cells) + " |")
+    return found
+
+
+def table(lines: Iterable[Line]) -> str:
+    """The table in Markdown; a sentence where there is no clean line."""
+    body = [row for line in latest(lines) for row in rows(line)]
+    if not body:
+        return "No clean line has been recorded yet."
+    return "\n".join([HEADER, "| " + " | ".join(["---"] * HEADER.count(" | ")) + " | --- |", *body])
+
+
+def section(readme: str, lines: Iterable[Line]) -> str:
+    """The README with the table between its markers.
+
+    Raises:
+        ValueError: the markers are not there once each, in order.
+    """
+    before, begin, rest = readme.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end or BEGIN in rest or END in after:
+        raise ValueError(f"README.md: expected {BEGIN} and then {END}, once each")
+    return f"{before}{BEGIN}\n\n{table(lines)}\n\n{END}{after}"
+
+
+def _is_ours(name: str) -> bool:
+    return name.startswith("mmn_fast")
+
+
+def _ms(value: float) -> str:
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _preset(line: Line) -> str:
+    """The preset's name; lines that ran a full-size golden case name that, such as "charades_full"."""
+    name = str(line["preset"])
+    start = name.removesuffix("_full")
+    return next((preset for preset in PRESETS if preset.replace("-", "").startswith(start.replace("-", ""))), name)
+
+
+def main() -> None:
+    """Print the table with ages, and write it where asked."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--write", action="store_true", help="put the table into README.md")
+    options = parser.parse_args()
+    lines, now = read_lines(), datetime.now(timezone.utc)
+    for line in latest(lines):
+        age = now - datetime.fromisoformat(line["time"].replace("Z", "+00:00"))
+        print(*(f"{row} {age.days} days old" for row in rows(line)), sep="\n")
+    if options.write:
+        README.write_text(section(README.read_text(), lines))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,206 @@
+"""The latency of a loaded model's stages on this machine, by backend, precision and batch: `mmn-fast bench`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+
+from mmn_fast.backends.registry import available_backends
+from mmn_fast.benchmarking.timing import machine
+from mmn_fast.benchmarking.turns import Arrays, Call, Candidate, take_turns
+from mmn_fast.engine import PRECISIONS, Engine, load
+from mmn_fast.presets import Preset
+from mmn_fast.types import BackendUnavailable, InputError, Video
+
+REFERENCE = ("torch", "fp32")
+TOP_K = 5
+DURATION_S = 60.0
+_WORDS = "a the person opens closes door window then walks to picks up puts down cup book red box while another sits"
+_CAPTION = (
+    "ratio: torch fp32's median over this one; peak: MiB of the candidate's own process so far, libraries included;"
+    " error: largest difference from torch fp32"
+)
+
+
+@dataclass(frozen=True)
+class BenchOptions:
+    """What to measure.
+
+    Attributes:
+        load: arguments of `mmn_fast.load` beside backend and precision.
+        backends: names, or empty for all that can run here. Then the reference takes part in fp32 alone: in any other
+            precision it rounds operands and multiplies in float32, a yardstick that is slower than fp32.
+        precisions: names.
+        batches: videos per call of encode_video.
+        sentences: sentences per call of encode_text and score.
+        repeats: timed calls of each.
+        limit_s: begin no further round of a stage after so many seconds.
+    """
+
+    load: Mapping[str, Any]
+    backends: Sequence[str] = ()
+    precisions: Sequence[str] = ("fp32", "bf16")
+    batches: Sequence[int] = (1, 16)
+    sentences: int = 32
+    repeats: int = 9
+    limit_s: float = 60.0
+
+    def __post_init__(self) -> None:
+        for precision in self.precisions:
+            if precision not in PRECISIONS:
+                raise InputError(f"precision: expected one of {', '.join(PRECISIONS)}, got {precision!r}")
+        for name, values in (("batch", self.batches), ("sentences", [self.sentences]), ("repeats", [self.repeats])):
+            for value in values:
+                if value < 1:
+                    raise InputError(f"{name}: expected at least 1, got {value}")
+
+
+def bench_model(options: BenchOptions, on_event: Callable[[str], object] = lambda event: None) -> dict[str, Any]:
+    """Measure a model's stages beside the reference's, in turn, each backend and precision in a process of its own.
+
+    Features are random and seeded, sentences made of common words: the time does not depend on what they say. Stages
+    are the engine's own calls, checks and hashing included: `encode_video` of each batch, `encode_text` and `score` of
+    all sentences on one video, top 5.
+
+    Args:
+        options: what to measure.
+        on_event: told what starts.
+
+    Returns:
+        `machine`, `model` (source, preset, proposals), `unavailable` (why a backend and precision does not run here)
+        and `rows`: stage, batch, backend, precision, median_ms, p20_ms, p80_ms, repeats, ratio (the reference's median
+        over this one), peak_mib and max_error against the reference, or failure.
+
+    Raises:
+        InputError: the model or an option cannot be used.
+        BackendUnavailable: nothing that was asked for can run here.
+    """
+    chosen, unavailable = _choose(options, str(options.load.get("device", "auto")))
+    engine = load(**options.load, backend=REFERENCE[0], precision=REFERENCE[1])  # refuses a bad model before any work
+    stages = [f"encode_video {batch}" for batch in options.batches]
+    stages += [f"encode_text {options.sentences}", f"score {options.sentences}"]
+    candidates = [
+        Candidate(f"{backend} {precision}", make_stages, (dict(options.load), backend, precision, stages))
+        for backend, precision in chosen
+    ]
+    found = take_turns(candidates, stages, options.repeats, limit_s=options.limit_s, on_event=on_event)
+    rows = []
+    for stage, measured in found.items():
+        reference = measured[candidates[0].name].timing
+        for (backend, precision), result in zip(chosen, measured.values(), strict=True):
+            name, _, batch = stage.partition(" ")
+            row = {"stage": name, "batch": int(batch), "backend": backend, "precision": precision}
+            if result.timing is None:
+                rows.append({**row, "failure": result.failure})
+                continue
+            ratio = None if reference is None else reference.median_ms / result.timing.median_ms
+            facts = {"ratio": ratio, "peak_mib": result.peak_mib, "max_error": result.max_error}
+            rows.append({**row, **asdict(result.timing), **facts})
+    info = engine.info()
+    return {
+        "machine": machine(),
+        "model": {name: info[name] for name in ("model", "preset", "proposals")},
+        "threads": options.load.get("threads"),
+        "unavailable": unavailable,
+        "rows": rows,
+    }
+
+
+def table(report: Mapping[str, Any]) -> Table:
+    """The rows of `bench_model` as a table."""
+    machine, model = report["machine"], report["model"]
+    failures: dict[str, str] = dict(report["unavailable"])
+    found = Table(
+        title=f"{model['model']}, preset {model['preset']}, {machine['cpu']}, {machine['cores']} cores,"
+        f" {machine['cpu_isa']}",
+    )
+    for name in ("stage", "batch", "backend", "median ms", "p20", "p80", "ratio", "peak", "error"):
+        found.add_column(name, justify="left" if name in ("stage", "backend") else "right")
+    for row in report["rows"]:
+        start = (row["stage"], str(row["batch"]), f"{row['backend']} {row['precision']}")
+        if "failure" in row:
+            found.add_row(*start, "-")
+            failures[start[-1]] = row["failure"]
+            continue
+        ratio = "-" if row["ratio"] is None else f"{row['ratio']:.2f}"
+        times = (f"{row[name]:.3f}" for name in ("median_ms", "p20_ms", "p80_ms"))
+        error = "-" if row["max_error"] is None else f"{row['max_error']:.1e}"
+        found.add_row(*start, *times, ratio, f"{row['peak_mib']:.0f}", error)
+    found.caption = "\n".join([_CAPTION, *(f"{name}: {reason}" for name, reason in failures.items())])
+    return found
+
+
+def make_stages(arguments: Mapping[str, Any], backend: str, precision: str, stages: Sequence[str]) -> dict[str, Call]:
+    """An engine's calls by stage, such as "encode_video 16"; for `Candidate`."""
+    engine = load(**arguments, backend=backend, precision=precision)
+    return {stage: _call(engine, *stage.split(" ")) for stage in stages}
+
+
+def random_videos(preset: Preset, count: int) -> list[Video]:
+    """Videos of as many features as the preset has pre-clips, the same ones on every call."""
+    rng = np.random.default_rng(0)
+    shape = (preset.num_pre_clips, preset.input_size)
+    return [Video(np.abs(rng.standard_normal(shape, np.float32)), DURATION_S, f"{n}") for n in range(count)]
+
+
+def made_sentences(count: int) -> list[str]:
+    """Sentences of 4 to 15 common words, the same ones on every call."""
+    rng = np.random.default_rng(0)
+    return [" ".join(rng.choice(_WORDS.split(), rng.integers(4, 16))) + "." for _ in range(count)]
+
+
+def _call(engine: Engine, stage: str, size: str) -> Call:
+    count = int(size)
+    if stage == "encode_video":
+        videos = random_videos(engine.preset, count)
+
+        def encode_video() -> Arrays:
+            embedded = engine.encode_video(videos)
+            return embedded.contrastive, embedded.iou
+
+        return encode_video
+    sentences = made_sentences(count)
+    if stage == "encode_text":
+
+        def encode_text() -> Arrays:
+            embedded = engine.encode_text(sentences)
+            return embedded.contrastive, embedded.iou
+
+        return encode_text
+    video, text = engine.encode_video(random_videos(engine.preset, 1)), engine.encode_text(sentences)
+
+    def score() -> Arrays:
+        """The scores in order: two moments that tie may change places."""
+        (result,) = engine.score(video, text, top_k=TOP_K)
+        scores = np.zeros((count, TOP_K), np.float32)
+        for row, moments in zip(scores, result, strict=True):
+            row[: len(moments)] = [moment.score for moment in moments]
+        return (scores,)
+
+    return score
+
+
+def _choose(options: BenchOptions, device: str) -> tuple[list[tuple[str, str]], dict[str, str]]:
+    """The pairs to measure, the reference first, and why the others that were asked for do not run here."""
+    chosen, unavailable, runs = [REFERENCE], {}, False
+    for precision in options.precisions:
+        reasons = available_backends(device, precision)
+        for backend in options.backends or reasons:
+            if not options.backends and backend == REFERENCE[0] and precision != REFERENCE[1]:
+                continue
+            if backend not in reasons:
+                raise InputError(f"backend: expected one of {', '.join(reasons)}, got {backend!r}")
+            reason = reasons[backend]
+            if reason is not None:
+                unavailable[f"{backend} {precision}"] = reason
+                continue
+            runs = True
+            if (backend, precision) not in chosen:
+                chosen.append((backend, precision))
+    if not runs:
+        raise BackendUnavailable("; ".join(f"backend {pair}: {reason}" for pair, reason in unavailable.items()))
+    return chosen, unavailable

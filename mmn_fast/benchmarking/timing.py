@@ -1,0 +1,90 @@
+"""Timings, and what machine they are of."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Milliseconds of one candidate: median, 20th and 80th percentile over `repeats` rounds."""
+
+    median_ms: float
+    p20_ms: float
+    p80_ms: float
+    repeats: int
+
+    @classmethod
+    def of(cls, seconds: Sequence[float]) -> Timing:
+        """The timing of some rounds, at least one."""
+        median, p20, p80 = (float(ms) for ms in np.percentile(np.array(seconds) * 1e3, (50, 20, 80)))
+        return cls(median, p20, p80, len(seconds))
+
+
+def alternate(candidates: Mapping[str, Callable[[], object]], repeats: int, warmup: int = 2) -> dict[str, Timing]:
+    """Time candidates of this process in turn, so that a slow spell of the machine meets them all.
+
+    Args:
+        candidates: what to call, by name.
+        repeats: timed calls of each, at least 1.
+        warmup: calls of each before that.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in candidates}
+    for number in range(warmup + repeats):
+        for name, call in candidates.items():
+            start = time.perf_counter()
+            call()
+            if number >= warmup:
+                seconds[name].append(time.perf_counter() - start)
+    return {name: Timing.of(taken) for name, taken in seconds.items()}
+
+
+def machine() -> dict[str, Any]:
+    """The time, the processor and the versions that a figure is of."""
+    import torch
+
+    from mmn_fast.kernels import native
+    from mmn_fast.version import __version__
+
+    return {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "cpu": _cpu_name(),
+        "cores": native.usable_cores(),
+        "cpu_isa": native.cpu_isa(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "mmn_fast": __version__,
+    }
+
+
+def peak_memory_mib() -> float:
+    """The most memory that this process has held at a time, in MiB (resident, Python and its libraries included)."""
+    try:
+        # Not getrusage: on Linux a new process starts with the peak of the one that started it.
+        status = Path(f"/proc/{os.getpid()}/status").read_text()
+    except OSError:
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # in bytes where there is no /proc (macOS)
+    return int(re.findall(r"^VmHWM:\s*(\d+) kB$", status, re.MULTILINE)[0]) / 2**10
+
+
+def _cpu_name() -> str:
+    """Name of the processor and its family and model, which virtual machines leave when they hide the name."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return platform.processor() or platform.machine()
+    fields = dict(re.findall(r"^(model name|cpu family|model)\s*: (.*)$", text, re.MULTILINE))
+    if not fields:
+        return platform.machine()
+    return f"{fields.get('model name', '?')} family {fields.get('cpu family', '?')} model {fields.get('model', '?')}"

@@ -1,0 +1,189 @@
+"""Candidates take turns and fail alone; `mmn-fast bench`; the README's table is what report.py makes of the results."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks import report
+from mmn_fast.benchmarking.timing import Timing, alternate
+from mmn_fast.benchmarking.turns import Call, Candidate, take_turns
+from mmn_fast.types import BackendUnavailable
+from tests.tolerances import TOLERANCES
+
+
+def make_toy(log: Path, name: str, value: float) -> dict[str, Call]:
+    """A candidate that writes its name to a file whenever it is called."""
+
+    def call() -> tuple[np.ndarray, ...]:
+        with log.open("a") as file:
+            file.write(name)
+        return (np.full(3, value),)
+
+    return {"one": call, "two": call}
+
+
+def make_unavailable() -> dict[str, Call]:
+    raise BackendUnavailable("there is no such thing here")
+
+
+def make_broken() -> dict[str, Call]:
+    def call() -> tuple[np.ndarray, ...]:
+        raise ZeroDivisionError("divided\nby zero")
+
+    return {"one": call, "two": call}
+
+
+def make_dying() -> dict[str, Call]:
+    return {"one": lambda: os._exit(7), "two": lambda: os._exit(7)}
+
+
+def test_timing_is_the_median_and_the_percentiles_in_milliseconds():
+    assert Timing.of([0.003, 0.001, 0.002]) == Timing(2.0, pytest.approx(1.4), pytest.approx(2.6), 3)
+
+
+def test_alternate_calls_in_turn_and_times_what_follows_the_warm_up():
+    calls: list[str] = []
+    timings = alternate({"A": lambda: calls.append("A"), "B": lambda: calls.append("B")}, repeats=3, warmup=2)
+    assert "".join(calls) == "ABABABABAB"
+    assert {timing.repeats for timing in timings.values()} == {3}
+
+
+def test_candidates_take_turns_and_one_that_cannot_run_leaves_the_others_alone(tmp_path: Path):
+    log = tmp_path / "log"
+    candidates = [
+        Candidate("A", make_toy, (log, "A", 1.0)),
+        Candidate("absent", make_unavailable, ()),
+        Candidate("broken", make_broken, ()),
+        Candidate("dying", make_dying, ()),
+        Candidate("B", make_toy, (log, "B", 1.5)),
+    ]
+    found = take_turns(candidates, ["one", "two"], repeats=2, warmup=1)
+    assert log.read_text() == "AB" * 8  # the result, the warm-up and two timed rounds, twice
+    for measured in found.values():
+        assert measured["absent"].failure == "there is no such thing here"
+        assert measured["broken"].failure == "ZeroDivisionError: divided"
+        assert measured["dying"].failure == "its process ended with exit code 7"
+        assert all(measured[name].timing is None for name in ("absent", "broken", "dying"))
+        assert [measured[name].max_error for name in "AB"] == [0.0, 0.5]
+        assert all(measured[name].timing.repeats == 2 and measured[name].peak_mib > 5 for name in "AB")
+
+
+def test_no_round_begins_after_the_limit_but_every_candidate_is_timed_once(tmp_path: Path):
+    found = take_turns(
+        [Candidate("A", make_toy, (tmp_path / "log", "A", 1.0))], ["one"], repeats=50, warmup=5, limit_s=0.0
+    )
+    assert found["one"]["A"].timing.repeats == 1
+    assert (tmp_path / "log").read_text() == "AA"
+
+
+def _bench(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "mmn_fast", "bench", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+
+
+def test_bench_command_measures_every_stage_beside_the_reference(golden_model: Callable[[str], Path]):
+    done = _bench(
+        "--model", golden_model("charades_small"), "--precision", "fp32", "--quick", "--sentences", 3, "--json"
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    rows = {(row["stage"], row["batch"], row["backend"]): row for row in found["rows"]}
+    stages = [("encode_video", 1), ("encode_text", 3), ("score", 3)]
+    assert list(rows) == [(*stage, backend) for stage in stages for backend in ("torch", "native")]
+    for (_, _, backend), row in rows.items():
+        assert 0 < row["p20_ms"] <= row["median_ms"] <= row["p80_ms"]
+        assert row["peak_mib"] > 50
+        assert row["max_error"] <= (TOLERANCES["native_backend", "fp32"].atol if backend == "native" else 0)
+    assert rows["score", 3, "torch"]["ratio"] == 1
+    assert found["model"]["preset"] == "charades_small"
+    assert found["machine"]["cpu_isa"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--precision", "fp17"), "mmn-fast: precision: expected one of fp32, bf16, fp16, fp8, int8, got 'fp17'"),
+        (("--backend", "abacus"), "mmn-fast: backend: expected one of "),
+        (("--backend", "native", "--precision", "int8"), "mmn-fast: backend native int8: precision 'int8' is not"),
+        (("--batch", 0), "mmn-fast: batch: expected at least 1, got 0"),
+        (("--repeats", -1), "mmn-fast: repeats: expected at least 1, got -1"),
+        (("--model", "nowhere"), "mmn-fast: model: nowhere: no such file or directory"),
+    ],
+)
+def test_bench_command_refuses_bad_input_with_a_sentence(arguments: tuple[object, ...], message: str):
+    done = _bench(*arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(message)
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def line(**changes: Any) -> dict[str, Any]:
+    timing = {"p20_ms": 9.0, "p80_ms": 12.0, "repeats": 3}
+    return {
+        "benchmark": "bench_cpu",
+        "time": "2026-01-01T00:00:00Z",
+        "commit": "0123456789",
+        "dirty": False,
+        "cpu": "Some CPU",
+        "cpu_isa": "avx2",
+        "preset": "tacos",
+        "stage": "encode_video",
+        "batch": 1,
+        "threads": 2,
+        "max_error": 1e-5,
+        "errors": {"mmn_fast fp32": 2e-6, "peer": 0.5},
+        "timings": {"mmn_fast fp32": {"median_ms": 10.0, **timing}, "peer": {"median_ms": 45.0, **timing}},
+        **changes,
+    }
+
+
+def test_report_takes_the_latest_clean_line_of_each_measurement_and_processor():
+    newer = line(time="2026-01-03T00:00:00Z", commit="fedcba9876")
+    lines = [
+        newer,
+        line(),
+        line(time="2026-01-04T00:00:00Z", dirty=True),
+        line(batch=16),
+        line(cpu="Another"),
+        line(timings={"torch fp32": line()["timings"]["peer"]}, stage="other"),
+    ]
+    assert report.latest(lines) == [lines[4], newer, lines[3]]
+    assert report.rows(newer) == [
+        "| Some CPU, avx2 | tacos | encode_video | mmn_fast fp32, batch 1 | 2 | 10 (9-12) | peer 4.5x | 2.0e-06"
+        " | `fedcba98`, 2026-01-03 |"
+    ]
+
+
+def test_report_names_the_preset_and_precision_of_earlier_lines():
+    timings = {"mmn_fast": line()["timings"]["mmn_fast fp32"]}
+    (row,) = report.rows(line(preset="charades_full", precision="bf16", timings=timings, errors={}))
+    assert "| charades-sta | encode_video | mmn_fast bf16, batch 1 |" in row
+    assert "| - | 1.0e-05 |" in row
+
+
+def test_report_replaces_what_is_between_the_markers_and_refuses_a_readme_without_them():
+    readme = f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n"
+    once = report.section(readme, [line()])
+    assert once.startswith(f"before\n{report.BEGIN}\n\n| processor |")
+    assert once.endswith(f"\n{report.END}\nafter\n")
+    assert "old" not in once
+    assert report.section(once, [line()]) == once
+    assert "No clean line" in report.section(readme, [line(dirty=True)])
+    for broken in ("no markers", readme + report.END, report.END + report.BEGIN):
+        with pytest.raises(ValueError, match=r"^README.md: expected"):
+            report.section(broken, [])
+
+
+def test_the_readme_shows_the_recorded_results():
+    """`python -m benchmarks.report --write` after every recorded run."""
+    readme = report.README.read_text()
+    assert report.section(readme, report.read_lines()) == readme
