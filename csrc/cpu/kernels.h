@@ -41,10 +41,10 @@ struct CpuKernels {
   // Only where an instruction set multiplies bf16: there is no lower row to take these from.
   void (*gemm_split_f32)(const GemmArgs& args, int64_t first_panel, int64_t last_panel);
   void (*gemm_complex_split_f32)(const GemmArgs& args, int64_t first_panel, int64_t last_panel);
-  // Of text_encoder.
-  void (*layer_norm_row_f32)(const float* row, const float* added, const LayerNormArgs& norm, float* out);
-  void (*gelu_f32)(float* data, int64_t count);
-  void (*attend_f32)(const AttentionArgs& args, float* scratch, int64_t first_item, int64_t last_item);
+  // Of text_encoder. A table that ends before them has none.
+  void (*layer_norm_row_f32)(const float* row, const float* added, const LayerNormArgs& norm, float* out) = nullptr;
+  void (*gelu_f32)(float* data, int64_t count) = nullptr;
+  void (*attend_f32)(const AttentionArgs& args, float* scratch, int64_t first_item, int64_t last_item) = nullptr;
 };
 
 namespace isa_generic {
