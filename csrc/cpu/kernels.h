@@ -44,14 +44,13 @@ struct CpuKernels {
   // Only where an instruction set multiplies bf16: there is no lower row to take these from.
   void (*gemm_split_f32)(const GemmArgs& args, int64_t first_panel, int64_t last_panel);
   void (*gemm_complex_split_f32)(const GemmArgs& args, int64_t first_panel, int64_t last_panel);
-  // Of text_encoder.
-  void (*layer_norm_row_f32)(const float* row, const float* added, const LayerNormArgs& norm, float* out);
-  void (*gelu_f32)(float* data, int64_t count);
-  void (*attend_f32)(const AttentionArgs& args, float* scratch, int64_t first_item, int64_t last_item);
-  // Every row above generic may lack these again.
-  void (*moment_scores_f32)(const MomentScoresArgs& args, int64_t first_sentence, int64_t last_sentence);
+  // A table may end before these: it has none of them.
+  void (*layer_norm_row_f32)(const float* row, const float* added, const LayerNormArgs& norm, float* out) = nullptr;
+  void (*gelu_f32)(float* data, int64_t count) = nullptr;
+  void (*attend_f32)(const AttentionArgs& args, float* scratch, int64_t first_item, int64_t last_item) = nullptr;
+  void (*moment_scores_f32)(const MomentScoresArgs& args, int64_t first_sentence, int64_t last_sentence) = nullptr;
   int64_t (*score_moments_f32)(const ScoreMomentsArgs& args, const TemporalNmsScratch& scratch, int64_t first_sentence,
-                               int64_t last_sentence);
+                               int64_t last_sentence) = nullptr;
 };
 
 namespace isa_generic {

@@ -14,6 +14,5 @@ namespace mmn_fast::MMN_ISA {
 const CpuKernels kernels = {
     nullptr, nullptr, 0,       nullptr, nullptr, nullptr,        nullptr,
     nullptr, nullptr, nullptr, nullptr, gemm_split_f32, gemm_complex_split_f32,
-    nullptr, nullptr, nullptr, nullptr, nullptr,
 };
 }
