@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from mmn_fast.backends.base import NO_OPTIONS, Backend, Branches
-from mmn_fast.checkpoint import LoadedModel, State
+from mmn_fast.checkpoint import LoadedModel, State, folded_layers
 from mmn_fast.geometry import ProposalPlan, plan_for, proposal_diagonals
 from mmn_fast.kernels import native
 from mmn_fast.kernels.native_conv import NativeProposalConv, has_bf16
@@ -20,7 +20,6 @@ from mmn_fast.text_encoder import TextEncoder
 from mmn_fast.torch_threads import torch_threads
 from mmn_fast.types import FloatArray
 
-_BATCH_NORM_EPS = 1e-5  # of torch.nn.BatchNorm2d
 _HEAD_PAD = 32  # csrc/cpu/rows.h, kRowPad
 _PRECISIONS = ("fp32", "bf16")
 
@@ -94,26 +93,6 @@ class NativeBackend(Backend):
             "packed_weights_mib": round(sum(self._conv.packed_mib), 1),
             "text": f"torch {torch.__version__}",
         }
-
-
-def folded_layers(state: State, num_layers: int) -> tuple[list[FloatArray], list[FloatArray]]:
-    """Weights and biases of the proposal convolution with BatchNorm folded in, in float64 until the last rounding.
-
-    Args:
-        state: official state-dict keys.
-        num_layers: L.
-
-    Returns:
-        Per layer float32 [C_out, C_in, k, k], and per layer float32 [C_out].
-    """
-    weights, biases = [], []
-    for number in range(num_layers):
-        conv, norm = f"proposal_conv.convs.{number}", f"proposal_conv.bn.{number}"
-        scale = state[f"{norm}.weight"] / np.sqrt(state[f"{norm}.running_var"].astype(np.float64) + _BATCH_NORM_EPS)
-        weights.append((state[f"{conv}.weight"] * scale[:, None, None, None]).astype(np.float32))
-        bias = (state[f"{conv}.bias"] - state[f"{norm}.running_mean"].astype(np.float64)) * scale
-        biases.append((bias + state[f"{norm}.bias"]).astype(np.float32))
-    return weights, biases
 
 
 def _video_encoder(
