@@ -14,7 +14,7 @@ from mmn_fast.geometry import BoolArray, ProposalPlan
 
 # What one more Conv node costs beside its cells, in cells: it reads k - 1 rows of input again, and its arrays are cut
 # out, packed and laid together. 16 to 64 time the same in ONNX Runtime on a CPU.
-_CELLS_PER_BAND = 32
+_CELLS_PER_BAND = 64
 
 
 @dataclass(frozen=True)

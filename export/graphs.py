@@ -1,8 +1,8 @@
 """The three seams as modules to be traced, one ONNX graph each. Names and axes of the graphs: `manifest.signature`.
 
-They compute what `model.MMN` computes, with BatchNorm folded, the proposal convolution cropped (`crops.crop`), masks and
-cell weights as constants, and only operators that ONNX Runtime and TensorRT both have. In fp16 and bf16 the weights and
-products are of that type; norms, softmax, means and scores stay float32, and so does what goes in and out.
+They compute what `model.MMN` computes, with BatchNorm folded, the proposal convolution cropped (`crops.crop`), masks
+and cell weights as constants, and only operators that ONNX Runtime and TensorRT both have. In fp16 and bf16 the weights
+and products are of that type; norms, softmax, means and scores stay float32, and so does what goes in and out.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def _tensor(array: Any, dtype: torch.dtype = torch.float32) -> Tensor:
 
 def _unit(x: Tensor) -> Tensor:
     """Unit norm over the last axis, in float32."""
-    return x / x.square().sum(-1, keepdim=True).sqrt().clamp(min=_NORM_EPS)
+    return x / (x * x).sum(-1, keepdim=True).sqrt().clamp(min=_NORM_EPS)
 
 
 class PreClips(nn.Module):
@@ -64,7 +64,7 @@ def _unit_rows(x: Tensor) -> Tensor:
     """Unit norm over the last axis; a row whose squares overflow float32 too. Rows below 1e-12 grow no further."""
     scale = x.abs().amax(-1, keepdim=True).clamp(min=_NORM_EPS)
     x = x / scale
-    return x / x.square().sum(-1, keepdim=True).sqrt().maximum(_NORM_EPS / scale)
+    return x / (x * x).sum(-1, keepdim=True).sqrt().maximum(_NORM_EPS / scale)
 
 
 class VideoGraph(nn.Module):
