@@ -22,6 +22,7 @@ FORMAT_VERSION = 1
 KIND = "mmn_fast export"
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.json"
+REFERENCE = "reference.safetensors"
 GRAPHS = ("video", "text", "score")
 PRECISIONS = ("fp32", "fp16", "bf16")
 DYNAMIC_AXES = ("B", "R", "S", "L")

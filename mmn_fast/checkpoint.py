@@ -50,6 +50,8 @@ class LoadedModel:
         tokenizer: the word pieces the text encoder was trained with.
         fingerprint: hash of preset and weights; equal for a checkpoint and its converted directory.
         source: what was loaded, for messages.
+        exported: directory of the graphs if an export was loaded (`mmn-fast export`); it has no weights, so `state` is
+            empty then.
     """
 
     preset: Preset
@@ -58,6 +60,7 @@ class LoadedModel:
     tokenizer: Tokenizer
     fingerprint: str
     source: str
+    exported: Path | None = None
 
 
 def load_model(
