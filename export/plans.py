@@ -25,7 +25,7 @@ _AMPERE = (8, 0)
 
 @dataclass(frozen=True)
 class Profile:
-    """One optimisation profile: per dynamic axis the sizes it takes, tuned for the largest, to which batches are padded.
+    """One optimisation profile: the sizes it takes per dynamic axis, tuned for the largest, to which batches are padded.
 
     Attributes:
         axes: (symbol, smallest, largest) per dynamic axis of the graph.
@@ -184,8 +184,8 @@ def check_sidecar(directory: Path, sidecar: Sidecar, graph: str, manifest: Manif
     for name, value in expected.items():
         found = getattr(sidecar, name)
         if found != value:
-            said = "" if name == "profiles" else f" expected {value}, got {found};"
-            raise InputError(f"tensorrt: {plan} is not of this model: {name}{' differ;' if not said else said} {again}")
+            said = " differ" if name == "profiles" else f": expected {value}, got {found}"
+            raise InputError(f"tensorrt: {plan} is not of this model: {name}{said}; {again}")
     if (found := sha256(plan)) != sidecar.plan_sha256:
         raise InputError(
             f"tensorrt: {plan} is not the plan that its sidecar describes: sha256 expected {sidecar.plan_sha256}, got"
@@ -195,10 +195,13 @@ def check_sidecar(directory: Path, sidecar: Sidecar, graph: str, manifest: Manif
 
 def unfit_reason(sidecar: Sidecar, tensorrt: str, gpu: str, compute_capability: tuple[int, int]) -> str | None:
     """Why a plan does not run on this TensorRT and GPU, as a sentence; None if it does."""
-    built_by, here = (tuple(int(part) for part in text.split(".")[:4] if part.isdecimal()) for text in (
-        sidecar.tensorrt,
-        tensorrt,
-    ))
+    built_by, here = (
+        tuple(int(part) for part in text.split(".")[:4] if part.isdecimal())
+        for text in (
+            sidecar.tensorrt,
+            tensorrt,
+        )
+    )
     if here != built_by and not (sidecar.version_compatible and here > built_by):
         fits = "that or a newer one" if sidecar.version_compatible else "no other"
         return f"it was built by TensorRT {sidecar.tensorrt} and runs on {fits}, this is TensorRT {tensorrt}"

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Mapping, Sequence
-from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -26,29 +24,10 @@ from mmn_fast.export.plans import (
 )
 from mmn_fast.kernels import cuda_runtime
 from mmn_fast.kernels.cuda_runtime import Cuda, Gpu, Resource
+from mmn_fast.kernels.tensorrt_module import RUNTIME, make_logger, tensorrt_module
 from mmn_fast.types import BackendUnavailable, FloatArray, InputError
 
 Arrays = dict[str, npt.NDArray[Any]]
-
-MAJOR_VERSIONS = (10, 11)
-_LOG = logging.getLogger(__name__)
-
-
-def tensorrt_module() -> tuple[Any, str | None]:
-    """The TensorRT runtime, `tensorrt` or else `tensorrt_lean`, and why there is none, as a sentence."""
-    for name in ("tensorrt", "tensorrt_lean"):
-        try:
-            module = import_module(name)
-        except ModuleNotFoundError:
-            continue
-        except (ImportError, OSError) as error:  # its libraries are another package's
-            return None, f"{name} does not load ({error})"
-        major = int(module.__version__.split(".")[0])
-        if major not in MAJOR_VERSIONS:
-            versions = " and ".join(map(str, MAJOR_VERSIONS))
-            return None, f"{name} {module.__version__}: expected a version of TensorRT {versions}"
-        return module, None
-    return None, "TensorRT is not installed (pip install mmn_fast[tensorrt])"
 
 
 class TensorRTBackend(Backend):
@@ -59,8 +38,9 @@ class TensorRTBackend(Backend):
     """
 
     name = "tensorrt"
-    OPTIONS = {
-        "cuda_graphs": "replay each batch size as a CUDA graph from its third call on (default true)",
+    takes_exports: ClassVar[bool] = True
+    OPTIONS: ClassVar[Mapping[str, str]] = {
+        "cuda_graphs": "replay each batch size as a CUDA graph from its second call on (default true)",
         "allow_host_code": "run the code that a version-compatible plan holds (default false: such a plan is refused)",
     }
 
@@ -70,7 +50,7 @@ class TensorRTBackend(Backend):
             return f"precision {precision!r} is not one of its precisions ({', '.join(PRECISIONS)})"
         if device == "cpu":
             return "device 'cpu': it runs on CUDA devices only"
-        _, reason = tensorrt_module()
+        _, reason = tensorrt_module(RUNTIME)
         return reason or cuda_runtime.unavailable_reason(cuda_runtime.device_number(device))
 
     def __init__(
@@ -81,18 +61,14 @@ class TensorRTBackend(Backend):
         threads: int | None,
         options: Mapping[str, Any] = NO_OPTIONS,
     ) -> None:
-        if model.exported is None:
-            raise InputError(
-                f"model: backend 'tensorrt' runs plans, {model.source} is a model of weights; make them with mmn-fast"
-                f" export {model.source} -o DIR --tensorrt and load DIR"
-            )
+        assert model.exported is not None, "the engine hands over exports alone"
         for name in self.OPTIONS:
             if not isinstance(options.get(name, False), bool):
                 raise InputError(f"backend_options: {name}: expected true or false, got {options[name]!r}")
         manifest = read_manifest(model.exported)
         if precision not in ("auto", manifest.precision):
             raise BackendUnavailable(f"precision {precision!r}: the plans of {model.source} are {manifest.precision}")
-        trt, reason = tensorrt_module()
+        trt, reason = tensorrt_module(RUNTIME)
         if reason is not None:
             raise BackendUnavailable(reason)
         self.preset, self.threads = model.preset, threads
@@ -106,7 +82,7 @@ class TensorRTBackend(Backend):
         self._cuda_graphs = options.get("cuda_graphs", True)
         self._lock = threading.Lock()
         self._stream = self._cuda.stream()
-        logger = _logger(trt)
+        logger = make_logger(trt)
         runtime = trt.Runtime(logger)
         if options.get("allow_host_code", False):
             runtime.engine_host_code_allowed = True
@@ -419,30 +395,10 @@ def _fitting_plans(
     return found
 
 
-def _logger(trt: Any) -> Any:
-    """A TensorRT logger that writes to this module's and keeps the last error for messages."""
-
-    class Logger(trt.ILogger):  # type: ignore[misc, name-defined]
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self.last_error = "it does not say why"
-
-        def log(self, severity: Any, msg: str) -> None:
-            if severity in (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR):
-                self.last_error = msg.strip()
-                _LOG.error("TensorRT: %s", msg)
-            elif severity == trt.ILogger.WARNING:
-                _LOG.warning("TensorRT: %s", msg)
-            else:
-                _LOG.debug("TensorRT: %s", msg)
-
-    return Logger()
-
-
 def _output_allocator(trt: Any, cuda: Cuda) -> Any:
     """An allocator that keeps what it gave and only ever grows it, so that a captured run allocates nothing."""
 
-    class OutputAllocator(trt.IOutputAllocator):  # type: ignore[misc, name-defined]
+    class OutputAllocator(trt.IOutputAllocator):
         def __init__(self) -> None:
             trt.IOutputAllocator.__init__(self)
             self.memory: dict[str, tuple[Resource, tuple[int, ...]]] = {}
@@ -459,9 +415,7 @@ def _output_allocator(trt: Any, cuda: Cuda) -> Any:
                 self.sizes[tensor_name] = size
             return int(self.memory[tensor_name][0].handle)
 
-        def reallocate_output_async(
-            self, tensor_name: str, memory: int, size: int, alignment: int, stream: int
-        ) -> int:
+        def reallocate_output_async(self, tensor_name: str, memory: int, size: int, alignment: int, stream: int) -> int:
             return self.reallocate_output(tensor_name, memory, size, alignment)
 
         def notify_shape(self, tensor_name: str, shape: Any) -> None:

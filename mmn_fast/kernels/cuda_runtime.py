@@ -74,7 +74,7 @@ class Cuda:
         if reason is not None:
             raise BackendUnavailable(reason)
         self.number = number
-        self._runtime = bindings()
+        self._runtime: Any = bindings()
         self.make_current()
 
     def make_current(self) -> None:
