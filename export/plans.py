@@ -8,9 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from mmn_fast.export.manifest import Manifest, TensorSpec, sha256
 from mmn_fast.types import InputError
@@ -25,7 +29,7 @@ _AMPERE = (8, 0)
 
 @dataclass(frozen=True)
 class Profile:
-    """One optimisation profile: the sizes it takes per dynamic axis, tuned for the largest, to which batches are padded.
+    """One optimisation profile: the sizes that it takes, tuned for the largest, to which batches are padded.
 
     Attributes:
         axes: (symbol, smallest, largest) per dynamic axis of the graph.
@@ -70,13 +74,39 @@ def profiles_for(graph: str, manifest: Manifest) -> tuple[Profile, ...]:
     )
     profiles: list[tuple[tuple[str, int, int], ...]] = [()]
     for symbol in symbols:
-        buckets = BUCKETS[symbol]
-        if symbol == "L":
-            limit = manifest.text.max_tokens
-            buckets = (*(size for size in buckets if size < limit), limit)
+        buckets = token_buckets(manifest.text.max_tokens) if symbol == "L" else BUCKETS[symbol]
         ranges = [(low + 1, high) for low, high in zip((0, *buckets), buckets, strict=False)]
         profiles = [(*axes, (symbol, low, high)) for axes in profiles for low, high in ranges]
     return tuple(map(Profile, profiles))
+
+
+def token_buckets(max_tokens: int) -> tuple[int, ...]:
+    """Lengths that sentences are padded to; the last is the encoder's limit."""
+    return (*(size for size in BUCKETS["L"] if size < max_tokens), max_tokens)
+
+
+def text_batches(
+    token_ids: Sequence[npt.NDArray[np.int64]], max_tokens: int
+) -> Iterator[tuple[list[int], npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
+    """Cut sentences into padded batches of one bucket of lengths each.
+
+    Args:
+        token_ids: int64 [L_s] per sentence, 1 <= L_s <= max_tokens.
+        max_tokens: the encoder's limit.
+
+    Yields:
+        Which sentences they are, their ids [S, L] and their mask [S, L], S at most the largest bucket.
+    """
+    lengths, most = token_buckets(max_tokens), BUCKETS["S"][-1]
+    for low, high in zip((0, *lengths), lengths, strict=False):
+        rows = [row for row, ids in enumerate(token_ids) if low < len(ids) <= high]
+        for start in range(0, len(rows), most):
+            chunk = rows[start : start + most]
+            ids, mask = np.zeros((2, len(chunk), high), np.int64)
+            for place, row in enumerate(chunk):
+                ids[place, : len(token_ids[row])] = token_ids[row]
+                mask[place, : len(token_ids[row])] = 1
+            yield chunk, ids, mask
 
 
 def choose_profile(profiles: tuple[Profile, ...], sizes: dict[str, int]) -> int | None:

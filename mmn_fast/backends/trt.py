@@ -20,6 +20,7 @@ from mmn_fast.export.plans import (
     choose_profile,
     plan_path,
     read_sidecar,
+    text_batches,
     unfit_reason,
 )
 from mmn_fast.kernels import cuda_runtime
@@ -72,7 +73,7 @@ class TensorRTBackend(Backend):
         if reason is not None:
             raise BackendUnavailable(reason)
         self.preset, self.threads = model.preset, threads
-        self.precision = manifest.precision
+        self.precision, self._max_tokens = manifest.precision, manifest.text.max_tokens
         self._cuda = Cuda(cuda_runtime.device_number(device))
         self._gpu = self._cuda.gpu()
         sidecars = _fitting_plans(
@@ -108,20 +109,12 @@ class TensorRTBackend(Backend):
 
     def encode_text(self, token_ids: Sequence[npt.NDArray[np.int64]]) -> Branches:
         plan = self._plans["text"]
-        lengths = sorted({profile.sizes["L"] for profile in plan.profiles})
-        most = max(profile.sizes["S"] for profile in plan.profiles)
-        joint = self.preset.joint_size
-        contrastive, iou = (np.empty((len(token_ids), joint), np.float32) for _ in range(2))
-        for low, high in zip((0, *lengths), lengths, strict=False):
-            rows = [row for row, ids in enumerate(token_ids) if low < len(ids) <= high]
-            for start in range(0, len(rows), most):
-                chunk = rows[start : start + most]
-                ids, mask = np.zeros((2, len(chunk), high), np.int64)
-                for place, row in enumerate(chunk):
-                    ids[place, : len(token_ids[row])] = token_ids[row]
-                    mask[place, : len(token_ids[row])] = 1
-                found = self._run(plan, {"token_ids": ids, "attention_mask": mask}, {"S": len(chunk), "L": high})
-                contrastive[chunk], iou[chunk] = found["text_contrastive"], found["text_iou"]
+        shape = len(token_ids), self.preset.joint_size
+        contrastive, iou = np.empty(shape, np.float32), np.empty(shape, np.float32)
+        for rows, ids, mask in text_batches(token_ids, self._max_tokens):
+            sizes = {"S": len(rows), "L": ids.shape[1]}
+            found = self._run(plan, {"token_ids": ids, "attention_mask": mask}, sizes)
+            contrastive[rows], iou[rows] = found["text_contrastive"], found["text_iou"]
         return contrastive, iou
 
     def score(self, video: Branches, text: Branches) -> Branches:
