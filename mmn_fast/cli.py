@@ -1,4 +1,4 @@
-"""The command line: `mmn-fast convert | ground | eval | train | data | demo | info`.
+"""The command line: `mmn-fast convert | ground | eval | train | export | verify | data | demo | info`.
 
 Results go to stdout, progress and messages to stderr. Exit status 2 means bad input: one sentence says which
 argument, what was expected and what came.
@@ -312,6 +312,54 @@ def train(
         typer.echo(f"mmn-fast: {stopped} (--resume)", err=True)
         raise typer.Exit(130) from None
     typer.echo(f"{result}: preset {chosen.name}, {_size(result)}")
+
+
+@app.command()
+def export(
+    model: Annotated[str, typer.Argument(help="Converted directory, hub id, official .pth or demo.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Directory to create; must not exist.")],
+    precision: Annotated[str, typer.Option("--precision", help="fp32, fp16 or bf16.")] = "fp32",
+    what: Annotated[str, typer.Option("--what", help="all, or some of video,text,score.")] = "all",
+    raw_features: Annotated[
+        bool, typer.Option("--raw-features", help="video.onnx takes source rows and lengths, not pre-clips.")
+    ] = False,
+    top_k: Annotated[
+        int | None, typer.Option("--top-k", "-k", help="score.onnx also gives the K best moments, after NMS.")
+    ] = None,
+    preset: PresetOption = None,
+    tokenizer: TokenizerOption = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a model as ONNX graphs with a manifest, verified against the reference before they appear."""
+    from mmn_fast.export.manifest import GRAPHS, read_manifest
+    from mmn_fast.export.to_onnx import export as run
+    from mmn_fast.export.verify import summary
+
+    names = list(GRAPHS) if what == "all" else [name.strip() for name in what.split(",")]
+    run(
+        model,
+        output,
+        precision=precision,
+        what=names,
+        raw_features=raw_features,
+        top_k=top_k,
+        preset=preset,
+        tokenizer=tokenizer,
+    )
+    found = read_manifest(output).verification
+    typer.echo(json.dumps(found, indent=2) if as_json else f"{summary(output, found)}, {_size(output)}")
+
+
+@app.command()
+def verify(
+    directory: Annotated[Path, typer.Argument(help="What `mmn-fast export` made.")], as_json: AsJson = False
+) -> None:
+    """Hold an export to its manifest and to the reference's recorded outputs."""
+    from mmn_fast.export.verify import summary
+    from mmn_fast.export.verify import verify as run
+
+    found = run(directory)
+    typer.echo(json.dumps(found, indent=2) if as_json else summary(directory, found))
 
 
 @app.command()
