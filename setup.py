@@ -83,6 +83,6 @@ setup(
         "train": ["transformers>=4.44", "tensorboard"],
         "serve": ["litserve"],
         "viz": ["cairosvg"],
-        "test": ["pytest", "ruff", "mypy", "transformers>=4.44", "types-PyYAML"],
+        "test": ["pytest", "ruff", "mypy", "transformers>=4.44", "types-PyYAML", "onnx", "onnxruntime", "onnxscript"],
     },
 )

@@ -69,7 +69,8 @@ def load_model(
     """Read a model.
 
     Args:
-        model: a converted directory, an official checkpoint file, a hub id of a converted directory, or "demo".
+        model: a converted directory, an official checkpoint file, a hub id of a converted directory, an export, or
+            "demo".
         preset: needed for a checkpoint file; for a directory only to insist on what it holds.
         tokenizer: needed for a checkpoint file; replaces the directory's own.
 
@@ -85,6 +86,8 @@ def load_model(
             raise InputError(f"{path}: an official checkpoint needs preset= and tokenizer=; {missing} is missing")
         return _from_official(path, get_preset(preset), tokenizer)
     if path.is_dir():
+        if (path / "manifest.json").is_file():
+            return _from_export(path, preset, tokenizer)
         return _from_directory(path, preset, tokenizer)
     if is_hub_id(model):
         return _from_directory(download(str(model), _FILES), preset, tokenizer)
@@ -382,6 +385,18 @@ def _from_directory(path: Path, preset: str | Path | Preset | None, tokenizer: s
     check_state(state, held, text, str(path / "model.safetensors"))
     source = path / "tokenizer.json" if tokenizer is None else tokenizer
     return _checked(held, text, state, load_tokenizer(source, text.max_tokens), fingerprint, path)
+
+
+def _from_export(path: Path, preset: str | Path | Preset | None, tokenizer: str | Path | None) -> LoadedModel:
+    from mmn_fast.export.manifest import TOKENIZER, check_files, read_manifest
+
+    manifest = read_manifest(path)
+    if preset is not None and get_preset(preset) != manifest.preset:
+        raise InputError(f"preset: {path} was exported with preset {manifest.preset.name!r}, got {str(preset)!r}")
+    check_files(path, manifest)
+    words = load_tokenizer(path / TOKENIZER if tokenizer is None else tokenizer, manifest.text.max_tokens)
+    loaded = _checked(manifest.preset, manifest.text, {}, words, manifest.fingerprint, path)
+    return dataclasses.replace(loaded, exported=path)
 
 
 def _read_safetensors(path: Path) -> State:

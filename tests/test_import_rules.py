@@ -24,7 +24,7 @@ LAYERS: list[set[str]] = [
     {"hub", "features", "text_encoder", "tokenizer", "postprocess", "pixel_features"},
     {"checkpoint", "model"},
     {"backends.base"},
-    {"backends.registry", "backends.torch_ref", "backends.native_cpu"},
+    {"backends.registry", "backends.torch_ref", "backends.native_cpu", "backends.ort"},
     {"engine", "index"},
     {"evaluation", "training"},
     {"viz", "serving", "demo"},
@@ -43,6 +43,7 @@ TORCH_FREE = {
         "kernels.conv_transforms",
         "backends.base",
         "backends.registry",
+        "backends.ort",
     ),
 }
 

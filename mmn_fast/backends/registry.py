@@ -15,6 +15,7 @@ _LOG = logging.getLogger(__name__)
 BACKENDS: dict[str, str] = {
     "torch": "mmn_fast.backends.torch_ref:TorchBackend",
     "native": "mmn_fast.backends.native_cpu:NativeBackend",
+    "onnx": "mmn_fast.backends.ort:OnnxBackend",
     "tensorrt": "mmn_fast.backends.trt:TensorRTBackend",
 }
 

@@ -1,0 +1,59 @@
+"""What `mmn-fast export` makes of an export beside the ONNX graphs; wishes are checked before the graphs are made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from mmn_fast.export.to_tensorrt import BuildOptions, build_plans
+from mmn_fast.export.to_tensorrt import unavailable_reason as tensorrt_unavailable
+from mmn_fast.export.triton_repository import RepositoryOptions, write_repository
+from mmn_fast.types import InputError
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """Plans, a Triton repository, both (it serves the plans then) or neither.
+
+    Attributes:
+        tensorrt: build plans.
+        hardware: see `BuildOptions`.
+        version_compatible: see `BuildOptions`.
+        tf32: see `BuildOptions`.
+        triton_repository: directory to create, or None.
+
+    Raises:
+        InputError: plans cannot be built here, an option is unknown or of use for plans alone, or the directory exists.
+    """
+
+    tensorrt: bool
+    hardware: str
+    version_compatible: bool
+    tf32: bool
+    triton_repository: Path | None
+
+    def __post_init__(self) -> None:
+        options = BuildOptions(self.version_compatible, self.hardware, self.tf32)
+        if not self.tensorrt and options != BuildOptions():
+            raise InputError("--hardware, --version-compatible, --tf32: they are for plans, expected --tensorrt too")
+        reason = tensorrt_unavailable() if self.tensorrt else None
+        if reason is not None:
+            raise InputError(f"--tensorrt: {reason}")
+        if self.triton_repository is not None and self.triton_repository.exists():
+            raise InputError(f"--triton-repository: {self.triton_repository} exists; name a directory that does not")
+
+    @property
+    def wanted(self) -> bool:
+        """Whether there is anything to make."""
+        return self.tensorrt or self.triton_repository is not None
+
+    def run(self, directory: Path) -> list[Path]:
+        """Make it from an export, and list what was written."""
+        written = []
+        if self.tensorrt:
+            options = BuildOptions(self.version_compatible, self.hardware, self.tf32, progress=True)
+            written += build_plans(directory, options=options)
+        if self.triton_repository is not None:
+            repository = RepositoryOptions(plans=self.tensorrt)
+            written.append(write_repository(directory, self.triton_repository, repository))
+        return written
