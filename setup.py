@@ -79,7 +79,7 @@ setup(
     extras_require={
         "bench": ["onnx", "onnxruntime", "onnxscript", "openvino"],
         "onnx": ["onnx", "onnxruntime", "onnxscript"],
-        "tensorrt": ["tensorrt"],
+        "tensorrt": ["tensorrt", "cuda-bindings"],
         "train": ["transformers>=4.44", "tensorboard"],
         "serve": ["litserve"],
         "viz": ["cairosvg"],

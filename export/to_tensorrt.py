@@ -1,4 +1,4 @@
-"""`mmn-fast export ... --tensorrt`: TensorRT plans from the ONNX graphs of an export, for TensorRT 10 and 11.
+"""`mmn-fast export ... --tensorrt`: TensorRT plans from the ONNX graphs of an export, for TensorRT 10.1 to 11.
 
 Networks are strongly typed: precision is that of the ONNX file's types, and nothing is left to the builder's
 choice. A plan is built on the GPU that it is for; it stands beside its graph with a sidecar (`plans.Sidecar`).
@@ -171,7 +171,7 @@ class _Builder:
         if options.version_compatible:
             config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
         level = getattr(trt.HardwareCompatibilityLevel, _LEVELS[options.hardware], None)
-        if level is None:  # SAME_COMPUTE_CAPABILITY is younger than TensorRT 10.0
+        if level is None:  # SAME_COMPUTE_CAPABILITY is younger than TensorRT 10.1
             raise InputError(f"hardware: TensorRT {trt.__version__} has no {options.hardware!r}")
         config.hardware_compatibility_level = level
         if options.workspace_mib is not None:

@@ -375,7 +375,8 @@ def export(
     size = _size(output)
     written = deployment.run(output)
     if as_json:
-        typer.echo(json.dumps({**found, "written": list(map(str, written))}, indent=2))
+        more = {"written": list(map(str, written))} if written else {}
+        typer.echo(json.dumps({**found, **more}, indent=2))
         return
     typer.echo("\n".join([f"{summary(output, found)}, {size}", *map(str, written)]))
 

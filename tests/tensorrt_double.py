@@ -150,6 +150,15 @@ def make_tensorrt(cuda: CudaRuntime, version: str) -> Any:
         def __init__(self) -> None:
             self.made = True
 
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            raise NotImplementedError
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            raise NotImplementedError
+
+        def phase_finish(self, phase_name: str) -> None:
+            raise NotImplementedError
+
     DataType = _Enum("DataType", {"FLOAT": 0, "HALF": 1, "INT64": 5})
     TensorIOMode = _Enum("TensorIOMode", {"NONE": 0, "INPUT": 1, "OUTPUT": 2})
     BuilderFlag = _Enum("BuilderFlag", {"TF32": 7, "VERSION_COMPATIBLE": 13})
@@ -293,6 +302,8 @@ def make_tensorrt(cuda: CudaRuntime, version: str) -> Any:
             return PREFIX + pickle.dumps(content)
 
     class Runtime:
+        __slots__ = ("_logger", "engine_host_code_allowed")
+
         def __init__(self, logger: ILogger) -> None:
             assert logger.made
             self._logger, self.engine_host_code_allowed = logger, False

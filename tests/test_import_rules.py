@@ -19,12 +19,15 @@ LAYERS: list[set[str]] = [
     {"version", "types", "environment"},
     {"presets"},
     {"geometry"},
-    {"kernels.native", "kernels.reference", "kernels.conv_transforms", "torch_threads"},
+    {
+        *("kernels.native", "kernels.reference", "kernels.conv_transforms", "torch_threads"),
+        *("kernels.cuda_runtime", "kernels.tensorrt_module"),
+    },
     {"kernels.native_conv"},
     {"hub", "features", "text_encoder", "tokenizer", "postprocess", "pixel_features"},
     {"checkpoint", "model"},
     {"backends.base"},
-    {"backends.registry", "backends.torch_ref", "backends.native_cpu", "backends.ort"},
+    {"backends.registry", "backends.torch_ref", "backends.native_cpu", "backends.ort", "backends.trt"},
     {"engine", "index"},
     {"evaluation", "training"},
     {"viz", "serving", "demo"},
@@ -44,6 +47,9 @@ TORCH_FREE = {
         "backends.base",
         "backends.registry",
         "backends.ort",
+        "backends.trt",
+        "kernels.cuda_runtime",
+        "kernels.tensorrt_module",
     ),
 }
 

@@ -6,7 +6,8 @@ import logging
 from importlib import import_module
 from typing import Any
 
-MAJOR_VERSIONS = (10, 11)
+# The first whose Python bindings set a context's working memory, and the first that nothing here was checked against.
+FIRST_VERSION, UNKNOWN_VERSION = (10, 1), (12,)
 BUILDER = ("tensorrt",)
 RUNTIME = ("tensorrt", "tensorrt_lean")
 _LOG = logging.getLogger(__name__)
@@ -21,9 +22,9 @@ def tensorrt_module(names: tuple[str, ...]) -> tuple[Any, str | None]:
             continue
         except (ImportError, OSError) as error:  # its libraries are another package's
             return None, f"{name} does not load ({error})"
-        if int(module.__version__.split(".")[0]) not in MAJOR_VERSIONS:
-            versions = " or ".join(map(str, MAJOR_VERSIONS))
-            return None, f"{name} {module.__version__} is installed, expected version {versions}"
+        version = tuple(int(part) for part in module.__version__.split(".")[:2])
+        if not FIRST_VERSION <= version < UNKNOWN_VERSION:
+            return None, f"{name} {module.__version__} is installed, expected a version from 10.1 to 11"
         return module, None
     return None, "TensorRT is not installed (pip install mmn_fast[tensorrt])"
 
