@@ -83,6 +83,9 @@ setup(
         "train": ["transformers>=4.44", "tensorboard"],
         "serve": ["litserve"],
         "viz": ["cairosvg"],
-        "test": ["pytest", "ruff", "mypy", "transformers>=4.44", "types-PyYAML", "onnx", "onnxruntime", "onnxscript"],
+        "test": [
+            *("pytest", "ruff", "mypy", "transformers>=4.44", "types-PyYAML", "onnx", "onnxruntime", "onnxscript"),
+            "tritonclient[grpc]",  # the official protobuf of Triton's config files
+        ],
     },
 )
