@@ -6,7 +6,7 @@ lengths, as scores, since those rank moments; then the moments, and which propos
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -86,8 +86,27 @@ def verify_directory(directory: Path, manifest: Manifest) -> dict[str, Any]:
     for name, file in manifest.graphs.items():
         _check_operators(directory / file, manifest)
         runs[name] = _open(name, directory / file, manifest)
+    return verify_runs(directory, manifest, runs, BOUNDS[manifest.precision])
+
+
+def verify_runs(
+    directory: Path, manifest: Manifest, runs: Mapping[str, Callable[[Arrays], Arrays]], bound: float
+) -> dict[str, Any]:
+    """Hold what runs an export's graphs to the reference.
+
+    Args:
+        directory: the export.
+        manifest: its manifest.
+        runs: per graph a function from its inputs to its outputs.
+        bound: largest difference of a score.
+
+    Returns:
+        As `verify`.
+
+    Raises:
+        VerificationError: the first thing that differs.
+    """
     reference = read_reference(directory)
-    bound = BOUNDS[manifest.precision]
     found: dict[str, Any] = {
         "batch_sizes": list(BATCH_SIZES),
         "token_lengths": sorted(set(reference["attention_mask"].sum(1).tolist())),

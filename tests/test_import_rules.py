@@ -23,7 +23,7 @@ LAYERS: list[set[str]] = [
         *("kernels.native", "kernels.reference", "kernels.conv_transforms", "torch_threads"),
         *("kernels.cuda_runtime", "kernels.tensorrt_module"),
     },
-    {"kernels.native_conv"},
+    {"kernels.native_conv", "kernels.tensorrt_plan"},
     {"hub", "features", "text_encoder", "tokenizer", "postprocess", "pixel_features"},
     {"checkpoint", "model"},
     {"backends.base"},
@@ -50,6 +50,7 @@ TORCH_FREE = {
         "backends.trt",
         "kernels.cuda_runtime",
         "kernels.tensorrt_module",
+        "kernels.tensorrt_plan",
     ),
 }
 

@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 
 import mmn_fast
-from mmn_fast.backends import trt as backend_module
-from mmn_fast.export import plans, to_tensorrt
+from mmn_fast.export import deploy, plans, to_tensorrt
 from mmn_fast.export.manifest import read_manifest
 from mmn_fast.export.plans import BUCKETS, Profile, Sidecar, choose_profile, profiles_for, unfit_reason
 from mmn_fast.export.to_tensorrt import BuildOptions, build_plans
-from mmn_fast.kernels import cuda_runtime, tensorrt_module
+from mmn_fast.export.verify import BOUNDS
+from mmn_fast.kernels import cuda_runtime, tensorrt_module, tensorrt_plan
 from mmn_fast.types import BackendUnavailable, InputError
 from tests.tensorrt_double import CudaError, CudaRuntime, make_tensorrt
 from tests.tolerances import check_close
@@ -379,7 +379,7 @@ def test_a_run_that_fails_says_so(cuda: CudaRuntime, built: Path, monkeypatch: p
     monkeypatch.setattr(cuda, "cudaMalloc", lambda size: (CudaError.INVALID_VALUE, None))
     fresh = backend._plans["video"]
     with pytest.raises(BackendUnavailable, match="CUDA: cudaMalloc failed"):
-        fresh.run({"pre_clips": clips(4)}, {"B": 4}, backend._stream.handle)
+        fresh.run({"pre_clips": clips(4)}, backend._stream.handle)
 
 
 def test_plans_take_device_pointers_on_the_callers_stream(cuda: CudaRuntime, built: Path) -> None:
@@ -394,6 +394,49 @@ def test_plans_take_device_pointers_on_the_callers_stream(cuda: CudaRuntime, bui
     device.download(found, given["video_iou"], stream.handle)
     device.synchronize(stream.handle)
     check_close(found, backend.encode_video(array)[1], "golden_maps")
+
+
+# -- verification
+
+
+def test_plans_are_verified_and_removed_if_they_are_off(
+    cuda: CudaRuntime, exported: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = deploy.verify_plans(exported)
+    assert found["top1_agreement"] == 1
+    assert found["bound"] == BOUNDS["fp32"]
+    assert max(found["max_error"].values()) <= found["bound"]
+    run = tensorrt_plan.Plan.run
+
+    def slightly_off(self: Any, inputs: Any, stream: int) -> Any:
+        return {name: array * np.float32(1.0001) for name, array in run(self, inputs, stream).items()}
+
+    monkeypatch.setattr(tensorrt_plan.Plan, "run", slightly_off)
+    with pytest.raises(InputError, match="tensorrt: .*: expected .*; the plans are removed"):
+        deploy.verify_plans(exported)
+    assert not list(exported.glob("*.plan*"))
+
+
+def test_the_command_builds_verifies_and_serves_plans(cuda: CudaRuntime, demo_export: Path, tmp_path: Path) -> None:
+    from typer.testing import CliRunner
+
+    from mmn_fast.cli import app
+
+    directory = Path(shutil.copytree(demo_export, tmp_path / "exported"))
+    options = [
+        "--tensorrt",
+        "--tf32",
+        "--version-compatible",
+        "--triton-repository",
+        str(tmp_path / "models"),
+        "--json",
+    ]
+    result = CliRunner().invoke(app, ["export", str(directory), *options])
+    assert result.exit_code == 0, result.output
+    written = [directory / f"{graph}.plan" for graph in ("video", "text", "score")]
+    assert json.loads(result.stdout) == [*map(str, written), str(tmp_path / "models")]
+    assert plans.read_sidecar(directory, "text").version_compatible
+    assert (tmp_path / "models" / "mmn_text" / "1" / "model.plan").is_file()
 
 
 # -- refusals
@@ -532,7 +575,7 @@ def test_every_name_the_doubles_have_is_in_both_major_versions() -> None:
 def test_the_code_uses_no_name_that_the_doubles_lack() -> None:
     names = used_names()
     classes = {name.split(".")[1] for name in names if name.startswith("tensorrt.")}
-    for module in (backend_module, to_tensorrt, tensorrt_module, cuda_runtime):
+    for module in (tensorrt_plan, to_tensorrt, tensorrt_module, cuda_runtime):
         for node in ast.walk(ast.parse(inspect.getsource(module))):
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "trt":
                 assert node.attr in classes | {"__version__", "__name__"}, f"{module.__name__}: trt.{node.attr}"
