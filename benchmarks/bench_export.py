@@ -1,7 +1,7 @@
 """The exported video graph in ONNX Runtime: cropped to the plan's bands beside the dense export of the same model.
 
-Weights are those of the full-size golden cases, both graphs come from the same exporter and run in turn on the same input.
-The error is the largest difference of an embedding (unit norm) from the dense graph's.
+Weights are those of the full-size golden cases, both graphs come from the same exporter and run in turn on the same
+input. The error is the largest difference of an embedding (unit norm) from the dense graph's.
 
     python -m benchmarks.bench_export [--presets charades ...] [--threads 2] [--repeats 5]
 """
@@ -78,7 +78,7 @@ def _bench(name: str, options: argparse.Namespace) -> None:
         threads=options.threads,
         precision="fp32",
         ratio=ratio,
-        work=crop(plan).work(plan),
+        work=work,
         onnxruntime=onnxruntime.__version__,
     )
 
