@@ -65,9 +65,8 @@ def _bench(name: str, options: argparse.Namespace) -> None:
             f"  p80 {timing.p80_ms:8.1f}",
             flush=True,
         )
-    print(
-        f"{preset.name:18} ratio {ratio:.2f}, work {crop(plan).work(plan):.3f} of dense, error {error:.1e}", flush=True
-    )
+    work = crop(plan).work(plan)
+    print(f"{preset.name:18} ratio {ratio:.2f}, work {work:.3f} of dense, error {error:.1e}", flush=True)
     record(
         "bench_export",
         timings,
