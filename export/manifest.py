@@ -101,7 +101,6 @@ class Manifest:
         source: name of the model that was exported.
         source_sha256: of its weights: over name and bytes of every array, in the order of names.
         precision: one of `PRECISIONS`: what the weights and products of video and text are; score is float32 always.
-        quantized: per quantised graph how ("int8"); empty where none is.
         raw_features: see `signature`.
         top_k: see `signature`.
         opset: version of the standard operator set.
@@ -122,7 +121,6 @@ class Manifest:
     opset: int
     graphs: dict[str, str]
     files: dict[str, str]
-    quantized: dict[str, str] = dataclasses.field(default_factory=dict)
     verification: dict[str, Any] = dataclasses.field(default_factory=dict)
     versions: dict[str, str] = dataclasses.field(default_factory=dict)
 

@@ -96,9 +96,7 @@ def export_loaded(
         graphs = {name: f"{name}.onnx" for name in what}
         for name in what:
             shapes = signature(name, model.preset, raw_features=raw_features, top_k=top_k)
-            _write_graph(
-                _module(name, model, precision, raw_features, top_k), shapes, partial / graphs[name], precision
-            )
+            write_graph(_module(name, model, precision, raw_features, top_k), shapes, partial / graphs[name], precision)
         model.tokenizer.save(partial / TOKENIZER)
         record_reference(model, partial)
         manifest = Manifest(
@@ -150,7 +148,8 @@ def _module(name: str, model: LoadedModel, precision: str, raw_features: bool, t
     return TextGraph(model, precision) if name == "text" else ScoreGraph(model, top_k)
 
 
-def _write_graph(module: Any, shapes: Signature, path: Path, precision: str) -> None:
+def write_graph(module: Any, shapes: Signature, path: Path, precision: str) -> None:
+    """Trace a module into an ONNX file with the names and axes of a signature; weights beside it above 2 GB."""
     import torch
 
     # Sizes above 1 that differ from each other: the exporter takes a dynamic axis of size 1 for a fixed one.

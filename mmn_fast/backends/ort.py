@@ -78,7 +78,6 @@ class OnnxBackend(Backend):
                 f" mmn-fast export --precision {precision} makes the other"
             )
         self.precision = manifest.precision
-        self.quantized = manifest.quantized
         kind, _, number = device.partition(":")
         self._cuda = kind == "cuda" or (device == "auto" and self.unavailable_reason("cuda", precision) is None)
         if not self._cuda and self.precision == "bf16":
@@ -135,7 +134,6 @@ class OnnxBackend(Backend):
             "precision": self.precision,
             "threads": self.threads or "ONNX Runtime's default",
             "providers": graph.session.get_providers(),
-            "quantized": dict(self.quantized),
             "onnxruntime": onnxruntime.__version__,
         }
 
