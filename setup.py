@@ -79,10 +79,13 @@ setup(
     extras_require={
         "bench": ["onnx", "onnxruntime", "onnxscript", "openvino"],
         "onnx": ["onnx", "onnxruntime", "onnxscript"],
-        "tensorrt": ["tensorrt"],
+        "tensorrt": ["tensorrt", "cuda-bindings"],
         "train": ["transformers>=4.44", "tensorboard"],
         "serve": ["litserve"],
         "viz": ["cairosvg"],
-        "test": ["pytest", "ruff", "mypy", "transformers>=4.44", "types-PyYAML"],
+        "test": [
+            *("pytest", "ruff", "mypy", "transformers>=4.44", "types-PyYAML", "onnx", "onnxruntime", "onnxscript"),
+            "tritonclient[grpc]",  # the official protobuf of Triton's config files
+        ],
     },
 )

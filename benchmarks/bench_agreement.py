@@ -13,7 +13,7 @@ import os
 
 import mmn_fast
 from benchmarks.timing import alternate, record
-from mmn_fast.backends.registry import available_backends
+from mmn_fast.backends.registry import available_backends, backend_class
 from mmn_fast.demo.agreement import agreement, draw_split
 from mmn_fast.engine import PRECISIONS
 
@@ -33,6 +33,8 @@ def main() -> None:
             if reason is not None:
                 print(f"{backend:8} {precision:5} {reason}")
                 continue
+            if backend_class(backend).takes_exports:
+                continue  # benchmarks/bench_export.py compares those
             engine = mmn_fast.load("demo", backend=backend, precision=precision, threads=options.threads)
             found = agreement(engine, reference, split)
             timings = alternate(

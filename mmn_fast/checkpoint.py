@@ -23,7 +23,7 @@ import numpy.typing as npt
 from mmn_fast.hub import check_arrived, download, is_hub_id
 from mmn_fast.presets import PRESETS, Preset, get_preset
 from mmn_fast.tokenizer import Tokenizer, load_tokenizer
-from mmn_fast.types import InputError, TextEncoderConfig
+from mmn_fast.types import FloatArray, InputError, TextEncoderConfig
 from mmn_fast.version import __version__
 
 State = dict[str, npt.NDArray[Any]]
@@ -36,6 +36,7 @@ _FILES = ["config.json", "model.safetensors", "tokenizer.json"]
 _TORCH_MAGIC = (b"PK\x03\x04", b"\x80\x02")  # a zip archive, or before PyTorch 1.6 pickles in a row
 _HEAD_WIDTH = 64  # of every published BERT and DistilBERT; the number of heads leaves no trace in the tensors
 _BERT = "text_encoder.bert."
+_BATCH_NORM_EPS = 1e-5  # of torch.nn.BatchNorm2d
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +50,8 @@ class LoadedModel:
         tokenizer: the word pieces the text encoder was trained with.
         fingerprint: hash of preset and weights; equal for a checkpoint and its converted directory.
         source: what was loaded, for messages.
+        exported: directory of the graphs if an export was loaded (`mmn-fast export`); it has no weights, so `state` is
+            empty then.
     """
 
     preset: Preset
@@ -57,6 +60,7 @@ class LoadedModel:
     tokenizer: Tokenizer
     fingerprint: str
     source: str
+    exported: Path | None = None
 
 
 def load_model(
@@ -65,7 +69,8 @@ def load_model(
     """Read a model.
 
     Args:
-        model: a converted directory, an official checkpoint file, a hub id of a converted directory, or "demo".
+        model: a converted directory, an official checkpoint file, a hub id of a converted directory, an export, or
+            "demo".
         preset: needed for a checkpoint file; for a directory only to insist on what it holds.
         tokenizer: needed for a checkpoint file; replaces the directory's own.
 
@@ -81,6 +86,8 @@ def load_model(
             raise InputError(f"{path}: an official checkpoint needs preset= and tokenizer=; {missing} is missing")
         return _from_official(path, get_preset(preset), tokenizer)
     if path.is_dir():
+        if (path / "manifest.json").is_file():
+            return _from_export(path, preset, tokenizer)
         return _from_directory(path, preset, tokenizer)
     if is_hub_id(model):
         return _from_directory(download(str(model), _FILES), preset, tokenizer)
@@ -257,6 +264,26 @@ def check_state(state: Mapping[str, npt.NDArray[Any]], preset: Preset, text: Tex
             raise InputError(f"{where}: {name} holds NaN or infinite values")
 
 
+def folded_layers(state: State, num_layers: int) -> tuple[list[FloatArray], list[FloatArray]]:
+    """Weights and biases of the proposal convolution with BatchNorm folded in, in float64 until the last rounding.
+
+    Args:
+        state: official state-dict keys.
+        num_layers: L.
+
+    Returns:
+        Per layer float32 [C_out, C_in, k, k], and per layer float32 [C_out].
+    """
+    weights, biases = [], []
+    for number in range(num_layers):
+        conv, norm = f"proposal_conv.convs.{number}", f"proposal_conv.bn.{number}"
+        scale = state[f"{norm}.weight"] / np.sqrt(state[f"{norm}.running_var"].astype(np.float64) + _BATCH_NORM_EPS)
+        weights.append((state[f"{conv}.weight"] * scale[:, None, None, None]).astype(np.float32))
+        bias = (state[f"{conv}.bias"] - state[f"{norm}.running_mean"].astype(np.float64)) * scale
+        biases.append((bias + state[f"{norm}.bias"]).astype(np.float32))
+    return weights, biases
+
+
 def _video_shapes(state: Mapping[str, npt.NDArray[Any]]) -> dict[str, Shape]:
     return {name: array.shape for name, array in state.items() if not name.startswith("text_")}
 
@@ -358,6 +385,18 @@ def _from_directory(path: Path, preset: str | Path | Preset | None, tokenizer: s
     check_state(state, held, text, str(path / "model.safetensors"))
     source = path / "tokenizer.json" if tokenizer is None else tokenizer
     return _checked(held, text, state, load_tokenizer(source, text.max_tokens), fingerprint, path)
+
+
+def _from_export(path: Path, preset: str | Path | Preset | None, tokenizer: str | Path | None) -> LoadedModel:
+    from mmn_fast.export.manifest import TOKENIZER, check_files, read_manifest
+
+    manifest = read_manifest(path)
+    if preset is not None and get_preset(preset) != manifest.preset:
+        raise InputError(f"preset: {path} was exported with preset {manifest.preset.name!r}, got {str(preset)!r}")
+    check_files(path, manifest)
+    words = load_tokenizer(path / TOKENIZER if tokenizer is None else tokenizer, manifest.text.max_tokens)
+    loaded = _checked(manifest.preset, manifest.text, {}, words, manifest.fingerprint, path)
+    return dataclasses.replace(loaded, exported=path)
 
 
 def _read_safetensors(path: Path) -> State:

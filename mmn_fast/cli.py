@@ -1,4 +1,4 @@
-"""The command line: `mmn-fast convert | ground | eval | train | data | demo | bench | info`.
+"""The command line: `mmn-fast convert | ground | eval | train | export | verify | data | demo | bench | info`.
 
 Results go to stdout, progress and messages to stderr. Exit status 2 means bad input: one sentence says which
 argument, what was expected and what came.
@@ -312,6 +312,85 @@ def train(
         typer.echo(f"mmn-fast: {stopped} (--resume)", err=True)
         raise typer.Exit(130) from None
     typer.echo(f"{result}: preset {chosen.name}, {_size(result)}")
+
+
+@app.command()
+def export(
+    model: Annotated[str, typer.Argument(help="Converted directory, hub id, official .pth or demo.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Directory to create; not needed if MODEL is an export.")
+    ] = None,
+    precision: Annotated[str, typer.Option("--precision", help="fp32, fp16 or bf16.")] = "fp32",
+    what: Annotated[str, typer.Option("--what", help="all, or some of video,text,score.")] = "all",
+    raw_features: Annotated[
+        bool, typer.Option("--raw-features", help="video.onnx takes source rows and lengths, not pre-clips.")
+    ] = False,
+    top_k: Annotated[
+        int | None, typer.Option("--top-k", "-k", help="score.onnx also gives the K best moments, after NMS.")
+    ] = None,
+    tensorrt: Annotated[bool, typer.Option("--tensorrt", help="Also build plans, for this machine's GPU.")] = False,
+    hardware: Annotated[
+        str, typer.Option("--hardware", help="GPUs of the plans: same-gpu, same-compute-capability or ampere-plus.")
+    ] = "same-gpu",
+    version_compatible: Annotated[
+        bool, typer.Option("--version-compatible", help="Plans that newer TensorRT versions run too.")
+    ] = False,
+    tf32: Annotated[bool, typer.Option("--tf32", help="Let the plans' fp32 products use TF32.")] = False,
+    triton_repository: Annotated[
+        Path | None,
+        typer.Option("--triton-repository", help="Also write a Triton model repository here; must not exist."),
+    ] = None,
+    preset: PresetOption = None,
+    tokenizer: TokenizerOption = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a model as ONNX graphs with a manifest, verified against the reference before they appear."""
+    from mmn_fast.export.deploy import Deployment
+    from mmn_fast.export.manifest import GRAPHS, is_export, read_manifest
+    from mmn_fast.export.to_onnx import export as run
+    from mmn_fast.export.verify import summary
+
+    deployment = Deployment(tensorrt, hardware, version_compatible, tf32, triton_repository)
+    if output is None:
+        if not (deployment.wanted and is_export(Path(model))):
+            raise InputError(
+                "--output: name a directory to create (only an export as MODEL, with --tensorrt or --triton-repository,"
+                " needs none)"
+            )
+        written = deployment.run(Path(model))
+        typer.echo(json.dumps(list(map(str, written)), indent=2) if as_json else "\n".join(map(str, written)))
+        return
+    names = list(GRAPHS) if what == "all" else [name.strip() for name in what.split(",")]
+    run(
+        model,
+        output,
+        precision=precision,
+        what=names,
+        raw_features=raw_features,
+        top_k=top_k,
+        preset=preset,
+        tokenizer=tokenizer,
+    )
+    found = read_manifest(output).verification
+    size = _size(output)
+    written = deployment.run(output)
+    if as_json:
+        more = {"written": list(map(str, written))} if written else {}
+        typer.echo(json.dumps({**found, **more}, indent=2))
+        return
+    typer.echo("\n".join([f"{summary(output, found)}, {size}", *map(str, written)]))
+
+
+@app.command()
+def verify(
+    directory: Annotated[Path, typer.Argument(help="What `mmn-fast export` made.")], as_json: AsJson = False
+) -> None:
+    """Hold an export to its manifest and to the reference's recorded outputs."""
+    from mmn_fast.export.verify import summary
+    from mmn_fast.export.verify import verify as run
+
+    found = run(directory)
+    typer.echo(json.dumps(found, indent=2) if as_json else summary(directory, found))
 
 
 @app.command()

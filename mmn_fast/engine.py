@@ -54,7 +54,7 @@ def load(
 
     Args:
         model: a converted directory (`mmn-fast convert`, `mmn-fast train`), a hub id of one, an official `.pth` file,
-            or "demo", the small trained model that comes with the package.
+            "demo", the small trained model that comes with the package, or an export (`mmn-fast export`).
         preset: for a `.pth` file: a preset's name, an official YAML file's path, or a `Preset`.
         tokenizer: for a `.pth` file: a directory, tokenizer.json, vocab.txt or hub id.
         device: "auto", "cpu", "cuda" or "cuda:N".
@@ -77,6 +77,16 @@ def load(
     runnable, passed_over = registry.resolve(backend, device, precision)
     loaded = load_model(model, preset, tokenizer)
     chosen = registry.prefer(runnable, loaded, passed_over)
+    if chosen.takes_exports and loaded.exported is None:
+        raise InputError(
+            f"model: backend {chosen.name!r} runs exports, {loaded.source} is none; mmn-fast export {model} -o DIR"
+            " makes one"
+        )
+    if loaded.exported is not None and not chosen.takes_exports:
+        raise InputError(
+            f"model: {loaded.source} is an export, which backend {chosen.name!r} cannot run; load it with"
+            " backend='onnx', or the model that it was made from"
+        )
     settings = dict(backend_options or NO_OPTIONS)
     chosen.check_options(settings)
     if backend == "auto":

@@ -63,3 +63,11 @@ def golden_engine(golden_model: Callable[[str], Path]) -> Callable[[str], mmn_fa
         return engines[name]
 
     return engine
+
+
+@pytest.fixture(scope="session")
+def demo_export(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo model's export in float32; tests that change it take a copy."""
+    from mmn_fast.export.to_onnx import export
+
+    return export("demo", tmp_path_factory.mktemp("demo") / "exported")

@@ -40,6 +40,8 @@ class Backend(ABC):
     """Settings that hold where "auto" chose this backend and the caller did not set them."""
     OPTIONS: ClassVar[Mapping[str, str]] = NO_OPTIONS
     """Settings that this backend takes beside the common ones, and what each means."""
+    takes_exports: ClassVar[bool] = False
+    """Whether it runs the graphs of an export (`LoadedModel.exported`) instead of weights."""
     preset: Preset
     threads: int | None
 

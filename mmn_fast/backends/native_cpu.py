@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mmn_fast.backends.base import NO_OPTIONS, Backend, Branches, Selection
-from mmn_fast.checkpoint import LoadedModel, State
+from mmn_fast.checkpoint import LoadedModel, State, folded_layers
 from mmn_fast.geometry import ProposalPlan, plan_for, proposal_diagonals
 from mmn_fast.kernels import native
 from mmn_fast.kernels.native_conv import LayerChoice, NativeProposalConv, choose_algorithms, has_bf16
@@ -18,7 +18,6 @@ from mmn_fast.kernels.tuning import tuned_seconds
 from mmn_fast.presets import Preset
 from mmn_fast.types import FloatArray, InputError
 
-_BATCH_NORM_EPS = 1e-5  # of torch.nn.BatchNorm2d
 _HEAD_PAD = 32  # csrc/cpu/rows.h, kRowPad
 _PRECISIONS = ("fp32", "bf16")
 _LEAST_GFLOP = 1.0
@@ -148,26 +147,6 @@ def _limit(options: Mapping[str, Any], name: str) -> float | None:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 0:
         raise InputError(f"backend_options: {name}: expected a number of MiB >= 0, got {value!r}")
     return float(value)
-
-
-def folded_layers(state: State, num_layers: int) -> tuple[list[FloatArray], list[FloatArray]]:
-    """Weights and biases of the proposal convolution with BatchNorm folded in, in float64 until the last rounding.
-
-    Args:
-        state: official state-dict keys.
-        num_layers: L.
-
-    Returns:
-        Per layer float32 [C_out, C_in, k, k], and per layer float32 [C_out].
-    """
-    weights, biases = [], []
-    for number in range(num_layers):
-        conv, norm = f"proposal_conv.convs.{number}", f"proposal_conv.bn.{number}"
-        scale = state[f"{norm}.weight"] / np.sqrt(state[f"{norm}.running_var"].astype(np.float64) + _BATCH_NORM_EPS)
-        weights.append((state[f"{conv}.weight"] * scale[:, None, None, None]).astype(np.float32))
-        bias = (state[f"{conv}.bias"] - state[f"{norm}.running_mean"].astype(np.float64)) * scale
-        biases.append((bias + state[f"{norm}.bias"]).astype(np.float32))
-    return weights, biases
 
 
 def _video_encoder(

@@ -15,6 +15,8 @@ _LOG = logging.getLogger(__name__)
 BACKENDS: dict[str, str] = {
     "native": "mmn_fast.backends.native_cpu:NativeBackend",
     "torch": "mmn_fast.backends.torch_ref:TorchBackend",
+    "onnx": "mmn_fast.backends.ort:OnnxBackend",
+    "tensorrt": "mmn_fast.backends.trt:TensorRTBackend",
 }
 
 
@@ -61,19 +63,23 @@ def resolve(backend: str, device: str, precision: str) -> tuple[list[type[Backen
 
 
 def prefer(runnable: list[type[Backend]], model: LoadedModel, passed_over: dict[str, str]) -> type[Backend]:
-    """The first of the runnable backends that is worth it for a model; the last is whatever the model.
+    """The first of the runnable backends that is worth it for a model.
+
+    An export is for the backends that run exports, any other model for the others; of these the last is taken whatever
+    the model.
 
     Args:
         runnable: what `resolve` gave for "auto".
         model: the model.
         passed_over: takes the reasons of those that come before it.
     """
-    for found in runnable[:-1]:
+    fitting = [found for found in runnable if found.takes_exports == (model.exported is not None)] or runnable
+    for found in fitting[:-1]:
         reason = found.not_worth_it(model)
         if reason is None:
             return found
         passed_over[found.name] = reason
-    return runnable[-1]
+    return fitting[-1]
 
 
 def available_backends(device: str = "auto", precision: str = "auto") -> dict[str, str | None]:

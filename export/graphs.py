@@ -1,0 +1,305 @@
+"""The three seams as modules to be traced, one ONNX graph each. Names and axes of the graphs: `manifest.signature`.
+
+They compute what `model.MMN` computes, with BatchNorm folded, the proposal convolution cropped (`crops.crop`), masks
+and cell weights as constants, and only operators that ONNX Runtime and TensorRT both have. In fp16 and bf16 the weights
+and products are of that type; norms, softmax, means and scores stay float32, and so does what goes in and out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmn_fast.checkpoint import LoadedModel, State, folded_layers
+from mmn_fast.export.crops import Box, Crops, crop
+from mmn_fast.export.manifest import GRAPHS as GRAPHS
+from mmn_fast.export.manifest import signature as signature
+from mmn_fast.geometry import cells_to_moments, plan_for, proposal_diagonals
+from mmn_fast.presets import Preset
+from mmn_fast.text_encoder import TextEncoder
+
+_NORM_EPS = 1e-12  # of torch.nn.functional.normalize, in the model and of the source rows
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def _tensor(array: Any, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(array)).to(dtype)
+
+
+def _unit(x: Tensor) -> Tensor:
+    """Unit norm over the last axis, in float32."""
+    return x / (x * x).sum(-1, keepdim=True).sqrt().clamp(min=_NORM_EPS)
+
+
+class PreClips(nn.Module):
+    """Source rows to pre-clips, as `features.pre_clips`: bounds rounded half to even in float32."""
+
+    def __init__(self, preset: Preset) -> None:
+        super().__init__()
+        self.streams, self.clamp = preset.feature_streams, preset.clamp_pre_clips
+        # arange / T in float32 first, then times the number of rows: the official order, which decides the rounding.
+        self.fractions = nn.Buffer(torch.arange(preset.num_pre_clips + 1).float() / preset.num_pre_clips)
+
+    def forward(self, features: Tensor, lengths: Tensor) -> Tensor:
+        rows = torch.arange(features.shape[1])
+        # What stands past a video's length may be anything, NaN included.
+        features = torch.where((rows < lengths[:, None])[..., None], features, 0.0)
+        features = torch.cat([_unit_rows(stream) for stream in features.split(self.streams, -1)], -1)
+        bounds = (self.fractions * lengths[:, None].float()).round()  # [B, T + 1]
+        last = lengths[:, None].float() - 1
+        if self.clamp:
+            bounds = bounds.minimum(last)
+        start = bounds[:, :-1].minimum(last)
+        end = bounds[:, 1:].maximum(start + 1)
+        inside = (rows >= start[..., None]) & (rows < end[..., None])  # [B, T, R]
+        return inside.float() @ features / (end - start)[..., None]
+
+
+def _unit_rows(x: Tensor) -> Tensor:
+    """Unit norm over the last axis; a row whose squares overflow float32 too. Rows below 1e-12 grow no further."""
+    scale = x.abs().amax(-1, keepdim=True).clamp(min=_NORM_EPS)
+    x = x / scale
+    return x / (x * x).sum(-1, keepdim=True).sqrt().maximum(_NORM_EPS / scale)
+
+
+class VideoGraph(nn.Module):
+    """Pre-clips [B, T, D], or source rows [B, R, D] and lengths [B], to two packed [B, P, J] of unit norm.
+
+    Args:
+        model: the model's values.
+        precision: one of `manifest.PRECISIONS`.
+        raw_features: take source rows.
+    """
+
+    def __init__(self, model: LoadedModel, precision: str = "fp32", raw_features: bool = False) -> None:
+        super().__init__()
+        preset, state = model.preset, model.state
+        self.dtype = DTYPES[precision]
+        self.pre_clips = PreClips(preset) if raw_features else None
+        self.pool = preset.clip_pool_kernel, preset.clip_pool_stride
+        self.project = nn.Buffer(_tensor(state["featpool.conv.weight"][:, :, 0].T, self.dtype))
+        self.project_bias = nn.Buffer(_tensor(state["featpool.conv.bias"], self.dtype))
+        self.map = _Map(preset, state, self.dtype)
+        self.convs = _CroppedConvs(preset, state, self.dtype)
+        branches = ("contrastive", "iou")
+        heads = [state[f"proposal_conv.conv1x1_{branch}.weight"][:, :, 0, 0] for branch in branches]
+        biases = [state[f"proposal_conv.conv1x1_{branch}.bias"] for branch in branches]
+        self.heads = nn.Buffer(_tensor(np.concatenate(heads).T, self.dtype))
+        self.heads_bias = nn.Buffer(_tensor(np.concatenate(biases), self.dtype))
+
+    def forward(self, pre_clips: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        if self.pre_clips is not None:
+            assert lengths is not None
+            pre_clips = self.pre_clips(pre_clips, lengths)
+        clips = (pre_clips.to(self.dtype) @ self.project + self.project_bias).relu().mT
+        # Pools and convolutions along one axis are written with a second one of size 1: TensorRT has 2D ones only.
+        clips = F.avg_pool2d(clips[:, :, None], (1, self.pool[0]), (1, self.pool[1]))  # [B, C, 1, N]
+        proposals = self.convs(self.map(clips))  # [B, P, C]
+        contrastive, iou = (proposals @ self.heads + self.heads_bias).float().chunk(2, -1)
+        return _unit(contrastive), _unit(iou)
+
+
+class _Map(nn.Module):
+    """Clips [B, C, 1, N] to the part of the padded 2D map that is read, [B, C, H, W]."""
+
+    def __init__(self, preset: Preset, state: State, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.counts = preset.pooling_counts
+        self.learned = preset.pooling == "conv"
+        plan = plan_for(preset)
+        frame = crop(plan).input_frame
+        padding = (preset.conv_kernel - 1) * preset.conv_layers // 2
+        diagonals = proposal_diagonals(preset.num_clips, preset.pooling_counts)
+        if self.learned:
+            for number in range(len(diagonals)):
+                weight = state[f"feat2d.convs.{number}.weight"][:, :, None]
+                self.register_buffer(f"weight{number}", _tensor(weight, dtype))
+                self.register_buffer(f"bias{number}", _tensor(state[f"feat2d.convs.{number}.bias"], dtype))
+        # Clips and then each diagonal lie one after the other, and behind them one 0 for cells that do not exist.
+        total = preset.num_clips + sum(len(rows) for rows, _ in diagonals)
+        source = np.full((preset.num_clips,) * 2, total, np.int64)
+        np.fill_diagonal(source, np.arange(preset.num_clips))
+        first = preset.num_clips
+        for rows, columns in diagonals:
+            source[list(rows), list(columns)] = first + np.arange(len(rows))
+            first += len(rows)
+        source = np.pad(source, padding, constant_values=total)
+        self.size = frame.bottom - frame.top, frame.right - frame.left
+        self.source = nn.Buffer(
+            torch.from_numpy(source[frame.top : frame.bottom, frame.left : frame.right].reshape(-1))
+        )
+
+    def forward(self, clips: Tensor) -> Tensor:
+        parts, number = [clips], 0
+        for level, count in enumerate(self.counts):
+            for index in range(count):
+                kernel, stride = (3, 2) if level and not index else (2, 1)
+                if self.learned:
+                    weight, bias = getattr(self, f"weight{number}"), getattr(self, f"bias{number}")
+                    clips = F.conv2d(clips, weight, bias, (1, stride))
+                else:
+                    clips = F.max_pool2d(clips, (1, kernel), (1, stride))
+                parts.append(clips)
+                number += 1
+        rows = F.pad(torch.cat(parts, -1)[:, :, 0], (0, 1)).mT  # [B, cells + 1, C]
+        return rows.index_select(1, self.source).mT.unflatten(-1, self.size)
+
+
+class _CroppedConvs(nn.Module):
+    """The map's part [B, C, H, W] to the last layer's output at the valid proposals [B, P, C]."""
+
+    def __init__(self, preset: Preset, state: State, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.plan = plan_for(preset)
+        self.crops: Crops = crop(self.plan)
+        for number, (weight, bias) in enumerate(zip(*folded_layers(state, preset.conv_layers), strict=True)):
+            self.register_buffer(f"weight{number}", _tensor(weight, dtype))
+            self.register_buffer(f"bias{number}", _tensor(bias, dtype))
+            layer = self.plan.layers[number]
+            for index, b in enumerate(self.crops.layers[number].bands):
+                weights = layer.weights[b.top : b.bottom, b.left : b.right]
+                self.register_buffer(f"cells{number}_{index}", _tensor(weights, dtype))
+        last = self.plan.layers[-1].cells
+        for index, b in enumerate(self.crops.layers[-1].bands):
+            rows = last[(last[:, 0] >= b.top) & (last[:, 0] < b.bottom)] - (b.top, b.left)
+            self.register_buffer(
+                f"chosen{index}", torch.from_numpy(rows[:, 0] * (b.right - b.left) + rows[:, 1]).long()
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        frame, k = self.crops.input_frame, self.plan.kernel
+        for number, layer in enumerate(self.crops.layers):
+            weight, bias = getattr(self, f"weight{number}"), getattr(self, f"bias{number}")
+            outputs = []
+            for index, b in enumerate(layer.bands):
+                top, left = b.top - frame.top, b.left - frame.left
+                under = x[:, :, top : top + b.bottom - b.top + k - 1, left : left + b.right - b.left + k - 1]
+                outputs.append(F.conv2d(under, weight, bias).relu() * getattr(self, f"cells{number}_{index}"))
+            if number + 1 < len(self.crops.layers):
+                x, frame = _lay_together(outputs, layer.bands, layer.frame), layer.frame
+        packed = [out.flatten(2).mT.index_select(1, getattr(self, f"chosen{n}")) for n, out in enumerate(outputs)]
+        return torch.cat(packed, 1)
+
+
+def _lay_together(outputs: Sequence[Tensor], bands: Sequence[Box], frame: Box) -> Tensor:
+    """Bands in their places in the frame, zeros around them."""
+    parts, row = [], frame.top
+    for out, b, after in zip(outputs, bands, (*bands[1:], None), strict=True):
+        bottom = frame.bottom if after is None else after.top
+        parts.append(F.pad(out, (b.left - frame.left, frame.right - b.right, b.top - row, bottom - b.bottom)))
+        row = bottom
+    return torch.cat(parts, 2)
+
+
+class TextGraph(nn.Module):
+    """Token ids [S, L] and mask [S, L] (1 for a word piece, 0 for padding) to two [S, J] of unit norm.
+
+    Args:
+        model: the model's values.
+        precision: one of `manifest.PRECISIONS`.
+    """
+
+    def __init__(self, model: LoadedModel, precision: str = "fp32") -> None:
+        super().__init__()
+        self.dtype = DTYPES[precision]
+        with torch.device("meta"):
+            encoder = TextEncoder(model.text, model.preset.joint_size)
+        prefix = "text_encoder."
+        state = {k.removeprefix(prefix): _tensor(v) for k, v in model.state.items() if k.startswith(prefix)}
+        encoder.load_state_dict(state, assign=True)
+        self.encoder = encoder.eval()
+        for module in encoder.modules():
+            if isinstance(module, (nn.Linear, nn.Embedding)):
+                module.to(self.dtype)
+
+    def forward(self, token_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
+        real, bert = attention_mask > 0, self.encoder.bert
+        words = bert.embeddings.word_embeddings(token_ids)
+        places = bert.embeddings.position_embeddings.weight[: token_ids.shape[1]]
+        x = self._norm(bert.embeddings.LayerNorm, words.float() + places.float())
+        for layer in bert.transformer.layer:
+            x = self._norm(layer.sa_layer_norm, x.float() + self._attention(layer.attention, x, real).float())
+            inner = F.gelu(layer.ffn.lin1(x).float()).to(self.dtype)
+            x = self._norm(layer.output_layer_norm, x.float() + layer.ffn.lin2(inner).float())
+        weight = real[..., None].float()  # [S, L, 1]
+        mean = (x.float() * weight).sum(1) / weight.sum(1)
+        sentence = self._norm(self.encoder.layernorm, mean)
+        # See TextEncoder: fc_out1 is the iou branch.
+        return _unit(self.encoder.fc_out2(sentence).float()), _unit(self.encoder.fc_out1(sentence).float())
+
+    def _norm(self, norm: nn.LayerNorm, x: Tensor) -> Tensor:
+        return norm(x).to(self.dtype)
+
+    def _attention(self, attention: Any, x: Tensor, real: Tensor) -> Tensor:
+        heads = attention.num_heads
+        q, k, v = (
+            lin(x).unflatten(-1, (heads, -1)).transpose(1, 2)
+            for lin in (attention.q_lin, attention.k_lin, attention.v_lin)
+        )
+        scores = (q @ k.mT).float() * (q.shape[-1] ** -0.5)  # [S, heads, L, L]
+        # Finite, so that a sentence that is all padding gives numbers; e^-88 is 0 in what the softmax adds up.
+        scores = torch.where(real[:, None, None], scores, torch.finfo(torch.float32).min)
+        return attention.out_lin((scores.softmax(-1).to(self.dtype) @ v).transpose(1, 2).flatten(2))
+
+
+class ScoreGraph(nn.Module):
+    """One video's proposals [P, J] and sentences [S, J] to scores [S, P], and with `top_k` to moments.
+
+    The moments are `kernels.reference.temporal_nms` unrolled: the best that is left, then without what overlaps it, K
+    times, in the float32 arithmetic of `geometry.cells_to_moments`. NonMaxSuppression would divide by the sum of both
+    spans less the overlap, which rounds otherwise at an IoU of exactly the threshold.
+
+    Args:
+        model: the model's values.
+        top_k: moments per sentence, or None.
+    """
+
+    def __init__(self, model: LoadedModel, top_k: int | None = None) -> None:
+        super().__init__()
+        self.preset, self.top_k = model.preset, top_k
+        cells = plan_for(model.preset).cells
+        self.grid = nn.Buffer(_tensor(cells_to_moments(cells, float(model.preset.num_clips), model.preset.num_clips)))
+
+    def forward(
+        self,
+        video_contrastive: Tensor,
+        video_iou: Tensor,
+        text_contrastive: Tensor,
+        text_iou: Tensor,
+        duration_s: Tensor | None = None,
+    ) -> tuple[Tensor, ...]:
+        contrastive = text_contrastive @ video_contrastive.mT
+        iou = (10 * (text_iou @ video_iou.mT)).sigmoid()
+        if self.preset.score_fusion == "product":
+            fused = contrastive * iou
+        else:
+            fused = (contrastive * 0.5 + 0.5).clamp(min=0) ** self.preset.score_power * iou
+        if self.top_k is None:
+            return contrastive, iou, fused
+        assert duration_s is not None
+        return contrastive, iou, fused, *self._moments(fused, self.grid * duration_s / self.preset.num_clips)
+
+    def _moments(self, fused: Tensor, moments: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        start, end = moments[:, 0], moments[:, 1]  # [P]
+        rows = torch.arange(len(moments))
+        gone = torch.finfo(torch.float32).min
+        left = torch.where(fused == 0, gone, fused)  # scores of exactly 0 are no candidates
+        proposals, scores, spans = [], [], []
+        for _ in range(self.top_k or 0):
+            best = left.argmax(-1, keepdim=True)  # [S, 1], the first of equals
+            score = left.gather(1, best)
+            there = score > gone
+            proposals.append(torch.where(there, best, -1))
+            scores.append(torch.where(there, score, 0.0))
+            span = moments[best[:, 0]]  # [S, 2]
+            spans.append(torch.where(there, span, 0.0)[:, None])
+            overlap = torch.minimum(end, span[:, 1:]) - torch.maximum(start, span[:, :1])
+            hull = torch.maximum(end, span[:, 1:]) - torch.minimum(start, span[:, :1])
+            drop = (overlap.clamp(min=0) / hull > self.preset.nms_iou) | (rows == best)
+            left = torch.where(drop, gone, left)
+        return torch.cat(proposals, 1), torch.cat(scores, 1), torch.cat(spans, 1)

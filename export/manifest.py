@@ -1,0 +1,229 @@
+"""What an export holds: the graphs' inputs and outputs, and manifest.json beside them. Needs no torch.
+
+Symbols: B videos, R source rows, T pre-clips, D input width, P proposals, J joint width, S sentences, L word pieces, K
+moments per sentence. B, R, S and L are dynamic axes; the others are numbers that follow from the preset.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mmn_fast.geometry import plan_for
+from mmn_fast.presets import Preset
+from mmn_fast.types import InputError, TextEncoderConfig
+
+FORMAT_VERSION = 1
+KIND = "mmn_fast export"
+MANIFEST = "manifest.json"
+TOKENIZER = "tokenizer.json"
+REFERENCE = "reference.safetensors"
+GRAPHS = ("video", "text", "score")
+PRECISIONS = ("fp32", "fp16", "bf16")
+DYNAMIC_AXES = ("B", "R", "S", "L")
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """An input or output of a graph.
+
+    Attributes:
+        name: its name in the graph.
+        dtype: "float32" or "int64".
+        shape: per axis a number, or the symbol of a dynamic axis.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+@dataclass(frozen=True)
+class Signature:
+    """Inputs and outputs of a graph, in order."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+def signature(graph: str, preset: Preset, *, raw_features: bool = False, top_k: int | None = None) -> Signature:
+    """The one table of names, dtypes and axes. An output that another graph takes has the same name there.
+
+    Values go in and out as float32 in every precision.
+
+    Args:
+        graph: one of `GRAPHS`.
+        preset: gives T, D, P and J.
+        raw_features: video takes source rows, R at most, of which the first `lengths` of each video are real, instead
+            of pre-clips.
+        top_k: score also chooses K moments per sentence by non-maximum suppression; None: it does not.
+    """
+    P, J, D = plan_for(preset).num_proposals, preset.joint_size, preset.input_size
+    video = tuple(TensorSpec(f"video_{branch}", "float32", ("B", P, J)) for branch in ("contrastive", "iou"))
+    text = tuple(TensorSpec(f"text_{branch}", "float32", ("S", J)) for branch in ("contrastive", "iou"))
+    if graph == "video":
+        if raw_features:
+            return Signature(
+                (TensorSpec("features", "float32", ("B", "R", D)), TensorSpec("lengths", "int64", ("B",))), video
+            )
+        return Signature((TensorSpec("pre_clips", "float32", ("B", preset.num_pre_clips, D)),), video)
+    if graph == "text":
+        return Signature(
+            (TensorSpec("token_ids", "int64", ("S", "L")), TensorSpec("attention_mask", "int64", ("S", "L"))), text
+        )
+    if graph != "score":
+        raise InputError(f"graph: expected one of {', '.join(GRAPHS)}, got {graph!r}")
+    one_video = tuple(dataclasses.replace(spec, shape=(P, J)) for spec in video)
+    scores = tuple(TensorSpec(f"{name}_scores", "float32", ("S", P)) for name in ("contrastive", "iou", "fused"))
+    if top_k is None:
+        return Signature((*one_video, *text), scores)
+    chosen = (
+        TensorSpec("top_proposals", "int64", ("S", top_k)),  # rows of the proposals, -1 where fewer are left
+        TensorSpec("top_scores", "float32", ("S", top_k)),  # 0 where fewer are left
+        TensorSpec("top_moments", "float32", ("S", top_k, 2)),  # start and end in seconds, 0 where fewer are left
+    )
+    return Signature((*one_video, *text, TensorSpec("duration_s", "float32", (1,))), (*scores, *chosen))
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What manifest.json says.
+
+    Attributes:
+        preset: the model's sizes and conventions.
+        text: sizes of its text encoder.
+        fingerprint: of the model, as `LoadedModel.fingerprint`.
+        source: name of the model that was exported.
+        source_sha256: of its weights: over name and bytes of every array, in the order of names.
+        precision: one of `PRECISIONS`: what the weights and products of video and text are; score is float32 always.
+        raw_features: see `signature`.
+        top_k: see `signature`.
+        opset: version of the standard operator set.
+        graphs: per exported graph its ONNX file's name.
+        files: per file its sha256; weights above 2 GB are in a file of their own.
+        verification: what `verify` found.
+        versions: of everything that made the export.
+    """
+
+    preset: Preset
+    text: TextEncoderConfig
+    fingerprint: str
+    source: str
+    source_sha256: str
+    precision: str
+    raw_features: bool
+    top_k: int | None
+    opset: int
+    graphs: dict[str, str]
+    files: dict[str, str]
+    verification: dict[str, Any] = dataclasses.field(default_factory=dict)
+    versions: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    def signature(self, graph: str) -> Signature:
+        """The inputs and outputs of one of the graphs."""
+        return signature(graph, self.preset, raw_features=self.raw_features, top_k=self.top_k)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as manifest.json has them; the graphs with their inputs and outputs."""
+        plain: dict[str, Any] = {"format_version": FORMAT_VERSION, "kind": KIND}
+        for field in dataclasses.fields(self):
+            plain[field.name] = getattr(self, field.name)
+        plain["preset"] = self.preset.to_dict()
+        plain["text"] = dataclasses.asdict(self.text)
+        plain["graphs"] = {
+            name: {"file": file, **dataclasses.asdict(self.signature(name))} for name, file in self.graphs.items()
+        }
+        return plain
+
+    def write(self, directory: Path) -> None:
+        """Write manifest.json."""
+        (directory / MANIFEST).write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+
+
+def is_export(directory: Path) -> bool:
+    """Whether a directory looks like an export."""
+    return (directory / MANIFEST).is_file()
+
+
+def read_manifest(directory: str | Path) -> Manifest:
+    """Read manifest.json and hold it to itself and to the table of names; files are looked at by `check_files`.
+
+    Raises:
+        InputError: not an export, another format version, damaged, or its graphs are not those of its preset.
+    """
+    path = Path(directory) / MANIFEST
+    if not path.is_file():
+        raise InputError(f"export: {directory} is not an export: no {MANIFEST} (mmn-fast export makes one)")
+    try:
+        plain = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(plain, dict) or plain.get("kind") != KIND:
+            raise InputError(f"export: {path} is not the manifest of an mmn_fast export")
+        if plain["format_version"] != FORMAT_VERSION:
+            raise InputError(
+                f"export: {path}: format_version: expected {FORMAT_VERSION}, got {plain['format_version']!r};"
+                f" export the model again, or install the mmn_fast that wrote it"
+            )
+        values = {field.name: plain[field.name] for field in dataclasses.fields(Manifest)}
+        values["preset"] = Preset.from_dict(plain["preset"])
+        values["text"] = TextEncoderConfig(**plain["text"])
+        values["graphs"] = {name: str(graph["file"]) for name, graph in plain["graphs"].items()}
+        manifest = Manifest(**values)
+        listed = json.loads(json.dumps(manifest.to_dict()))["graphs"]
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"export: {path} is damaged ({type(error).__name__}: {error})") from None
+    if listed != plain["graphs"]:
+        raise InputError(
+            f"export: {path}: the graphs' inputs and outputs are not those of preset {manifest.preset.name!r}"
+        )
+    for file in (*manifest.files, *manifest.graphs.values()):
+        if Path(file).name != file or file in ("", ".", ".."):
+            raise InputError(f"export: {path}: expected names of files in the same directory, got {file!r}")
+    for name, file in manifest.graphs.items():
+        if file not in manifest.files:
+            raise InputError(f"export: {path}: graph {name!r} is in {file!r}, which is not among its files")
+    return manifest
+
+
+def check_files(directory: Path, manifest: Manifest, names: Iterable[str] | None = None) -> None:
+    """Refuse files that are not those of the manifest.
+
+    Args:
+        directory: the export.
+        manifest: its manifest.
+        names: files to look at; None for all.
+
+    Raises:
+        InputError: a file is missing or its sha256 differs.
+    """
+    for name in manifest.files if names is None else names:
+        path = directory / name
+        if not path.is_file():
+            raise InputError(f"export: {path} is missing; the manifest lists it")
+        found = sha256(path)
+        if found != manifest.files[name]:
+            raise InputError(
+                f"export: {path} is not the file that was verified: sha256 expected {manifest.files[name]}, got {found}"
+            )
+
+
+def sha256(path: Path) -> str:
+    """sha256 of a file, hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def state_sha256(state: Mapping[str, Any]) -> str:
+    """sha256 of a model's weights: name and bytes of every array, in the order of names."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        digest.update(name.encode())
+        digest.update(state[name].data)
+    return digest.hexdigest()

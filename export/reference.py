@@ -1,0 +1,92 @@
+"""What an export is held to: inputs and the reference's outputs, recorded beside the graphs.
+
+So a graph can be verified where there is neither the model nor PyTorch. The reference computes from its float32 weights
+in float64: in float32 it would add an error of its own to that of the graphs, of the same size. Its outputs are stored
+as float32. Arrays of reference.safetensors (V = 2 videos, S sentences of L word pieces at most, the last as long as the
+encoder takes):
+
+    pre_clips [V, T, D], features [V, R, D] (NaN past a video's length) and lengths [V]
+    token_ids [S, L] and attention_mask [S, L]
+    video_contrastive, video_iou [V, P, J]; text_contrastive, text_iou [S, J]
+    contrastive_scores, iou_scores, fused_scores [V, S, P]
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mmn_fast.checkpoint import LoadedModel
+from mmn_fast.export.manifest import REFERENCE
+from mmn_fast.features import pre_clips
+from mmn_fast.postprocess import fuse_scores
+
+_VIDEOS = 2
+_LENGTHS = (2, 3, 5, 8, 11, 13, 16, 17, 21, 24, 29, 32)  # word pieces; sentences of the data sets have 5 to 30
+
+
+def record_reference(model: LoadedModel, directory: Path) -> dict[str, npt.NDArray[Any]]:
+    """Run the reference on drawn inputs and write reference.safetensors.
+
+    Args:
+        model: the model.
+        directory: where to write.
+
+    Returns:
+        The arrays.
+    """
+    import torch
+    from safetensors.numpy import save_file
+
+    from mmn_fast.model import build_model
+
+    preset, rng = model.preset, np.random.default_rng(0)
+    net = build_model(preset, model.text, model.state).double()
+    arrays: dict[str, npt.NDArray[Any]] = {}
+    # Neighbouring rows of an extractor are alike: a slow part and a fast part of the same size.
+    rows = 2 * preset.num_pre_clips + 13
+    slow = rng.standard_normal((_VIDEOS, -(-rows // 8), preset.input_size)).repeat(8, axis=1)[:, :rows]
+    features = (slow + rng.standard_normal(slow.shape)).astype(np.float32)
+    lengths = np.array([rows, preset.num_pre_clips // 2 + 1], np.int64)
+    for video, length in zip(features, lengths, strict=True):
+        video[length:] = np.nan
+    arrays |= {"features": features, "lengths": lengths}
+    arrays["pre_clips"] = np.stack(
+        [
+            pre_clips(video[:n], preset).reshape(preset.num_pre_clips, -1)
+            for video, n in zip(features, lengths, strict=True)
+        ]
+    )
+    tokens = [n for n in _LENGTHS if n < model.text.max_tokens] * 3 + [model.text.max_tokens]
+    ids = np.zeros((len(tokens), max(tokens)), np.int64)
+    mask = (np.arange(ids.shape[1]) < np.array(tokens)[:, None]).astype(np.int64)
+    ids[mask > 0] = rng.integers(1, model.text.vocab_size, int(mask.sum()))
+    arrays |= {"token_ids": ids, "attention_mask": mask}
+    with torch.inference_mode():
+        # One by one and unpadded, as backend "torch" does.
+        videos = [net.encode_video(torch.from_numpy(video[None]).double()) for video in arrays["pre_clips"]]
+        text = [
+            net.encode_text(torch.from_numpy(row[None, :n]), torch.tensor([n]))
+            for row, n in zip(ids, tokens, strict=True)
+        ]
+        for prefix, items in (("video", videos), ("text", text)):
+            for branch, parts in zip(("contrastive", "iou"), zip(*items, strict=True), strict=True):
+                arrays[f"{prefix}_{branch}"] = torch.cat(parts).float().numpy()
+        sentences = torch.cat([c for c, _ in text]), torch.cat([i for _, i in text])
+        scores = [net.score((c[0], i[0]), sentences) for c, i in videos]
+    arrays["contrastive_scores"] = np.stack([c.float().numpy() for c, _ in scores])
+    arrays["iou_scores"] = np.stack([i.float().numpy() for _, i in scores])
+    arrays["fused_scores"] = fuse_scores(arrays["contrastive_scores"], arrays["iou_scores"], preset)
+    save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, str(directory / REFERENCE))
+    return arrays
+
+
+def read_reference(directory: Path) -> dict[str, npt.NDArray[Any]]:
+    """The arrays that `record_reference` wrote."""
+    from safetensors.numpy import load_file
+
+    arrays: dict[str, npt.NDArray[Any]] = load_file(str(directory / REFERENCE))
+    return arrays

@@ -1,0 +1,202 @@
+"""`mmn-fast export`: a model as ONNX graphs in a directory with its manifest, verified before it appears."""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import shutil
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mmn_fast.checkpoint import LoadedModel, load_model
+from mmn_fast.export.manifest import (
+    GRAPHS,
+    PRECISIONS,
+    TOKENIZER,
+    Manifest,
+    Signature,
+    sha256,
+    signature,
+    state_sha256,
+)
+from mmn_fast.export.reference import record_reference
+from mmn_fast.presets import Preset
+from mmn_fast.types import InputError
+from mmn_fast.version import __version__
+
+# The newest operator set that TensorRT 10.0 reads (its docs/operators.md: opset 9 to 20); TensorRT 11 reads up to 25.
+# bfloat16 is a type of Conv from 22 on.
+OPSETS = {"fp32": 20, "fp16": 20, "bf16": 22}
+# A protobuf message ends at 2 GiB; the rest is for the graph itself.
+_EXTERNAL_DATA_BYTES = 2**31 - 2**26
+_PACKAGES = ("torch", "onnx", "onnxruntime", "onnxscript", "numpy")
+
+
+def missing_extra() -> str | None:
+    """Why models cannot be exported here, as a sentence; None if they can."""
+    from importlib.util import find_spec
+
+    missing = [name for name in ("onnx", "onnxruntime", "onnxscript") if find_spec(name) is None]
+    return f"{' and '.join(missing)} not installed (pip install mmn_fast[onnx])" if missing else None
+
+
+def export(
+    model: str | Path,
+    output: str | Path,
+    *,
+    precision: str = "fp32",
+    what: Sequence[str] = GRAPHS,
+    raw_features: bool = False,
+    top_k: int | None = None,
+    preset: str | Path | Preset | None = None,
+    tokenizer: str | Path | None = None,
+) -> Path:
+    """Write a model as ONNX graphs with a manifest; the directory appears verified and whole or not at all.
+
+    Args:
+        model: as for `mmn_fast.load`.
+        output: directory to create; must not exist.
+        precision: "fp32", "fp16" or "bf16": of the weights and products of video and text.
+        what: the graphs, of "video", "text" and "score".
+        raw_features: video.onnx takes source rows and lengths instead of pre-clips.
+        top_k: score.onnx also gives the K best moments of each sentence, after non-maximum suppression.
+        preset: as for `mmn_fast.load`.
+        tokenizer: as for `mmn_fast.load`.
+
+    Returns:
+        The directory.
+
+    Raises:
+        InputError: an argument cannot be used, an extra is missing, or a graph differs from the float32 reference by
+            more than its precision's bound (the first difference is named); nothing is left behind then.
+    """
+    output = Path(output)
+    what = _check_arguments(output, precision, what, top_k)
+    return export_loaded(load_model(model, preset, tokenizer), output, precision, what, raw_features, top_k)
+
+
+def export_loaded(
+    model: LoadedModel, output: Path, precision: str, what: Sequence[str], raw_features: bool, top_k: int | None
+) -> Path:
+    """`export` of a model in memory, its arguments checked."""
+    from mmn_fast.export.verify import verify_directory
+
+    if model.exported is not None:
+        raise InputError(f"model: {model.source} is an export already; name the model that it was made from")
+    partial = output.with_name(f".{output.name}.partial-{os.getpid()}")
+    try:
+        partial.mkdir(parents=True)
+        graphs = {name: f"{name}.onnx" for name in what}
+        for name in what:
+            shapes = signature(name, model.preset, raw_features=raw_features, top_k=top_k)
+            write_graph(_module(name, model, precision, raw_features, top_k), shapes, partial / graphs[name], precision)
+        model.tokenizer.save(partial / TOKENIZER)
+        record_reference(model, partial)
+        manifest = Manifest(
+            preset=model.preset,
+            text=model.text,
+            fingerprint=model.fingerprint,
+            source=Path(model.source).name,
+            source_sha256=state_sha256(model.state),
+            precision=precision,
+            raw_features=raw_features,
+            top_k=top_k,
+            opset=OPSETS[precision],
+            graphs=graphs,
+            files={file.name: sha256(file) for file in sorted(partial.iterdir())},
+            versions=_versions(),
+        )
+        manifest.verification.update(verify_directory(partial, manifest))
+        manifest.write(partial)
+        partial.rename(output)
+    except OSError as error:
+        raise InputError(f"output: {output}: {error.strerror or error}") from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return output
+
+
+def _check_arguments(output: Path, precision: str, what: Sequence[str], top_k: int | None) -> list[str]:
+    """The graphs in the order of `GRAPHS`; everything is checked before any work is done."""
+    if precision not in PRECISIONS:
+        raise InputError(f"precision: expected one of {', '.join(PRECISIONS)}, got {precision!r}")
+    unknown = [name for name in what if name not in GRAPHS]
+    if unknown or not what:
+        raise InputError(f"what: expected all, or some of {', '.join(GRAPHS)}, got {unknown[0] if unknown else ''!r}")
+    if top_k is not None and (isinstance(top_k, bool) or not isinstance(top_k, int) or not 1 <= top_k <= 100):
+        raise InputError(f"top_k: expected an integer from 1 to 100, got {top_k!r}")
+    if output.exists():
+        raise InputError(f"output: {output} exists; name a directory that does not")
+    missing = missing_extra()
+    if missing:
+        raise InputError(f"export: {missing}")
+    return [name for name in GRAPHS if name in what]
+
+
+def _module(name: str, model: LoadedModel, precision: str, raw_features: bool, top_k: int | None) -> Any:
+    from mmn_fast.export.graphs import ScoreGraph, TextGraph, VideoGraph
+
+    if name == "video":
+        return VideoGraph(model, precision, raw_features)
+    return TextGraph(model, precision) if name == "text" else ScoreGraph(model, top_k)
+
+
+def write_graph(module: Any, shapes: Signature, path: Path, precision: str) -> None:
+    """Trace a module into an ONNX file with the names and axes of a signature; weights beside it above 2 GB."""
+    import torch
+
+    # Sizes above 1 that differ from each other: the exporter takes a dynamic axis of size 1 for a fixed one.
+    sizes = {"B": 2, "S": 3, "L": 7, "R": 11}
+    inputs = []
+    for spec in shapes.inputs:
+        shape = [size if isinstance(size, int) else sizes[size] for size in spec.shape]
+        inputs.append(torch.ones(shape, dtype=getattr(torch, spec.dtype)))
+    axes = {symbol: torch.export.Dim(symbol) for symbol in sizes}
+    with _quiet():
+        program = torch.onnx.export(
+            module.eval(),
+            tuple(inputs),
+            dynamo=True,
+            opset_version=OPSETS[precision],
+            input_names=[spec.name for spec in shapes.inputs],
+            output_names=[spec.name for spec in shapes.outputs],
+            dynamic_shapes=tuple(
+                {axis: axes[size] for axis, size in enumerate(spec.shape) if isinstance(size, str)}
+                for spec in shapes.inputs
+            ),
+            verbose=False,
+        )
+        assert program is not None
+        weights = sum(np.prod(v.shape) * v.dtype.itemsize for v in program.model.graph.initializers.values())  # type: ignore[union-attr]
+        program.save(str(path), external_data=bool(weights > _EXTERNAL_DATA_BYTES))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the exporter's remarks on packages that no graph here needs and on its own deprecations."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _versions() -> dict[str, str]:
+    found = {"mmn_fast": __version__, "python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,234 @@
+"""`mmn-fast export ... --tensorrt`: TensorRT plans from the ONNX graphs of an export, for TensorRT 10.1 to 11.
+
+Networks are strongly typed: precision is that of the ONNX file's types, and nothing is left to the builder's
+choice. A plan is built on the GPU that it is for; it stands beside its graph with a sidecar (`plans.Sidecar`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mmn_fast.export.manifest import Manifest, check_files, read_manifest
+from mmn_fast.export.plans import HARDWARE, Profile, Sidecar, plan_path, profiles_for, sidecar_path
+from mmn_fast.kernels import cuda_runtime
+from mmn_fast.kernels.tensorrt_module import BUILDER, make_logger, tensorrt_module
+from mmn_fast.types import InputError
+
+TIMING_CACHE = "tensorrt.timing"
+_BF16_CAPABILITY = (8, 0)
+_LEVELS = dict(zip(HARDWARE, ("NONE", "SAME_COMPUTE_CAPABILITY", "AMPERE_PLUS"), strict=True))
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """How plans are built.
+
+    Attributes:
+        version_compatible: newer TensorRT versions may run the plan too; it then holds host code.
+        hardware: "same-gpu"; "same-compute-capability" or "ampere-plus", which give up some speed for more GPUs.
+        tf32: let float32 products round their operands to 11 bits, as the builder does by default: faster, and outside
+            the bound of fp32.
+        optimization_level: 0 to 5: how long the builder searches.
+        workspace_mib: most scratch memory that one layer may take; None leaves it to TensorRT.
+        timing_cache: file of measured kernels, read if it is there and written; None: `tensorrt.timing` in the export.
+        progress: show a progress bar.
+    """
+
+    version_compatible: bool = False
+    hardware: str = "same-gpu"
+    tf32: bool = False
+    optimization_level: int = 3
+    workspace_mib: int | None = None
+    timing_cache: Path | None = None
+    progress: bool = False
+
+    def __post_init__(self) -> None:
+        if self.hardware not in HARDWARE:
+            raise InputError(f"hardware: expected one of {', '.join(HARDWARE)}, got {self.hardware!r}")
+        level, workspace = self.optimization_level, self.workspace_mib
+        if isinstance(level, bool) or not isinstance(level, int) or not 0 <= level <= 5:
+            raise InputError(f"optimization_level: expected an integer from 0 to 5, got {level!r}")
+        if workspace is not None and (isinstance(workspace, bool) or not isinstance(workspace, int) or workspace < 1):
+            raise InputError(f"workspace_mib: expected an integer >= 1, got {workspace!r}")
+
+
+def unavailable_reason() -> str | None:
+    """Why plans cannot be built here, as a sentence; None if they can."""
+    _, reason = tensorrt_module(BUILDER)
+    return reason or cuda_runtime.unavailable_reason(0)
+
+
+def build_plans(
+    directory: str | Path, graphs: Sequence[str] | None = None, options: BuildOptions | None = None
+) -> list[Path]:
+    """Build the plans of an export's graphs; all of them appear, or none.
+
+    Args:
+        directory: what `mmn-fast export` made.
+        graphs: some of its graphs; None for all.
+        options: how; None for the defaults.
+
+    Returns:
+        The plans, `<graph>.plan` in the directory, each with `<graph>.plan.json` beside it.
+
+    Raises:
+        InputError: not an export, its files are not those of its manifest, an unknown graph, no TensorRT or GPU, or
+            TensorRT cannot build a graph (its first error is quoted). Plans that were there stay as they were.
+    """
+    directory, options = Path(directory), options or BuildOptions()
+    manifest = read_manifest(directory)
+    chosen = list(manifest.graphs if graphs is None else graphs)
+    for name in chosen:
+        if name not in manifest.graphs:
+            raise InputError(f"graphs: expected some of {', '.join(manifest.graphs)}, got {name!r}")
+    profiles = {name: profiles_for(name, manifest) for name in chosen}
+    reason = unavailable_reason()
+    if reason is not None:
+        raise InputError(f"tensorrt: {reason}")
+    check_files(directory, manifest)
+    builder = _Builder(directory, manifest, options)
+    finished: list[tuple[Path, Path]] = []
+    with ExitStack() as stack:
+        try:
+            for name in chosen:
+                plan = builder.build(name, profiles[name], stack)
+                sidecar = builder.sidecar(name, profiles[name], plan)
+                for path, content in (
+                    (plan_path(directory, name), plan),
+                    (sidecar_path(directory, name), sidecar.to_json().encode()),
+                ):
+                    partial = _partial(path)
+                    finished.append((partial, path))
+                    partial.write_bytes(content)
+            for partial, path in finished:
+                partial.replace(path)
+        except OSError as error:
+            raise InputError(f"tensorrt: {directory}: {error.strerror or error}") from None
+        finally:
+            for partial, _ in finished:
+                partial.unlink(missing_ok=True)
+    return [plan_path(directory, name) for name in chosen]
+
+
+class _Builder:
+    def __init__(self, directory: Path, manifest: Manifest, options: BuildOptions) -> None:
+        self.trt, _ = tensorrt_module(BUILDER)
+        self.directory, self.manifest, self.options = directory, manifest, options
+        self.gpu = cuda_runtime.Cuda(0).gpu()
+        if manifest.precision == "bf16" and self.gpu.compute_capability < _BF16_CAPABILITY:
+            major, minor = self.gpu.compute_capability
+            raise InputError(
+                f"tensorrt: a bf16 export needs a GPU of compute capability 8.0 or higher, {self.gpu.name} has"
+                f" {major}.{minor}"
+            )
+        self.logger = make_logger(self.trt)
+        self.cache = options.timing_cache or directory / TIMING_CACHE
+
+    def build(self, name: str, profiles: tuple[Profile, ...], stack: ExitStack) -> bytes:
+        """The plan of a graph."""
+        trt, logger = self.trt, self.logger
+        builder = trt.Builder(logger)
+        network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+        parser = trt.OnnxParser(network, logger)
+        path = self.directory / self.manifest.graphs[name]
+        if not parser.parse_from_file(str(path)):
+            error = parser.get_error(0) if parser.num_errors else None
+            words = f"{error.node_name()}: {error.desc()}" if error else logger.last_error
+            raise InputError(f"tensorrt: {path}: TensorRT {trt.__version__} does not read the graph ({words})")
+        config = builder.create_builder_config()
+        self._configure(config, stack, name)
+        for profile in profiles:
+            added = builder.create_optimization_profile()
+            for spec in self.manifest.signature(name).inputs:
+                added.set_shape(spec.name, *profile.shapes(spec))
+            if config.add_optimization_profile(added) < 0:
+                raise InputError(f"tensorrt: {path}: TensorRT refuses profile {profile.axes} ({logger.last_error})")
+        cache = config.create_timing_cache(self.cache.read_bytes() if self.cache.is_file() else b"")
+        if not config.set_timing_cache(cache, False):
+            raise InputError(
+                f"timing_cache: {self.cache} was measured on another GPU or by another TensorRT; name another file"
+            )
+        plan = builder.build_serialized_network(network, config)
+        if plan is None:
+            raise InputError(f"tensorrt: {path}: TensorRT {trt.__version__} builds no plan ({logger.last_error})")
+        partial = _partial(self.cache)
+        partial.write_bytes(bytes(config.get_timing_cache().serialize()))
+        partial.replace(self.cache)
+        return bytes(plan)
+
+    def _configure(self, config: Any, stack: ExitStack, name: str) -> None:
+        trt, options = self.trt, self.options
+        config.builder_optimization_level = options.optimization_level
+        if not options.tf32:
+            config.clear_flag(trt.BuilderFlag.TF32)
+        if options.version_compatible:
+            config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
+        level = getattr(trt.HardwareCompatibilityLevel, _LEVELS[options.hardware], None)
+        if level is None:  # SAME_COMPUTE_CAPABILITY is younger than TensorRT 10.1
+            raise InputError(f"hardware: TensorRT {trt.__version__} has no {options.hardware!r}")
+        config.hardware_compatibility_level = level
+        if options.workspace_mib is not None:
+            config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_mib * 2**20)
+        if options.progress:
+            config.progress_monitor = _monitor(trt, name, stack)
+
+    def sidecar(self, name: str, profiles: tuple[Profile, ...], plan: bytes) -> Sidecar:
+        """What the plan was built for."""
+        return Sidecar(
+            graph=name,
+            fingerprint=self.manifest.fingerprint,
+            precision=self.manifest.precision,
+            onnx_sha256=self.manifest.files[self.manifest.graphs[name]],
+            plan_sha256=hashlib.sha256(plan).hexdigest(),
+            tensorrt=self.trt.__version__,
+            gpu=self.gpu.name,
+            compute_capability=self.gpu.compute_capability,
+            version_compatible=self.options.version_compatible,
+            hardware=self.options.hardware,
+            tf32=self.options.tf32,
+            optimization_level=self.options.optimization_level,
+            profiles=profiles,
+        )
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(f".{path.name}.partial-{os.getpid()}")
+
+
+def _monitor(trt: Any, name: str, stack: ExitStack) -> Any:
+    """A progress bar per phase of the build; TensorRT calls it from several threads."""
+    from rich.console import Console
+    from rich.progress import Progress, TaskID
+
+    bars = stack.enter_context(Progress(console=Console(stderr=True), transient=True))
+
+    class Monitor(trt.IProgressMonitor):
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+            self.tasks: dict[str, TaskID] = {}
+            self.lock = threading.Lock()
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            with self.lock:
+                indent = "  " if parent_phase else ""
+                self.tasks[phase_name] = bars.add_task(f"{indent}{name}.plan: {phase_name}", total=num_steps)
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            with self.lock:
+                if phase_name in self.tasks:
+                    bars.update(self.tasks[phase_name], completed=step + 1)
+            return True  # False would stop the build
+
+        def phase_finish(self, phase_name: str) -> None:
+            with self.lock:
+                if phase_name in self.tasks:
+                    bars.remove_task(self.tasks.pop(phase_name))
+
+    return Monitor()

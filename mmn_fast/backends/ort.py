@@ -1,0 +1,210 @@
+"""The ONNX backend: an export's graphs on ONNX Runtime, on its CPU or CUDA provider. Needs no torch."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mmn_fast.backends.base import NO_OPTIONS, Backend, Branches
+from mmn_fast.checkpoint import LoadedModel
+from mmn_fast.types import BackendUnavailable, FloatArray, InputError
+
+_CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+_PRECISIONS = ("fp32", "fp16", "bf16")
+
+
+class OnnxBackend(Backend):
+    """The three graphs of `mmn-fast export`, in the precision that they were exported in.
+
+    Videos and sentences go through one at a time and unpadded, and are scored one sentence at a time: ONNX Runtime
+    picks its algorithms by shape, so that is what makes a result independent of the rest of the batch, bit for bit.
+    """
+
+    name = "onnx"
+    takes_exports = True
+
+    @classmethod
+    def unavailable_reason(cls, device: str, precision: str) -> str | None:
+        if find_spec("onnxruntime") is None:
+            return "onnxruntime is not installed (pip install mmn_fast[onnx])"
+        if precision not in ("auto", *_PRECISIONS):
+            return f"precision {precision!r} is not one of its precisions ({', '.join(_PRECISIONS)})"
+        if precision == "bf16" and not device.startswith("cuda"):
+            return "precision 'bf16': ONNX Runtime's CPU provider does not multiply bf16"
+        if device.startswith("cuda"):
+            import onnxruntime
+
+            providers = onnxruntime.get_available_providers()
+            if _CUDA not in providers:
+                return (
+                    f"device {device!r}: this onnxruntime {onnxruntime.__version__} has no CUDA provider, only"
+                    f" {', '.join(providers)} (pip install onnxruntime-gpu in its place)"
+                )
+        return None
+
+    def __init__(
+        self,
+        model: LoadedModel,
+        device: str,
+        precision: str,
+        threads: int | None,
+        options: Mapping[str, Any] = NO_OPTIONS,
+    ) -> None:
+        from mmn_fast.export.manifest import GRAPHS, read_manifest
+
+        assert model.exported is not None, "engine.load gives this backend exports only"
+        manifest = read_manifest(model.exported)
+        self.preset, self.threads = model.preset, threads
+        absent = [name for name in GRAPHS if name not in manifest.graphs]
+        if absent:
+            raise InputError(
+                f"model: {model.source}: the engine needs {', '.join(GRAPHS)}, this export has no"
+                f" {' and no '.join(absent)}"
+            )
+        if manifest.raw_features:
+            raise InputError(
+                f"model: {model.source}: video.onnx takes source rows, the engine averages them itself;"
+                " export the model without --raw-features"
+            )
+        if precision not in ("auto", manifest.precision):
+            raise BackendUnavailable(
+                f"backend 'onnx': precision {precision!r}: {model.source} was exported as {manifest.precision};"
+                f" mmn-fast export --precision {precision} makes the other"
+            )
+        self.precision = manifest.precision
+        kind, _, number = device.partition(":")
+        self._cuda = kind == "cuda" or (device == "auto" and self.unavailable_reason("cuda", precision) is None)
+        if not self._cuda and self.precision == "bf16":
+            raise BackendUnavailable(f"backend 'onnx': {self.unavailable_reason('cpu', 'bf16')}")
+        self._device = ("cuda", int(number or 0)) if self._cuda else ("cpu", 0)
+        self._takes_duration = manifest.top_k is not None
+        self._graphs = {
+            name: _Graph(model.exported / manifest.graphs[name], manifest.signature(name), self._device, threads)
+            for name in GRAPHS
+        }
+        P, J = manifest.signature("score").inputs[0].shape
+        self._sizes = int(P), int(J)
+
+    def encode_video(self, pre_clips: FloatArray) -> Branches:
+        contrastive, iou = np.empty((2, len(pre_clips), *self._sizes), np.float32)
+        for row in range(len(pre_clips)):
+            self._graphs["video"](
+                {"pre_clips": pre_clips[row : row + 1]},
+                {"video_contrastive": contrastive[row : row + 1], "video_iou": iou[row : row + 1]},
+            )
+        return contrastive, iou
+
+    def encode_text(self, token_ids: Sequence[npt.NDArray[np.int64]]) -> Branches:
+        contrastive, iou = np.empty((2, len(token_ids), self._sizes[1]), np.float32)
+        for row, ids in enumerate(token_ids):
+            self._graphs["text"](
+                {"token_ids": ids[None], "attention_mask": np.ones_like(ids)[None]},
+                {"text_contrastive": contrastive[row : row + 1], "text_iou": iou[row : row + 1]},
+            )
+        return contrastive, iou
+
+    def score(self, video: Branches, text: Branches) -> Branches:
+        graph = self._graphs["score"]
+        contrastive, iou = np.empty((2, len(text[0]), self._sizes[0]), np.float32)
+        # The video's side goes to the device once.
+        given: dict[str, Any] = {
+            name: graph.take(array) for name, array in zip(("video_contrastive", "video_iou"), video, strict=True)
+        }
+        if self._takes_duration:
+            given["duration_s"] = graph.take(np.ones(1, np.float32))  # of moments that the engine chooses itself
+        for row in range(len(text[0])):
+            graph(
+                {**given, "text_contrastive": text[0][row : row + 1], "text_iou": text[1][row : row + 1]},
+                {"contrastive_scores": contrastive[row : row + 1], "iou_scores": iou[row : row + 1]},
+            )
+        return contrastive, iou
+
+    def info(self) -> dict[str, Any]:
+        import onnxruntime
+
+        graph = self._graphs["video"]
+        return {
+            "device": ":".join(map(str, self._device)) if self._cuda else "cpu",
+            "precision": self.precision,
+            "threads": self.threads or "ONNX Runtime's default",
+            "providers": graph.session.get_providers(),
+            "onnxruntime": onnxruntime.__version__,
+        }
+
+
+class _Graph:
+    """One session, its inputs and outputs bound to the caller's memory or to the device's."""
+
+    def __init__(self, path: Path, signature: Any, device: tuple[str, int], threads: int | None) -> None:
+        import onnxruntime
+
+        settings = onnxruntime.SessionOptions()
+        settings.log_severity_level = 3  # errors; what does not load is raised below
+        if threads is not None:
+            settings.intra_op_num_threads = threads
+        wanted: list[Any] = [_CPU]
+        if device[0] == "cuda":
+            if hasattr(onnxruntime, "preload_dlls"):
+                onnxruntime.preload_dlls()  # CUDA and cuDNN from their wheels
+            # TF32 would round fp32 operands to 11 bits.
+            wanted.insert(0, (_CUDA, {"device_id": str(device[1]), "use_tf32": "0"}))
+        try:
+            self.session = onnxruntime.InferenceSession(str(path), settings, providers=wanted)
+        except Exception as error:  # ONNX Runtime's own classes, by kind of failure
+            raise BackendUnavailable(
+                f"backend 'onnx': {path}: ONNX Runtime does not load it ({str(error).splitlines()[0]})"
+            ) from None
+        self.session.disable_fallback()
+        loaded = self.session.get_providers()
+        if device[0] == "cuda" and _CUDA not in loaded:
+            raise BackendUnavailable(
+                f"backend 'onnx': device 'cuda': ONNX Runtime loaded {', '.join(loaded)} alone ({_why_no_cuda()})"
+            )
+        self._device = device
+        self._outputs = [spec.name for spec in signature.outputs]
+
+    def take(self, array: npt.NDArray[Any]) -> Any:
+        """An array as a value on the device; on the CPU it shares the array's memory."""
+        import onnxruntime
+
+        return onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), *self._device)
+
+    def __call__(self, inputs: Mapping[str, Any], outputs: Mapping[str, FloatArray]) -> None:
+        """Run the graph and write the named outputs, contiguous arrays of the right shapes; the others are dropped."""
+        binding = self.session.io_binding()
+        kept = []  # a binding does not own what is bound
+        for name, value in inputs.items():
+            value = self.take(value) if isinstance(value, np.ndarray) else value
+            kept.append(value)
+            binding.bind_ortvalue_input(name, value)
+        on_cpu = self._device[0] == "cpu"
+        for name in self._outputs:
+            if on_cpu and name in outputs:
+                array = outputs[name]
+                binding.bind_output(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
+            else:
+                binding.bind_output(name, *self._device)
+        self.session.run_with_iobinding(binding)
+        if not on_cpu:
+            for name, value in zip(self._outputs, binding.get_outputs(), strict=True):
+                if name in outputs:
+                    outputs[name][...] = value.numpy()
+
+
+def _why_no_cuda() -> str:
+    """What the system's loader says to ONNX Runtime's CUDA library, which ONNX Runtime only logs."""
+    spec = find_spec("onnxruntime")
+    assert spec is not None
+    assert spec.origin is not None
+    library = Path(spec.origin).parent / "capi" / "libonnxruntime_providers_cuda.so"
+    try:
+        ctypes.CDLL(str(library))
+    except OSError as error:
+        return str(error)
+    return "its CUDA library loads, so the driver or the device does not answer"

@@ -1,0 +1,126 @@
+"""The TensorRT backend: the plans of an export (`mmn-fast export ... --tensorrt`) on one GPU, without torch."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from mmn_fast.backends.base import NO_OPTIONS, Backend, Branches
+from mmn_fast.checkpoint import LoadedModel
+from mmn_fast.export.manifest import GRAPHS, PRECISIONS, Signature, read_manifest
+from mmn_fast.export.plans import text_batches
+from mmn_fast.kernels import cuda_runtime
+from mmn_fast.kernels.cuda_runtime import Cuda
+from mmn_fast.kernels.tensorrt_module import RUNTIME, tensorrt_module
+from mmn_fast.kernels.tensorrt_plan import Arrays, Plan, open_plans
+from mmn_fast.types import BackendUnavailable, FloatArray, InputError
+
+
+class TensorRTBackend(Backend):
+    """Plans on the GPU; values go in and out as NumPy arrays.
+
+    A batch is padded to the profile that takes it (`export.plans.BUCKETS`), and each profile has kernels of its own
+    choosing: a result keeps within the precision's bound whatever else is in the call, but not to the bit.
+    """
+
+    name = "tensorrt"
+    takes_exports: ClassVar[bool] = True
+    OPTIONS: ClassVar[Mapping[str, str]] = {
+        "cuda_graphs": "replay each batch size as a CUDA graph from its second call on (default true)",
+        "allow_host_code": "run the code that a version-compatible plan holds (default false: such a plan is refused)",
+    }
+
+    @classmethod
+    def unavailable_reason(cls, device: str, precision: str) -> str | None:
+        if precision not in ("auto", *PRECISIONS):
+            return f"precision {precision!r} is not one of its precisions ({', '.join(PRECISIONS)})"
+        if device == "cpu":
+            return "device 'cpu': it runs on CUDA devices only"
+        _, reason = tensorrt_module(RUNTIME)
+        return reason or cuda_runtime.unavailable_reason(cuda_runtime.device_number(device))
+
+    def __init__(
+        self,
+        model: LoadedModel,
+        device: str,
+        precision: str,
+        threads: int | None,
+        options: Mapping[str, Any] = NO_OPTIONS,
+    ) -> None:
+        assert model.exported is not None, "the engine hands over exports alone"
+        for name in self.OPTIONS:
+            if not isinstance(options.get(name, False), bool):
+                raise InputError(f"backend_options: {name}: expected true or false, got {options[name]!r}")
+        manifest = read_manifest(model.exported)
+        if precision not in ("auto", manifest.precision):
+            raise BackendUnavailable(f"precision {precision!r}: the plans of {model.source} are {manifest.precision}")
+        self.preset, self.threads = model.preset, threads
+        self.precision, self._max_tokens = manifest.precision, manifest.text.max_tokens
+        self._cuda_graphs = options.get("cuda_graphs", True)
+        self._cuda = Cuda(cuda_runtime.device_number(device))
+        self._plans, self._version = open_plans(
+            *(model.exported, manifest, GRAPHS, self._cuda),
+            allow_host_code=options.get("allow_host_code", False),
+            cuda_graphs=self._cuda_graphs,
+        )
+        self._gpu = self._cuda.gpu()
+        self._lock = threading.Lock()
+        self._stream = self._cuda.stream()
+
+    def encode_video(self, pre_clips: FloatArray) -> Branches:
+        plan = self._plans["video"]
+        most = max(profile.sizes["B"] for profile in plan.profiles)
+        parts = [
+            self._run(plan, {"pre_clips": pre_clips[start : start + most]}) for start in range(0, len(pre_clips), most)
+        ]
+        return _joined(parts, plan.signature, ("video_contrastive", "video_iou"))
+
+    def encode_text(self, token_ids: Sequence[npt.NDArray[np.int64]]) -> Branches:
+        plan = self._plans["text"]
+        shape = len(token_ids), self.preset.joint_size
+        contrastive, iou = np.empty(shape, np.float32), np.empty(shape, np.float32)
+        for rows, ids, mask in text_batches(token_ids, self._max_tokens):
+            found = self._run(plan, {"token_ids": ids, "attention_mask": mask})
+            contrastive[rows], iou[rows] = found["text_contrastive"], found["text_iou"]
+        return contrastive, iou
+
+    def score(self, video: Branches, text: Branches) -> Branches:
+        plan = self._plans["score"]
+        most = max(profile.sizes["S"] for profile in plan.profiles)
+        given: Arrays = {"video_contrastive": video[0], "video_iou": video[1]}
+        if len(plan.signature.inputs) > 4:
+            given["duration_s"] = np.ones(1, np.float32)  # of the graph's own moments, which are not used here
+        parts = []
+        for start in range(0, len(text[0]), most):
+            rows = slice(start, start + most)
+            inputs = {**given, "text_contrastive": text[0][rows], "text_iou": text[1][rows]}
+            parts.append(self._run(plan, inputs))
+        return _joined(parts, plan.signature, ("contrastive_scores", "iou_scores"))
+
+    def info(self) -> dict[str, Any]:
+        return {
+            "device": f"cuda:{self._cuda.number} ({self._gpu.name})",
+            "precision": self.precision,
+            "runtime": self._version,
+            "cuda_graphs": self._cuda_graphs,
+        }
+
+    def _run(self, plan: Plan, inputs: Arrays) -> Arrays:
+        with self._lock:
+            self._cuda.make_current()
+            return plan.run(inputs, self._stream.handle)
+
+
+def _joined(parts: list[Arrays], signature: Signature, names: tuple[str, str]) -> Branches:
+    shapes = {spec.name: spec.shape for spec in signature.outputs}
+    contrastive, iou = (
+        np.concatenate([part[name] for part in parts])
+        if parts
+        else np.empty((0, *(int(size) for size in shapes[name][1:])), np.float32)
+        for name in names
+    )
+    return contrastive, iou

@@ -1,0 +1,397 @@
+"""Exports: what they compute, what they refuse, and backend "onnx", which runs them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import mmn_fast
+from mmn_fast.backends.ort import OnnxBackend
+from mmn_fast.checkpoint import load_model
+from mmn_fast.cli import app
+from mmn_fast.demo.agreement import agreement, draw_split
+from mmn_fast.export.crops import crop
+from mmn_fast.export.graphs import PreClips, ScoreGraph, VideoGraph
+from mmn_fast.export.manifest import read_manifest, signature
+from mmn_fast.export.to_onnx import export
+from mmn_fast.export.verify import BOUNDS, OPERATORS, VerificationError, verify
+from mmn_fast.features import pre_clips
+from mmn_fast.geometry import cells_to_moments, plan_for
+from mmn_fast.kernels import reference
+from mmn_fast.presets import PRESETS
+from mmn_fast.types import BackendUnavailable, InputError
+from tests.golden import cases
+from tests.test_backends_agree import fused_in_float64
+from tests.tolerances import TOLERANCES, check_close
+
+BATCHES = (1, 2, 8, 33)
+# Tracing takes seconds, so one case stands for all by default.
+GOLDEN = ["charades_small", *(pytest.param(n, marks=pytest.mark.full) for n in (*cases.SMALL[1:], *cases.FULL))]
+QUICK = ("charades_small", "charades_conv_small", "hcstvg_small")
+SLOW = ("activitynet_small", "tacos_small", "tacos_conv_small")  # 10 to 20 s each in float64
+Exported = Callable[..., Path]
+
+
+@pytest.fixture(scope="session")
+def exported(golden_model: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    """An export of a golden case or of "demo", made once; score.onnx of the demo's chooses 5 moments."""
+    made: dict[tuple[str, str], Path] = {}
+
+    def get(name: str, precision: str = "fp32") -> Path:
+        key = name, precision
+        if key not in made:
+            output = tmp_path_factory.mktemp("export") / f"{name}-{precision}"
+            model, top_k = ("demo", 5) if name == "demo" else (golden_model(name), None)
+            made[key] = export(model, output, precision=precision, top_k=top_k)
+        return made[key]
+
+    return get
+
+
+@pytest.fixture
+def copy(exported: Exported, tmp_path: Path) -> Path:
+    """A copy of the demo's export, to damage."""
+    return Path(shutil.copytree(exported("demo"), tmp_path / "copy"))
+
+
+@pytest.mark.parametrize("name", [*PRESETS, *cases.SMALL])
+def test_bands_hold_every_needed_cell_once(name: str) -> None:
+    plan = plan_for(PRESETS[name] if name in PRESETS else cases.load(name).preset)
+    crops = crop(plan)
+    frame = crops.input_frame
+    for layer, planned in zip(crops.layers, plan.layers, strict=True):
+        covered = np.zeros((planned.side, planned.side), int)
+        for b in layer.bands:
+            covered[b.top : b.bottom, b.left : b.right] += 1
+            assert frame.top <= b.top
+            assert b.bottom + plan.kernel - 1 <= frame.bottom
+            assert frame.left <= b.left
+            assert b.right + plan.kernel - 1 <= frame.right
+        assert (covered[planned.cells[:, 0], planned.cells[:, 1]] == 1).all()
+        assert covered.max() == 1
+        frame = layer.frame
+    assert crops.work(plan) < 1
+
+
+@pytest.mark.parametrize(
+    ("name", "most"), [("charades-sta", 0.55), ("activitynet-captions", 0.55), ("tacos", 0.5), ("hc-stvg", 0.65)]
+)
+def test_bands_cost_no_more_than_boxes(name: str, most: float) -> None:
+    """One box per layer is 0.60 to 0.75 of the dense convolutions."""
+    plan = plan_for(PRESETS[name])
+    assert crop(plan).work(plan) <= most
+
+
+@pytest.mark.parametrize("name", [*QUICK, *(pytest.param(n, marks=pytest.mark.full) for n in SLOW)])
+def test_video_graph_computes_the_reference(name: str, golden_model: Callable[[str], Path]) -> None:
+    from mmn_fast.model import build_model
+
+    model = load_model(golden_model(name))
+    p = model.preset
+    inputs = torch.from_numpy(np.random.default_rng(0).standard_normal((2, p.num_pre_clips, p.input_size)))
+    with torch.inference_mode():
+        expected = build_model(p, model.text, model.state).double().encode_video(inputs)
+        given = _double(VideoGraph(model))(inputs)
+    for ours, theirs in zip(given, expected, strict=True):
+        check_close(ours, theirs, "export_graph", "fp64", name)
+
+
+def _double(graph: VideoGraph) -> VideoGraph:
+    graph.dtype = torch.float64
+    return graph.double()
+
+
+@pytest.mark.parametrize("name", ["charades_small", "hcstvg_small"])
+def test_rows_become_pre_clips_whatever_stands_past_their_end(name: str) -> None:
+    preset = cases.load(name).preset
+    T, D = preset.num_pre_clips, preset.input_size
+    rng = np.random.default_rng(0)
+    videos = [rng.standard_normal((n, D)).astype(np.float32) for n in (1, 2, T - 1, T, T + 1, 3 * T // 2, 301)]
+    videos[3][1] = 0
+    videos[4][2] = 3e38
+    padded = np.full((len(videos), 301, D), np.nan, np.float32)
+    for row, video in zip(padded, videos, strict=True):
+        row[: len(video)] = video
+    given = PreClips(preset)(torch.from_numpy(padded), torch.tensor([len(video) for video in videos]))
+    for ours, video in zip(given.numpy(), videos, strict=True):
+        check_close(ours, pre_clips(video, preset).reshape(T, D), "pre_clips", what=f"{len(video)} rows")
+
+
+def test_moments_in_the_graph_are_those_of_the_reference(golden_model: Callable[[str], Path]) -> None:
+    """Also where fewer than K are left, where scores are equal, and where IoUs are exactly the threshold."""
+    model = load_model(golden_model("charades_small"))
+    moments = cells_to_moments(plan_for(model.preset).cells, 30.0, model.preset.num_clips)
+    fused = torch.rand(6, len(moments), generator=torch.Generator().manual_seed(0))
+    fused[1] = 0.5
+    fused[2] = 0
+    fused[3, 3:] = 0
+    graph = ScoreGraph(model, 40)
+    grid = graph.grid * torch.tensor([30.0]) / model.preset.num_clips
+    assert torch.equal(grid, torch.from_numpy(moments))
+    chosen, scores, spans = graph._moments(fused, grid)
+    expected = reference.temporal_nms(fused, torch.from_numpy(moments), model.preset.nms_iou, 40)
+    assert torch.equal(chosen, expected)
+    assert (expected < 0).any()
+    assert torch.equal(scores, torch.where(expected < 0, 0.0, fused.gather(1, expected.clamp(min=0))))
+    assert torch.equal(spans[expected < 0], torch.zeros(int((expected < 0).sum()), 2))
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_onnx_gives_the_official_scores(name: str, exported: Exported) -> None:
+    """And is near float64, which the recorded outputs, float32 themselves, are up to 1.8e-5 away from."""
+    case, engine = cases.load(name), mmn_fast.load(exported(name), backend="onnx")
+    batch = [mmn_fast.Query(mmn_fast.Video(v.features, v.duration_s), v.sentences) for v in case.videos]
+    exact = fused_in_float64(name)
+    for maps, video, expected in zip(engine.score_maps(batch), case.videos, exact, strict=True):
+        check_close(maps.fused, expected, "onnx_backend", what=f"{name} beside float64")
+        if video.fused is not None:
+            check_close(maps.fused, video.fused, "golden_maps", what=f"{name} beside the official code")
+
+
+@pytest.mark.parametrize("precision", ["fp32", pytest.param("fp16", marks=pytest.mark.full)])
+def test_onnx_agrees_with_the_reference_on_the_demo(precision: str, exported: Exported) -> None:
+    """A hundred sentences by default; the thousand of the promise is `test_onnx_agrees_on_a_thousand_sentences`."""
+    _agree(precision, exported, 12)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_onnx_agrees_on_a_thousand_sentences(precision: str, exported: Exported) -> None:
+    assert _agree(precision, exported, 150) >= 1000
+
+
+def _agree(precision: str, exported: Exported, videos: int) -> int:
+    split = draw_split(videos, workers=1)
+    engine = mmn_fast.load(exported("demo", precision), backend="onnx", precision=precision)
+    found = agreement(engine, mmn_fast.load("demo", backend="torch", precision="fp32"), split)
+    assert found.top1 >= {"fp32": 1.0, "fp16": 0.99}[precision]
+    assert found.max_fused_difference <= TOLERANCES["onnx_backend", precision].atol
+    return found.num_sentences
+
+
+def test_onnx_results_do_not_depend_on_batch_or_threads(exported: Exported) -> None:
+    model = load_model(exported("demo"))
+    one, two = (OnnxBackend(model, "cpu", "fp32", threads) for threads in (1, 2))
+    rng, p = np.random.default_rng(0), model.preset
+    videos = rng.standard_normal((max(BATCHES), p.num_pre_clips, p.input_size)).astype(np.float32)
+    tokens = [rng.integers(1, model.text.vocab_size, 2 + n % 23) for n in range(max(BATCHES))]
+    all_videos, all_text = one.encode_video(videos), one.encode_text(tokens)
+    side = all_videos[0][0], all_videos[1][0]
+    all_scores = one.score(side, all_text)
+    for size in BATCHES:
+        for given, expected in (
+            (two.encode_video(videos[-size:]), all_videos),
+            (two.encode_text(tokens[-size:]), all_text),
+            (two.score(side, (all_text[0][-size:], all_text[1][-size:])), all_scores),
+        ):
+            assert all(ours.tobytes() == theirs[-size:].tobytes() for ours, theirs in zip(given, expected, strict=True))
+    assert one.encode_video(videos[:0])[0].shape == (0, *all_videos[0].shape[1:])
+    assert one.encode_text([])[0].shape == (0, p.joint_size)
+
+
+def test_onnx_writes_every_value_of_a_poisoned_output(exported: Exported) -> None:
+    model = load_model(exported("demo"))
+    backend = OnnxBackend(model, "cpu", "auto", 1)
+    contrastive, iou = np.full((2, 1, *backend._sizes), np.nan, np.float32)
+    clips = np.random.default_rng(0).standard_normal((1, model.preset.num_pre_clips, model.preset.input_size))
+    backend._graphs["video"](
+        {"pre_clips": clips.astype(np.float32)}, {"video_contrastive": contrastive, "video_iou": iou}
+    )
+    for array in (contrastive, iou):
+        check_close(np.linalg.norm(array, axis=-1), np.ones(array.shape[:2]), "unit_norm")
+
+
+def test_onnx_needs_no_torch(exported: Exported) -> None:
+    code = (
+        "import sys\n"
+        "class Block:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name.split('.')[0] in ('torch', 'transformers', 'onnx', 'onnxscript'):\n"
+        "            raise ImportError(name + ' is blocked')\n"
+        "sys.meta_path.insert(0, Block())\n"
+        "import numpy as np, mmn_fast\n"
+        f"engine = mmn_fast.load({str(exported('demo'))!r}, backend='onnx')\n"
+        "video = mmn_fast.Video(np.ones((20, 357), np.float32), 12.0)\n"
+        "(moments,), = engine.ground([mmn_fast.Query(video, ['the red circle moves'])], top_k=3)\n"
+        "assert 1 <= len(moments) <= 3, moments\n"
+        "assert 'torch' not in sys.modules\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_manifest_says_what_is_there(exported: Exported) -> None:
+    manifest = read_manifest(exported("demo"))
+    assert set(manifest.graphs) == {"video", "text", "score"}
+    assert {file.name for file in exported("demo").iterdir()} == {"manifest.json", *manifest.files}
+    assert manifest.fingerprint == load_model("demo").fingerprint
+    assert manifest.verification["batch_sizes"] == list(BATCHES)
+    assert 0 < max(manifest.verification["max_error"].values()) <= BOUNDS["fp32"]
+    assert manifest.verification["top1_agreement"] == 1
+    assert {"mmn_fast", "torch", "onnx", "onnxruntime", "numpy"} <= set(manifest.versions)
+    assert manifest.signature("video") == signature("video", manifest.preset)
+    assert len(manifest.source_sha256) == 64
+
+
+def test_graphs_have_only_the_listed_operators(exported: Exported) -> None:
+    import onnx
+
+    for name, file in read_manifest(exported("demo")).graphs.items():
+        model = onnx.load(exported("demo") / file)
+        onnx.checker.check_model(model, full_check=True)
+        used = {node.op_type for node in model.graph.node}
+        assert used <= OPERATORS, name
+        assert "BatchNormalization" not in used
+        assert all(node.domain == "" for node in model.graph.node)
+
+
+def test_verify_command_accepts_a_good_export(exported: Exported) -> None:
+    done = CliRunner().invoke(app, ["verify", str(exported("demo")), "--json"])
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["batch_sizes"] == list(BATCHES)
+
+
+def test_files_that_the_manifest_does_not_list_so_are_refused(copy: Path) -> None:
+    video = copy / "video.onnx"
+    content = bytearray(video.read_bytes())
+    content[len(content) // 2] ^= 1
+    video.write_bytes(content)
+    for call in (verify, lambda path: mmn_fast.load(path, backend="onnx")):
+        with pytest.raises(InputError, match="video.onnx is not the file that was verified: sha256 expected"):
+            call(copy)
+    video.unlink()
+    with pytest.raises(InputError, match="video.onnx is missing; the manifest lists it"):
+        verify(copy)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format_version": 99}, "format_version: expected 1, got 99; export the model again"),
+        ({"kind": "other"}, "is not the manifest of an mmn_fast export"),
+        ({"files": {"../model": "00"}}, "expected names of files in the same directory, got '../model'"),
+        ({"files": {}}, "graph 'video' is in 'video.onnx', which is not among its files"),
+        ({"top_k": 3}, "the graphs' inputs and outputs are not those of preset 'shapes'"),
+        ({"text": {"layers": 1}}, "manifest.json is damaged"),
+    ],
+)
+def test_a_changed_manifest_is_refused(change: dict[str, object], message: str, copy: Path) -> None:
+    manifest = json.loads((copy / "manifest.json").read_text())
+    (copy / "manifest.json").write_text(json.dumps(manifest | change))
+    with pytest.raises(InputError, match=message):
+        verify(copy)
+
+
+def test_verification_names_the_first_difference(copy: Path) -> None:
+    import onnx
+    from onnx import numpy_helper
+
+    from mmn_fast.export.manifest import sha256
+
+    model = onnx.load(copy / "text.onnx")
+    weight = max(model.graph.initializer, key=lambda one: len(one.raw_data))
+    weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight) * np.float32(1.5), weight.name))
+    onnx.save(model, copy / "text.onnx")
+    manifest = read_manifest(copy)
+    files = manifest.files | {"text.onnx": sha256(copy / "text.onnx")}
+    dataclasses.replace(manifest, files=files).write(copy)
+    with pytest.raises(VerificationError, match=r"text, batch of 1, row 0: fused_from_text \[.*\]: expected .* within"):
+        verify(copy)
+
+
+def test_an_export_that_fails_leaves_nothing_behind(tmp_path: Path, golden_model: Callable[[str], Path]) -> None:
+    """Rounding this case's small random weights to fp16 alone moves its scores by 6e-3."""
+    with pytest.raises(VerificationError, match="video, batch of 1, row 0: fused_from_video .* within 0.002, got"):
+        export(golden_model("charades_small"), tmp_path / "out", precision="fp16", what=["video"])
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"precision": "int3"}, "precision: expected one of fp32, fp16, bf16, got 'int3'"),
+        ({"what": ["video", "audio"]}, "what: expected all, or some of video, text, score, got 'audio'"),
+        ({"what": []}, "what: expected all, or some of video, text, score, got ''"),
+        ({"top_k": 0}, "top_k: expected an integer from 1 to 100, got 0"),
+        ({"model": os.devnull + "x"}, "model: /dev/nullx: no such file or directory"),
+    ],
+)
+def test_bad_arguments_are_refused(arguments: dict[str, object], message: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=message):
+        export(**{"model": "demo", "output": tmp_path / "out", **arguments})  # type: ignore[arg-type]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_places_that_do_not_fit_are_refused(exported: Exported, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="output: .* exists; name a directory that does not"):
+        export("demo", tmp_path)
+    with pytest.raises(InputError, match="is not a converted directory: no config.json"):
+        export(tmp_path, tmp_path / "out")
+    with pytest.raises(InputError, match="is an export already; name the model that it was made from"):
+        export(exported("demo"), tmp_path / "out")
+    with pytest.raises(InputError, match="is not an export: no manifest.json"):
+        verify(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, exported: Exported, tmp_path: Path) -> None:
+    directory = exported("demo")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"onnx and onnxruntime and onnxscript not installed \(pip install mmn_fast"):
+        export("demo", tmp_path / "out")
+    monkeypatch.setattr("mmn_fast.backends.ort.find_spec", lambda name: None)
+    with pytest.raises(BackendUnavailable, match=r"onnxruntime is not installed \(pip install mmn_fast\[onnx\]\)"):
+        mmn_fast.load(directory, backend="onnx")
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        (
+            {"backend": "auto"},
+            InputError,
+            "is an export, which backend 'torch' cannot run; load it with",
+        ),
+        (
+            {"precision": "fp16"},
+            BackendUnavailable,
+            "precision 'fp16': .* was exported as fp32; mmn-fast export",
+        ),
+        ({"precision": "bf16"}, BackendUnavailable, "ONNX Runtime's CPU provider does not multiply bf16"),
+        ({"precision": "int8"}, BackendUnavailable, "precision 'int8' is not one of its precisions"),
+        ({"device": "cuda"}, BackendUnavailable, "device 'cuda': this onnxruntime .* has no CUDA provider, only"),
+        ({"preset": "tacos"}, InputError, "was exported with preset 'shapes', got 'tacos'"),
+    ],
+)
+def test_onnx_refuses_what_it_cannot_do(
+    options: dict[str, str], error: type[Exception], message: str, exported: Exported
+) -> None:
+    with pytest.raises(error, match=message):
+        mmn_fast.load(exported("demo"), **{"backend": "onnx", **options})  # type: ignore[arg-type]
+
+
+def test_onnx_refuses_a_model_with_the_command_that_exports_it() -> None:
+    with pytest.raises(InputError, match="runs exports, .* is none; mmn-fast export demo -o DIR makes one"):
+        mmn_fast.load("demo", backend="onnx")
+
+
+def test_a_cuda_provider_that_did_not_load_is_not_passed_over(
+    exported: Exported, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ONNX Runtime lists the provider, then runs on the CPU: what happens where a CUDA library is missing."""
+    import onnxruntime
+
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    with pytest.raises(BackendUnavailable, match="ONNX Runtime loaded CPUExecutionProvider alone"):
+        mmn_fast.load(exported("demo"), backend="onnx", device="cuda:0")
