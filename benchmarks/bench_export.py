@@ -49,7 +49,7 @@ def _bench(name: str, options: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as folder:
         for kind, module in modules.items():
             path = Path(folder) / f"{kind}.onnx"
-            write_graph(module(), signature("video", preset), path, "fp32")
+            write_graph(module(), signature("video", preset), path)
             sessions[kind] = _session(path, options.threads)
     runs = {
         f"ONNX Runtime {kind}": lambda session=session: session.run(None, {"pre_clips": inputs})

@@ -1,8 +1,8 @@
 """The three seams as modules to be traced, one ONNX graph each. Names and axes of the graphs: `manifest.signature`.
 
 They compute what `model.MMN` computes, with BatchNorm folded, the proposal convolution cropped (`crops.crop`), masks
-and cell weights as constants, and only operators that ONNX Runtime and TensorRT both have. In fp16 and bf16 the weights
-and products are of that type; norms, softmax, means and scores stay float32, and so does what goes in and out.
+and cell weights as constants, and only operators that ONNX Runtime and TensorRT both have. In fp16 the weights and
+products are of that type; norms, softmax, means and scores stay float32, and so does what goes in and out.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from mmn_fast.presets import Preset
 from mmn_fast.text_encoder import TextEncoder
 
 _NORM_EPS = 1e-12  # of torch.nn.functional.normalize, in the model and of the source rows
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 
 
 def _tensor(array: Any, dtype: torch.dtype = torch.float32) -> Tensor:

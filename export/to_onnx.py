@@ -32,8 +32,7 @@ from mmn_fast.types import InputError
 from mmn_fast.version import __version__
 
 # The newest operator set that TensorRT 10.0 reads (its docs/operators.md: opset 9 to 20); TensorRT 11 reads up to 25.
-# bfloat16 is a type of Conv from 22 on.
-OPSETS = {"fp32": 20, "fp16": 20, "bf16": 22}
+OPSET = 20
 # A protobuf message ends at 2 GiB; the rest is for the graph itself.
 _EXTERNAL_DATA_BYTES = 2**31 - 2**26
 _PACKAGES = ("torch", "onnx", "onnxruntime", "onnxscript", "numpy")
@@ -63,7 +62,7 @@ def export(
     Args:
         model: as for `mmn_fast.load`.
         output: directory to create; must not exist.
-        precision: "fp32", "fp16" or "bf16": of the weights and products of video and text.
+        precision: "fp32" or "fp16": of the weights and products of video and text.
         what: the graphs, of "video", "text" and "score".
         raw_features: video.onnx takes source rows and lengths instead of pre-clips.
         top_k: score.onnx also gives the K best moments of each sentence, after non-maximum suppression.
@@ -96,7 +95,7 @@ def export_loaded(
         graphs = {name: f"{name}.onnx" for name in what}
         for name in what:
             shapes = signature(name, model.preset, raw_features=raw_features, top_k=top_k)
-            write_graph(_module(name, model, precision, raw_features, top_k), shapes, partial / graphs[name], precision)
+            write_graph(_module(name, model, precision, raw_features, top_k), shapes, partial / graphs[name])
         model.tokenizer.save(partial / TOKENIZER)
         record_reference(model, partial)
         manifest = Manifest(
@@ -108,7 +107,7 @@ def export_loaded(
             precision=precision,
             raw_features=raw_features,
             top_k=top_k,
-            opset=OPSETS[precision],
+            opset=OPSET,
             graphs=graphs,
             files={file.name: sha256(file) for file in sorted(partial.iterdir())},
             versions=_versions(),
@@ -148,7 +147,7 @@ def _module(name: str, model: LoadedModel, precision: str, raw_features: bool, t
     return TextGraph(model, precision) if name == "text" else ScoreGraph(model, top_k)
 
 
-def write_graph(module: Any, shapes: Signature, path: Path, precision: str) -> None:
+def write_graph(module: Any, shapes: Signature, path: Path) -> None:
     """Trace a module into an ONNX file with the names and axes of a signature; weights beside it above 2 GB."""
     import torch
 
@@ -164,7 +163,7 @@ def write_graph(module: Any, shapes: Signature, path: Path, precision: str) -> N
             module.eval(),
             tuple(inputs),
             dynamo=True,
-            opset_version=OPSETS[precision],
+            opset_version=OPSET,
             input_names=[spec.name for spec in shapes.inputs],
             output_names=[spec.name for spec in shapes.outputs],
             dynamic_shapes=tuple(

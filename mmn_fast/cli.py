@@ -320,7 +320,7 @@ def export(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Directory to create; not needed if MODEL is an export.")
     ] = None,
-    precision: Annotated[str, typer.Option("--precision", help="fp32, fp16 or bf16.")] = "fp32",
+    precision: Annotated[str, typer.Option("--precision", help="fp32 or fp16.")] = "fp32",
     what: Annotated[str, typer.Option("--what", help="all, or some of video,text,score.")] = "all",
     raw_features: Annotated[
         bool, typer.Option("--raw-features", help="video.onnx takes source rows and lengths, not pre-clips.")

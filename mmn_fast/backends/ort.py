@@ -16,7 +16,7 @@ from mmn_fast.checkpoint import LoadedModel
 from mmn_fast.types import BackendUnavailable, FloatArray, InputError
 
 _CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
-_PRECISIONS = ("fp32", "fp16", "bf16")
+_PRECISIONS = ("fp32", "fp16")
 
 
 class OnnxBackend(Backend):
@@ -35,8 +35,6 @@ class OnnxBackend(Backend):
             return "onnxruntime is not installed (pip install mmn_fast[onnx])"
         if precision not in ("auto", *_PRECISIONS):
             return f"precision {precision!r} is not one of its precisions ({', '.join(_PRECISIONS)})"
-        if precision == "bf16" and not device.startswith("cuda"):
-            return "precision 'bf16': ONNX Runtime's CPU provider does not multiply bf16"
         if device.startswith("cuda"):
             import onnxruntime
 
@@ -80,8 +78,6 @@ class OnnxBackend(Backend):
         self.precision = manifest.precision
         kind, _, number = device.partition(":")
         self._cuda = kind == "cuda" or (device == "auto" and self.unavailable_reason("cuda", precision) is None)
-        if not self._cuda and self.precision == "bf16":
-            raise BackendUnavailable(f"backend 'onnx': {self.unavailable_reason('cpu', 'bf16')}")
         self._device = ("cuda", int(number or 0)) if self._cuda else ("cpu", 0)
         self._takes_duration = manifest.top_k is not None
         self._graphs = {
