@@ -32,6 +32,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("build_info", &build_info, "Version, compiler, build type and CUDA architectures of this build.");
   mmn_fast::register_cpu_ops(m);
   mmn_fast::register_video_encoder(m);
+  mmn_fast::register_gpu_ops(m);
 #if defined(MMN_FAST_CUDA_ARCHS)
   mmn_fast::register_cuda_ops(m);
 #endif

@@ -14,13 +14,13 @@ from mmn_fast.backends.base import NO_OPTIONS, Backend, Branches
 from mmn_fast.checkpoint import LoadedModel, State
 from mmn_fast.geometry import ProposalPlan, plan_for, proposal_diagonals
 from mmn_fast.kernels import native
+from mmn_fast.kernels.folding import folded_layers
 from mmn_fast.kernels.native_conv import NativeProposalConv, has_bf16
 from mmn_fast.presets import Preset
-from mmn_fast.text_encoder import TextEncoder
+from mmn_fast.text_encoder import build_text_encoder
 from mmn_fast.torch_threads import torch_threads
 from mmn_fast.types import FloatArray
 
-_BATCH_NORM_EPS = 1e-5  # of torch.nn.BatchNorm2d
 _HEAD_PAD = 32  # csrc/cpu/rows.h, kRowPad
 _PRECISIONS = ("fp32", "bf16")
 
@@ -62,7 +62,7 @@ class NativeBackend(Backend):
         weights, biases = folded_layers(model.state, model.preset.conv_layers)
         self._conv = NativeProposalConv(weights, biases, self._plan, precision=self.precision)
         self._video = _video_encoder(model.preset, model.state, self._plan, self._conv)
-        self._text = _text_encoder(model)
+        self._text = build_text_encoder(model.text, model.preset.joint_size, model.state)
 
     def encode_video(self, pre_clips: FloatArray) -> Branches:
         shape = (len(pre_clips), self._plan.num_proposals, self.preset.joint_size)
@@ -94,26 +94,6 @@ class NativeBackend(Backend):
             "packed_weights_mib": round(sum(self._conv.packed_mib), 1),
             "text": f"torch {torch.__version__}",
         }
-
-
-def folded_layers(state: State, num_layers: int) -> tuple[list[FloatArray], list[FloatArray]]:
-    """Weights and biases of the proposal convolution with BatchNorm folded in, in float64 until the last rounding.
-
-    Args:
-        state: official state-dict keys.
-        num_layers: L.
-
-    Returns:
-        Per layer float32 [C_out, C_in, k, k], and per layer float32 [C_out].
-    """
-    weights, biases = [], []
-    for number in range(num_layers):
-        conv, norm = f"proposal_conv.convs.{number}", f"proposal_conv.bn.{number}"
-        scale = state[f"{norm}.weight"] / np.sqrt(state[f"{norm}.running_var"].astype(np.float64) + _BATCH_NORM_EPS)
-        weights.append((state[f"{conv}.weight"] * scale[:, None, None, None]).astype(np.float32))
-        bias = (state[f"{conv}.bias"] - state[f"{norm}.running_mean"].astype(np.float64)) * scale
-        biases.append((bias + state[f"{norm}.bias"]).astype(np.float32))
-    return weights, biases
 
 
 def _video_encoder(
@@ -167,12 +147,3 @@ def _map_rows(preset: Preset, plan: ProposalPlan) -> npt.NDArray[np.int32]:
         row_of[list(rows), list(columns)] = first + np.arange(len(rows))
         first += len(rows)
     return np.ascontiguousarray(row_of[plan.inputs[:, 0], plan.inputs[:, 1]])
-
-
-def _text_encoder(model: LoadedModel) -> TextEncoder:
-    with torch.device("meta"):
-        encoder = TextEncoder(model.text, model.preset.joint_size)
-    prefix = "text_encoder."
-    tensors = {k.removeprefix(prefix): torch.from_numpy(v) for k, v in model.state.items() if k.startswith(prefix)}
-    encoder.load_state_dict(tensors, assign=True)
-    return encoder.requires_grad_(False).eval()
