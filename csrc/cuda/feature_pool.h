@@ -31,7 +31,15 @@ struct StreamNormBody {
   MMN_DEVICE void operator()(const Group& group, int64_t item) const {
     const int stream = static_cast<int>(item % a.streams);
     const float* row = a.features + item / a.streams * a.width;
-    const int first = stream == 0 ? 0 : a.stream_ends[stream - 1], last = a.stream_ends[stream];
+    // Constant indices only, here and below: any other would copy the arguments to local memory.
+    int first = 0, last = a.stream_ends[0];
+    MMN_UNROLL_ALL
+    for (int s = 1; s < kMostStreams; ++s) {
+      if (s <= stream) {
+        first = last;
+        last = a.stream_ends[s];
+      }
+    }
     float scale = 1.0f, squares = sum_of_squares(group, row, first, last, scale);
     if (squares == INFINITY) {
       typename Group::template PerThread<float> largest;
@@ -62,7 +70,10 @@ struct FeatureMeanBody {
     const int64_t t = item / a.width;
     const int d = static_cast<int>(item % a.width);
     int stream = 0;
-    while (d >= a.stream_ends[stream]) ++stream;
+    MMN_UNROLL_ALL
+    for (int s = 0; s + 1 < kMostStreams; ++s) {
+      if (s + 1 < a.streams && d >= a.stream_ends[s]) ++stream;
+    }
     const int first = a.starts[t], last = a.ends[t];
     float sum = 0.0f;
     for (int row = first; row < last; ++row) {

@@ -110,7 +110,6 @@ class NativeGpuBackend(DeviceBackend):
         self._programs: dict[str, Callable[..., tuple[Tensor, ...]]] = {
             "video": self._video_program,
             "text": self._text_program,
-            "score": self._score_program,
             "ground": self._ground_program,
         }
         self._num_weights = sum(array.size for array in model.state.values())
@@ -170,6 +169,23 @@ class NativeGpuBackend(DeviceBackend):
         else:
             text, video = self._text_program(ids, lengths), self._video_program(pre_clips)
         return self._score_program((video[0], video[1]), (text[0], text[1]), videos, sentences, durations, top_k)
+
+    def run(self, kind: str, inputs: Sequence[Tensor], top_k: int = 0) -> tuple[Tensor, ...]:
+        """Run one program on inputs of static sizes, without waiting; for benchmarks.
+
+        Args:
+            kind: "video" (pre-clips, dtype [B, T, D]), "text" (ids int64 [S, L] and lengths int64 [S]) or "ground".
+            inputs: its tensors, on the device.
+            top_k: of "ground".
+
+        Returns:
+            Its outputs on the device: embeddings dtype [B, P, J] or [S, J] twice; chosen and scores [Q, top_k].
+
+        Raises:
+            MemoryError: the device has too little memory.
+        """
+        with self._running():
+            return self._run(kind, inputs, top_k)
 
     def _run(self, kind: str, inputs: Sequence[Tensor], top_k: int = 0) -> tuple[Tensor, ...]:
         """Run a program on inputs of static sizes, by its graph if there are graphs; the outputs are the caller's."""
@@ -299,10 +315,7 @@ class NativeGpuBackend(DeviceBackend):
             for start, held, _ in split(len(mine), QUERY_BUCKETS):
                 chosen = mine[start : start + held]
                 piece = Pairs(pairs.videos[chosen] - first, pairs.sentences[chosen], pairs.durations[chosen])
-                tensors = [
-                    tensor.to(self.device, non_blocking=True) for tensor in self._padded_pairs(piece, slice(None))
-                ]
-                selection = self._score_program((video[0], video[1]), text, *tensors, top_k)
+                selection = self._score_program((video[0], video[1]), text, *self._padded_pairs(piece), top_k)
                 selections.append([tensor[:held] for tensor in selection])
                 rows.append(chosen)
         order = np.argsort(np.concatenate(rows))
