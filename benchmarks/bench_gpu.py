@@ -336,7 +336,7 @@ def main() -> None:
         }
         _whole(bench, case, engines, [(1, 1), (2, 2)] if options.rehearse else [(1, 1), (48, 4)])
         _score(bench, case, engines["mmn_fast fp16"])
-        _encode_video(bench, case, model, [1, 2] if options.rehearse else options.batches)
+        _encode_video(bench, case, model, [2] if options.rehearse else options.batches)
 
 
 if __name__ == "__main__":

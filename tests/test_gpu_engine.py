@@ -19,7 +19,7 @@ from mmn_fast.backends.native_cpu import NativeBackend
 from mmn_fast.backends.native_gpu import NativeGpuBackend
 from mmn_fast.checkpoint import load_model
 from mmn_fast.engine import Engine
-from mmn_fast.geometry import plan_for
+from mmn_fast.geometry import cells_to_moments, plan_for
 from mmn_fast.geometry_crops import border_of, crop_plan, cropped_taps, padded_rows
 from mmn_fast.kernels import native, reference
 from mmn_fast.kernels.gpu_graphs import Captured
@@ -89,22 +89,26 @@ def test_the_cropped_convolution_matches_the_packed_reference(name: str, B: int)
 
 
 @pytest.mark.parametrize("name", cases.SMALL)
-def test_golden_cases_in_fp32_and_ground_chooses_as_the_seams_do(name: str, golden_model: Models, device: str) -> None:
+def test_golden_cases_in_fp32_and_ground_chooses_the_best_of_the_maps(
+    name: str, golden_model: Models, device: str
+) -> None:
     case, engine = cases.load(name), _engine(golden_model(name), device)
     batch = _batch(case)
-    for maps, expected in zip(engine.score_maps(batch), fused_in_float64(name), strict=True):
+    every_map = engine.score_maps(batch)
+    for maps, expected in zip(every_map, fused_in_float64(name), strict=True):
         check_close(maps.fused, expected, "gpu_backend", "fp32", name)
-    found = engine.ground(batch, top_k=7)
-    for query, sentences in zip(batch, found, strict=True):
-        seams = engine.score(engine.encode_video([query.video]), engine.encode_text(query.sentences), top_k=7)[0]
-        for moments, others in zip(sentences, seams, strict=True):
-            ours, theirs = (np.array([[m.start_s, m.end_s, m.score] for m in one]) for one in (moments, others))
-            check_close(ours[:, 2], theirs[:, 2], "gpu_backend", "fp32", name)
-            assert len(ours) == len(theirs)
+    for query, maps, sentences in zip(batch, every_map, engine.ground(batch, top_k=7), strict=True):
+        seconds = cells_to_moments(maps.cells, query.video.duration_s, case.preset.num_clips)
+        for fused, moments in zip(maps.fused, sentences, strict=True):
+            chosen = native.temporal_nms(fused[None], seconds, case.preset.nms_iou, 7)[0]
+            chosen = chosen[chosen >= 0]
+            assert [[m.start_s, m.end_s] for m in moments] == seconds[chosen].tolist()
+            check_close([m.score for m in moments], fused[chosen], "gpu_fused")
 
 
-@pytest.mark.parametrize("precision", ["fp16", "bf16"])
-@pytest.mark.parametrize("name", ["charades_small", "activitynet_small", "tacos_conv_small", "hcstvg_small"])
+@pytest.mark.parametrize(
+    ("name", "precision"), [("charades_small", "fp16"), ("charades_small", "bf16"), ("tacos_conv_small", "fp16")]
+)
 def test_half_precisions_are_at_most_twice_as_far_off_as_rounded_operands(
     name: str, precision: str, golden_model: Models, device: str
 ) -> None:
@@ -314,8 +318,9 @@ def test_every_program_of_static_sizes_is_captured_once_and_gives_the_same_bits(
     assert engine.info()["graph_mib"] == len(names)
 
 
+@pytest.mark.parametrize("in_capture", [False, True])
 def test_out_of_memory_is_one_sentence_and_leaves_the_engine_usable(
-    golden_model: Models, monkeypatch: pytest.MonkeyPatch
+    in_capture: bool, golden_model: Models, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = _engine(golden_model("charades_small"), "cpu", "fp16")
     batch, backend = _batch(cases.load("charades_small")), engine._backend
@@ -324,7 +329,11 @@ def test_out_of_memory_is_one_sentence_and_leaves_the_engine_usable(
     with monkeypatch.context() as broken:
 
         def full(*_: Any) -> Any:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.\nmore")
+            try:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.\nmore")
+            finally:
+                if in_capture:
+                    raise RuntimeError("operation failed due to a previous error during capture")
 
         broken.setattr(backend._video, "encode", full)
         message = (

@@ -203,6 +203,7 @@ class NativeGpuBackend(DeviceBackend):
     def _capture(
         self, program: Callable[..., tuple[Tensor, ...]], inputs: Sequence[Tensor], arguments: tuple[int, ...]
     ) -> Captured:
+        torch.cuda.empty_cache()  # as the capture does: what it frees must not count against the graph
         before = torch.cuda.memory_reserved(self.device)
         static = [tensor.to(self.device, copy=True) for tensor in inputs]
         warm = torch.cuda.Stream(self.device)
@@ -366,14 +367,17 @@ class NativeGpuBackend(DeviceBackend):
                         yield
                 else:
                     yield
-            except torch.OutOfMemoryError as error:
+            except RuntimeError as error:
+                cause = _out_of_memory(error)
+                if cause is None:
+                    raise
                 kind, inputs = self._doing
                 self._doing = "load", ()
                 self._graphs.clear()
                 sizes = " and ".join(str(list(tensor.shape)) for tensor in inputs[:2]) or "the weights"
                 raise MemoryError(
                     f"native: out of device memory in the program {kind!r} for {sizes}, which needs about"
-                    f" {self._needed_mib(kind, inputs):,} MiB: {str(error).splitlines()[0]}; graphs were let go, the"
+                    f" {self._needed_mib(kind, inputs):,} MiB: {str(cause).splitlines()[0]}; graphs were let go, the"
                     " engine stays usable"
                 ) from None
             finally:
@@ -450,6 +454,13 @@ class NativeGpuBackend(DeviceBackend):
             )
             contrastive, iou, fused = (score.cpu().numpy() for score in scores)
         return contrastive, iou, fused
+
+
+def _out_of_memory(error: BaseException | None) -> BaseException | None:
+    """The lack of memory behind an error: where a capture was under way, ending it raises another one over it."""
+    while error is not None and not isinstance(error, torch.OutOfMemoryError):
+        error = error.__context__
+    return error
 
 
 def _device_index(device: str) -> int:
