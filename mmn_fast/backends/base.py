@@ -168,6 +168,7 @@ class DeviceBackend(Backend):
             As `score_moments`, int32 [Q, top_k] and float32 [Q, top_k].
 
         Raises:
+            InputError: the precision cannot hold the model's values, so that scores are not finite.
             MemoryError: the device has too little memory; the message says for what, and the backend stays usable.
         """
 

@@ -144,7 +144,8 @@ class NativeGpuBackend(DeviceBackend):
         preset = self.preset
         product = preset.score_fusion == "product"
         scores = gpu_ops.pair_scores(*video, *text, pair_videos, pair_sentences, preset.score_power, product)
-        return gpu_ops.pair_moments(scores[2], self._cells, durations, top_k, preset.num_clips, preset.nms_iou)
+        found = gpu_ops.pair_moments(scores[2], self._cells, durations, top_k, preset.num_clips, preset.nms_iou)
+        return (*found, scores[2].isfinite().all(1))
 
     def _ground_program(
         self,
@@ -179,7 +180,8 @@ class NativeGpuBackend(DeviceBackend):
             top_k: of "ground".
 
         Returns:
-            Its outputs on the device: embeddings dtype [B, P, J] or [S, J] twice; chosen and scores [Q, top_k].
+            Its outputs on the device: embeddings dtype [B, P, J] or [S, J] twice; of "ground" chosen and scores
+            [Q, top_k], and bool [Q], whether all scores were finite.
 
         Raises:
             MemoryError: the device has too little memory.
@@ -294,8 +296,18 @@ class NativeGpuBackend(DeviceBackend):
                 found = [[tensor[: len(pairs.videos)].cpu().numpy() for tensor in selection]]
             else:
                 found = self._ground_in_pieces(features, token_ids, pairs, top_k)
-        chosen, scores = (np.concatenate(parts) for parts in zip(*found, strict=True))
+        chosen, scores, finite = (np.concatenate(parts) for parts in zip(*found, strict=True))
+        self._require_finite(finite)
         return chosen, scores
+
+    def _require_finite(self, finite: npt.NDArray[np.bool_]) -> None:
+        """Suppression passes over NaN: without this, values beyond fp16 would come out as moments that are missing."""
+        if not finite.all():
+            raise InputError(
+                f"precision: expected one that holds this model's values, got {self.precision!r}, in which"
+                f" {int((~finite).sum())} of {len(finite)} sentences get scores that are not finite; bf16 and fp32 hold"
+                " larger values"
+            )
 
     def _ground_in_pieces(
         self,
@@ -453,6 +465,7 @@ class NativeGpuBackend(DeviceBackend):
                 product,
             )
             contrastive, iou, fused = (score.cpu().numpy() for score in scores)
+        self._require_finite(np.isfinite(fused).all(1))
         return contrastive, iou, fused
 
 
