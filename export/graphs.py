@@ -15,11 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmn_fast.checkpoint import LoadedModel, State, folded_layers
+from mmn_fast.checkpoint import LoadedModel, State
 from mmn_fast.export.crops import Box, Crops, crop
 from mmn_fast.export.manifest import GRAPHS as GRAPHS
 from mmn_fast.export.manifest import signature as signature
 from mmn_fast.geometry import cells_to_moments, plan_for, proposal_diagonals
+from mmn_fast.kernels.folding import folded_layers
 from mmn_fast.presets import Preset
 from mmn_fast.text_encoder import TextEncoder
 

@@ -157,6 +157,102 @@ class TextEncoder:
         threads: int,
     ) -> None: ...
 
+# The GPU engine's ops, see csrc/ops/gpu_ops.h and kernels/gpu_ops.py: addresses, sizes, dtype 0 to 2, device (negative:
+# host memory, the twin) and stream.
+def gpu_feature_pool(
+    features: int,
+    starts: int,
+    ends: int,
+    norms: int,
+    out: int,
+    rows: int,
+    pre_clips: int,
+    streams: list[int],
+    dtype: int,
+    device: int,
+    stream: int,
+) -> None: ...
+def gpu_clip_pool(
+    products: int,
+    bias: int,
+    out: int,
+    videos: int,
+    pre_clips: int,
+    channels: int,
+    clips: int,
+    kernel: int,
+    stride: int,
+    dtype: int,
+    device: int,
+    cuda_stream: int,
+) -> None: ...
+def gpu_moment_map(
+    clips: int, positions: int, map: int, n: int, videos: int, channels: int, dtype: int, device: int, stream: int
+) -> None: ...
+def gpu_conv_epilogue(
+    products: int,
+    bias: int,
+    weights: int,
+    positions: int,
+    out: int,
+    videos: int,
+    cells: int,
+    channels: int,
+    cell_stride: int,
+    video_stride: int,
+    dtype: int,
+    device: int,
+    stream: int,
+) -> None: ...
+def gpu_heads(
+    products: int,
+    bias: int,
+    contrastive: int,
+    iou: int,
+    proposals: int,
+    videos: int,
+    joint: int,
+    dtype: int,
+    device: int,
+    stream: int,
+) -> None: ...
+def gpu_pair_scores(
+    video_contrastive: int,
+    video_iou: int,
+    text_contrastive: int,
+    text_iou: int,
+    pair_videos: int,
+    pair_sentences: int,
+    fused: int,
+    contrastive: int,
+    iou: int,
+    pairs: int,
+    proposals: int,
+    joint: int,
+    power: float,
+    product: bool,
+    dtype: int,
+    device: int,
+    stream: int,
+) -> None: ...
+def gpu_pair_moments(
+    fused: int,
+    cells: int,
+    durations: int,
+    keys: int,
+    chosen: int,
+    chosen_scores: int,
+    pairs: int,
+    proposals: int,
+    top_k: int,
+    clips: float,
+    iou_threshold: float,
+    device: int,
+    stream: int,
+) -> None: ...
+def cuda_twin_temporal_nms(
+    scores: int, moments: int, keys: int, out: int, queries: int, cells: int, top_k: int, iou_threshold: float
+) -> None: ...
 def cuda_sparse_max_pool(clips: int, mask: int, out: int, channels: int, n: int, device: int, stream: int) -> None: ...
 def cuda_temporal_nms(
     scores: int,

@@ -23,7 +23,7 @@ import numpy.typing as npt
 from mmn_fast.hub import check_arrived, download, is_hub_id
 from mmn_fast.presets import PRESETS, Preset, get_preset
 from mmn_fast.tokenizer import Tokenizer, load_tokenizer
-from mmn_fast.types import FloatArray, InputError, TextEncoderConfig
+from mmn_fast.types import InputError, TextEncoderConfig
 from mmn_fast.version import __version__
 
 State = dict[str, npt.NDArray[Any]]
@@ -36,7 +36,6 @@ _FILES = ["config.json", "model.safetensors", "tokenizer.json"]
 _TORCH_MAGIC = (b"PK\x03\x04", b"\x80\x02")  # a zip archive, or before PyTorch 1.6 pickles in a row
 _HEAD_WIDTH = 64  # of every published BERT and DistilBERT; the number of heads leaves no trace in the tensors
 _BERT = "text_encoder.bert."
-_BATCH_NORM_EPS = 1e-5  # of torch.nn.BatchNorm2d
 
 
 @dataclass(frozen=True, eq=False)
@@ -262,26 +261,6 @@ def check_state(state: Mapping[str, npt.NDArray[Any]], preset: Preset, text: Tex
     for name, array in state.items():
         if not np.isfinite(array).all():
             raise InputError(f"{where}: {name} holds NaN or infinite values")
-
-
-def folded_layers(state: State, num_layers: int) -> tuple[list[FloatArray], list[FloatArray]]:
-    """Weights and biases of the proposal convolution with BatchNorm folded in, in float64 until the last rounding.
-
-    Args:
-        state: official state-dict keys.
-        num_layers: L.
-
-    Returns:
-        Per layer float32 [C_out, C_in, k, k], and per layer float32 [C_out].
-    """
-    weights, biases = [], []
-    for number in range(num_layers):
-        conv, norm = f"proposal_conv.convs.{number}", f"proposal_conv.bn.{number}"
-        scale = state[f"{norm}.weight"] / np.sqrt(state[f"{norm}.running_var"].astype(np.float64) + _BATCH_NORM_EPS)
-        weights.append((state[f"{conv}.weight"] * scale[:, None, None, None]).astype(np.float32))
-        bias = (state[f"{conv}.bias"] - state[f"{norm}.running_mean"].astype(np.float64)) * scale
-        biases.append((bias + state[f"{norm}.bias"]).astype(np.float32))
-    return weights, biases
 
 
 def _video_shapes(state: Mapping[str, npt.NDArray[Any]]) -> dict[str, Shape]:

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from mmn_fast.backends import registry
-from mmn_fast.backends.base import NO_OPTIONS, Backend, Branches
+from mmn_fast.backends.base import NO_OPTIONS, Backend, Branches, DeviceBackend, Pairs
 from mmn_fast.checkpoint import LoadedModel, load_model
 from mmn_fast.environment import default_model, requested_threads
-from mmn_fast.features import check_duration, pre_clips
+from mmn_fast.features import check_duration, float32_rows, pre_clips
 from mmn_fast.geometry import cells_to_moments, plan_for
 from mmn_fast.postprocess import fuse_scores, to_moments
 from mmn_fast.presets import Preset
@@ -99,7 +99,7 @@ class Engine:
     """A loaded model. Safe to call from several threads.
 
     A result does not depend on what else is in the call: a video or sentence gives the same numbers alone and
-    in any batch.
+    in any batch (on CUDA in fp16 and bf16 with backend "native": the same within what the precision promises).
 
     Args:
         model: the model's values.
@@ -139,6 +139,8 @@ class Engine:
         """
         top_k = _check_top_k(top_k)
         queries = _check_batch(batch)
+        if isinstance(self._backend, DeviceBackend):
+            return self._ground_on_device(self._backend, queries, top_k)
         result: list[list[list[Moment]]] = [[] for _ in queries]
         for number, video, text in self._encode_queries(queries):
             result[number] = self._moments(video, text, queries[number].video.duration_s, top_k)
@@ -238,6 +240,33 @@ class Engine:
             for contrastive, iou, duration_s in zip(video.contrastive, video.iou, video.durations_s, strict=True)
         ]
 
+    def warmup(
+        self,
+        videos: Sequence[int] = (1,),
+        sentences: Sequence[int] = (1, 8),
+        tokens: Sequence[int] = (16, 32),
+        top_k: int = 5,
+    ) -> None:
+        """Prepare for requests of these sizes, every combination; a backend with nothing to prepare does nothing.
+
+        Args:
+            videos: distinct videos in a call of `ground`, each >= 1.
+            sentences: distinct sentences in it, each >= 1.
+            tokens: word pieces of its longest sentence, [CLS] and [SEP] included, each >= 1.
+            top_k: moments per sentence.
+
+        Raises:
+            InputError: a size is no whole number >= 1.
+            MemoryError: the device has too little memory for one of them.
+        """
+        for name, sizes in (("videos", videos), ("sentences", sentences), ("tokens", tokens)):
+            for size in sizes:
+                if isinstance(size, bool) or not isinstance(size, (int, np.integer)) or size < 1:
+                    raise InputError(f"{name}: expected integers >= 1, got {size!r}")
+        top_k = _check_top_k(top_k)
+        if isinstance(self._backend, DeviceBackend):
+            self._backend.warmup(videos, sentences, tokens, top_k)
+
     def info(self) -> dict[str, Any]:
         """What was chosen (backend, device, ISA, precision, threads) and why other backends were not."""
         from mmn_fast.kernels import native
@@ -300,6 +329,50 @@ class Engine:
                 for number in queries_of[key]:
                     rows = slice(ends[number] - len(queries[number].sentences), ends[number])
                     yield number, (contrastive[row], iou[row]), (text[0][rows], text[1][rows])
+
+    def _ground_on_device(
+        self, backend: DeviceBackend, queries: Sequence[Query], top_k: int
+    ) -> list[list[list[Moment]]]:
+        """`ground` with raw features and word pieces handed over whole; every distinct one is encoded once."""
+        rows_of: dict[int, FloatArray] = {}
+        for number, query in enumerate(queries):
+            check_duration(query.video.duration_s, f"batch[{number}].video.duration_s")
+            if id(query.video.features) not in rows_of:
+                rows_of[id(query.video.features)] = float32_rows(
+                    query.video.features, self.preset, f"batch[{number}].video.features"
+                )
+        wanted = [number for number, query in enumerate(queries) if query.sentences]
+        # A hash of megabytes would cost as much as the whole call; one video needs none.
+        keys = {
+            identity: hashlib.sha256(rows.data).digest() if len(rows_of) > 1 else b""
+            for identity, rows in rows_of.items()
+        }
+        videos: dict[bytes, int] = {}
+        features: list[FloatArray] = []
+        sentences: dict[str, int] = {}
+        pairs: list[tuple[int, int, float]] = []
+        for number in wanted:
+            video, identity = queries[number].video, id(queries[number].video.features)
+            if keys[identity] not in videos:
+                videos[keys[identity]] = len(features)
+                features.append(rows_of[identity])
+            for sentence in queries[number].sentences:
+                row = sentences.setdefault(sentence, len(sentences))
+                pairs.append((videos[keys[identity]], row, video.duration_s))
+        columns = list(zip(*pairs, strict=True)) if pairs else [(), (), ()]
+        chosen, scores = backend.ground(
+            features,
+            self._model.tokenizer.encode(list(sentences)),
+            Pairs(np.array(columns[0], np.int32), np.array(columns[1], np.int32), np.array(columns[2], np.float32)),
+            top_k,
+        )
+        result, first = [], 0
+        for query in queries:
+            rows = slice(first, first + len(query.sentences))
+            first = rows.stop
+            moments = cells_to_moments(self._plan.cells, query.video.duration_s, self.preset.num_clips)
+            result.append(to_moments(chosen[rows], scores[rows], moments))
+        return result
 
     def _scores(self, video: Branches, text: Branches) -> _Scores:
         contrastive, iou = self._backend.score(video, text)

@@ -112,6 +112,26 @@ def pre_clips(features: Any, preset: Preset, name: str = "features") -> FloatArr
     return sums
 
 
+def float32_rows(features: Any, preset: Preset, name: str = "features") -> FloatArray:
+    """A video's features as they are, checked, for an engine that makes pre-clips itself.
+
+    Args:
+        features: float [n_src, D], see `check_features`; D = preset.input_size.
+        preset: gives D.
+        name: the argument's name in messages.
+
+    Returns:
+        float32 [n_src, D], C-contiguous, finite; the memory of `features` where that is so already.
+
+    Raises:
+        InputError: as `check_features`.
+    """
+    rows = _as_rows(features, preset.input_size, name, f" for preset {preset.name!r}")
+    for _ in _float32_blocks(rows, name):
+        pass
+    return np.ascontiguousarray(rows, np.float32)
+
+
 def pre_clip_spans(num_rows: int, num_pre_clips: int, clamp: bool) -> tuple[IntArray, IntArray]:
     """The source rows that each pre-clip is the mean of, with the official code's float32 rounding (half to even).
 

@@ -6,6 +6,10 @@ inference nor export depends on a version of transformers; a test holds it to tr
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -117,3 +121,21 @@ class TextEncoder(nn.Module):
         tokens = self.bert(token_ids, real)  # [S, L, H]
         sentence = self.layernorm((tokens * real[..., None]).sum(1) / lengths[:, None])  # [S, H]
         return self.fc_out2(sentence), self.fc_out1(sentence)
+
+
+def build_text_encoder(
+    config: TextEncoderConfig, joint_size: int, state: Mapping[str, npt.NDArray[Any]]
+) -> TextEncoder:
+    """The text encoder alone with the given weights, in evaluation mode, on the CPU.
+
+    Args:
+        config: sizes of DistilBERT.
+        joint_size: J.
+        state: float32 arrays under official keys, taken without a copy; keys of other parts are passed over.
+    """
+    with torch.device("meta"):
+        encoder = TextEncoder(config, joint_size)
+    prefix = "text_encoder."
+    tensors = {k.removeprefix(prefix): torch.from_numpy(v) for k, v in state.items() if k.startswith(prefix)}
+    encoder.load_state_dict(tensors, assign=True)
+    return encoder.requires_grad_(False).eval()

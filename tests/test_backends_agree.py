@@ -180,7 +180,6 @@ def test_native_is_taken_by_name_and_info_says_how(golden_model: Callable[[str],
 @pytest.mark.parametrize(
     ("device", "precision", "message"),
     [
-        ("cuda", "fp32", "backend 'native': device 'cuda': it runs on the CPU only"),
         ("cpu", "fp16", r"backend 'native': precision 'fp16' is not one of its precisions \(fp32, bf16\)"),
     ],
 )

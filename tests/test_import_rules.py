@@ -19,16 +19,23 @@ LAYERS: list[set[str]] = [
     {"version", "types", "environment"},
     {"presets"},
     {"geometry"},
+    {"geometry_crops"},
     {
-        *("kernels.native", "kernels.reference", "kernels.conv_transforms", "torch_threads"),
+        *("kernels.native", "kernels.reference", "kernels.conv_transforms", "kernels.folding", "torch_threads"),
         *("kernels.cuda_runtime", "kernels.tensorrt_module"),
     },
-    {"kernels.native_conv", "kernels.native_text", "kernels.tensorrt_plan"},
-    {"kernels.tuning"},
+    {
+        *("kernels.native_conv", "kernels.native_text", "kernels.tensorrt_plan"),
+        *("kernels.gpu_ops", "kernels.gpu_graphs"),
+    },
+    {"kernels.tuning", "kernels.gpu_video"},
     {"hub", "features", "text_encoder", "tokenizer", "postprocess", "pixel_features"},
     {"checkpoint", "model"},
     {"backends.base"},
-    {"backends.registry", "backends.torch_ref", "backends.native_cpu", "backends.ort", "backends.trt"},
+    {
+        *("backends.registry", "backends.torch_ref", "backends.native_cpu", "backends.native_gpu"),
+        *("backends.ort", "backends.trt"),
+    },
     {"engine", "index"},
     {"evaluation", "training"},
     {"viz", "serving", "demo", "benchmarking"},
@@ -37,7 +44,18 @@ LAYERS: list[set[str]] = [
 ]
 NO_TORCH = ("torch", "triton", "transformers")
 TORCH_FREE = {
-    *("__init__", "types", "presets", "geometry", "environment", "hub", "features", "tokenizer", "checkpoint"),
+    *(
+        "__init__",
+        "types",
+        "presets",
+        "geometry",
+        "geometry_crops",
+        "environment",
+        "hub",
+        "features",
+        "tokenizer",
+        "checkpoint",
+    ),
     *(
         "postprocess",
         "engine",
@@ -47,6 +65,8 @@ TORCH_FREE = {
         "kernels.tuning",
         "kernels.native_text",
         "kernels.conv_transforms",
+        "kernels.folding",
+        "kernels.gpu_graphs",
         "backends.base",
         "backends.registry",
         "backends.native_cpu",

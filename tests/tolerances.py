@@ -52,6 +52,18 @@ TOLERANCES: dict[tuple[str, str], Tolerance] = {
     ("native_backend", "fp32"): Tolerance(
         1e-4, 0, "the bound promised for fp32; Winograd layers, or operands of 16 bits; seen 4.6e-5 (hcstvg_small)"
     ),
+    ("gpu_feature_pool", "fp32"): Tolerance(1e-7, 2e-6, "as pre_clips"),
+    ("gpu_feature_pool", "fp16"): Tolerance(6e-8, 6e-4, "rounded once to 11 bits; subnormals below 6e-5 lose 2^-25"),
+    ("gpu_feature_pool", "bf16"): Tolerance(1e-9, 4.1e-3, "rounded once to 8 bits"),
+    ("gpu_elementwise", "fp32"): Tolerance(1e-6, 1e-6, "a few float32 operations on values near 1"),
+    ("gpu_elementwise", "fp16"): Tolerance(1e-6, 6e-4, "the same, rounded once to 11 bits"),
+    ("gpu_elementwise", "bf16"): Tolerance(1e-6, 4.1e-3, "the same, rounded once to 8 bits"),
+    ("gpu_heads", "fp32"): Tolerance(1e-6, 1e-6, "a float32 norm of J squares"),
+    ("gpu_heads", "fp16"): Tolerance(1e-6, 6e-4, "the same, rounded once to 11 bits"),
+    ("gpu_heads", "bf16"): Tolerance(1e-6, 4.1e-3, "the same, rounded once to 8 bits"),
+    ("gpu_backend", "fp32"): Tolerance(1e-4, 0, "the bound promised for fp32"),
+    ("gpu_backend", "fp16"): Tolerance(1e-2, 0, "as torch_backend: another batch may take another order of sums"),
+    ("gpu_fused", "fp32"): Tolerance(5e-6, 0, "moment_scores, and a power whose slope is below 3 where it is tested"),
     ("moment_scores", "fp32"): Tolerance(2e-6, 0, "float32 chains of J products of unit vectors, times 10 in sigmoid"),
     ("score_power", "fp32"): Tolerance(
         0, 1e-6, "NumPy's power and the kernel's, each within (2 + |p ln base|) 2^-23, base above 0.1"

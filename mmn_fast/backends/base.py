@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, ClassVar
 
@@ -20,6 +21,22 @@ Branches = tuple[FloatArray, FloatArray]
 
 Selection = tuple[npt.NDArray[np.int32], FloatArray]
 """Per sentence the chosen proposals, int32 [S, top_k], -1 where fewer are left, and their fused scores [S, top_k]."""
+
+
+@dataclass(frozen=True, eq=False)
+class Pairs:
+    """Which sentences to ground in which videos.
+
+    Attributes:
+        videos: int32 [Q], numbers of videos.
+        sentences: int32 [Q], numbers of sentences.
+        durations: float32 [Q], the video's length in seconds.
+    """
+
+    videos: npt.NDArray[np.int32]
+    sentences: npt.NDArray[np.int32]
+    durations: FloatArray
+
 
 NO_OPTIONS: Mapping[str, Any] = MappingProxyType({})
 
@@ -135,3 +152,42 @@ class Backend(ABC):
     @abstractmethod
     def info(self) -> dict[str, Any]:
         """What was chosen: at least device and precision."""
+
+
+class DeviceBackend(Backend):
+    """A backend that keeps a whole request on its device, from raw features and word pieces to moments."""
+
+    @abstractmethod
+    def ground(
+        self,
+        features: Sequence[FloatArray],
+        token_ids: Sequence[npt.NDArray[np.int64]],
+        pairs: Pairs,
+        top_k: int,
+    ) -> Selection:
+        """Choose the best moments of every pair of a video and a sentence.
+
+        Args:
+            features: float32 [n_src, D] per distinct video, finite, C-contiguous.
+            token_ids: int64 [L_s] per distinct sentence, not padded.
+            pairs: Q pairs, by number.
+            top_k: moments per pair, >= 1.
+
+        Returns:
+            As `score_moments`, int32 [Q, top_k] and float32 [Q, top_k].
+
+        Raises:
+            InputError: the precision cannot hold the model's values, so that scores are not finite.
+            MemoryError: the device has too little memory; the message says for what, and the backend stays usable.
+        """
+
+    @abstractmethod
+    def warmup(self, videos: Sequence[int], sentences: Sequence[int], tokens: Sequence[int], top_k: int) -> None:
+        """Prepare for requests of these sizes, every combination, so that the first one is not slow.
+
+        Args:
+            videos: distinct videos in a request.
+            sentences: distinct sentences in it.
+            tokens: word pieces of its longest sentence.
+            top_k: moments per sentence.
+        """

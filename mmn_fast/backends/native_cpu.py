@@ -9,9 +9,10 @@ import numpy as np
 import numpy.typing as npt
 
 from mmn_fast.backends.base import NO_OPTIONS, Backend, Branches, Selection
-from mmn_fast.checkpoint import LoadedModel, State, folded_layers
+from mmn_fast.checkpoint import LoadedModel, State
 from mmn_fast.geometry import ProposalPlan, plan_for, proposal_diagonals
 from mmn_fast.kernels import native
+from mmn_fast.kernels.folding import folded_layers
 from mmn_fast.kernels.native_conv import LayerChoice, NativeProposalConv, choose_algorithms, has_bf16
 from mmn_fast.kernels.native_text import NativeTextEncoder
 from mmn_fast.kernels.tuning import tuned_seconds

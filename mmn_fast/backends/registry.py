@@ -7,28 +7,50 @@ from importlib import import_module
 
 from mmn_fast.backends.base import Backend
 from mmn_fast.checkpoint import LoadedModel
+from mmn_fast.kernels import native
 from mmn_fast.types import BackendUnavailable, InputError
 
 _LOG = logging.getLogger(__name__)
 
-# name -> "module:class", in the order in which "auto" tries them.
-BACKENDS: dict[str, str] = {
-    "native": "mmn_fast.backends.native_cpu:NativeBackend",
+# name -> "module:class", in the order in which "auto" tries them. A name may have one class per kind of device.
+BACKENDS: dict[str, str | dict[str, str]] = {
+    "native": {
+        "cuda": "mmn_fast.backends.native_gpu:NativeGpuBackend",
+        "cpu": "mmn_fast.backends.native_cpu:NativeBackend",
+    },
     "torch": "mmn_fast.backends.torch_ref:TorchBackend",
     "onnx": "mmn_fast.backends.ort:OnnxBackend",
     "tensorrt": "mmn_fast.backends.trt:TensorRTBackend",
 }
 
 
-def backend_class(name: str) -> type[Backend]:
-    """The class behind a name.
+def backend_class(name: str, device: str = "auto", precision: str = "auto") -> type[Backend]:
+    """The class behind a name, for a device.
+
+    Args:
+        name: a key of `BACKENDS`.
+        device: "auto", "cpu", "cuda" or "cuda:N"; "auto" takes the class for CUDA if that can run, else the CPU's.
+        precision: "auto" or a precision.
 
     Raises:
         InputError: no such backend.
     """
     if name not in BACKENDS:
         raise InputError(f"backend: expected one of auto, {', '.join(BACKENDS)}, got {name!r}")
-    module, _, attribute = BACKENDS[name].partition(":")
+    row = BACKENDS[name]
+    if isinstance(row, str):
+        return _imported(row)
+    if device != "auto":
+        return _imported(row[device.partition(":")[0]])
+    if native.has_cuda_device():
+        on_cuda = _imported(row["cuda"])
+        if on_cuda.unavailable_reason(device, precision) is None:
+            return on_cuda
+    return _imported(row["cpu"])
+
+
+def _imported(location: str) -> type[Backend]:
+    module, _, attribute = location.partition(":")
     found: type[Backend] = getattr(import_module(module), attribute)
     return found
 
@@ -50,7 +72,7 @@ def resolve(backend: str, device: str, precision: str) -> tuple[list[type[Backen
     runnable: list[type[Backend]] = []
     passed_over: dict[str, str] = {}
     for name in BACKENDS if backend == "auto" else [backend]:
-        found = backend_class(name)
+        found = backend_class(name, device, precision)
         reason = found.unavailable_reason(device, precision)
         if reason is None:
             runnable.append(found)
@@ -89,4 +111,4 @@ def available_backends(device: str = "auto", precision: str = "auto") -> dict[st
         device: "auto", "cpu", "cuda" or "cuda:N".
         precision: "auto" or a precision.
     """
-    return {name: backend_class(name).unavailable_reason(device, precision) for name in BACKENDS}
+    return {name: backend_class(name, device, precision).unavailable_reason(device, precision) for name in BACKENDS}

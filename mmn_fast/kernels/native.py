@@ -30,6 +30,7 @@ except ImportError as error:
 Float32 = npt.NDArray[np.float32]
 Int32 = npt.NDArray[np.int32]
 
+extension = _C
 build_info = _C.build_info
 cpu_isa = _C.cpu_isa
 
@@ -267,12 +268,12 @@ def cuda_sparse_max_pool(clips: torch.Tensor, mask: torch.Tensor, out: torch.Ten
     _require_cuda_build()
     import torch
 
-    _require_tensor("clips", clips, (torch.float32,), (None, None, None))
+    require_tensor("clips", clips, (torch.float32,), (None, None, None))
     B, C, N = clips.shape
-    _require_tensor("mask", mask, (torch.bool, torch.uint8), (N, N), clips.device)
+    require_tensor("mask", mask, (torch.bool, torch.uint8), (N, N), clips.device)
     if out is None:
         out = torch.empty((B, C, N, N), dtype=torch.float32, device=clips.device)
-    _require_tensor("out", out, (torch.float32,), (B, C, N, N), clips.device)
+    require_tensor("out", out, (torch.float32,), (B, C, N, N), clips.device)
     stream = torch.cuda.current_stream(clips.device).cuda_stream
     _C.cuda_sparse_max_pool(clips.data_ptr(), mask.data_ptr(), out.data_ptr(), B * C, N, clips.get_device(), stream)
     return out
@@ -306,12 +307,12 @@ def cuda_temporal_nms(
     import torch
 
     top_k = _require_top_k(top_k)
-    _require_tensor("scores", scores, (torch.float32,), (None, None))
+    require_tensor("scores", scores, (torch.float32,), (None, None))
     S, P = scores.shape
-    _require_tensor("moments", moments, (torch.float32,), (P, 2), scores.device)
+    require_tensor("moments", moments, (torch.float32,), (P, 2), scores.device)
     if out is None:
         out = torch.empty((S, top_k), dtype=torch.int32, device=scores.device)
-    _require_tensor("out", out, (torch.int32,), (S, top_k), scores.device)
+    require_tensor("out", out, (torch.int32,), (S, top_k), scores.device)
     nans = scores.isnan().nonzero()[:1].tolist()
     if nans:
         row, column = nans[0]
@@ -356,26 +357,33 @@ def _require_cuda_build() -> None:
         )
 
 
-def _require_tensor(
+def require_tensor(
     name: str,
     value: torch.Tensor,
     dtypes: Sequence[torch.dtype],
     shape: Sequence[int | None],
     device: torch.device | None = None,
+    cuda_only: bool = True,
 ) -> None:
-    """Check a CUDA tensor; `None` in `shape` stands for any size, and as `device` for any CUDA device."""
+    """Check a tensor; `None` in `shape` stands for any size, and as `device` for any, of CUDA if `cuda_only`.
+
+    Raises:
+        TypeError: no tensor, or of another dtype.
+        ValueError: another device, shape or layout.
+    """
     import torch
 
     dtype_names = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
     sizes = ", ".join("?" if size is None else str(size) for size in shape)
-    expected = f"{name}: expected contiguous {dtype_names} [{sizes}] on {device or 'a CUDA device'}"
+    place = device or ("a CUDA device" if cuda_only else "any device")
+    expected = f"{name}: expected contiguous {dtype_names} [{sizes}] on {place}"
     if not isinstance(value, torch.Tensor):
         raise TypeError(f"{expected}, got {type(value).__name__}")
     got = f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)} on {value.device}"
     if value.dtype not in dtypes:
         raise TypeError(f"{expected}, got {got}")
     fits = len(shape) == value.dim() and all(s in (None, v) for s, v in zip(shape, value.shape, strict=True))
-    if not fits or not value.is_cuda or value.device != (device or value.device):
+    if not fits or (cuda_only and not value.is_cuda) or value.device != (device or value.device):
         raise ValueError(f"{expected}, got {got}")
     if not value.is_contiguous():
         raise ValueError(f"{expected}, got it with strides {value.stride()}")

@@ -1,0 +1,343 @@
+"""The GPU engine beside PyTorch and, where it is installed, ONNX Runtime: stages on the device, and whole requests.
+
+Weights are those of the golden cases. Stages are timed with CUDA events over rotated inputs that lie on the device; the
+error is the largest difference of an embedding (unit norm) from the reference in float32 without TF32. The floor is
+the larger of the work over the measured rate of a matrix product and of the bytes over the measured bandwidth of a
+copy; work is the plan's cell x tap products, bytes are weights, input and embeddings once.
+
+    python -m benchmarks.bench_gpu [--presets charades ...] [--batches 1 8 48] [--seconds 150] [--rehearse]
+
+--rehearse runs every step but torch.compile at tiny sizes on the CPU, on the kernels' twins, and writes nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import nn
+
+import mmn_fast
+from benchmarks.bench_moments import official_moments
+from benchmarks.timing import RESULTS, environment
+from mmn_fast.backends.native_gpu import NativeGpuBackend
+from mmn_fast.backends.torch_ref import TorchBackend
+from mmn_fast.checkpoint import LoadedModel
+from mmn_fast.engine import Engine
+from mmn_fast.geometry import cells_to_moments, plan_for
+from mmn_fast.model import MMN, build_model
+from mmn_fast.tokenizer import load_tokenizer
+from tests.golden import cases
+
+Run = Callable[[int], Any]
+"""Takes the number of the input set."""
+
+_PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+_INPUT_SETS = 4  # larger together than the cache for all but the smallest work
+_SENTENCES = ["person turn a light on.", "person flips the switch by the door.", "a man runs.", "she opens a bag."]
+
+
+@dataclass
+class Bench:
+    """Where and how long, and the lines so far."""
+
+    device: str
+    rehearse: bool
+    deadline: float
+    rates: dict[str, float] = field(default_factory=dict)
+
+    def time_ms(self, run: Run, most: int = 30) -> list[float]:
+        """Milliseconds of up to `most` runs after two that do not count; as many as half a second holds."""
+        taken: list[float] = []
+        started = time.perf_counter()
+        for number in range(2 + most):
+            if number >= 3 and (self.rehearse or time.perf_counter() - started > 0.5):
+                break
+            if self.device == "cpu":
+                start = time.perf_counter()
+                run(number % _INPUT_SETS)
+                milliseconds = (time.perf_counter() - start) * 1e3
+            else:
+                first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+                first.record()
+                run(number % _INPUT_SETS)
+                last.record()
+                last.synchronize()
+                milliseconds = first.elapsed_time(last)
+            if number >= 2:
+                taken.append(milliseconds)
+        return taken
+
+    def out_of_time(self, what: str) -> bool:
+        """Whether the time is spent; says what was therefore not measured."""
+        if time.monotonic() < self.deadline:
+            return False
+        print(f"not measured, out of time: {what}", flush=True)
+        return True
+
+    def write(self, stage: str, peer: str, taken: list[float], error: float, **facts: Any) -> None:
+        """Print a line and append it to the results."""
+        p20, p50, p80, p99 = (float(ms) for ms in np.percentile(taken, (20, 50, 80, 99)))
+        shown = "  ".join(f"{name} {value}" for name, value in facts.items() if name in ("preset", "batch", "of_floor"))
+        print(f"{stage:14} {shown}  {peer:28} p50 {p50:9.3f} ms  p99 {p99:9.3f}  error {error:.1e}", flush=True)
+        if self.rehearse:
+            return
+        name = torch.cuda.get_device_name()
+        line = {
+            "benchmark": "bench_gpu",
+            **environment(),
+            "gpu": name,
+            **self.rates,
+            "stage": stage,
+            "peer": peer,
+            **facts,
+        }
+        line |= {"p20_ms": p20, "p50_ms": p50, "p80_ms": p80, "p99_ms": p99, "repeats": len(taken), "max_error": error}
+        RESULTS.mkdir(exist_ok=True)
+        slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+        with (RESULTS / f"{slug}.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+class _VideoBranch(nn.Module):
+    def __init__(self, net: MMN) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, clips: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.net.encode_video(clips)
+
+
+def _measure_rates(bench: Bench) -> None:
+    side, size = (64, 2**16) if bench.rehearse else (8192, 2**28)
+    dtype = torch.float32 if bench.device == "cpu" else torch.float16
+    a, b = (torch.randn(side, side, device=bench.device).to(dtype) for _ in range(2))
+    source = torch.randn(size, device=bench.device)
+    target = torch.empty_like(source)
+    matmul = float(np.median(bench.time_ms(lambda _: a @ b)))
+    copy = float(np.median(bench.time_ms(lambda _: target.copy_(source))))
+    bench.rates = {"matmul_tflops": 2 * side**3 / matmul / 1e9, "copy_gbps": 2 * source.nbytes / copy / 1e6}
+    print(f"matrix product {bench.rates['matmul_tflops']:.1f} TFLOP/s, copy {bench.rates['copy_gbps']:.0f} GB/s")
+
+
+def _peers(net: MMN, bench: Bench, sets: list[torch.Tensor], compiled: bool) -> dict[str, Callable[[], Run]]:
+    """Makers of the peers' runs: what they need is made when their turn comes."""
+
+    def eager(tf32: bool) -> Run:
+        def run(number: int) -> Any:
+            with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=tf32):
+                torch.set_float32_matmul_precision("high" if tf32 else "highest")
+                return net.encode_video(sets[number])
+
+        return run
+
+    def half(dtype: torch.dtype, compile_it: bool = False) -> Run:
+        branch: Any = _VideoBranch(net).to(memory_format=torch.channels_last)
+        if compile_it:
+            branch = torch.compile(branch, mode="max-autotune")
+
+        def run(number: int) -> Any:
+            with torch.inference_mode(), torch.autocast(bench.device, dtype):
+                return branch(sets[number])
+
+        return run
+
+    peers: dict[str, Callable[[], Run]] = {
+        "PyTorch fp32": lambda: eager(False),
+        "PyTorch TF32": lambda: eager(True),
+        "PyTorch fp16 channels-last": lambda: half(torch.float16),
+        "PyTorch bf16 channels-last": lambda: half(torch.bfloat16),
+    }
+    if compiled:
+        peers["torch.compile fp16"] = lambda: half(torch.float16, compile_it=True)
+    try:
+        import onnxruntime
+    except ImportError:
+        return peers
+    for provider in ("CUDAExecutionProvider", "TensorrtExecutionProvider"):
+        if bench.device != "cpu" and provider in onnxruntime.get_available_providers():
+            peers[f"ONNX Runtime {provider}"] = lambda provider=provider: _exported(net, sets, provider)  # type: ignore
+    return peers
+
+
+def _exported(net: MMN, sets: list[torch.Tensor], provider: str) -> Run:
+    import io
+
+    import onnxruntime
+
+    file = io.BytesIO()
+    torch.onnx.export(_VideoBranch(net), (sets[0],), file, verbose=False)
+    session = onnxruntime.InferenceSession(file.getvalue(), providers=[provider])
+    if session.get_providers()[0] != provider:
+        raise RuntimeError(f"ONNX Runtime took {session.get_providers()[0]} instead of {provider}")
+    binding, name = session.io_binding(), session.get_inputs()[0].name
+    for output in session.get_outputs():
+        binding.bind_output(output.name, "cuda")
+
+    def run(number: int) -> Any:
+        binding.bind_input(name, "cuda", 0, np.float32, list(sets[number].shape), sets[number].data_ptr())
+        session.run_with_iobinding(binding)
+        return lambda: [torch.from_numpy(value.numpy()).to(sets[0].device) for value in binding.get_outputs()]
+
+    return run
+
+
+def _error(found: Any, expected: Any) -> float:
+    found = [branch[: len(expected[0])] for branch in (found() if callable(found) else found)]
+    return max(float((a.float() - b).abs().max()) for a, b in zip(found, expected, strict=True))
+
+
+def _encode_video(bench: Bench, case: cases.GoldenCase, model: LoadedModel, batches: list[int]) -> None:
+    preset, plan = case.preset, plan_for(case.preset)
+    net = build_model(preset, case.text, case.state()).requires_grad_(False).to(bench.device)
+    work = 2 * plan.exact_taps * preset.conv_hidden_size * (preset.hidden_size + preset.conv_hidden_size) / 2
+    size = preset.num_pre_clips * preset.input_size + 2 * plan.num_proposals * preset.joint_size
+    weights = sum(array.size for name, array in model.state.items() if not name.startswith("text_encoder."))
+    backends = {p: NativeGpuBackend(model, bench.device, p, None) for p in _PRECISIONS}
+    for batch in batches:
+        shape = (batch, preset.num_pre_clips, preset.input_size)
+        sets = [torch.randn(shape, device=bench.device) for _ in range(_INPUT_SETS)]
+        floor_ms = max(
+            batch * work / bench.rates["matmul_tflops"] / 1e9,
+            2 * (weights + batch * size) / bench.rates["copy_gbps"] / 1e6,
+        )
+        with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            # One video at a time: 48 dense maps in float32 need more memory than what is compared.
+            parts = [net.encode_video(sets[0][n : n + 1]) for n in range(min(batch, 8))]
+        expected = [torch.cat(branch) for branch in zip(*parts, strict=True)]
+        # It tunes for minutes: for the smallest preset alone, and not in a rehearsal.
+        compiled = preset.num_clips <= 16 and not bench.rehearse
+        runs = {f"mmn_fast {p}": _ours(backend, sets) for p, backend in backends.items()}
+        runs |= _peers(net, bench, sets, compiled=compiled and batch == 1)
+        for peer, make in runs.items():
+            if bench.out_of_time(f"{preset.name}, batch {batch}, {peer}"):
+                continue
+            if bench.device != "cpu":
+                torch.cuda.reset_peak_memory_stats()
+            try:
+                run = make()
+                error = _error(run(0), expected)
+                taken = bench.time_ms(run)
+            except (RuntimeError, MemoryError) as problem:
+                print(f"not measured: {preset.name}, batch {batch}, {peer}: {str(problem).splitlines()[0]}", flush=True)
+                continue
+            peak = 0.0 if bench.device == "cpu" else torch.cuda.max_memory_allocated() / 2**20
+            facts = {"preset": preset.name, "batch": batch, "peak_mib": round(peak, 1)}
+            of_floor = round(floor_ms / float(np.median(taken)), 3)
+            bench.write("encode_video", peer, taken, error, **facts, floor_ms=floor_ms, of_floor=of_floor)
+
+
+def _ours(backend: NativeGpuBackend, sets: list[torch.Tensor]) -> Callable[[], Run]:
+    def make() -> Run:
+        inputs = [one.to(_PRECISIONS[backend.precision]) for one in sets]
+        return lambda number: backend.run("video", [inputs[number]])
+
+    return make
+
+
+def _score(bench: Bench, case: cases.GoldenCase, engine: Engine) -> None:
+    """Moments of sentences from embeddings on the host, beside the official post-processing on the device."""
+    preset, plan = case.preset, plan_for(case.preset)
+    rng = np.random.default_rng(0)
+    video = [rng.standard_normal((plan.num_proposals, preset.joint_size)).astype(np.float32) for _ in range(2)]
+    text = [rng.standard_normal((len(_SENTENCES), preset.joint_size)).astype(np.float32) for _ in range(2)]
+    video, text = ([a / np.linalg.norm(a, axis=1, keepdims=True) for a in side] for side in (video, text))
+    moments = cells_to_moments(plan.cells, 30.0, preset.num_clips)
+    maps = [torch.zeros(preset.joint_size, preset.num_clips, preset.num_clips, device=bench.device) for _ in range(2)]
+    rows, columns = torch.from_numpy(plan.cells).long().unbind(1)
+    for map2d, packed in zip(maps, video, strict=True):
+        map2d[:, rows, columns] = torch.from_numpy(packed).T.to(bench.device)
+    mask, sentences = torch.from_numpy(plan.mask).to(bench.device), [torch.from_numpy(a).to(bench.device) for a in text]
+    backend = engine._backend
+
+    def ours(_: int) -> Any:
+        return backend.score_moments((video[0], video[1]), (text[0], text[1]), moments, 5)
+
+    def official(_: int) -> Any:
+        with torch.inference_mode():
+            return official_moments(maps, sentences, mask, preset, 30.0)
+
+    theirs, chosen = official(0), ours(0)[0]
+    best = np.stack([found[0].cpu().numpy() for found in theirs])
+    error = float(np.abs(moments[chosen[:, 0]] - best).max())
+    for peer, run in (("mmn_fast", ours), ("official", official)):
+        bench.write("score", peer, bench.time_ms(run, 5), error, preset=preset.name, batch=len(_SENTENCES))
+
+
+def _whole(bench: Bench, case: cases.GoldenCase, engines: dict[str, Engine], batches: list[tuple[int, int]]) -> None:
+    """`ground` from features on the host to moments on the host, by the clock."""
+    rng = np.random.default_rng(0)
+    for count, queries in batches:
+        batch = [
+            mmn_fast.Query(
+                mmn_fast.Video(rng.standard_normal((40, case.preset.input_size)).astype(np.float32), 30.0 + number),
+                [f"{sentence} {number}" for sentence in _SENTENCES[:queries]],
+            )
+            for number in range(count)
+        ]
+        expected = engines["PyTorch fp32"].ground(batch)
+        for peer, engine in engines.items():
+            if bench.out_of_time(f"ground, {count} videos, {peer}"):
+                continue
+            found = engine.ground(batch)
+            error = max(
+                abs(ours[0].score - exact[0].score)
+                for mine, theirs in zip(found, expected, strict=True)
+                for ours, exact in zip(mine, theirs, strict=True)
+            )
+            taken: list[float] = []
+            started = time.perf_counter()
+            while len(taken) < (2 if bench.rehearse else 200) and time.perf_counter() - started < 3:
+                start = time.perf_counter()
+                engine.ground(batch)
+                taken.append((time.perf_counter() - start) * 1e3)
+            bench.write("ground", peer, taken, error, preset=case.preset.name, batch=count, queries=queries)
+    engine, query = engines["mmn_fast fp16"], batch[0]
+    embedded = engine.encode_video([query.video])
+    again = engine.score(embedded, engine.encode_text(query.sentences))[0]
+    error = max(abs(m[0].score - e[0].score) for m, e in zip(again, expected[0], strict=True))
+    taken = []
+    for number in range(2 if bench.rehearse else 100):
+        start = time.perf_counter()
+        engine.score(embedded, engine.encode_text([f"{_SENTENCES[0]} {number}"]))
+        taken.append((time.perf_counter() - start) * 1e3)
+    bench.write("cached video", "mmn_fast fp16", taken, error, preset=case.preset.name, batch=1, queries=1)
+
+
+def main() -> None:
+    """Run the benchmark and append its lines."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--presets", nargs="+", default=["charades", "activitynet", "tacos"])
+    parser.add_argument("--batches", nargs="+", type=int, default=[1, 8, 48])
+    parser.add_argument("--seconds", type=float, default=140.0)
+    parser.add_argument("--rehearse", action="store_true")
+    options = parser.parse_args()
+    device = "cpu" if options.rehearse else "cuda"
+    if not options.rehearse:
+        reason = NativeGpuBackend.unavailable_reason("cuda", "auto")
+        if reason:
+            parser.error(f"{reason} (--rehearse runs the steps on the CPU)")
+    bench = Bench(device, options.rehearse, time.monotonic() + options.seconds)
+    _measure_rates(bench)
+    for name in ["charades"] if options.rehearse else options.presets:
+        case = cases.load(f"{name}_{'small' if options.rehearse else 'full'}")
+        tokenizer = load_tokenizer(cases.VOCAB, case.text.max_tokens)
+        model = LoadedModel(case.preset, case.text, case.state(), tokenizer, "", name)
+        engines = {
+            "mmn_fast fp16": Engine(model, NativeGpuBackend(model, device, "fp16", None)),
+            "PyTorch fp32": Engine(model, cast(Any, TorchBackend(model, device, "fp32", None))),
+        }
+        _whole(bench, case, engines, [(1, 1), (2, 2)] if options.rehearse else [(1, 1), (48, 4)])
+        _score(bench, case, engines["mmn_fast fp16"])
+        _encode_video(bench, case, model, [2] if options.rehearse else options.batches)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,19 @@
+// pair_scores, pair_moments and temporal_nms on a CUDA device; see ops/gpu_ops.h and ops/temporal_nms.h.
+#include "cuda/launch.h"
+#include "cuda/moment_bodies.h"
+
+namespace mmn_fast {
+
+void launch_pair_scores(const PairScoresArgs& args, int device, void* stream) {
+  run_pair_scores(args, CudaRunner("pair_scores", device, stream));
+}
+
+void launch_pair_moments(const PairMomentsArgs& args, int device, void* stream) {
+  run_pair_moments(args, CudaRunner("pair_moments", device, stream));
+}
+
+void launch_temporal_nms(const TemporalNmsArgs& args, uint32_t* keys, int device, void* stream) {
+  run_temporal_nms(args, keys, CudaRunner("temporal_nms", device, stream));
+}
+
+}  // namespace mmn_fast

@@ -1,0 +1,19 @@
+// The kernels' bodies on host memory, compiled by the host compiler: what tests run where there is no device.
+#include "cuda/twins.h"
+
+#include "cuda/feature_pool.h"
+#include "cuda/moment_bodies.h"
+#include "cuda/video_bodies.h"
+
+namespace mmn_fast {
+
+void twin_feature_pool(const FeaturePoolArgs& args) { run_feature_pool(args, HostRunner()); }
+void twin_clip_pool(const ClipPoolArgs& args) { run_clip_pool(args, HostRunner()); }
+void twin_moment_map(const MomentMapArgs& args) { run_moment_map(args, HostRunner()); }
+void twin_conv_epilogue(const ConvEpilogueArgs& args) { run_conv_epilogue(args, HostRunner()); }
+void twin_heads(const HeadsArgs& args) { run_heads(args, HostRunner()); }
+void twin_pair_scores(const PairScoresArgs& args) { run_pair_scores(args, HostRunner()); }
+void twin_pair_moments(const PairMomentsArgs& args) { run_pair_moments(args, HostRunner()); }
+void twin_temporal_nms(const TemporalNmsArgs& args, uint32_t* keys) { run_temporal_nms(args, keys, HostRunner()); }
+
+}  // namespace mmn_fast

@@ -1,0 +1,23 @@
+// clip_pool, moment_map, conv_epilogue and heads on a CUDA device; see ops/gpu_ops.h.
+#include "cuda/launch.h"
+#include "cuda/video_bodies.h"
+
+namespace mmn_fast {
+
+void launch_clip_pool(const ClipPoolArgs& args, int device, void* stream) {
+  run_clip_pool(args, CudaRunner("clip_pool", device, stream));
+}
+
+void launch_moment_map(const MomentMapArgs& args, int device, void* stream) {
+  run_moment_map(args, CudaRunner("moment_map", device, stream));
+}
+
+void launch_conv_epilogue(const ConvEpilogueArgs& args, int device, void* stream) {
+  run_conv_epilogue(args, CudaRunner("conv_epilogue", device, stream));
+}
+
+void launch_heads(const HeadsArgs& args, int device, void* stream) {
+  run_heads(args, CudaRunner("heads", device, stream));
+}
+
+}  // namespace mmn_fast

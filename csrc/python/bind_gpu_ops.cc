@@ -1,0 +1,168 @@
+// The GPU engine's ops: addresses, sizes and a stream as integers; whoever owns the tensors (kernels/gpu_ops.py) has
+// checked them. A negative device means host memory and runs the twin.
+#include <pybind11/stl.h>
+
+#include <cstdint>
+#include <vector>
+
+#include "common/check.h"
+#include "cuda/launch.h"
+#include "cuda/twins.h"
+#include "python/bind.h"
+
+namespace py = pybind11;
+
+namespace mmn_fast {
+namespace {
+
+template <class T>
+T* pointer(uintptr_t address) {
+  return reinterpret_cast<T*>(address);
+}
+
+#if defined(MMN_FAST_WITH_CUDA)
+#define MMN_RUN(op, args)                                                  \
+  do {                                                                     \
+    const py::gil_scoped_release released;                                 \
+    if (device < 0) {                                                      \
+      twin_##op(args);                                                     \
+    } else {                                                               \
+      launch_##op(args, device, pointer<void>(stream));                    \
+    }                                                                      \
+  } while (false)
+#else
+#define MMN_RUN(op, args)                                                                 \
+  do {                                                                                    \
+    MMN_CHECK(device < 0, #op ": this build of mmn_fast has no CUDA kernels");            \
+    static_cast<void>(stream);                                                            \
+    const py::gil_scoped_release released;                                                \
+    twin_##op(args);                                                                      \
+  } while (false)
+#endif
+
+Dtype dtype_of(int number) {
+  MMN_CHECK(number >= 0 && number <= 2, "dtype: expected 0 (float32), 1 (float16) or 2 (bfloat16), got ", number);
+  return static_cast<Dtype>(number);
+}
+
+void feature_pool(uintptr_t features, uintptr_t starts, uintptr_t ends, uintptr_t norms, uintptr_t out, int64_t rows,
+                  int64_t pre_clips, const std::vector<int>& streams, int dtype, int device, uintptr_t stream) {
+  MMN_CHECK(!streams.empty() && streams.size() <= kMostStreams, "streams: expected 1 to ", kMostStreams, ", got ",
+            streams.size());
+  FeaturePoolArgs args = {};
+  args.features = pointer<const float>(features);
+  args.starts = pointer<const int32_t>(starts);
+  args.ends = pointer<const int32_t>(ends);
+  args.norms = pointer<float>(norms);
+  args.out = pointer<void>(out);
+  args.rows = rows;
+  args.pre_clips = pre_clips;
+  for (const int width : streams) {
+    args.width += width;
+    args.stream_ends[args.streams++] = static_cast<int32_t>(args.width);
+  }
+  args.dtype = dtype_of(dtype);
+  MMN_RUN(feature_pool, args);
+}
+
+void clip_pool(uintptr_t products, uintptr_t bias, uintptr_t out, int64_t videos, int64_t pre_clips, int64_t channels,
+               int64_t clips, int64_t kernel, int64_t stride, int dtype, int device, uintptr_t stream) {
+  const ClipPoolArgs args = {pointer<const void>(products), pointer<const float>(bias), pointer<void>(out), videos,
+                             pre_clips, channels, clips, kernel, stride, dtype_of(dtype)};
+  MMN_RUN(clip_pool, args);
+}
+
+void moment_map(uintptr_t clips, uintptr_t positions, uintptr_t map, int64_t n, int64_t videos, int64_t channels,
+                int dtype, int device, uintptr_t stream) {
+  const MomentMapArgs args = {pointer<const void>(clips), pointer<const int32_t>(positions), pointer<void>(map), n,
+                              videos, channels, dtype_of(dtype)};
+  MMN_RUN(moment_map, args);
+}
+
+void conv_epilogue(uintptr_t products, uintptr_t bias, uintptr_t weights, uintptr_t positions, uintptr_t out,
+                   int64_t videos, int64_t cells, int64_t channels, int64_t cell_stride, int64_t video_stride, int dtype,
+                   int device, uintptr_t stream) {
+  const ConvEpilogueArgs args = {pointer<const void>(products),
+                                 pointer<const float>(bias),
+                                 pointer<const float>(weights),
+                                 pointer<const int32_t>(positions),
+                                 pointer<void>(out),
+                                 videos,
+                                 cells,
+                                 channels,
+                                 cell_stride,
+                                 video_stride,
+                                 dtype_of(dtype)};
+  MMN_RUN(conv_epilogue, args);
+}
+
+void heads(uintptr_t products, uintptr_t bias, uintptr_t contrastive, uintptr_t iou, int64_t proposals, int64_t videos,
+           int64_t joint, int dtype, int device, uintptr_t stream) {
+  const HeadsArgs args = {pointer<const void>(products), pointer<const float>(bias), pointer<void>(contrastive),
+                          pointer<void>(iou), proposals, videos, joint, dtype_of(dtype)};
+  MMN_RUN(heads, args);
+}
+
+void pair_scores(uintptr_t video_contrastive, uintptr_t video_iou, uintptr_t text_contrastive, uintptr_t text_iou,
+                 uintptr_t pair_videos, uintptr_t pair_sentences, uintptr_t fused, uintptr_t contrastive, uintptr_t iou,
+                 int64_t pairs, int64_t proposals, int64_t joint, float power, bool product, int dtype, int device,
+                 uintptr_t stream) {
+  const PairScoresArgs args = {pointer<const void>(video_contrastive),
+                               pointer<const void>(video_iou),
+                               pointer<const void>(text_contrastive),
+                               pointer<const void>(text_iou),
+                               pointer<const int32_t>(pair_videos),
+                               pointer<const int32_t>(pair_sentences),
+                               pointer<float>(fused),
+                               pointer<float>(contrastive),
+                               pointer<float>(iou),
+                               pairs,
+                               proposals,
+                               joint,
+                               power,
+                               product,
+                               dtype_of(dtype)};
+  MMN_RUN(pair_scores, args);
+}
+
+void pair_moments(uintptr_t fused, uintptr_t cells, uintptr_t durations, uintptr_t keys, uintptr_t chosen,
+                  uintptr_t chosen_scores, int64_t pairs, int64_t proposals, int64_t top_k, float clips,
+                  float iou_threshold, int device, uintptr_t stream) {
+  MMN_CHECK(top_k >= 1, "top_k: expected at least 1, got ", top_k);
+  const PairMomentsArgs args = {pointer<const float>(fused),
+                                pointer<const int32_t>(cells),
+                                pointer<const float>(durations),
+                                pointer<uint32_t>(keys),
+                                pointer<int32_t>(chosen),
+                                pointer<float>(chosen_scores),
+                                pairs,
+                                proposals,
+                                top_k,
+                                clips,
+                                iou_threshold};
+  MMN_RUN(pair_moments, args);
+}
+
+void cuda_twin_temporal_nms(uintptr_t scores, uintptr_t moments, uintptr_t keys, uintptr_t out, int64_t queries,
+                            int64_t cells, int64_t top_k, float iou_threshold) {
+  const TemporalNmsArgs args = {pointer<const float>(scores), pointer<const float>(moments), pointer<int32_t>(out),
+                                queries, cells, top_k, iou_threshold};
+  const py::gil_scoped_release released;
+  twin_temporal_nms(args, pointer<uint32_t>(keys));
+}
+
+}  // namespace
+
+void register_gpu_ops(py::module_& m) {
+  const char* doc = "See csrc/ops/gpu_ops.h; called by kernels/gpu_ops.py.";
+  m.def("gpu_feature_pool", &feature_pool, doc);
+  m.def("gpu_clip_pool", &clip_pool, doc);
+  m.def("gpu_moment_map", &moment_map, doc);
+  m.def("gpu_conv_epilogue", &conv_epilogue, doc);
+  m.def("gpu_heads", &heads, doc);
+  m.def("gpu_pair_scores", &pair_scores, doc);
+  m.def("gpu_pair_moments", &pair_moments, doc);
+  m.def("cuda_twin_temporal_nms", &cuda_twin_temporal_nms, "The CUDA kernel's source on host memory.");
+}
+
+}  // namespace mmn_fast

@@ -1,0 +1,128 @@
+"""Static sizes and the bookkeeping of captured graphs. Nothing here calls CUDA: what captures is handed in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+VIDEO_BUCKETS = (1, 2, 4, 8, 16, 32, 48)
+QUERY_BUCKETS = (1, 8, 32, 128)
+TOKEN_BUCKETS = (16, 32, 64)
+
+MIB = 2**20
+
+
+class Piece(NamedTuple):
+    """Items first to first + size - 1 of a request, run at the static size `bucket` >= size."""
+
+    first: int
+    size: int
+    bucket: int
+
+
+def bucket_for(count: int, buckets: Sequence[int]) -> int | None:
+    """The smallest of the ascending `buckets` that holds `count`; None if none does."""
+    return next((bucket for bucket in buckets if count <= bucket), None)
+
+
+def split(count: int, buckets: Sequence[int]) -> list[Piece]:
+    """Cut a request into pieces of the largest bucket, and the rest in the smallest that holds it.
+
+    Args:
+        count: items, >= 0.
+        buckets: ascending.
+
+    Returns:
+        Consecutive pieces.
+    """
+    pieces, first = [], 0
+    while first < count:
+        size = min(count - first, buckets[-1])
+        pieces.append(Piece(first, size, bucket_for(size, buckets) or buckets[-1]))
+        first += size
+    return pieces
+
+
+def tokens_for(length: int, max_tokens: int) -> int:
+    """The padded length of a sentence: a token bucket, beyond them a multiple of the largest, at most `max_tokens`."""
+    bucket = bucket_for(length, TOKEN_BUCKETS)
+    padded = bucket or -(-length // TOKEN_BUCKETS[-1]) * TOKEN_BUCKETS[-1]
+    return min(padded, max_tokens)
+
+
+@dataclass(frozen=True)
+class Captured:
+    """A captured program.
+
+    Attributes:
+        run: takes the inputs, returns the outputs; the outputs are the caller's own.
+        num_bytes: device memory that it holds beyond what was held before it was captured.
+    """
+
+    run: Callable[..., Any]
+    num_bytes: int
+
+
+class GraphCache:
+    """Captured programs by key, within a limit of memory.
+
+    Programs share one pool, which gives memory back only as a whole. So when the next one would exceed the limit, all
+    are let go, and it is captured again in a new pool.
+
+    Args:
+        limit_bytes: device memory that they may hold together.
+        release: called after programs were let go; returns the pool's memory to the device.
+    """
+
+    def __init__(self, limit_bytes: int, release: Callable[[], None]) -> None:
+        self.limit_bytes = limit_bytes
+        self._release = release
+        self._held: dict[Hashable, Captured] = {}
+        self._too_large: dict[Hashable, int] = {}
+
+    @property
+    def num_bytes(self) -> int:
+        """Device memory that the programs hold."""
+        return sum(captured.num_bytes for captured in self._held.values())
+
+    def get(self, key: Hashable, capture: Callable[[], Captured]) -> Captured | None:
+        """The program of a key, captured if it is not there.
+
+        Args:
+            key: what identifies it.
+            capture: makes it; what it raises goes through, and nothing is kept of it.
+
+        Returns:
+            The program; None if it alone holds more than the limit: it then runs without a graph, and `info` names it.
+        """
+        if key in self._too_large:
+            return None
+        if key in self._held:
+            return self._held[key]
+        captured = capture()
+        if self._held and self.num_bytes + captured.num_bytes > self.limit_bytes:
+            del captured  # before its pool is released
+            self.clear()
+            captured = capture()
+        if captured.num_bytes > self.limit_bytes:
+            self._too_large[key] = captured.num_bytes
+            del captured
+            self._release()
+            return None
+        self._held[key] = captured
+        return captured
+
+    def clear(self) -> None:
+        """Let go of every program."""
+        self._held.clear()
+        self._release()
+
+    def info(self) -> dict[str, Any]:
+        """Programs held, their memory and its limit in MiB, and those too large for it."""
+        return {
+            "graphs": len(self._held),
+            "graph_mib": round(self.num_bytes / MIB, 1),
+            "max_graph_mib": round(self.limit_bytes / MIB, 1),
+            "graphs_too_large": {str(key): round(size / MIB, 1) for key, size in self._too_large.items()},
+        }

@@ -1,0 +1,389 @@
+"""The GPU engine through the twins of its kernels, and on a device where there is one."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import mmn_fast
+from mmn_fast.backends import native_gpu, registry
+from mmn_fast.backends.base import Pairs
+from mmn_fast.backends.native_cpu import NativeBackend
+from mmn_fast.backends.native_gpu import NativeGpuBackend
+from mmn_fast.checkpoint import load_model
+from mmn_fast.engine import Engine
+from mmn_fast.geometry import cells_to_moments, plan_for
+from mmn_fast.geometry_crops import border_of, crop_plan, cropped_taps, padded_rows
+from mmn_fast.kernels import native, reference
+from mmn_fast.kernels.gpu_graphs import Captured
+from mmn_fast.kernels.gpu_video import CropProposalConv
+from mmn_fast.presets import PRESETS
+from mmn_fast.types import BackendUnavailable, InputError
+from tests.golden import cases
+from tests.test_backends_agree import fused_in_float64
+from tests.tolerances import check_close
+
+Models = Callable[[str], Path]
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+
+
+@pytest.fixture(params=DEVICES)
+def device(request: pytest.FixtureRequest) -> str:
+    reason = NativeGpuBackend.unavailable_reason("cuda", "auto") if request.param == "cuda" else None
+    if reason:
+        pytest.skip(reason)
+    return str(request.param)
+
+
+def _engine(model: Path, device: str, precision: str = "fp32", **options: Any) -> Engine:
+    loaded = load_model(model)
+    return Engine(loaded, NativeGpuBackend(loaded, device, precision, None, options))
+
+
+def _batch(case: cases.GoldenCase) -> list[mmn_fast.Query]:
+    return [mmn_fast.Query(mmn_fast.Video(v.features, v.duration_s), v.sentences) for v in case.videos]
+
+
+# Of the dense work, and the rest because a box is a rectangle: a small map with few diagonals leaves little to crop.
+CROPPED = {"charades-sta": 0.61, "activitynet-captions": 0.67, "tacos": 0.59, "hc-stvg": 0.75, "shapes": 0.9}
+
+
+@pytest.mark.parametrize("name", list(PRESETS))
+def test_boxes_hold_every_needed_cell_once_and_save_work(name: str) -> None:
+    plan = plan_for(PRESETS[name])
+    for layer, boxes in zip(plan.layers, crop_plan(plan), strict=True):
+        hits = np.zeros((layer.side, layer.side), int)
+        for box in boxes:
+            hits[box.top : box.bottom, box.left : box.right] += 1
+        assert hits.max() == 1
+        assert (hits[layer.cells[:, 0], layer.cells[:, 1]] == 1).all()
+    assert plan.cell_taps < cropped_taps(plan) < CROPPED[name] * plan.dense_taps
+
+
+@pytest.mark.parametrize("name", ["charades-sta", "shapes", "hc-stvg"])
+@pytest.mark.parametrize("B", [1, 3])
+def test_the_cropped_convolution_matches_the_packed_reference(name: str, B: int) -> None:
+    plan = plan_for(PRESETS[name])
+    k, widths, rng = plan.kernel, [5, *[6] * len(plan.layers)], np.random.default_rng(B)
+    weights = [
+        rng.standard_normal((out, into, k, k)).astype(np.float32) / 3 for into, out in itertools.pairwise(widths)
+    ]
+    biases = [rng.standard_normal(out).astype(np.float32) for out in widths[1:]]
+    inputs = torch.from_numpy(rng.standard_normal((B, len(plan.inputs), widths[0])).astype(np.float32))
+    side = plan.num_clips + 2 * border_of(plan)
+    padded = torch.zeros(side**2, B, widths[0])
+    padded[torch.from_numpy(padded_rows(plan, plan.inputs)).long()] = inputs.transpose(0, 1)
+    found = CropProposalConv(weights, biases, plan, torch.float32, torch.device("cpu"))(padded)
+    exact = reference.proposal_conv_packed(
+        inputs.double(), *([torch.from_numpy(a).double() for a in part] for part in (weights, biases)), plan
+    )
+    assert found.shape == (plan.num_proposals, B, widths[-1])
+    check_close(found.transpose(0, 1) / exact.abs().max(), exact / exact.abs().max(), "proposal_conv", "direct", name)
+
+
+@pytest.mark.parametrize("name", cases.SMALL)
+def test_golden_cases_in_fp32_and_ground_chooses_the_best_of_the_maps(
+    name: str, golden_model: Models, device: str
+) -> None:
+    case, engine = cases.load(name), _engine(golden_model(name), device)
+    batch = _batch(case)
+    every_map = engine.score_maps(batch)
+    for maps, expected in zip(every_map, fused_in_float64(name), strict=True):
+        check_close(maps.fused, expected, "gpu_backend", "fp32", name)
+    for query, maps, sentences in zip(batch, every_map, engine.ground(batch, top_k=7), strict=True):
+        seconds = cells_to_moments(maps.cells, query.video.duration_s, case.preset.num_clips)
+        for fused, moments in zip(maps.fused, sentences, strict=True):
+            chosen = native.temporal_nms(fused[None], seconds, case.preset.nms_iou, 7)[0]
+            chosen = chosen[chosen >= 0]
+            assert [[m.start_s, m.end_s] for m in moments] == seconds[chosen].tolist()
+            check_close([m.score for m in moments], fused[chosen], "gpu_fused")
+
+
+@pytest.mark.parametrize(
+    ("name", "precision"), [("charades_small", "fp16"), ("charades_small", "bf16"), ("tacos_small", "fp16")]
+)
+def test_half_precisions_are_at_most_twice_as_far_off_as_rounded_operands(
+    name: str, precision: str, golden_model: Models, device: str
+) -> None:
+    batch = _batch(cases.load(name))
+    engines = {
+        "rounded operands": mmn_fast.load(golden_model(name), backend="torch", device="cpu", precision=precision),
+        "ours": _engine(golden_model(name), device, precision),
+    }
+    errors = {
+        who: max(
+            np.abs(maps.fused - exact).max()
+            for maps, exact in zip(engine.score_maps(batch), fused_in_float64(name), strict=True)
+        )
+        for who, engine in engines.items()
+    }
+    assert errors["ours"] <= 2 * errors["rounded operands"], errors
+
+
+def test_values_beyond_fp16_are_an_error_and_not_missing_moments(golden_model: Models, device: str) -> None:
+    batch = _batch(cases.load("tacos_conv_small"))  # its learned map reaches values above 65,504
+    engine = _engine(golden_model("tacos_conv_small"), device, "fp16")
+    message = "^precision: expected one that holds this model's values, got 'fp16', in which .* not finite"
+    for call in (engine.ground, engine.score_maps):
+        with pytest.raises(InputError, match=message):
+            call(batch)
+    assert all(moments for query in _engine(golden_model("tacos_conv_small"), device, "bf16").ground(batch)
+               for moments in query)  # fmt: skip
+
+
+def test_a_result_in_fp32_has_the_same_bits_in_any_batch(golden_model: Models, device: str) -> None:
+    engine = _engine(golden_model("charades_small"), device)
+    videos = [mmn_fast.Video(np.random.default_rng(n).standard_normal((9 + n, engine.preset.input_size)), 30.0 + n)
+              for n in range(3)]  # fmt: skip
+    sentences = ["a", "a b c d e f g h i j k l m n o p q r s t", "b"]
+    batch = [mmn_fast.Query(video, sentences[: n + 1]) for n, video in enumerate(videos)]
+    together = engine.ground(batch)
+    assert [engine.ground([query])[0] for query in batch] == together
+    assert engine.ground([mmn_fast.Query(videos[2], ["b"])])[0][0] == together[2][2]
+    alone = engine.encode_video(videos[1:2])
+    assert np.array_equal(alone.iou[0], engine.encode_video(videos).iou[1])
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_a_request_beyond_the_largest_sizes_is_split(
+    precision: str, golden_model: Models, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = cases.load("charades_small")
+    rng = np.random.default_rng(0)
+    videos = [mmn_fast.Video(rng.standard_normal((5, case.preset.input_size)), 10.0 + n) for n in range(5)]
+    batch = [mmn_fast.Query(v, [f"{'word ' * (7 * n)}end", "same", f"{n}"]) for n, v in enumerate(videos)]
+    whole = _engine(golden_model("charades_small"), device, precision)
+    expected = whole.ground(batch, top_k=3)
+    monkeypatch.setattr(native_gpu, "VIDEO_BUCKETS", (1, 2))
+    monkeypatch.setattr(native_gpu, "QUERY_BUCKETS", (1, 4))
+    small = _engine(golden_model("charades_small"), device, precision)
+    assert (small._backend._video_buckets[-1], small._backend._sentence_buckets[-1]) in ((1, 1), (2, 4))  # type: ignore
+    for ours, theirs in zip(small.ground(batch, top_k=3), expected, strict=True):
+        for moments, others in zip(ours, theirs, strict=True):
+            check_close([m.score for m in moments], [m.score for m in others], "gpu_backend", precision)
+
+
+def test_repeats_are_encoded_once_and_videos_without_sentences_not_at_all(
+    golden_model: Models, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = _engine(golden_model("charades_small"), "cpu")
+    features = np.random.default_rng(0).standard_normal((12, engine.preset.input_size)).astype(np.float32)
+    seen: list[tuple[int, int, Pairs]] = []
+    ground = engine._backend.ground  # type: ignore[attr-defined]
+
+    def spy(given: Any, ids: Any, pairs: Pairs, top_k: int) -> Any:
+        seen.append((len(given), len(ids), pairs))
+        return ground(given, ids, pairs, top_k)
+
+    monkeypatch.setattr(engine._backend, "ground", spy)
+    first, copy = mmn_fast.Video(features, 30.0), mmn_fast.Video(features.copy(), 60.0)
+    silent = mmn_fast.Query(mmn_fast.Video(features * 2 + 1, 5.0), [])
+    result = engine.ground([mmn_fast.Query(first, ["a", "a"]), silent, mmn_fast.Query(copy, ["a"])])
+    assert [len(sentences) for sentences in result] == [2, 0, 1]
+    assert result[0][0] == result[0][1]
+    assert [m.end_s for m in result[2][0]] == pytest.approx([2 * m.end_s for m in result[0][0]], rel=1e-6)
+    assert [(videos, sentences) for videos, sentences, _ in seen] == [(1, 1)]
+    assert seen[0][2].videos.tolist() == [0, 0, 0]
+    assert engine.ground([]) == []
+    assert engine.ground([silent]) == [[]]
+    empty = (0, plan_for(engine.preset).num_proposals, engine.preset.joint_size)
+    assert engine.encode_video([]).contrastive.shape == empty
+    assert engine.encode_text([]).iou.shape == (0, engine.preset.joint_size)
+
+
+def test_bad_input_is_refused_before_the_device_sees_it(golden_model: Models, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = _engine(golden_model("charades_small"), "cpu")
+
+    def never(*_: Any) -> Any:
+        raise AssertionError("the device was asked")
+
+    monkeypatch.setattr(engine._backend, "ground", never)
+    width = engine.preset.input_size
+    good = mmn_fast.Video(np.ones((3, width), np.float32), 3.0)
+    nan = np.ones((3, width), np.float32)
+    nan[1, 2] = np.nan
+    for video, message in (
+        (
+            mmn_fast.Video(np.ones((3, width + 1)), 3.0),
+            rf"batch\[1\].video.features: expected a float array \[n_src, {width}\]",
+        ),
+        (mmn_fast.Video(nan, 3.0), r"batch\[1\].video.features: expected finite float32 values, got nan in row 1"),
+        (mmn_fast.Video(np.ones((3, width)), 0.0), r"batch\[1\].video.duration_s: expected a positive, finite number"),
+    ):
+        with pytest.raises(InputError, match=message):
+            engine.ground([mmn_fast.Query(good, ["a"]), mmn_fast.Query(video, ["a"])])
+    with pytest.raises(InputError, match="top_k: expected an integer >= 1, got 0"):
+        engine.ground([mmn_fast.Query(good, ["a"])], top_k=0)
+
+
+class _Cuda:
+    """A PyTorch that has CUDA, as far as a refusal looks."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, build: bool = True, torch_cuda: str | None = "13.0",
+                 available: bool = True, count: int = 1, capability: tuple[int, int] = (9, 0)) -> None:  # fmt: skip
+        monkeypatch.setattr(native, "build_info", lambda: {"cuda": build})
+        monkeypatch.setattr(torch.version, "cuda", torch_cuda)
+        for name, value in (("is_available", available), ("device_count", count), ("current_device", 0),
+                            ("get_device_capability", capability), ("get_device_name", "Some GPU")):  # fmt: skip
+            monkeypatch.setattr(torch.cuda, name, lambda *_, value=value: value)
+
+
+@pytest.mark.parametrize(
+    ("facts", "device", "precision", "message"),
+    [
+        ({}, "cuda", "int8", r"precision 'int8' is not one of its precisions on CUDA \(fp16, bf16, fp32\)"),
+        ({}, "cpu", "fp16", "device 'cpu': this class runs on CUDA devices only"),
+        (
+            {"build": False},
+            "cuda",
+            "auto",
+            "device 'cuda': this build of mmn_fast has no CUDA kernels; install it with",
+        ),
+        ({"torch_cuda": None}, "cuda", "auto", "device 'cuda': PyTorch .* is built without CUDA"),
+        ({"available": False}, "cuda", "auto", "device 'cuda': PyTorch .* finds no CUDA driver or no device"),
+        ({}, "cuda:3", "auto", "device 'cuda:3': there are 1 CUDA devices"),
+        (
+            {"capability": (7, 5)},
+            "cuda:0",
+            "fp16",
+            "device 'cuda:0': it needs compute capability 8.0, Some GPU has 7.5",
+        ),
+    ],
+)
+def test_what_it_cannot_do_it_refuses_with_a_sentence(
+    facts: dict[str, Any], device: str, precision: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _Cuda(monkeypatch, **facts)
+    reason = NativeGpuBackend.unavailable_reason(device, precision)
+    assert reason is not None
+    assert re.match(message, reason), reason
+
+
+def test_native_means_the_class_of_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert registry.backend_class("native", "cpu") is NativeBackend
+    assert registry.backend_class("native", "cuda:1") is NativeGpuBackend
+    _Cuda(monkeypatch)
+    assert registry.resolve("native", "auto", "auto")[0] is NativeGpuBackend
+    assert registry.resolve("native", "cuda", "fp16")[0] is NativeGpuBackend
+    _Cuda(monkeypatch, available=False)
+    assert registry.resolve("native", "auto", "fp32")[0] is NativeBackend
+    with pytest.raises(BackendUnavailable, match="backend 'native': device 'cuda': PyTorch .* finds no CUDA driver"):
+        registry.resolve("native", "cuda", "auto")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"graphs": 1}, "backend_options: graphs: expected true or false, got 1"),
+        ({"max_graph_mib": -1}, "backend_options: max_graph_mib: expected a whole number of MiB >= 0, got -1"),
+        ({"max_graph_mib": 1.5}, "backend_options: max_graph_mib: expected a whole number of MiB >= 0, got 1.5"),
+    ],
+)
+def test_bad_options_are_refused(options: dict[str, Any], message: str, golden_model: Models) -> None:
+    with pytest.raises(InputError, match=f"^{message}$"):
+        _engine(golden_model("charades_small"), "cpu", **options)
+    with pytest.raises(InputError, match="backend 'native' has graphs, max_graph_mib, got 'speed'"):
+        NativeGpuBackend.check_options({"speed": 1})
+
+
+def test_every_program_of_static_sizes_is_captured_once_and_gives_the_same_bits(
+    golden_model: Models, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bookkeeping of graphs with a capture that replays the program on static inputs."""
+    case = cases.load("charades_small")
+    plain = _engine(golden_model("charades_small"), "cpu", "fp16")
+    engine = _engine(golden_model("charades_small"), "cpu", "fp16", max_graph_mib=10)
+    backend, captured = engine._backend, []
+    assert isinstance(backend, NativeGpuBackend)
+
+    def capture(program: Any, inputs: Any, arguments: Any) -> Captured:
+        static = [tensor.clone() for tensor in inputs]
+        captured.append((program.__name__, [tuple(tensor.shape) for tensor in static], arguments))
+
+        def run(*given: torch.Tensor) -> Any:
+            for place, tensor in zip(static, given, strict=True):
+                place.copy_(tensor)
+            return program(*static, *arguments)
+
+        return Captured(run, 2**20)
+
+    monkeypatch.setattr(backend, "_capture", capture)
+    monkeypatch.setattr(backend, "_graphs_on", True)
+    batch = _batch(case)
+    engine.warmup(videos=(1,), sentences=(1,), tokens=(9, 16), top_k=4)
+    assert [name for name, _, _ in captured] == ["_ground_program"]
+    for _ in range(2):
+        assert engine.ground(batch, top_k=4) == plain.ground(batch, top_k=4)
+        query = mmn_fast.Query(batch[0].video, batch[0].sentences[:1])
+        assert engine.ground([query], top_k=4) == plain.ground([query], top_k=4)
+    names = [name for name, _, _ in captured]
+    assert len(names) == len({repr(item) for item in captured})
+    assert engine.info()["graphs"] == len(names)
+    assert engine.info()["graph_mib"] == len(names)
+
+
+@pytest.mark.parametrize("in_capture", [False, True])
+def test_out_of_memory_is_one_sentence_and_leaves_the_engine_usable(
+    in_capture: bool, golden_model: Models, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = _engine(golden_model("charades_small"), "cpu", "fp16")
+    batch, backend = _batch(cases.load("charades_small")), engine._backend
+    assert isinstance(backend, NativeGpuBackend)
+    expected = engine.ground(batch)
+    with monkeypatch.context() as broken:
+
+        def full(*_: Any) -> Any:
+            try:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.\nmore")
+            finally:
+                if in_capture:
+                    raise RuntimeError("operation failed due to a previous error during capture")
+
+        broken.setattr(backend._video, "encode", full)
+        message = (
+            r"^native: out of device memory in the program 'ground' for \[\d+, .*, which needs about [\d,]+ MiB:"
+            r" CUDA out of memory. Tried to allocate 9 GiB.; graphs were let go, the engine stays usable$"
+        )
+        with pytest.raises(MemoryError, match=message):
+            engine.ground(batch)
+    assert engine.ground(batch) == expected
+
+
+def test_warmup_refuses_sizes_that_are_none_and_does_nothing_elsewhere(golden_engine: Callable[[str], Engine]) -> None:
+    engine = golden_engine("charades_small")
+    engine.warmup()
+    with pytest.raises(InputError, match="^videos: expected integers >= 1, got 0$"):
+        engine.warmup(videos=[0])
+    with pytest.raises(InputError, match="^tokens: expected integers >= 1, got 2.5$"):
+        engine.warmup(tokens=[2.5])  # type: ignore[list-item]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["fp16", "bf16", "fp32"])
+def test_graphs_give_the_bits_of_the_same_call_without(precision: str, golden_model: Models) -> None:
+    reason = NativeGpuBackend.unavailable_reason("cuda", precision)
+    if reason:
+        pytest.skip(reason)
+    batch = _batch(cases.load("tacos_small"))
+    plain = _engine(golden_model("tacos_small"), "cuda", precision, graphs=False)
+    engine = _engine(golden_model("tacos_small"), "cuda", precision)
+    assert engine.ground(batch) == plain.ground(batch)
+    assert engine.info()["graphs"] >= 1
+
+
+@pytest.mark.gpu
+def test_a_thousand_runs_give_one_result(golden_model: Models) -> None:
+    reason = NativeGpuBackend.unavailable_reason("cuda", "fp16")
+    if reason:
+        pytest.skip(reason)
+    batch = _batch(cases.load("tacos_small"))
+    engine = _engine(golden_model("tacos_small"), "cuda", "fp16")
+    first = engine.ground(batch)
+    assert all(engine.ground(batch) == first for _ in range(1000))
