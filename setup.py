@@ -60,7 +60,12 @@ setup(
     python_requires=">=3.10",
     packages=[*find_packages(include=["mmn_fast", "mmn_fast.*"]), "mmn_fast.export"],
     package_dir={"mmn_fast.export": "export"},
-    package_data={"mmn_fast": ["py.typed", "_C.pyi"], "mmn_fast.viz": ["static/*"], "mmn_fast.demo": ["model/*"]},
+    package_data={
+        "mmn_fast": ["py.typed", "_C.pyi"],
+        "mmn_fast.kernels": ["*.json"],
+        "mmn_fast.viz": ["static/*"],
+        "mmn_fast.demo": ["model/*"],
+    },
     ext_modules=[Extension("mmn_fast._C", sources=[])],
     cmdclass={"build_ext": CMakeBuild},
     zip_safe=False,
@@ -83,6 +88,6 @@ setup(
         "train": ["transformers>=4.44", "tensorboard"],
         "serve": ["litserve"],
         "viz": ["cairosvg"],
-        "test": ["pytest", "ruff", "mypy", "transformers>=4.44", "types-PyYAML"],
+        "test": ["pytest", "ruff", "mypy", "transformers>=4.44", "types-PyYAML", "triton==3.6.*"],
     },
 )
