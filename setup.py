@@ -60,7 +60,12 @@ setup(
     python_requires=">=3.10",
     packages=[*find_packages(include=["mmn_fast", "mmn_fast.*"]), "mmn_fast.export"],
     package_dir={"mmn_fast.export": "export"},
-    package_data={"mmn_fast": ["py.typed", "_C.pyi"], "mmn_fast.viz": ["static/*"], "mmn_fast.demo": ["model/*"]},
+    package_data={
+        "mmn_fast": ["py.typed", "_C.pyi"],
+        "mmn_fast.kernels": ["*.json"],
+        "mmn_fast.viz": ["static/*"],
+        "mmn_fast.demo": ["model/*"],
+    },
     ext_modules=[Extension("mmn_fast._C", sources=[])],
     cmdclass={"build_ext": CMakeBuild},
     zip_safe=False,
@@ -85,6 +90,7 @@ setup(
         "viz": ["cairosvg"],
         "test": [
             *("pytest", "ruff", "mypy", "transformers>=4.44", "types-PyYAML", "onnx", "onnxruntime", "onnxscript"),
+            "triton==3.6.*",  # its interpreter and ahead-of-time compiler need no GPU
             "tritonclient[grpc]",  # the official protobuf of Triton's config files
         ],
     },

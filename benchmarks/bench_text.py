@@ -1,16 +1,9 @@
 """The sentence side on the CPU: the native text encoder beside PyTorch, on 32 sentences of 8 videos, in turn.
 
-<<<<<<< HEAD
-`official` does what the official inference does: video by video, its sentences padded to the longest, eager float32.
-`batched` puts all sentences into one padded call. Weights are those of the full-size golden case;
-word pieces are made once, outside the timing. The error is the largest difference of an embedding (unit norm) from the
-reference in float64.
-=======
 `official` does what the official inference does: video by video, its sentences padded to the longest, in eager float32.
 `batched` puts all sentences into one padded call. Weights are those of a full-size golden case, at DistilBERT's sizes;
 word pieces are made once, outside the timing. The error is the largest difference of an embedding (unit norm) from
 the reference in float64.
->>>>>>> refs/heads/text
 
     python -m benchmarks.bench_text [--threads 2] [--repeats 9] [--videos 8]
 """

@@ -49,6 +49,12 @@ TOLERANCES: dict[tuple[str, str], Tolerance] = {
     ("proposal_conv", "direct-bf16"): Tolerance(
         1e-2, 0, "of the largest output; operands of 8 bits; seen 6e-3 after 8 layers"
     ),
+    ("gather_conv", "fp32"): Tolerance(
+        1e-6, 0, "of the largest output, float32 sums of up to 784 terms a layer; seen 4.2e-7 after 8 layers (tacos)"
+    ),
+    ("gather_conv", "fp16"): Tolerance(
+        2e-3, 0, "of the largest output; maps rounded to 11 bits after each of up to 8 layers; seen 1.1e-3 (tacos)"
+    ),
     ("native_backend", "fp32"): Tolerance(
         1e-4, 0, "the bound promised for fp32; Winograd layers, or operands of 16 bits; seen 4.6e-5 (hcstvg_small)"
     ),

@@ -1,0 +1,135 @@
+"""What the compiler makes of the gathering convolution for a device that need not be here: registers, spills, copies.
+
+python -m benchmarks.triton_report --arch 90 --block-rows 128 --block-cols 256 --kernel 9
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any
+
+os.environ.pop("TRITON_INTERPRET", None)  # before triton is imported: an interpreted kernel has no machine code
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from mmn_fast.kernels.gather_choices import GatherConfig, shipped_choices
+from mmn_fast.kernels.gather_schedule import WORD_BITS
+from mmn_fast.kernels.triton_conv import gather_conv_kernel
+
+_ALIGNED = [["tt.divisibility", 16]]
+
+
+def compile_gather(
+    arch: int, config: GatherConfig, kernel: int, width: int = 512, splits: int = 1, dtype: str = "fp16"
+) -> dict[str, Any]:
+    """Compile one layer's kernel ahead of time and read what came.
+
+    Args:
+        arch: 80 or 90.
+        config: block sizes.
+        kernel: k.
+        width: C_in = C_out, a multiple of the blocks.
+        splits: shares of a tile's taps.
+        dtype: "fp16" or "bf16".
+
+    Returns:
+        registers, spill_bytes, shared_bytes; copies_16 and copies_other, the asynchronous copies of 16 and of fewer
+        bytes; wgmma and mma, the shapes of matrix instructions; tma, whether weights come by the copy engine;
+        buffers, the copies in flight of each operand.
+    """
+    descriptor = arch >= 90
+    block = f"{config.block_k},{config.block_cols}"
+    signature: dict[str, str] = {
+        "x_ptr": f"*{dtype}",
+        "weights": f"tensordesc<{dtype}[{block}]>" if descriptor else f"*{dtype}",
+        "bias_ptr": "*fp32",
+        "cells_in_ptr": "*i32",
+        "cells_out_ptr": "*i32",
+        "cell_weights_ptr": "*fp32",
+        "items_ptr": "*i32",
+        "out_ptr": "*fp32" if splits > 1 else f"*{dtype}",
+        **dict.fromkeys(("rows", "videos", "side_in", "n_items"), "i32"),
+    }
+    constants = {
+        **{"C_IN": width, "C_OUT": width, "C_PAD": width, "N_PAD": width, "KERNEL": kernel},
+        **{"WORDS": -(-(kernel**2) // WORD_BITS), "SPLITS": splits},
+        **{"BLOCK_M": config.block_rows, "BLOCK_N": config.block_cols, "BLOCK_K": config.block_k},
+        **{"DESCRIPTOR": descriptor, "OVERLAP": descriptor},
+    }
+    names = list(signature)
+    pointers = {(names.index(name),): _ALIGNED for name, kind in signature.items() if kind.startswith("*")}
+    source = ASTSource(
+        gather_conv_kernel,
+        signature={**signature, **dict.fromkeys(constants, "constexpr")},
+        constexprs=constants,
+        attrs=pointers,
+    )
+    options = {"num_warps": config.warps, "num_stages": config.stages}
+    compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
+    return read_report(compiled)
+
+
+def read_report(compiled: Any) -> dict[str, Any]:
+    """Resources and instructions of a compiled kernel."""
+    ptx, ttgir = compiled.asm["ptx"], compiled.asm["ttgir"]
+    with tempfile.TemporaryDirectory() as folder:
+        cubin = Path(folder) / "kernel.cubin"
+        cubin.write_bytes(compiled.asm["cubin"])
+        usage = _resource_usage(cubin)
+    copies = [int(size, 0) for size in re.findall(r"cp\.async\.c[ag]\.shared\.global[^;]*\], (\w+)", ptx)]
+    return {
+        **usage,
+        "shared_bytes": compiled.metadata.shared,
+        "copies_16": copies.count(16),
+        "copies_other": len(copies) - copies.count(16),
+        "wgmma": sorted(set(re.findall(r"wgmma\.mma_async\.sync\.aligned\.(m\d+n\d+k\d+)", ptx))),
+        "mma": sorted(set(re.findall(r"mma\.sync\.aligned\.(m\d+n\d+k\d+)", ptx))),
+        "tma": "cp.async.bulk.tensor" in ptx,
+        "buffers": sorted(re.findall(r"ttg\.local_alloc : \(\) -> !ttg\.memdesc<((?:\d+x){3}\w+)", ttgir)),
+    }
+
+
+def _resource_usage(cubin: Path) -> dict[str, int]:
+    tool = triton.knobs.nvidia.cuobjdump.path
+    text = subprocess.run([tool, "-res-usage", cubin], check=True, capture_output=True, text=True).stdout
+    fields = dict(re.findall(r"(REG|STACK|LOCAL):(\d+)", text))
+    return {"registers": int(fields["REG"]), "spill_bytes": int(fields["STACK"]) + int(fields["LOCAL"])}
+
+
+def report_shipped() -> dict[str, dict[str, Any]]:
+    """Every shipped choice, compiled for what it is shipped for, with the kernel width that takes most registers."""
+    reports = {}
+    for arch, configs in shipped_choices().items():
+        for name, config in configs.items():
+            splits = config.max_splits if name == "few" else 1
+            reports[f"{arch} {name}"] = compile_gather(int(arch.removeprefix("sm_")), config, 9, splits=splits)
+    return reports
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--shipped", action="store_true", help="report every shipped choice instead of one")
+    parser.add_argument("--arch", type=int, default=90)
+    parser.add_argument("--kernel", type=int, default=5)
+    parser.add_argument("--splits", type=int, default=1)
+    parser.add_argument("--dtype", default="fp16")
+    for name, value in (("block-rows", 128), ("block-cols", 256), ("block-k", 64), ("warps", 8), ("stages", 4)):
+        parser.add_argument(f"--{name}", type=int, default=value)
+    a = parser.parse_args()
+    if a.shipped:
+        print(json.dumps(report_shipped()))
+        return
+    config = GatherConfig(a.block_rows, a.block_cols, a.block_k, a.warps, a.stages, 1)
+    print(json.dumps(compile_gather(a.arch, config, a.kernel, splits=a.splits, dtype=a.dtype)))
+
+
+if __name__ == "__main__":
+    main()

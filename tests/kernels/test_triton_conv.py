@@ -1,0 +1,205 @@
+"""The gathering convolution in Triton against the reference in float64: interpreted, or on a GPU if there is one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from mmn_fast.geometry import ProposalPlan, plan_for, proposal_plan
+from mmn_fast.kernels import gather_choices, reference, triton_interpreter
+from mmn_fast.kernels.gather_choices import GatherConfig
+from mmn_fast.presets import PRESETS
+from tests.tolerances import check_close
+
+if torch.cuda.is_available():
+    DEVICE = torch.device("cuda")
+else:
+    DEVICE = torch.device("cpu")
+    triton_interpreter.enable()
+
+from mmn_fast.kernels.triton_conv import GatherProposalConv
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
+# Plan, C_0, C, B, blocks. Blocks of 16 leave rows and channels over; the presets' plans take few large blocks, since
+# the interpreter's time goes by steps, not by products.
+SMALL = GatherConfig(16, 16, 16, 4, 2, 4)
+LARGE = GatherConfig(4096, 16, 16, 4, 2, 1)
+CASES = {
+    "one-cell": (proposal_plan(1, (), 1, 1), 5, 7, 1, SMALL),
+    "one-cell-k5": (proposal_plan(1, (), 5, 2), 3, 5, 3, SMALL),
+    "k3": (proposal_plan(3, (2,), 3, 2), 20, 18, 1, SMALL),
+    "k4-even": (proposal_plan(3, (2,), 4, 2), 17, 18, 3, GatherConfig(64, 32, 16, 4, 2, 1)),
+    "k7-split": (proposal_plan(3, (2,), 7, 2), 8, 16, 1, SMALL),
+    "k9": (proposal_plan(3, (1,), 9, 2), 6, 5, 2, GatherConfig(64, 16, 16, 4, 2, 4)),
+    **{name: (plan_for(preset), 3, 5, 1 + (name == "shapes"), LARGE) for name, preset in PRESETS.items()},
+}
+
+
+class Case:
+    """Weights scaled so that layers keep their size, rounded to the dtype, a padded map, and the reference's output."""
+
+    def __init__(self, name: str, precision: str) -> None:
+        self.plan, C_0, C, B, self.config = CASES[name]
+        plan, k, self.dtype = self.plan, self.plan.kernel, DTYPES[precision]
+        rng = np.random.default_rng(plan.num_clips + C)
+        widths = [C_0, *[C] * len(plan.layers)]
+        self.weights = [
+            (rng.standard_normal((c_out, c_in, k, k)) * np.sqrt(8 / c_in)).astype(np.float32)
+            for c_in, c_out in pairwise(widths)
+        ]
+        self.biases = [rng.standard_normal(C).astype(np.float32) / 8 for _ in plan.layers]
+        self.inputs = torch.from_numpy(np.abs(rng.standard_normal((B, len(plan.inputs), C_0)))).to(self.dtype)
+        weights = [torch.from_numpy(weight).to(self.dtype).double() for weight in self.weights]
+        biases = [torch.from_numpy(bias).double() for bias in self.biases]
+        self.expected = reference.proposal_conv_packed(self.inputs.double(), weights, biases, plan).transpose(0, 1)
+
+    def conv(self, config: GatherConfig | None = None) -> GatherProposalConv:
+        return GatherProposalConv(self.weights, self.biases, self.plan, self.dtype, DEVICE, config or self.config)
+
+    def padded(self, conv: GatherProposalConv, inputs: torch.Tensor | None = None) -> torch.Tensor:
+        return padded_map(self.plan, conv, self.inputs if inputs is None else inputs)
+
+
+def padded_map(plan: ProposalPlan, conv: GatherProposalConv, inputs: torch.Tensor) -> torch.Tensor:
+    layout = conv.layout
+    out = torch.zeros(layout.side**2, len(inputs), layout.channels, dtype=inputs.dtype)
+    rows = (plan.inputs + layout.border) @ [layout.side, 1]
+    out[torch.from_numpy(rows)] = inputs.transpose(0, 1)
+    return out.to(DEVICE)
+
+
+@pytest.fixture
+def poisoned_outputs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory that a call allocates without filling holds NaN, so that whatever a kernel leaves out shows."""
+
+    def poisoned(empty: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        def call(*args: Any, **kwargs: Any) -> torch.Tensor:
+            made = empty(*args, **kwargs)
+            return made.fill_(torch.nan) if made.is_floating_point() else made
+
+        return call
+
+    monkeypatch.setattr(torch, "empty", poisoned(torch.empty))
+    monkeypatch.setattr(torch.Tensor, "new_empty", poisoned(torch.Tensor.new_empty))
+
+
+@pytest.mark.usefixtures("poisoned_outputs")
+@pytest.mark.parametrize("precision", DTYPES)
+@pytest.mark.parametrize("name", CASES)
+def test_gather_conv_matches_the_reference(name: str, precision: str) -> None:
+    c = Case(name, precision)
+    conv = c.conv()
+    scale = c.expected.abs().max()
+    out = conv(c.padded(conv))
+    assert out.dtype == c.dtype
+    check_close(out.cpu().double() / scale, c.expected / scale, "gather_conv", precision, name)
+
+
+@pytest.mark.usefixtures("poisoned_outputs")
+def test_split_taps_give_the_same_sums() -> None:
+    """Work for less than the device's blocks is split; on one cell some shares have no tap at all."""
+    for name in ("one-cell-k5", "k3"):
+        c = Case(name, "fp32")
+        outs = []
+        for max_splits in (1, 4):
+            conv = c.conv(GatherConfig(64, 64, 16, 4, 2, max_splits))
+            conv._programs = 8
+            outs.append(conv(c.padded(conv)).cpu())
+            splits = [layer.schedule.splits for layer in conv._prepared[c.inputs.shape[0]].layers]
+            assert splits == [max_splits] * len(splits)
+        scale = c.expected.abs().max()
+        for out in outs:
+            check_close(out.double() / scale, c.expected / scale, "gather_conv", "fp32", name)
+
+
+def test_videos_do_not_meet() -> None:
+    """A video's rows are the same bits beside others, even beside one that is all NaN, and so is a second call."""
+    c = Case("k4-even", "fp16")
+    conv = c.conv(GatherConfig(16, 32, 32, 4, 2, 1))
+    together = conv(c.padded(conv))
+    assert torch.equal(conv(c.padded(conv)), together)
+    assert torch.equal(conv(c.padded(conv, c.inputs[1:2])), together[:, 1:2])
+    spoiled = c.inputs.clone()
+    spoiled[0] = torch.nan
+    out = conv(c.padded(conv, spoiled))
+    assert out[:, 0].isnan().all()
+    assert torch.equal(out[:, 1:], together[:, 1:])
+
+
+def test_no_videos_give_no_rows() -> None:
+    c = Case("k3", "fp32")
+    conv = c.conv()
+    assert conv(c.padded(conv, c.inputs[:0])).shape == (c.plan.num_proposals, 0, 18)
+
+
+def test_gather_conv_refuses() -> None:
+    c = Case("k3", "fp32")
+    conv = c.conv()
+    good = c.padded(conv)
+    for bad, message in (
+        (good[1:], r"map_padded: expected \[49, B, 20\], got \[48, 1, 20\]"),
+        (good.half(), "map_padded: expected torch.float32 on .*, got torch.float16"),
+        (good.expand(-1, 2, -1), "map_padded: expected contiguous, got strides"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            conv(bad)
+    with pytest.raises(ValueError, match="videos: expected 1 to 2191309 at once, got 2191347"):
+        conv.prepare(2191347)
+    arguments = (c.plan, c.dtype, DEVICE)
+    with pytest.raises(ValueError, match="weights, biases: expected 2 of each, got 1 and 2"):
+        GatherProposalConv(c.weights[:1], c.biases, *arguments)
+    with pytest.raises(ValueError, match=r"weights\[1\]: expected \[18, 18, 3, 3\], got \[18, 18, 3, 2\]"):
+        GatherProposalConv([c.weights[0], c.weights[1][..., :2]], c.biases, *arguments)
+    with pytest.raises(ValueError, match="dtype: expected one of .*, got torch.float64"):
+        GatherProposalConv(c.weights, c.biases, c.plan, torch.float64, DEVICE)
+    with pytest.raises(ValueError, match="device: expected a CUDA device, .*, got meta"):
+        GatherProposalConv(c.weights, c.biases, c.plan, c.dtype, torch.device("meta"))
+
+
+def test_shipped_choices_cover_every_preset_and_can_be_tuned(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for preset in PRESETS.values():
+        for videos in (1, 7, 8, 500):
+            plan, width = plan_for(preset), preset.conv_hidden_size
+            # 227 KiB of shared memory a block on sm_90, 163 on sm_80, which sm_86's 99 cannot hold.
+            for capability, limit in (((9, 0), 227), ((8, 0), 163)):
+                config = gather_choices.shipped_config(capability, plan, width, videos)
+                assert config.shared_bytes() <= limit * 1024
+    with pytest.raises(ValueError, match=r"device: expected compute capability 8.0 or later, got 7.5"):
+        gather_choices.shipped_config((7, 5), plan, width, 1)
+    with pytest.raises(ValueError, match="MMN_FAST_CACHE: expected a directory"):
+        gather_choices.keep_choice("sm_90", "key", SMALL)
+    monkeypatch.setenv("MMN_FAST_CACHE", str(tmp_path / "new"))
+    key = gather_choices.choice_key(plan, width, 7)
+    gather_choices.keep_choice("sm_90", "another", LARGE)
+    path = gather_choices.keep_choice("sm_90", key, SMALL)
+    assert gather_choices.shipped_config((9, 0), plan, width, 7) == SMALL
+    assert gather_choices.shipped_config((9, 0), plan, width, 8) != SMALL
+    assert sorted(path.parent.iterdir()) == [path]
+    path.write_text('{"choices": {"sm_90": {"key": {"block_rows": 3}}}}')
+    with pytest.raises(ValueError, match=r"gather_choices.json: expected tuned choices"):
+        gather_choices.shipped_config((9, 0), plan, width, 7)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(DEVICE.type != "cuda", reason="needs a CUDA device")
+@pytest.mark.parametrize("name", ["charades-sta", "activitynet-captions", "tacos"])
+def test_repeated_runs_are_bit_equal(name: str) -> None:
+    """A thousand runs: a race between copies and matrix instructions would show as a bit that moves."""
+    plan, width = plan_for(PRESETS[name]), 512
+    generator = torch.Generator().manual_seed(0)
+    k, layers = plan.kernel, len(plan.layers)
+    weights = [torch.randn(width, width, k, k, generator=generator).numpy() * 0.1 for _ in range(layers)]
+    biases = [torch.randn(width, generator=generator).numpy() / 8 for _ in range(layers)]
+    conv = GatherProposalConv(weights, biases, plan, torch.float16, DEVICE)
+    inputs = torch.rand(1, len(plan.inputs), width, generator=generator).half()
+    map_padded = padded_map(plan, conv, inputs)
+    first = conv(map_padded)
+    assert first.isfinite().all()
+    for _ in range(1000):
+        assert torch.equal(conv(map_padded), first)
