@@ -208,6 +208,7 @@ void ConvLayer::run_direct(const float* in, int64_t in_stride, float* out, int64
         gemm.b = weights_.data() + static_cast<int64_t>(tap) * matrix_size();
         multiply(gemm, false, panel, end);
       }
+      if (!relu_ && cell_weights_.empty()) continue;
       const float* cell_weights = cell_weights_.empty() ? nullptr : cell_weights_.data();
       kernels_->finish_rows_f32({part, width_, part_width, cell_weights, batch, relu_}, first * batch, last * batch);
     }
