@@ -20,7 +20,7 @@
 
 namespace mmn_fast {
 
-constexpr int64_t kDepth = 64, kMinDepth = 16;  // 32 columns of a block fill 8 KB of first-level cache
+constexpr int64_t kDepth = 128, kMinDepth = 16;  // 32 columns of a block fill 16 KB of first-level cache
 constexpr int64_t kRowBlock = 224;              // rows packed at a time: with 512 k 448 KB of second-level cache
 
 // Row i of a matrix is at (rows[i / group] * group + i % group) * stride: a list of cells serves any batch.
