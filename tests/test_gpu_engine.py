@@ -229,6 +229,7 @@ class _Cuda:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *, build: bool = True, torch_cuda: str | None = "13.0",
                  available: bool = True, count: int = 1, capability: tuple[int, int] = (9, 0)) -> None:  # fmt: skip
         monkeypatch.setattr(native, "build_info", lambda: {"cuda": build})
+        monkeypatch.setattr(native, "has_cuda_device", lambda: available)
         monkeypatch.setattr(torch.version, "cuda", torch_cuda)
         for name, value in (("is_available", available), ("device_count", count), ("current_device", 0),
                             ("get_device_capability", capability), ("get_device_name", "Some GPU")):  # fmt: skip
@@ -270,10 +271,10 @@ def test_native_means_the_class_of_the_device(monkeypatch: pytest.MonkeyPatch) -
     assert registry.backend_class("native", "cpu") is NativeBackend
     assert registry.backend_class("native", "cuda:1") is NativeGpuBackend
     _Cuda(monkeypatch)
-    assert registry.resolve("native", "auto", "auto")[0] is NativeGpuBackend
-    assert registry.resolve("native", "cuda", "fp16")[0] is NativeGpuBackend
+    assert registry.resolve("native", "auto", "auto")[0][0] is NativeGpuBackend
+    assert registry.resolve("native", "cuda", "fp16")[0][0] is NativeGpuBackend
     _Cuda(monkeypatch, available=False)
-    assert registry.resolve("native", "auto", "fp32")[0] is NativeBackend
+    assert registry.resolve("native", "auto", "fp32")[0][0] is NativeBackend
     with pytest.raises(BackendUnavailable, match="backend 'native': device 'cuda': PyTorch .* finds no CUDA driver"):
         registry.resolve("native", "cuda", "auto")
 
