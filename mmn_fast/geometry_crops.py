@@ -8,9 +8,9 @@ import numpy as np
 
 from mmn_fast.geometry import IntArray, ProposalPlan
 
-# What one more convolution call costs beside its cells, in cells: at 600 TFLOP/s a cell of a 5 x 5 layer of 512
-# channels takes 20 ns, a launch with its tail about 5 us.
-_CELLS_PER_CALL = 256
+# What one more convolution call costs on a GPU beside its cells, in products of a cell with a tap: at 600 TFLOP/s and
+# 512 channels one takes 0.9 ns, a launch with its tail about 5 us.
+_TAPS_PER_CALL = 6400
 
 
 @dataclass(frozen=True)
@@ -28,38 +28,41 @@ class Box:
         return (self.bottom - self.top) * (self.right - self.left)
 
 
-def crop_layer(cells: IntArray, cells_per_call: int = _CELLS_PER_CALL) -> list[Box]:
-    """Cut a layer into bands of rows, each as wide as its needed cells.
+def crop_layer(cells: IntArray, cells_per_box: int) -> list[Box]:
+    """Cut a layer into bands of rows, each as wide as its needed cells, so that cells and boxes cost least in all.
 
     Args:
-        cells: int [R, 2], the needed cells, row-major.
-        cells_per_call: what one more box costs, in cells.
+        cells: int [R, 2], the needed cells, row-major, R >= 1.
+        cells_per_box: what one more box costs, in cells.
 
     Returns:
-        Disjoint boxes from top to bottom that hold every cell, of the band height that costs least in all.
+        Disjoint boxes from top to bottom that hold every cell; rows without needed cells are in none.
     """
-    top, bottom = int(cells[:, 0].min()), int(cells[:, 0].max()) + 1
-    best: list[Box] = []
-    for height in sorted({8, 16, 24, 32, 48, 64, bottom - top}):
-        boxes = []
-        for start in range(top, bottom, height):
-            band = cells[(cells[:, 0] >= start) & (cells[:, 0] < start + height)]
-            if len(band):
-                columns = band[:, 1]
-                rows = int(band[:, 0].min()), int(band[:, 0].max()) + 1
-                boxes.append(Box(*rows, int(columns.min()), int(columns.max()) + 1))
-        if not best or _cost(boxes, cells_per_call) < _cost(best, cells_per_call):
-            best = boxes
-    return best
-
-
-def _cost(boxes: list[Box], cells_per_call: int) -> int:
-    return sum(box.num_cells + cells_per_call for box in boxes)
+    first: dict[int, int] = {}
+    last: dict[int, int] = {}
+    for row, column in cells.tolist():
+        first.setdefault(row, column)
+        last[row] = column + 1
+    start, stop = int(cells[0, 0]), int(cells[-1, 0]) + 1
+    # best[r]: the least cost of all rows above r, and the boxes that have it.
+    best: dict[int, tuple[int, list[Box]]] = {start: (0, [])}
+    for end in range(start + 1, stop + 1):
+        if end - 1 not in first:
+            best[end] = best[end - 1]
+            continue
+        left, right = first[end - 1], last[end - 1]
+        options = []
+        for top in range(end - 1, start - 1, -1):
+            left, right = min(left, first.get(top, left)), max(right, last.get(top, right))
+            box, (cost, boxes) = Box(top, end, left, right), best[top]
+            options.append((cost + box.num_cells + cells_per_box, [*boxes, box]))
+        best[end] = min(options, key=lambda option: option[0])
+    return best[stop][1]
 
 
 def crop_plan(plan: ProposalPlan) -> list[list[Box]]:
-    """The boxes of every layer, see `crop_layer`."""
-    return [crop_layer(layer.cells) for layer in plan.layers]
+    """The boxes of every layer for one convolution call each on a GPU, see `crop_layer`."""
+    return [crop_layer(layer.cells, _TAPS_PER_CALL // plan.kernel**2) for layer in plan.layers]
 
 
 def cropped_taps(plan: ProposalPlan) -> int:
