@@ -36,8 +36,8 @@ from tests.test_backends_agree import fused_in_float64
 from tests.tolerances import TOLERANCES, check_close
 
 BATCHES = (1, 2, 8, 33)
-# Tracing takes seconds, so one case stands for all by default.
-GOLDEN = ["charades_small", *(pytest.param(n, marks=pytest.mark.full) for n in (*cases.SMALL[1:], *cases.FULL))]
+# Exporting and verifying takes up to minutes a case.
+GOLDEN = ["charades_small", *(pytest.param(n, marks=pytest.mark.long) for n in (*cases.SMALL[1:], *cases.FULL))]
 QUICK = ("charades_small", "charades_conv_small", "hcstvg_small")
 SLOW = ("activitynet_small", "tacos_small", "tacos_conv_small")  # 10 to 20 s each in float64
 Exported = Callable[..., Path]
