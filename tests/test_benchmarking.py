@@ -99,6 +99,7 @@ def test_bench_command_measures_every_stage_beside_the_reference(golden_model: C
     rows = {(row["stage"], row["batch"], row["backend"]): row for row in found["rows"]}
     stages = [("encode_video", 1), ("encode_text", 3), ("score", 3)]
     assert list(rows) == [(*stage, backend) for stage in stages for backend in ("torch", "native")]
+    assert found["unavailable"]["onnx fp32"].startswith("it runs exports; ")
     for (_, _, backend), row in rows.items():
         assert 0 < row["p20_ms"] <= row["median_ms"] <= row["p80_ms"]
         assert row["peak_mib"] > 50

@@ -356,11 +356,15 @@ def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, exported: Exp
         mmn_fast.load(directory, backend="onnx")
 
 
+def test_auto_runs_an_export_on_the_backend_that_can(exported: Exported) -> None:
+    assert mmn_fast.load(exported("demo")).info()["backend"] == "onnx"
+
+
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
         (
-            {"backend": "auto"},
+            {"backend": "torch"},
             InputError,
             "is an export, which backend 'torch' cannot run; load it with",
         ),

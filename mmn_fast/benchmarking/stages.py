@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from mmn_fast.backends.registry import available_backends
+from mmn_fast.backends.registry import available_backends, backend_class
 from mmn_fast.benchmarking.timing import machine
 from mmn_fast.benchmarking.turns import Arrays, Call, Candidate, take_turns
 from mmn_fast.engine import PRECISIONS, Engine, load
@@ -195,6 +195,8 @@ def _choose(options: BenchOptions, device: str) -> tuple[list[tuple[str, str]], 
             if backend not in reasons:
                 raise InputError(f"backend: expected one of {', '.join(reasons)}, got {backend!r}")
             reason = reasons[backend]
+            if reason is None and backend_class(backend, device, precision).takes_exports:
+                reason = "it runs exports; the reference, which the others are held to, cannot run those"
             if reason is not None:
                 unavailable[f"{backend} {precision}"] = reason
                 continue
