@@ -103,7 +103,7 @@ def _ms(value: float) -> str:
 
 def _preset(line: Line) -> str:
     """The preset's name; lines that ran a full-size golden case name that, such as "charades_full"."""
-    name = str(line["preset"])
+    name = str(line.get("preset", "any"))  # the text encoder's line is every preset's
     start = name.removesuffix("_full")
     return next((preset for preset in PRESETS if preset.replace("-", "").startswith(start.replace("-", ""))), name)
 
