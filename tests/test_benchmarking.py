@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -12,8 +13,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from benchmarks import report
+from mmn_fast.benchmarking.stages import table
 from mmn_fast.benchmarking.timing import Timing, alternate
 from mmn_fast.benchmarking.turns import Call, Candidate, take_turns
 from mmn_fast.types import BackendUnavailable
@@ -188,3 +191,19 @@ def test_the_readme_shows_the_recorded_results():
     """`python -m benchmarks.report --write` after every recorded run."""
     readme = report.README.read_text()
     assert report.section(readme, report.read_lines()) == readme
+
+
+def test_bench_table_shows_what_to_install_as_it_is_written():
+    machine = {"cpu": "a processor", "cores": 2, "cpu_isa": "generic"}
+    reason = "TensorRT is not installed (pip install mmn_fast[tensorrt])"
+    shown = table(
+        {
+            "machine": machine,
+            "model": {"model": "demo", "preset": "shapes"},
+            "unavailable": {"tensorrt fp32": reason},
+            "rows": [],
+        }
+    )
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(shown)
+    assert f"tensorrt fp32: {reason}" in " ".join(console.export_text().split())

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+from rich.markup import escape
 from rich.table import Table
 
 from mmn_fast.backends.registry import available_backends, backend_class
@@ -130,7 +131,7 @@ def table(report: Mapping[str, Any]) -> Table:
         times = (f"{row[name]:.3f}" for name in ("median_ms", "p20_ms", "p80_ms"))
         error = "-" if row["max_error"] is None else f"{row['max_error']:.1e}"
         found.add_row(*start, *times, ratio, f"{row['peak_mib']:.0f}", error)
-    found.caption = "\n".join([_CAPTION, *(f"{name}: {reason}" for name, reason in failures.items())])
+    found.caption = "\n".join([_CAPTION, *(escape(f"{name}: {reason}") for name, reason in failures.items())])
     return found
 
 
