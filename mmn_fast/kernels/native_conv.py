@@ -49,6 +49,7 @@ ALGORITHMS = {
 # with slower memory choose alike. A product of two terms counts once.
 _FLOAT32_RATES = {"direct": 200e9, "winograd": 185e9, "fft": 180e9}
 _DOT_RATES = {"direct-bf16": 400e9, "fft-bf16": 340e9, "fft-bf16x2": 185e9, "fft-bf16x3": 120e9}
+# AMX: from measurements on another machine at the ratio of their float32 rates; fft-bf16 is an estimate.
 _TILE_RATES = {"direct-bf16": 1000e9, "fft-bf16": 1000e9, "fft-bf16x2": 740e9, "fft-bf16x3": 520e9}
 _WEIGHT_BYTES_PER_S = 25e9  # from memory; a layer's weights up to this size are taken to stay in a cache
 _CACHED_MIB = 4.0
