@@ -73,6 +73,19 @@ class ProposalConv:
         terms_a: int = 0,
         terms_b: int = 0,
     ) -> None: ...
+    def add_cell_runs(
+        self,
+        weight: npt.NDArray[np.float32],  # [C_out, C_in, taps]
+        bias: npt.NDArray[np.float32],  # [C_out]
+        cell_weights: npt.NDArray[np.float32],  # [R]
+        cells_in: int,
+        slots: npt.NDArray[np.int32],  # [slots]
+        outputs: npt.NDArray[np.int32],  # [tiles, 16]
+        starts: npt.NDArray[np.int32],  # [tiles]
+        tile_taps: npt.NDArray[np.bool_],  # [tiles, taps]
+        tap_offsets: npt.NDArray[np.int32],  # [taps]
+        stride: int,
+    ) -> None: ...
     def add_tiled(
         self,
         c_in: int,

@@ -186,6 +186,21 @@ class TileCover:
     inputs: IntArray
 
 
+def input_cells(plan: ProposalPlan, layer: int) -> IntArray:
+    """The cells that one layer reads, in coordinates in which tap (y, x) of its cell c reads c + (y, x).
+
+    Args:
+        plan: the plan.
+        layer: index into `plan.layers`.
+
+    Returns:
+        int32 [R, 2], in the order of the previous layer's `cells`, or of `plan.inputs`.
+    """
+    if layer:
+        return plan.layers[layer - 1].cells
+    return plan.inputs + np.int32((plan.kernel - 1) * len(plan.layers) // 2)
+
+
 def cover_with_tiles(plan: ProposalPlan, layer: int, m: int) -> TileCover:
     """Cover one layer's needed cells with m x m tiles, in bands of m rows.
 
@@ -199,11 +214,7 @@ def cover_with_tiles(plan: ProposalPlan, layer: int, m: int) -> TileCover:
         cell that is left, which is the least for a band.
     """
     here, n = plan.layers[layer], m + plan.kernel - 1
-    if layer:
-        below, side = plan.layers[layer - 1].cells, plan.layers[layer - 1].side
-    else:
-        shift = (plan.kernel - 1) * len(plan.layers) // 2
-        below, side = plan.inputs + shift, plan.num_clips + 2 * shift
+    below, side = input_cells(plan, layer), here.side + plan.kernel - 1
     # A border of n on the far side: the last tiles reach over the map's edge.
     row_in, row_out = np.full((2, side + 2 * n, side + 2 * n), -1, np.int32)
     row_in[below[:, 0], below[:, 1]] = np.arange(len(below))

@@ -30,6 +30,11 @@ float from_bf16(uint16_t x) {
   return value;
 }
 
+ConvLayerArgs without_weights(ConvLayerArgs layer) {
+  layer.weight = nullptr;
+  return layer;
+}
+
 float* thread_pack(int64_t size) {
   thread_local FloatBuffer buffer;
   return buffer.grow(size);
@@ -69,6 +74,42 @@ ConvLayer::ConvLayer(const ConvLayerArgs& layer, const CpuKernels& kernels)
   }
 }
 
+ConvLayer::ConvLayer(const ConvLayerArgs& layer, const CellRunsArgs& runs, const CpuKernels& kernels)
+    : ConvLayer(without_weights(layer), kernels) {
+  MMN_CHECK(kernels.run_products != nullptr, "isa: expected one with bf16 tiles, amx, for runs of cells");
+  num_taps_ = layer.taps;
+  run_stride_ = runs.stride;
+  slots_.assign(runs.slots, runs.slots + runs.num_slots);
+  weights_.grow(layer.taps * matrix_size());
+  for (int64_t tap = 0; tap < layer.taps; ++tap) {
+    pack_split_panels(layer.weight + tap, nullptr, c_in_ * layer.taps, layer.taps, 0, c_out_, weights_.data(), tap,
+                      layer.taps);
+  }
+  for (int64_t tile = 0; tile < runs.tiles; tile += 2) {
+    RunPair& pair = run_pairs_.emplace_back();
+    for (int64_t side = 0; side < 2; ++side) {
+      const int32_t* cells = runs.outputs + (tile + side) * kRunCells;
+      pair.cells[side] = static_cast<int32_t>(std::find(cells, cells + kRunCells, -1) - cells);
+      std::copy_n(cells, kRunCells, pair.outputs[side]);
+    }
+    pair.first = static_cast<int32_t>(run_taps_.size());
+    const bool *left = runs.tile_taps + tile * layer.taps, *right = left + layer.taps;
+    const auto list = [&](bool with_left, bool with_right) {
+      int32_t count = 0;
+      for (int64_t tap = 0; tap < layer.taps; ++tap) {
+        if (left[tap] != with_left || right[tap] != with_right) continue;
+        const int32_t offset = runs.tap_offsets[tap];
+        run_taps_.push_back({static_cast<int32_t>(tap), runs.starts[tile] + offset, runs.starts[tile + 1] + offset});
+        ++count;
+      }
+      return count;
+    };
+    pair.both = list(true, true);
+    pair.left_only = list(true, false);
+    pair.right_only = list(false, true);
+  }
+}
+
 ConvLayer::ConvLayer(const ConvLayerArgs& layer, const TilingArgs& tiling, const CpuKernels& kernels)
     : ConvLayer(layer, kernels) {
   MMN_ASSERT(layer.weight == nullptr);
@@ -100,9 +141,9 @@ void ConvLayer::multiply(GemmArgs& gemm, bool complex, int64_t first_panel, int6
   (complex ? complex_kernel : real_kernel)(gemm, first_panel, last_panel);
 }
 
-// As pack_panels, in steps of 32 k: [panel][step][term][column / 16][k / 2 % 16][column % 16][k % 2].
+// As pack_panels, in steps of 32 k: [panel][step][place][column / 16][k / 2 % 16][column % 16][k % 2].
 void ConvLayer::pack_split_panels(const float* matrix, const float* imaginary, int64_t channel_step, int64_t k_step,
-                                  int64_t first, int64_t channels, float* packed) const {
+                                  int64_t first, int64_t channels, float* packed, int64_t place, int64_t places) const {
   constexpr int64_t kStep = 32, kTile = 512;
   const int64_t real = imaginary == nullptr ? kSplitColumns : kSplitColumns / 2;
   const int64_t end = std::min(padded_width(first + channels), width_) * kSplitColumns / real;
@@ -117,7 +158,7 @@ void ConvLayer::pack_split_panels(const float* matrix, const float* imaginary, i
       for (int term = 0; term < terms_b_; ++term) {
         const uint16_t rounded = round_to_bf16(rest);
         rest -= from_bf16(rounded);
-        const int64_t tile = ((panel * steps + k / kStep) * terms_b_ + term) * 2 + lane / 16;
+        const int64_t tile = ((panel * steps + k / kStep) * places + place + term) * 2 + lane / 16;
         to[tile * kTile + k % kStep / 2 * kStep + lane % 16 * 2 + k % 2] = rounded;
       }
     }
@@ -129,7 +170,7 @@ void ConvLayer::pack_split_panels(const float* matrix, const float* imaginary, i
 void ConvLayer::pack_panels(const float* matrix, const float* imaginary, int64_t channel_step, int64_t k_step,
                             int64_t first, int64_t channels, float* packed) const {
   if (split()) {
-    pack_split_panels(matrix, imaginary, channel_step, k_step, first, channels, packed);
+    pack_split_panels(matrix, imaginary, channel_step, k_step, first, channels, packed, 0, terms_b_);
     return;
   }
   const int64_t columns = kernels_->gemm_columns, real = imaginary == nullptr ? columns : columns / 2;
@@ -159,7 +200,9 @@ void ConvLayer::pack_points(const float* points, int64_t first, int64_t channels
 
 void ConvLayer::run(const float* in, int64_t in_stride, float* out, int64_t cells, int64_t batch, int threads,
                     ConvScratch& scratch) const {
-  if (tile_ == 0) {
+  if (!run_pairs_.empty()) {
+    run_cell_runs(in, in_stride, out, batch, threads, scratch);
+  } else if (tile_ == 0) {
     run_direct(in, in_stride, out, cells, batch, threads);
   } else {
     run_tiled(in, in_stride, out, batch, threads, scratch);
@@ -211,6 +254,29 @@ void ConvLayer::run_direct(const float* in, int64_t in_stride, float* out, int64
       if (!relu_ && cell_weights_.empty()) continue;
       const float* cell_weights = cell_weights_.empty() ? nullptr : cell_weights_.data();
       kernels_->finish_rows_f32({part, width_, part_width, cell_weights, batch, relu_}, first * batch, last * batch);
+    }
+  });
+}
+
+void ConvLayer::run_cell_runs(const float* in, int64_t in_stride, float* out, int64_t batch, int threads,
+                              ConvScratch& scratch) const {
+  const int64_t num_slots = static_cast<int64_t>(slots_.size()), steps = padded_width(c_in_) / kRunStep;
+  auto* const inputs = reinterpret_cast<uint16_t*>(scratch.points.grow(batch * steps * num_slots * kRunStep / 2));
+  const FillSlotsArgs fill = {in, in_stride, c_in_, slots_.data(), batch, steps, num_slots, inputs};
+  parallel_for(num_slots, threads, [&](int64_t first, int64_t last) { kernels_->fill_slots(fill, first, last); });
+  const RunProductsArgs all = {inputs, batch, steps, num_slots,
+                                    reinterpret_cast<const uint16_t*>(weights_.data()), num_taps_, run_pairs_.data(),
+                                    run_taps_.data(), run_stride_, bias_.data(), cell_weights_.data(), relu_, out,
+                              width_, nullptr};
+  const int64_t panels = width_ / kRunStep, pairs = static_cast<int64_t>(run_pairs_.size());
+  // Threads share out the panels: each weight is then read by one of them. Where they do not come out even, pairs too.
+  const int64_t groups = panels % threads == 0 ? 1 : std::min<int64_t>(2 * threads, pairs);
+  parallel_for(panels * groups, threads, [&](int64_t first, int64_t last) {
+    RunProductsArgs products = all;
+    products.sums = thread_pack(pairs * kRunSums);
+    for (int64_t item = first; item < last; ++item) {
+      const int64_t group = item % groups;
+      kernels_->run_products(products, item / groups, pairs * group / groups, pairs * (group + 1) / groups);
     }
   });
 }

@@ -12,7 +12,7 @@ namespace mmn_fast {
 // Memory of one call; whoever runs layers keeps it from call to call.
 struct ConvScratch {
   FloatBuffer rows[2];  // the input and the output of a layer
-  FloatBuffer points;   // tiles in their transform's domain
+  FloatBuffer points;   // tiles in their transform's domain, or the slots of runs
   FloatBuffer clips;
 };
 
@@ -20,6 +20,8 @@ class ConvLayer {
  public:
   // Tap by tap. neighbours = nullptr: every row is its own and only input.
   ConvLayer(const ConvLayerArgs& layer, const CpuKernels& kernels);
+  // Over runs of cells, bf16 (terms 1, 1), where the kernels have run_products; layer.neighbours is not read.
+  ConvLayer(const ConvLayerArgs& layer, const CellRunsArgs& runs, const CpuKernels& kernels);
   // In a transform's domain; the weights follow through pack_points.
   ConvLayer(const ConvLayerArgs& layer, const TilingArgs& tiling, const CpuKernels& kernels);
 
@@ -47,12 +49,15 @@ class ConvLayer {
   };
 
   void run_direct(const float* in, int64_t in_stride, float* out, int64_t cells, int64_t batch, int threads) const;
+  void run_cell_runs(const float* in, int64_t in_stride, float* out, int64_t batch, int threads,
+                     ConvScratch& scratch) const;
   void run_tiled(const float* in, int64_t in_stride, float* out, int64_t batch, int threads,
                  ConvScratch& scratch) const;
   void pack_panels(const float* matrix, const float* imaginary, int64_t channel_step, int64_t k_step, int64_t first,
                    int64_t channels, float* packed) const;
+  // A step's column tiles have `places` places, of which this fills `terms_b_` from `place` on.
   void pack_split_panels(const float* matrix, const float* imaginary, int64_t channel_step, int64_t k_step,
-                         int64_t first, int64_t channels, float* packed) const;
+                         int64_t first, int64_t channels, float* packed, int64_t place, int64_t places) const;
   bool split() const { return terms_b_ > 0; }
   int64_t panel_columns() const;
   int64_t matrix_size() const;  // floats of one packed real matrix; a complex one takes two
@@ -67,6 +72,11 @@ class ConvLayer {
   std::vector<float> cell_weights_;
 
   std::vector<Tap> taps_;  // empty: no neighbours
+
+  std::vector<RunPair> run_pairs_;  // empty: no runs
+  std::vector<RunTap> run_taps_;
+  std::vector<int32_t> slots_;
+  int64_t run_stride_ = 0, num_taps_ = 0;
 
   int64_t tile_ = 0, m_ = 0, tiles_ = 0;
   bool spectral_ = false;

@@ -103,6 +103,8 @@ CpuKernels cpu_kernels(CpuIsa isa) {
   // These no other row can stand in for.
   kernels.gemm_split_f32 = row(isa)->gemm_split_f32;
   kernels.gemm_complex_split_f32 = row(isa)->gemm_complex_split_f32;
+  kernels.run_products = row(isa)->run_products;
+  kernels.fill_slots = row(isa)->fill_slots;
   kernels.gemm_columns = row(source_of(&CpuKernels::gemm_f32, isa))->gemm_columns;
   return kernels;
 }

@@ -6,6 +6,7 @@
 
 #include "cpu/gemm.h"
 #include "cpu/rows.h"
+#include "cpu/run_products.h"
 #include "cpu/text.h"
 #include "cpu/tile_transform.h"
 #include "ops/moment_scores.h"
@@ -51,6 +52,9 @@ struct CpuKernels {
   void (*moment_scores_f32)(const MomentScoresArgs& args, int64_t first_sentence, int64_t last_sentence) = nullptr;
   int64_t (*score_moments_f32)(const ScoreMomentsArgs& args, const TemporalNmsScratch& scratch, int64_t first_sentence,
                                int64_t last_sentence) = nullptr;
+  // Only where an instruction set has tiles of bf16.
+  void (*run_products)(const RunProductsArgs& args, int64_t panel, int64_t first_pair, int64_t last_pair) = nullptr;
+  void (*fill_slots)(const FillSlotsArgs& args, int64_t first_slot, int64_t last_slot) = nullptr;
 };
 
 namespace isa_generic {

@@ -9,10 +9,12 @@
 #define MMN_ISA isa_amx
 
 #include "cpu/gemm_tiles-inl.h"
+#include "cpu/run_products-inl.h"
 
 namespace mmn_fast::MMN_ISA {
 const CpuKernels kernels = {
     nullptr, nullptr, 0,       nullptr, nullptr, nullptr,        nullptr,
     nullptr, nullptr, nullptr, nullptr, gemm_split_f32, gemm_complex_split_f32,
+    nullptr, nullptr, nullptr, nullptr, nullptr,        run_products,   fill_slots,
 };
 }

@@ -6,8 +6,8 @@
 //   batch shares each weight that is read. Cells, neighbours and weights come from geometry.py's plan; no kernel works
 //   them out again. neighbours[r, t] = -1 says that the input is zero.
 // - BatchNorm is folded into weight and bias before they come here.
-// - How a layer multiplies is chosen per layer when it is added: `direct` tap by tap, or in a transform's domain over
-//   square tiles (Winograd, FFT). All take any k, C, R and B; results differ by rounding.
+// - How a layer multiplies is chosen per layer when it is added: `direct` tap by tap or over runs of cells, or in a
+//   transform's domain over square tiles (Winograd, FFT). All take any k, C, R and B; results differ by rounding.
 // - Every sum has one order that follows from the layer alone: the result of a video depends neither on B, nor on the
 //   other videos, nor on the number of threads.
 // - NaN and infinity of a video stay in that video's rows.
@@ -41,6 +41,17 @@ struct TilingArgs {
   const int32_t* outputs;       // [tiles, m * m], cells or -1; every cell once
   int64_t tile, m, tiles;
   bool spectral;                // tile = 16
+};
+
+// Direct over runs of cells, see cpu/run_products.h. Tiles come in pairs: tile 2 p and tile 2 p + 1 share their weights.
+struct CellRunsArgs {
+  const int32_t* slots;         // [num_slots], rows of the input or -1
+  const int32_t* outputs;       // [tiles, 16], cells, -1 past the last of a tile; every cell once
+  const int32_t* starts;        // [tiles], the slot that the first cell reads under tap 0
+  const bool* tile_taps;        // [tiles, taps], what a tile has to read: elsewhere all its inputs are zero
+  const int32_t* tap_offsets;   // [taps], slots from tap 0
+  int64_t num_slots, tiles;     // tiles even
+  int64_t stride;               // slots from a cell to the next
 };
 
 }  // namespace mmn_fast

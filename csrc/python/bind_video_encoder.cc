@@ -28,6 +28,16 @@ void check_rows(const py::array& rows, const char* argument, int64_t end) {
   }
 }
 
+void check_covered(const py::array& outputs, int64_t cells) {
+  std::vector<int> covered(cells);
+  for (py::ssize_t n = 0; n < outputs.size(); ++n) {
+    if (ints(outputs)[n] >= 0) ++covered[ints(outputs)[n]];
+  }
+  for (int64_t cell = 0; cell < cells; ++cell) {
+    MMN_CHECK(covered[cell] == 1, "outputs: expected every cell once, got cell ", cell, " ", covered[cell], " times");
+  }
+}
+
 void check_terms(int a, int b) {
   const bool known = (a == 0 && b == 0) || (1 <= b && b <= a && a <= 2);
   MMN_CHECK(known, "terms: expected 0, 0 or 1 <= terms_b <= terms_a <= 2, got ", a, ", ", b);
@@ -60,6 +70,49 @@ void add_direct(ProposalConv& conv, const py::array& weight, const py::array& bi
   conv.add(direct_layer(weight, bias, neighbours, cell_weights, cells_in, true, conv.kernels(), terms_a, terms_b));
 }
 
+void add_cell_runs(ProposalConv& conv, const py::array& weight, const py::array& bias, const py::array& cell_weights,
+                   int64_t cells_in, const py::array& slots, const py::array& outputs, const py::array& starts,
+                   const py::array& tile_taps, const py::array& tap_offsets, int64_t stride) {
+  check_array<float>(weight, "weight", "float32 [C_out, C_in, taps]", 3);
+  check_array<float>(bias, "bias", "float32 [C_out]", 1);
+  check_array<float>(cell_weights, "cell_weights", "float32 [R]", 1);
+  check_array<int32_t>(slots, "slots", "int32 [slots]", 1);
+  check_array<int32_t>(outputs, "outputs", "int32 [tiles, 16]", 2);
+  check_array<int32_t>(starts, "starts", "int32 [tiles]", 1);
+  check_array<bool>(tile_taps, "tile_taps", "bool [tiles, taps]", 2);
+  check_array<int32_t>(tap_offsets, "tap_offsets", "int32 [taps]", 1);
+  const py::ssize_t R = cell_weights.shape(0), tiles = outputs.shape(0), taps = weight.shape(2);
+  check_shape(bias, "bias", "float32", {weight.shape(0)});
+  MMN_CHECK(tiles % 2 == 0, "outputs: expected an even number of tiles, got ", tiles);
+  check_shape(outputs, "outputs", "int32", {tiles, kRunCells});
+  check_shape(starts, "starts", "int32", {tiles});
+  check_shape(tile_taps, "tile_taps", "bool", {tiles, taps});
+  check_shape(tap_offsets, "tap_offsets", "int32", {taps});
+  check_rows(slots, "slots", cells_in);
+  check_rows(outputs, "outputs", R);
+  check_covered(outputs, R);
+  const bool* needed = static_cast<const bool*>(tile_taps.data());
+  for (py::ssize_t tile = 0; tile < tiles; ++tile) {
+    const int32_t* cells = ints(outputs) + tile * kRunCells;
+    const int64_t count = std::find(cells, cells + kRunCells, -1) - cells;
+    MMN_CHECK(std::count(cells, cells + kRunCells, -1) == kRunCells - count, "outputs: expected -1 only past the last cell");
+    MMN_CHECK(count > 0 || tile % 2 == 1, "outputs: expected a cell in the first tile of every pair");
+    for (py::ssize_t tap = 0; tap < taps; ++tap) {
+      if (!needed[tile * taps + tap]) continue;
+      const int64_t first = int64_t{ints(starts)[tile]} + ints(tap_offsets)[tap];
+      const int64_t last = first + (std::max<int64_t>(count, 1) - 1) * stride;
+      MMN_CHECK(0 <= std::min(first, last) && std::max(first, last) < slots.shape(0), "starts: expected slots below ",
+                slots.shape(0), ", got ", first, " to ", last);
+    }
+  }
+  const ConvLayerArgs layer = {floats(weight),  floats(bias), nullptr,  floats(cell_weights), weight.shape(1),
+                               weight.shape(0), taps,         cells_in, R,                    true,
+                               1,               1};
+  const CellRunsArgs runs = {ints(slots),       ints(outputs), ints(starts), needed, ints(tap_offsets), slots.shape(0),
+                             tiles,             stride};
+  conv.add(ConvLayer(layer, runs, conv.kernels()));
+}
+
 void add_tiled(ProposalConv& conv, int64_t c_in, const py::array& bias, const py::array& cell_weights,
                int64_t cells_in, const py::array& bt, const py::array& at, const py::array& inputs,
                const py::array& outputs, int terms_a, int terms_b) {
@@ -79,13 +132,7 @@ void add_tiled(ProposalConv& conv, int64_t c_in, const py::array& bias, const py
   check_shape(outputs, "outputs", "int32", {tiles, m * m});
   check_rows(inputs, "inputs", cells_in);
   check_rows(outputs, "outputs", R);
-  std::vector<int> covered(R);
-  for (py::ssize_t n = 0; n < outputs.size(); ++n) {
-    if (ints(outputs)[n] >= 0) ++covered[ints(outputs)[n]];
-  }
-  for (py::ssize_t cell = 0; cell < R; ++cell) {
-    MMN_CHECK(covered[cell] == 1, "outputs: expected every cell once, got cell ", cell, " ", covered[cell], " times");
-  }
+  check_covered(outputs, R);
   const ConvLayerArgs layer = {nullptr, floats(bias), nullptr, floats(cell_weights), c_in, bias.shape(0),
                                0,       cells_in,     R,       true,                 terms_a, terms_b};
   const TilingArgs tiling = {floats(bt), floats(at), ints(inputs), ints(outputs), tile, m, tiles,
@@ -206,6 +253,11 @@ void register_video_encoder(py::module_& m) {
            py::arg("neighbours").noconvert(), py::arg("cell_weights").noconvert(), py::arg("cells_in"),
            py::arg("terms_a") = 0, py::arg("terms_b") = 0,
            "Adds a layer that multiplies tap by tap.")
+      .def("add_cell_runs", &add_cell_runs, py::arg("weight").noconvert(), py::arg("bias").noconvert(),
+           py::arg("cell_weights").noconvert(), py::arg("cells_in"), py::arg("slots").noconvert(),
+           py::arg("outputs").noconvert(), py::arg("starts").noconvert(), py::arg("tile_taps").noconvert(),
+           py::arg("tap_offsets").noconvert(), py::arg("stride"),
+           "Adds a layer that multiplies bf16 over runs of cells; see csrc/cpu/run_products.h.")
       .def("add_tiled", &add_tiled, py::arg("c_in"), py::arg("bias").noconvert(), py::arg("cell_weights").noconvert(),
            py::arg("cells_in"), py::arg("bt").noconvert(), py::arg("at").noconvert(), py::arg("inputs").noconvert(),
            py::arg("outputs").noconvert(), py::arg("terms_a") = 0, py::arg("terms_b") = 0,

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mmn_fast.geometry import ProposalPlan, TileCover, cover_with_tiles
+from mmn_fast.kernels.cell_runs import cell_runs
 from mmn_fast.kernels.conv_transforms import TileTransform, fourier, winograd
 from mmn_fast.kernels.native import _C, Float32, cpu_isa, num_threads
 
@@ -18,17 +19,22 @@ class Algorithm(NamedTuple):
     """How a layer multiplies.
 
     Attributes:
-        transform: None for tap by tap, else the transform of a kernel width.
+        transform: None for tap by tap or over runs of cells, else the transform of a kernel width.
         terms: bf16 terms of the inputs and of the weights, (0, 0) for float32; see csrc/cpu/gemm.h.
         kernels: kernel widths that it is for.
         precisions: where it may be chosen.
+        isas: instruction sets that have it; () for all.
     """
 
     transform: Callable[[int], TileTransform] | None
     terms: tuple[int, int]
     kernels: Container[int]
     precisions: tuple[str, ...]
+    isas: tuple[str, ...] = ()
 
+
+BF16_ISAS = ("avx512_bf16", "amx")
+"""Instruction sets that multiply bf16."""
 
 _ANY_KERNEL = range(1, 2**31)
 _WINOGRAD_KERNELS = (3, 5)  # its accuracy falls quickly with k
@@ -39,18 +45,19 @@ ALGORITHMS = {
     "direct": Algorithm(None, (0, 0), _ANY_KERNEL, ("fp32", "bf16")),
     "winograd": Algorithm(winograd, (0, 0), _WINOGRAD_KERNELS, ("fp32", "bf16")),
     "fft": Algorithm(fourier, (0, 0), _FOURIER_KERNELS, ("fp32", "bf16")),
-    "fft-bf16x3": Algorithm(fourier, (2, 2), _FOURIER_KERNELS, ("fp32",)),
-    "direct-bf16": Algorithm(None, (1, 1), _ANY_KERNEL, ("bf16",)),
-    "fft-bf16x2": Algorithm(fourier, (2, 1), _FOURIER_KERNELS, ("bf16",)),
-    "fft-bf16": Algorithm(fourier, (1, 1), _ONE_TERM_KERNELS, ("bf16",)),
+    "fft-bf16x3": Algorithm(fourier, (2, 2), _FOURIER_KERNELS, ("fp32",), BF16_ISAS),
+    "direct-bf16": Algorithm(None, (1, 1), _ANY_KERNEL, ("bf16",), BF16_ISAS),
+    "runs-bf16": Algorithm(None, (1, 1), _ANY_KERNEL, ("bf16",), ("amx",)),
+    "fft-bf16x2": Algorithm(fourier, (2, 1), _FOURIER_KERNELS, ("bf16",), BF16_ISAS),
+    "fft-bf16": Algorithm(fourier, (1, 1), _ONE_TERM_KERNELS, ("bf16",), BF16_ISAS),
 }
 
 # Products a second on two cores, per instruction set, benchmarks/NOTES.md. Their ratios decide, so that slower cores
 # with slower memory choose alike. A product of two terms counts once.
 _FLOAT32_RATES = {"direct": 200e9, "winograd": 185e9, "fft": 180e9}
 _DOT_RATES = {"direct-bf16": 400e9, "fft-bf16": 340e9, "fft-bf16x2": 185e9, "fft-bf16x3": 120e9}
-# AMX: from measurements on another machine at the ratio of their float32 rates; fft-bf16 is an estimate.
-_TILE_RATES = {"direct-bf16": 1000e9, "fft-bf16": 1000e9, "fft-bf16x2": 740e9, "fft-bf16x3": 520e9}
+# AMX: fft-bf16x2 and fft-bf16x3 at the ratio of an older measurement.
+_TILE_RATES = {"direct-bf16": 1600e9, "runs-bf16": 3500e9, "fft-bf16": 1000e9, "fft-bf16x2": 740e9, "fft-bf16x3": 520e9}
 _WEIGHT_BYTES_PER_S = 25e9  # from memory; a layer's weights up to this size are taken to stay in a cache
 _CACHED_MIB = 4.0
 _NEAR = 1.5  # Winograd has to be faster than the FFT by more than this, where both fit a cache: it is less accurate
@@ -59,12 +66,13 @@ _PACK_CHANNELS = 32  # output channels transformed at a time: bounds the float64
 
 def can_use(algorithm: str, kernel: int) -> bool:
     """Whether there is such an algorithm for this kernel width on this process's instruction set."""
-    return kernel in ALGORITHMS[algorithm].kernels and (ALGORITHMS[algorithm].terms == (0, 0) or has_bf16())
+    isas = ALGORITHMS[algorithm].isas
+    return kernel in ALGORITHMS[algorithm].kernels and (not isas or cpu_isa() in isas)
 
 
 def has_bf16() -> bool:
     """Whether the instruction set in use multiplies bf16."""
-    return cpu_isa() in ("avx512_bf16", "amx")
+    return cpu_isa() in BF16_ISAS
 
 
 @dataclass(frozen=True)
@@ -155,14 +163,18 @@ def _rate(plan: ProposalPlan, number: int, c_in: int, c_out: int, precision: str
     rated = {}
     for name in candidates(plan.kernel, precision, exact):
         algorithm = ALGORITHMS[name]
-        if algorithm.transform is None:
+        work: float | None = None  # products that take as long at the rate, where they are others than those executed
+        if name == "runs-bf16":
+            runs = cell_runs(plan, number)
+            products, matrices, work = runs.products, plan.kernel**2, runs.cost
+        elif algorithm.transform is None:
             products, matrices = int(plan.layers[number].taps.sum()), plan.kernel**2
         else:
             transform = algorithm.transform(plan.kernel)
             products = len(cover_with_tiles(plan, number, transform.m).outputs) * transform.products
             matrices = transform.tile**2
         packed = (2 * algorithm.terms[1] or 4) * matrices * c_in * c_out
-        seconds = 2 * products * c_in * c_out / rates[name]
+        seconds = 2 * (work or products) * c_in * c_out / rates[name]
         if packed > _CACHED_MIB * 2**20:
             seconds += packed / _WEIGHT_BYTES_PER_S
         rated[LayerChoice(name, products, packed / 2**20)] = seconds
@@ -237,9 +249,14 @@ def add_layer(
     cells_in = len(plan.layers[number - 1].cells if number else plan.inputs)
     if algorithm not in ALGORITHMS:
         raise ValueError(f"algorithms: expected some of {', '.join(ALGORITHMS)}, got {algorithm!r}")
-    make_transform, terms, _, _ = ALGORITHMS[algorithm]
+    make_transform, terms = ALGORITHMS[algorithm].transform, ALGORITHMS[algorithm].terms
+    flat = weight.reshape(*weight.shape[:2], -1)
+    if algorithm == "runs-bf16":
+        runs = cell_runs(plan, number)
+        grid = (runs.slots, runs.outputs, runs.starts, runs.tile_taps, runs.tap_offsets, runs.stride)
+        native.add_cell_runs(flat, bias, layer.cell_weights, cells_in, *grid)
+        return
     if make_transform is None:
-        flat = weight.reshape(*weight.shape[:2], -1)
         native.add_direct(flat, bias, layer.neighbours, layer.cell_weights, cells_in, *terms)
         return
     transform = make_transform(plan.kernel)

@@ -12,6 +12,7 @@ namespace {
 
 struct Tile {
   alignas(64) unsigned char rows[16][64];
+  int count;  // of rows, as configured
 };
 thread_local Tile tiles[8];
 thread_local bool configured = false;
@@ -32,29 +33,33 @@ void require_config() {
 void load_config(const void* config) {
   const unsigned char* bytes = static_cast<const unsigned char*>(config);
   for (int tile = 0; tile < 8; ++tile) {
-    if (bytes[0] != 1 || bytes[16 + 2 * tile] != 64 || bytes[48 + tile] != 16) __builtin_trap();
+    const int count = bytes[48 + tile];
+    if (bytes[0] != 1 || bytes[16 + 2 * tile] != 64 || count < 1 || count > 16) __builtin_trap();
+    std::memset(&tiles[tile], 0, sizeof(Tile));
+    tiles[tile].count = count;
   }
   configured = true;
 }
 
 void load_tile(int tile, const void* from, int64_t stride) {
   require_config();
-  for (int r = 0; r < 16; ++r) std::memcpy(tiles[tile].rows[r], static_cast<const char*>(from) + r * stride, 64);
+  for (int r = 0; r < tiles[tile].count; ++r) std::memcpy(tiles[tile].rows[r], static_cast<const char*>(from) + r * stride, 64);
 }
 
 void store_tile(int tile, void* to, int64_t stride) {
   require_config();
-  for (int r = 0; r < 16; ++r) std::memcpy(static_cast<char*>(to) + r * stride, tiles[tile].rows[r], 64);
+  for (int r = 0; r < tiles[tile].count; ++r) std::memcpy(static_cast<char*>(to) + r * stride, tiles[tile].rows[r], 64);
 }
 
 void zero_tile(int tile) {
   require_config();
-  std::memset(&tiles[tile], 0, sizeof(Tile));
+  std::memset(tiles[tile].rows, 0, sizeof tiles[tile].rows);
 }
 
 void multiply_bf16(int sums, int left, int right) {
   require_config();
-  for (int m = 0; m < 16; ++m) {
+  if (tiles[sums].count != tiles[left].count || tiles[right].count != 16) __builtin_trap();
+  for (int m = 0; m < tiles[sums].count; ++m) {
     for (int n = 0; n < 16; ++n) {
       float sum;
       std::memcpy(&sum, tiles[sums].rows[m] + 4 * n, sizeof sum);
@@ -84,8 +89,15 @@ void multiply_bf16(int sums, int left, int right) {
 
 #define MMN_ISA isa_amx_double
 #include "cpu/gemm_tiles-inl.h"
+#include "cpu/run_products-inl.h"
 
 extern "C" void multiply(const mmn_fast::GemmArgs* args, int complex, int64_t first_panel, int64_t last_panel) {
   const auto kernel = complex ? mmn_fast::MMN_ISA::gemm_complex_split_f32 : mmn_fast::MMN_ISA::gemm_split_f32;
   kernel(*args, first_panel, last_panel);
+}
+
+extern "C" void multiply_runs(const mmn_fast::FillSlotsArgs* fill, const mmn_fast::RunProductsArgs* args, int64_t panels,
+                              int64_t pairs) {
+  mmn_fast::MMN_ISA::fill_slots(*fill, 0, fill->slots);
+  for (int64_t panel = 0; panel < panels; ++panel) mmn_fast::MMN_ISA::run_products(*args, panel, 0, pairs);
 }

@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 
 from mmn_fast import _C
+from mmn_fast.geometry import proposal_plan
+from mmn_fast.kernels.cell_runs import RUN_CELLS, cell_runs
 from tests.tolerances import check_close
 
 ROOT = Path(__file__).parents[2]
@@ -31,6 +33,36 @@ class GemmArgs(ctypes.Structure):
         *(("a_stride", ctypes.c_int64), ("b", ctypes.c_void_p), ("c", ctypes.c_void_p), ("c_rows", ctypes.c_void_p)),
         *((name, ctypes.c_int64) for name in ("c_stride", "rows", "group", "k", "imaginary_a", "imaginary_c")),
         *(("add", ctypes.c_bool), ("terms_a", ctypes.c_int), ("terms_b", ctypes.c_int), ("pack", ctypes.c_void_p)),
+    ]
+
+
+class FillSlotsArgs(ctypes.Structure):
+    """csrc/cpu/run_products.h."""
+
+    _fields_ = [
+        ("in", ctypes.c_void_p),
+        *((name, ctypes.c_int64) for name in ("in_stride", "channels")),
+        ("rows", ctypes.c_void_p),
+        *((name, ctypes.c_int64) for name in ("batch", "steps", "slots")),
+        ("inputs", ctypes.c_void_p),
+    ]
+
+
+class RunProductsArgs(ctypes.Structure):
+    """csrc/cpu/run_products.h."""
+
+    _fields_ = [
+        ("inputs", ctypes.c_void_p),
+        *((name, ctypes.c_int64) for name in ("batch", "steps", "slots")),
+        ("weights", ctypes.c_void_p),
+        ("num_taps", ctypes.c_int64),
+        *((name, ctypes.c_void_p) for name in ("pairs", "taps")),
+        ("stride", ctypes.c_int64),
+        *((name, ctypes.c_void_p) for name in ("bias", "cell_weights")),
+        ("relu", ctypes.c_bool),
+        ("out", ctypes.c_void_p),
+        ("out_stride", ctypes.c_int64),
+        ("sums", ctypes.c_void_p),
     ]
 
 
@@ -125,3 +157,44 @@ def test_complex_products_are_those_of_the_terms(
     real = product(x, u, terms) - product(y, v, terms)
     imaginary = product(x, v, terms) + product(y, u, terms)
     check_close(c / np.sqrt(2 * k), np.concatenate([real, imaginary], 1) / np.sqrt(2 * k), "amx_products")
+
+
+@pytest.mark.parametrize(("geometry", "batch", "c_in"), [((9, (4, 2), 4, 2), 1, 33), ((17, (5, 4), 5, 1), 2, 300)])
+def test_runs_of_cells_multiply_what_the_plan_says(
+    library: ctypes.CDLL, geometry: tuple[int, tuple[int, ...], int, int], batch: int, c_in: int
+) -> None:
+    plan, columns = proposal_plan(*geometry), 32
+    layer, runs, rng = plan.layers[0], cell_runs(plan, 0), np.random.default_rng(c_in)
+    x = rng.standard_normal((len(plan.inputs), batch, c_in)).astype(np.float32)
+    weight = rng.standard_normal((plan.kernel**2, c_in, columns)).astype(np.float32)
+    bias = rng.standard_normal(columns).astype(np.float32)
+
+    pairs, taps = [], []
+    for tile in range(0, len(runs.outputs), 2):
+        sides, first = runs.tile_taps[tile : tile + 2], len(taps)
+        lists = [np.flatnonzero((sides[0] == left) & (sides[1] == right)) for left, right in ((1, 1), (1, 0), (0, 1))]
+        for tap in np.concatenate(lists):
+            taps.append([tap, *(runs.starts[tile : tile + 2] + runs.tap_offsets[tap])])
+        counts = (runs.outputs[tile : tile + 2] >= 0).sum(1)
+        pairs.append([*counts, *runs.outputs[tile : tile + 2].ravel(), first, *map(len, lists)])
+    pair_table, tap_table = np.array(pairs, np.int32), np.array(taps, np.int32)
+    # [tap, step, half, pair, column, 2] -> [step, tap, half, pair, column, 2]
+    packed = np.ascontiguousarray(np.stack([pack(matrix, 1)[0, :, 0] for matrix in weight]).swapaxes(0, 1))
+    steps = packed.shape[0]
+    inputs = np.full((batch, steps, len(runs.slots), 32), 0x7FC0, np.uint16)  # NaN
+    out = np.full((len(layer.cells), batch, columns), np.nan, np.float32)
+    sums = np.full(len(pairs) * 2 * RUN_CELLS * 32, np.nan, np.float32)
+    fill = FillSlotsArgs(x.ctypes.data, c_in, c_in, runs.slots.ctypes.data, batch, steps, len(runs.slots))
+    fill.inputs = inputs.ctypes.data
+    args = RunProductsArgs(inputs.ctypes.data, batch, steps, len(runs.slots), packed.ctypes.data, len(weight))
+    args.pairs, args.taps, args.stride = pair_table.ctypes.data, tap_table.ctypes.data, runs.stride
+    args.bias, args.cell_weights = bias.ctypes.data, layer.cell_weights.ctypes.data
+    args.relu, args.out, args.out_stride, args.sums = True, out.ctypes.data, columns, sums.ctypes.data
+    library.multiply_runs(ctypes.byref(fill), ctypes.byref(args), ctypes.c_int64(1), ctypes.c_int64(len(pairs)))
+
+    padded = np.concatenate([terms_of(x, 1)[0], np.zeros((1, batch, c_in), np.float32)])
+    rounded = terms_of(weight, 1)[0].astype(np.float64)
+    expected = np.einsum("rtbc,tcd->rbd", padded[layer.neighbours].astype(np.float64), rounded) + bias
+    expected = np.maximum(expected, 0) * layer.cell_weights[:, None, None]
+    scale = np.sqrt(c_in * len(weight))
+    check_close(out / scale, expected / scale, "amx_products")

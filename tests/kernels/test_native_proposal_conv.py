@@ -35,11 +35,9 @@ CASES = {
     "k9-wide": (5, (4,), 9, 1, 300, 34, 2),
     "k5-batch": (8, (7,), 5, 2, 16, 32, 17),
 }
-SPLIT = [name for name, algorithm in ALGORITHMS.items() if algorithm.terms != (0, 0)]
-EXACT = ["direct", "winograd", "fft"]
-BF16_ISAS = [isa for isa in ISAS if isa in ("avx512_bf16", "amx")]
 # Every algorithm on an instruction set that has it.
-BOTH = [(name, isa) for isa in ISAS for name in EXACT] + [(name, isa) for isa in BF16_ISAS for name in SPLIT]
+BOTH = [(name, isa) for isa in ISAS for name, known in ALGORITHMS.items() if not known.isas or isa in known.isas]
+DIRECT = [name for name, algorithm in ALGORITHMS.items() if algorithm.transform is None]
 
 
 class Case:
@@ -153,11 +151,11 @@ def test_a_memory_limit_makes_layers_direct(preset, precision: str) -> None:
     widths = [(preset.hidden_size, preset.conv_hidden_size)] * preset.conv_layers
     free = choose_algorithms(plan, widths, precision)
     total = sum(choice.packed_mib for choice in free)
-    assert not all(choice.algorithm.startswith("direct") for choice in free)
+    assert not all(choice.algorithm in DIRECT for choice in free)
     half = choose_algorithms(plan, widths, precision, max_packed_mib=total * 0.75)
     assert sum(choice.packed_mib for choice in half) <= total * 0.75
     none = choose_algorithms(plan, widths, precision, max_packed_mib=0)
-    assert all(choice.algorithm.startswith("direct") for choice in none)
+    assert all(choice.algorithm in DIRECT for choice in none)
 
 
 def test_proposal_conv_refuses_bad_arguments_with_a_sentence() -> None:
@@ -179,6 +177,15 @@ def test_proposal_conv_refuses_bad_arguments_with_a_sentence() -> None:
     ones = np.ones(4, np.float32)
     with pytest.raises(ValueError, match=r"^neighbours: expected -1 to 2, got 3$"):
         native.add_direct(np.ones((4, 2, 1), np.float32), ones, np.full((4, 1), 3, np.int32), ones, 3)
+    grid = [np.zeros(1, np.int32), np.full((2, 16), -1, np.int32), np.zeros(2, np.int32), np.ones((2, 1), np.bool_)]
+    matrix, offsets = np.ones((4, 2, 1), np.float32), np.zeros(1, np.int32)
+    with pytest.raises(ValueError, match=r"^outputs: expected every cell once, got cell 0 0 times$"):
+        native.add_cell_runs(matrix, ones, ones[:1], 3, *grid, offsets, 1)
+    grid[1][0, :4] = np.arange(4)
+    with pytest.raises(ValueError, match=r"^starts: expected slots below 1, got 0 to 3$"):
+        native.add_cell_runs(matrix, ones, ones, 3, *grid, offsets, 1)
+    with pytest.raises(ValueError, match=r"^outputs: expected an even number of tiles, got 1$"):
+        native.add_cell_runs(matrix, ones, ones, 3, grid[0], grid[1][:1], *grid[2:], offsets, 1)
     bt, at = (matrix.astype(np.float32) for matrix in (winograd(5).bt, winograd(5).at))
     tiles = np.full((1, 64), -1, np.int32), np.full((1, 16), -1, np.int32)
     with pytest.raises(ValueError, match=r"^outputs: expected every cell once, got cell 0 0 times$"):
