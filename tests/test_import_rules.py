@@ -22,7 +22,7 @@ LAYERS: list[set[str]] = [
     {"geometry_crops"},
     {
         *("kernels.native", "kernels.reference", "kernels.conv_transforms", "kernels.folding", "torch_threads"),
-        *("kernels.cuda_runtime", "kernels.tensorrt_module"),
+        *("kernels.cuda_runtime", "kernels.tensorrt_module", "kernels.cell_runs"),
     },
     {
         *("kernels.native_conv", "kernels.native_text", "kernels.tensorrt_plan"),
@@ -62,6 +62,7 @@ TORCH_FREE = {
         "engine",
         "cli",
         "kernels.native",
+        "kernels.cell_runs",
         "kernels.native_conv",
         "kernels.tuning",
         "kernels.native_text",

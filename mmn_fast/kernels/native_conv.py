@@ -61,6 +61,9 @@ _TILE_RATES = {"direct-bf16": 1600e9, "runs-bf16": 3500e9, "fft-bf16": 1000e9, "
 _WEIGHT_BYTES_PER_S = 25e9  # from memory; a layer's weights up to this size are taken to stay in a cache
 _CACHED_MIB = 4.0
 _NEAR = 1.5  # Winograd has to be faster than the FFT by more than this, where both fit a cache: it is less accurate
+# Spectra of bf16 terms need so many channels: with 48 the fused scores of the small golden models are up to 2.5e-4 off
+# with fft-bf16x3, and there is next to nothing to gain.
+_SPECTRAL_CHANNELS = 128
 _PACK_CHANNELS = 32  # output channels transformed at a time: bounds the float64 intermediates
 
 
@@ -132,11 +135,12 @@ def choose_algorithms(
     return chosen
 
 
-def candidates(kernel: int, precision: str, exact: bool = False) -> list[str]:
-    """The algorithms that may do a layer of this kernel width.
+def candidates(kernel: int, c_in: int, precision: str, exact: bool = False) -> list[str]:
+    """The algorithms that may do a layer.
 
     Args:
         kernel: k.
+        c_in: C_in.
         precision: "fp32" or "bf16".
         exact: leave out those that make fp32 of bf16 terms: 16 bits of an operand instead of 24.
     """
@@ -146,6 +150,7 @@ def candidates(kernel: int, precision: str, exact: bool = False) -> list[str]:
         if precision in algorithm.precisions
         and can_use(name, kernel)
         and not (exact and precision == "fp32" and algorithm.terms != (0, 0))
+        and not (algorithm.transform is not None and algorithm.terms != (0, 0) and c_in < _SPECTRAL_CHANNELS)
     ]
 
 
@@ -161,7 +166,7 @@ def _best(rated: Rated) -> LayerChoice:
 def _rate(plan: ProposalPlan, number: int, c_in: int, c_out: int, precision: str, exact: bool) -> Rated:
     rates = _FLOAT32_RATES | (_TILE_RATES if cpu_isa() == "amx" else _DOT_RATES)
     rated = {}
-    for name in candidates(plan.kernel, precision, exact):
+    for name in candidates(plan.kernel, c_in, precision, exact):
         algorithm = ALGORITHMS[name]
         work: float | None = None  # products that take as long at the rate, where they are others than those executed
         if name == "runs-bf16":

@@ -47,10 +47,10 @@ def tuned_seconds(
         measured and written again.
     """
     path = _path(plan, widths, precision, exact, threads)
-    names = set(candidates(plan.kernel, precision, exact))
+    names = [candidates(plan.kernel, c_in, precision, exact) for c_in, _ in widths]
     try:
         kept: Seconds = json.loads(path.read_text(encoding="utf-8"))["seconds"]
-        if len(kept) == len(widths) and all(set(layer) == names for layer in kept):
+        if [set(layer) for layer in kept] == [set(layer) for layer in names]:
             return kept
         _LOG.warning("%s: not a tuning of this model; measuring again", path)
     except FileNotFoundError:
@@ -59,8 +59,8 @@ def tuned_seconds(
         _LOG.warning("%s: cannot be read (%s); measuring again", path, error)
     _LOG.info("tuning proposal_conv, %d layers, once for this host", len(widths))
     seconds = [
-        {name: _measure(plan, number, *width, name, threads) for name in candidates(plan.kernel, precision, exact)}
-        for number, width in enumerate(widths)
+        {name: _measure(plan, number, *widths[number], name, threads) for name in layer}
+        for number, layer in enumerate(names)
     ]
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(f".{os.getpid()}.partial")
