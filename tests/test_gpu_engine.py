@@ -21,7 +21,7 @@ from mmn_fast.checkpoint import load_model
 from mmn_fast.engine import Engine
 from mmn_fast.geometry import cells_to_moments, plan_for
 from mmn_fast.geometry_crops import border_of, crop_plan, cropped_taps, padded_rows
-from mmn_fast.kernels import native, reference
+from mmn_fast.kernels import gpu_buckets, native, reference
 from mmn_fast.kernels.gpu_graphs import Captured
 from mmn_fast.kernels.gpu_video import CropProposalConv
 from mmn_fast.presets import PRESETS
@@ -161,8 +161,9 @@ def test_a_request_beyond_the_largest_sizes_is_split(
     batch = [mmn_fast.Query(v, [f"{'word ' * (7 * n)}end", "same", f"{n}"]) for n, v in enumerate(videos)]
     whole = _engine(golden_model("charades_small"), device, precision)
     expected = whole.ground(batch, top_k=3)
-    monkeypatch.setattr(native_gpu, "VIDEO_BUCKETS", (1, 2))
-    monkeypatch.setattr(native_gpu, "QUERY_BUCKETS", (1, 4))
+    for module in (native_gpu, gpu_buckets):
+        monkeypatch.setattr(module, "VIDEO_BUCKETS", (1, 2))
+        monkeypatch.setattr(module, "QUERY_BUCKETS", (1, 4))
     small = _engine(golden_model("charades_small"), device, precision)
     assert (small._backend._video_buckets[-1], small._backend._sentence_buckets[-1]) in ((1, 1), (2, 4))  # type: ignore
     for ours, theirs in zip(small.ground(batch, top_k=3), expected, strict=True):
@@ -315,8 +316,8 @@ def test_every_program_of_static_sizes_is_captured_once_and_gives_the_same_bits(
 
         return Captured(run, 2**20)
 
-    monkeypatch.setattr(backend, "_capture", capture)
-    monkeypatch.setattr(backend, "_graphs_on", True)
+    monkeypatch.setattr(backend._programs, "_capture", capture)
+    monkeypatch.setattr(backend._programs, "graphs_on", True)
     batch = _batch(case)
     engine.warmup(videos=(1,), sentences=(1,), tokens=(9, 16), top_k=4)
     assert [name for name, _, _ in captured] == ["_ground_program"]
@@ -347,7 +348,7 @@ def test_out_of_memory_is_one_sentence_and_leaves_the_engine_usable(
                 if in_capture:
                     raise RuntimeError("operation failed due to a previous error during capture")
 
-        broken.setattr(backend._video, "encode", full)
+        broken.setattr(backend._programs.video, "encode", full)
         message = (
             r"^native: out of device memory in the program 'ground' for \[\d+, .*, which needs about [\d,]+ MiB:"
             r" CUDA out of memory. Tried to allocate 9 GiB.; graphs were let go, the engine stays usable$"
