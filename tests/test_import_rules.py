@@ -26,10 +26,11 @@ LAYERS: list[set[str]] = [
     },
     {
         *("kernels.native_conv", "kernels.native_text", "kernels.tensorrt_plan"),
-        *("kernels.gpu_ops", "kernels.gpu_graphs", "kernels.gpu_buckets", "kernels.gpu_device"),
+        *("kernels.gpu_operator", "kernels.gpu_graphs", "kernels.gpu_buckets", "kernels.gpu_device"),
         *("kernels.gather_schedule", "kernels.gather_choices", "kernels.triton_interpreter"),
     },
-    {"kernels.tuning", "kernels.gpu_video", "kernels.triton_conv"},
+    {"kernels.tuning", "kernels.gpu_ops", "kernels.gpu_moment_ops", "kernels.triton_conv"},
+    {"kernels.gpu_video"},
     {"kernels.gpu_programs"},
     {"hub", "features", "text_encoder", "tokenizer", "postprocess", "pixel_features"},
     {"checkpoint", "model"},

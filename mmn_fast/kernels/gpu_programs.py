@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmn_fast.geometry import plan_for
-from mmn_fast.kernels import gpu_ops
+from mmn_fast.kernels import gpu_moment_ops
 from mmn_fast.kernels.gpu_device import out_of_memory, strict_arithmetic
 from mmn_fast.kernels.gpu_graphs import MIB, Captured, GraphCache
 from mmn_fast.kernels.gpu_video import VideoBranch
@@ -96,16 +96,16 @@ class Programs:
         """Moments of pairs from embeddings: chosen and scores [Q, top_k], and bool [Q], whether all were finite."""
         fused = self.pair_scores(video, text, pair_videos, pair_sentences)[2]
         preset = self._preset
-        found = gpu_ops.pair_moments(fused, self._cells, durations, top_k, preset.num_clips, preset.nms_iou)
+        found = gpu_moment_ops.pair_moments(fused, self._cells, durations, top_k, preset.num_clips, preset.nms_iou)
         return (*found, fused.isfinite().all(1))
 
     def pair_scores(
         self, video: tuple[Tensor, Tensor], text: tuple[Tensor, Tensor], pair_videos: Tensor, pair_sentences: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Contrastive, iou and fused scores of pairs, float32 [Q, P] each (`gpu_ops.pair_scores`)."""
+        """Contrastive, iou and fused scores of pairs, float32 [Q, P] each (`gpu_moment_ops.pair_scores`)."""
         power, product = self._preset.score_power, self._preset.score_fusion == "product"
         scores: tuple[Tensor, Tensor, Tensor]
-        scores = gpu_ops.pair_scores(*video, *text, pair_videos, pair_sentences, power, product)
+        scores = gpu_moment_ops.pair_scores(*video, *text, pair_videos, pair_sentences, power, product)
         return scores
 
     def _ground_program(
