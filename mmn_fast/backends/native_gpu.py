@@ -25,7 +25,7 @@ from mmn_fast.kernels.gpu_graphs import MIB
 from mmn_fast.kernels.gpu_programs import Programs, TextBranch
 from mmn_fast.kernels.gpu_video import VideoBranch
 from mmn_fast.postprocess import select_moments
-from mmn_fast.text_encoder import build_text_encoder
+from mmn_fast.text_encoder import build_text_encoder, fuse_attention
 from mmn_fast.types import FloatArray, InputError
 
 _PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
@@ -80,7 +80,8 @@ class NativeGpuBackend(DeviceBackend):
         self._num_proposals, self._max_tokens = plan_for(model.preset).num_proposals, model.text.max_tokens
 
         def text() -> TextBranch:
-            return build_text_encoder(model.text, model.preset.joint_size, model.state).to(place, dtype)
+            encoder = build_text_encoder(model.text, model.preset.joint_size, model.state)
+            return fuse_attention(encoder).to(place, dtype)
 
         self._programs = Programs(
             model.preset,
