@@ -12,6 +12,7 @@ from mmn_fast.kernels.gpu_buckets import (
     bucket_for,
     padded_ids,
     padded_pairs,
+    rows_for,
     split,
     tokens_for,
 )
@@ -36,6 +37,10 @@ def test_sentences_are_padded_to_a_bucket_and_never_beyond_the_encoder() -> None
     assert [tokens_for(n, 512) for n in (1, 16, 17, 64, 65, 512)] == [16, 16, 32, 64, 128, 512]
     assert [tokens_for(n, 40) for n in (1, 33, 40)] == [16, 40, 40]
     assert TOKEN_BUCKETS[-1] == 64
+
+
+def test_source_rows_get_a_bucket_and_beyond_the_largest_a_multiple_of_it() -> None:
+    assert [rows_for(n) for n in (1, 64, 65, 16384, 16385, 50000)] == [64, 64, 256, 16384, 32768, 65536]
 
 
 class _Captures:

@@ -2,11 +2,12 @@
 
 A request is padded to static sizes (`kernels.gpu_buckets`), each of which is captured as a CUDA graph once
 (`kernels.gpu_programs`). One that fits a single size is one graph, text and video on two streams that join before the
-scores; a larger one is split into a graph per piece of text and of videos, and two launches per piece of pairs.
+scores; a larger one is split into a graph per piece of text, of videos and of pairs.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -19,12 +20,20 @@ from mmn_fast.backends.base import NO_OPTIONS, Branches, DeviceBackend, Pairs, S
 from mmn_fast.checkpoint import LoadedModel
 from mmn_fast.features import pre_clip_spans
 from mmn_fast.geometry import plan_for
-from mmn_fast.kernels import gpu_device, gpu_ops, native
-from mmn_fast.kernels.gpu_buckets import QUERY_BUCKETS, VIDEO_BUCKETS, bucket_for, padded_ids, padded_pairs, split
+from mmn_fast.kernels import gpu_device, native
+from mmn_fast.kernels.gpu_buckets import (
+    QUERY_BUCKETS,
+    VIDEO_BUCKETS,
+    bucket_for,
+    padded_ids,
+    padded_pairs,
+    rows_for,
+    split,
+)
 from mmn_fast.kernels.gpu_graphs import MIB
 from mmn_fast.kernels.gpu_programs import Programs, TextBranch
+from mmn_fast.kernels.gpu_runner import Input
 from mmn_fast.kernels.gpu_video import VideoBranch
-from mmn_fast.postprocess import select_moments
 from mmn_fast.text_encoder import build_text_encoder, fuse_attention
 from mmn_fast.types import FloatArray, InputError
 
@@ -94,26 +103,28 @@ class NativeGpuBackend(DeviceBackend):
             graphs and on_cuda,
             limit * MIB,
         )
+        self._runner = self._programs.runner
 
-    def run(self, kind: str, inputs: Sequence[Tensor], top_k: int = 0) -> tuple[Tensor, ...]:
+    def run(self, name: str, inputs: Sequence[Tensor], top_k: int = 0) -> Any:
         """Run one program on inputs of static sizes, without waiting; for benchmarks (`Programs.run`).
 
         Raises:
             MemoryError: the device has too little memory.
         """
-        with self._programs.running():
-            return self._programs.run(kind, inputs, top_k)
+        with self._runner.running():
+            return self._programs.run(name, inputs, top_k)
 
     def encode_video(self, pre_clips: FloatArray) -> Branches:
         shape = (len(pre_clips), self._num_proposals, self.preset.joint_size)
         if not len(pre_clips):
             return np.empty(shape, np.float32), np.empty(shape, np.float32)
-        with self._programs.running():
+        with self._runner.running():
             blocks = []
             for first, count, bucket in split(len(pre_clips), self._video_buckets):
                 padded = np.zeros((bucket, *pre_clips.shape[1:]), np.float32)
                 padded[:count] = pre_clips[first : first + count]
-                branches = self._programs.run("video", [self._upload(padded).to(self._programs.dtype)])
+                pre = self._runner.upload(padded).to(self._programs.dtype)
+                branches = self._programs.run("video", [pre])
                 blocks.append([branch[:count].float().cpu().numpy() for branch in branches])
         contrastive, iou = (np.concatenate(branch) for branch in zip(*blocks, strict=True))
         return contrastive, iou
@@ -121,18 +132,30 @@ class NativeGpuBackend(DeviceBackend):
     def encode_text(self, token_ids: Sequence[npt.NDArray[np.int64]]) -> Branches:
         if not token_ids:
             return tuple(np.empty((0, self.preset.joint_size), np.float32) for _ in range(2))  # type: ignore[return-value]
-        with self._programs.running():
+        with self._runner.running():
             contrastive, iou = (branch.float().cpu().numpy() for branch in self._embed_sentences(token_ids))
         return contrastive, iou
 
     def score(self, video: Branches, text: Branches) -> Branches:
-        contrastive, iou, _ = self._scores(video, text)
+        with self._runner.running():
+            vc, vi, tc, ti = (self._runner.upload(array).to(self._programs.dtype) for array in (*video, *text))
+            sentences = torch.arange(len(tc), dtype=torch.int32, device=tc.device)
+            scores = self._programs.pair_scores((vc[None], vi[None]), (tc, ti), torch.zeros_like(sentences), sentences)
+            contrastive, iou, fused = (score.cpu().numpy() for score in scores)
+        self._require_finite(np.isfinite(fused).all(1))
         return contrastive, iou
 
     def score_moments(self, video: Branches, text: Branches, moments: FloatArray, top_k: int) -> Selection:
-        fused = self._scores(video, text)[2]
-        chosen = select_moments(fused, moments, self.preset.nms_iou, top_k, self.threads)
-        return chosen, np.where(chosen >= 0, np.take_along_axis(fused, np.maximum(chosen, 0), 1), np.float32(0))
+        if not len(text[0]):
+            return np.empty((0, top_k), np.int32), np.empty((0, top_k), np.float32)
+        with self._runner.running():
+            fixed = [self._runner.upload(array) for array in (*video, moments)]
+            found = []
+            for first, count, bucket in split(len(text[0]), QUERY_BUCKETS):
+                piece = [Input(self._runner.pinned(branch[first : first + count]), bucket) for branch in text]
+                selection = self._programs.run("moments", [*fixed[:2], *piece, fixed[2]], top_k)
+                found.append([tensor[:count] for tensor in selection])
+            return self._selected(found)
 
     def ground(
         self,
@@ -143,41 +166,111 @@ class NativeGpuBackend(DeviceBackend):
     ) -> Selection:
         if not len(pairs.videos):
             return np.empty((0, top_k), np.int32), np.empty((0, top_k), np.float32)
-        with self._programs.running():
+        with self._runner.running():
             video_bucket = bucket_for(len(features), self._video_buckets)
             sentence_bucket = bucket_for(len(token_ids), self._sentence_buckets)
             if video_bucket and sentence_bucket and len(pairs.videos) <= QUERY_BUCKETS[-1]:
                 inputs = [
-                    self._pre_clips(features, video_bucket),
-                    *self._padded_ids(token_ids, sentence_bucket),
-                    *self._padded_pairs(pairs),
+                    *self._rows(features, video_bucket),
+                    *self._ids(token_ids, sentence_bucket),
+                    *self._pairs(pairs.videos, pairs.sentences, pairs.durations),
                 ]
                 selection = self._programs.run("ground", inputs, top_k)
-                found = [[tensor[: len(pairs.videos)].cpu().numpy() for tensor in selection]]
-            else:
-                found = self._ground_in_pieces(features, token_ids, pairs, top_k)
-        chosen, scores, finite = (np.concatenate(parts) for parts in zip(*found, strict=True))
-        self._require_finite(finite)
-        return chosen, scores
+                return self._selected([[tensor[: len(pairs.videos)] for tensor in selection]])
+            return self._ground_in_pieces(features, token_ids, pairs, top_k)
 
-    def warmup(self, videos: Sequence[int], sentences: Sequence[int], tokens: Sequence[int], top_k: int) -> None:
-        width = (self.preset.num_pre_clips, self.preset.input_size)
-        with self._programs.running():
-            for count in videos:
-                for spoken in sentences:
-                    for length in tokens:
-                        pairs = Pairs(
-                            np.zeros(spoken, np.int32), np.arange(spoken, dtype=np.int32), np.ones(spoken, np.float32)
-                        )
-                        ids = [np.ones(min(length, self._max_tokens), np.int64)] * spoken
-                        self.ground([np.ones(width, np.float32)] * count, ids, pairs, top_k)
+    def warmup(
+        self, videos: Sequence[int], sentences: Sequence[int], tokens: Sequence[int], rows: Sequence[int], top_k: int
+    ) -> None:
+        for count, spoken, length, clips in itertools.product(videos, sentences, tokens, rows):
+            numbers = np.arange(spoken, dtype=np.int32)
+            pairs = Pairs(np.zeros_like(numbers), numbers, np.ones(spoken, np.float32))
+            features = np.ones((clips, self.preset.input_size), np.float32)
+            ids = np.ones(min(length, self._max_tokens), np.int64)
+            self.ground([features] * count, [ids] * spoken, pairs, top_k)
 
     def info(self) -> dict[str, Any]:
         return {
             "precision": self.precision,
             "threads": native.num_threads(self.threads),
-            **self._programs.info(),
+            "proposal_conv": self._programs.video.conv.name,
+            **self._runner.info(),
         }
+
+    def _ground_in_pieces(
+        self,
+        features: Sequence[FloatArray],
+        token_ids: Sequence[npt.NDArray[np.int64]],
+        pairs: Pairs,
+        top_k: int,
+    ) -> Selection:
+        text = self._embed_sentences(token_ids)
+        found, rows = [], []
+        for first, count, video_bucket in split(len(features), VIDEO_BUCKETS):
+            video = self._embed_videos(features[first : first + count])
+            mine = np.flatnonzero((pairs.videos >= first) & (pairs.videos < first + count))
+            for start, held, _ in split(len(mine), QUERY_BUCKETS):
+                chosen = mine[start : start + held]
+                spoken, sentences = np.unique(pairs.sentences[chosen], return_inverse=True)
+                place = self._runner.upload(spoken)
+                inputs = [
+                    *(Input(branch, video_bucket) for branch in video),
+                    *(Input(branch[place], bucket_for(len(spoken), QUERY_BUCKETS)) for branch in text),
+                    *self._pairs(pairs.videos[chosen] - first, sentences.astype(np.int32), pairs.durations[chosen]),
+                ]
+                selection = self._programs.run("score", inputs, top_k)
+                found.append([tensor[:held] for tensor in selection])
+                rows.append(chosen)
+        return self._selected(found, np.argsort(np.concatenate(rows)))
+
+    def _embed_videos(self, features: Sequence[FloatArray]) -> list[Tensor]:
+        """dtype [B, P, J] twice."""
+        blocks = []
+        for first, count, bucket in split(len(features), self._video_buckets):
+            branches = self._programs.run("features", self._rows(features[first : first + count], bucket))
+            blocks.append([branch[:count] for branch in branches])
+        return [torch.cat(branch) for branch in zip(*blocks, strict=True)]
+
+    def _embed_sentences(self, token_ids: Sequence[npt.NDArray[np.int64]]) -> list[Tensor]:
+        """dtype [S, J] twice; sentences of like lengths go together."""
+        order = sorted(range(len(token_ids)), key=lambda row: len(token_ids[row]))
+        blocks = []
+        for first, count, bucket in split(len(order), self._sentence_buckets):
+            sentences = [token_ids[row] for row in order[first : first + count]]
+            branches = self._programs.run("text", self._ids(sentences, bucket))
+            blocks.append([branch[:count] for branch in branches])
+        back = self._runner.upload(np.argsort(order))
+        return [torch.cat(branch)[back] for branch in zip(*blocks, strict=True)]
+
+    def _rows(self, features: Sequence[FloatArray], bucket: int) -> list[Input]:
+        """Rows of all videos, and starts and ends of their pre-clips; videos that fill up are the first one again."""
+        preset = self.preset
+        spans = [pre_clip_spans(len(rows), preset.num_pre_clips, preset.clamp_pre_clips) for rows in features]
+        offsets = np.cumsum([0, *(len(rows) for rows in features)])
+        order = [*range(len(features)), *[0] * (bucket - len(features))]
+        starts, ends = (
+            np.concatenate([spans[number][side] + offsets[number] for number in order]).astype(np.int32)
+            for side in range(2)
+        )
+        rows = self._runner.pinned(features[0] if len(features) == 1 else np.concatenate(list(features)))
+        return [Input(rows, rows_for(len(rows))), *(Input(self._runner.pinned(side)) for side in (starts, ends))]
+
+    def _ids(self, token_ids: Sequence[npt.NDArray[np.int64]], bucket: int) -> list[Input]:
+        return [Input(self._runner.pinned(array)) for array in padded_ids(token_ids, bucket, self._max_tokens)]
+
+    def _pairs(
+        self, videos: npt.NDArray[np.int32], sentences: npt.NDArray[np.int32], durations: FloatArray
+    ) -> list[Input]:
+        return [Input(self._runner.pinned(array)) for array in padded_pairs(videos, sentences, durations)]
+
+    def _selected(
+        self, found: Sequence[Sequence[Tensor]], order: npt.NDArray[np.int64] | slice = slice(None)
+    ) -> Selection:
+        """What programs selected, of all pieces and in this order, on the host; the first wait of a call."""
+        parts = zip(*found, strict=True)
+        chosen, scores, finite = (np.concatenate([tensor.cpu().numpy() for tensor in part])[order] for part in parts)
+        self._require_finite(finite)
+        return chosen, scores
 
     def _require_finite(self, finite: npt.NDArray[np.bool_]) -> None:
         """Suppression passes over NaN: without this, values beyond fp16 would come out as moments that are missing."""
@@ -187,86 +280,6 @@ class NativeGpuBackend(DeviceBackend):
                 f" {int((~finite).sum())} of {len(finite)} sentences get scores that are not finite; bf16 and fp32 hold"
                 " larger values"
             )
-
-    def _ground_in_pieces(
-        self,
-        features: Sequence[FloatArray],
-        token_ids: Sequence[npt.NDArray[np.int64]],
-        pairs: Pairs,
-        top_k: int,
-    ) -> list[list[npt.NDArray[Any]]]:
-        text = self._embed_sentences(token_ids)
-        selections, rows = [], []
-        for first, count, _ in split(len(features), VIDEO_BUCKETS):
-            blocks = []
-            for start, held, size in split(count, self._video_buckets):
-                inputs = self._pre_clips(features[first + start : first + start + held], size)
-                blocks.append([branch[:held] for branch in self._programs.run("video", [inputs])])
-            video = [torch.cat(branch) for branch in zip(*blocks, strict=True)]
-            mine = np.flatnonzero((pairs.videos >= first) & (pairs.videos < first + count))
-            for start, held, _ in split(len(mine), QUERY_BUCKETS):
-                chosen = mine[start : start + held]
-                piece = Pairs(pairs.videos[chosen] - first, pairs.sentences[chosen], pairs.durations[chosen])
-                selection = self._programs.score((video[0], video[1]), text, *self._padded_pairs(piece), top_k)
-                selections.append([tensor[:held] for tensor in selection])
-                rows.append(chosen)
-        order = np.argsort(np.concatenate(rows))
-        return [[torch.cat(parts).cpu().numpy()[order] for parts in zip(*selections, strict=True)]]
-
-    def _upload(self, array: npt.NDArray[Any]) -> Tensor:
-        return self._programs.upload(array)
-
-    def _pre_clips(self, features: Sequence[FloatArray], bucket: int) -> Tensor:
-        """dtype [bucket, T, D] from raw features; the videos that fill up are the first one again."""
-        preset = self.preset
-        spans = [pre_clip_spans(len(rows), preset.num_pre_clips, preset.clamp_pre_clips) for rows in features]
-        offsets = np.cumsum([0, *(len(rows) for rows in features)])
-        order = [*range(len(features)), *[0] * (bucket - len(features))]
-        starts, ends = (
-            np.concatenate([spans[number][side] + offsets[number] for number in order]).astype(np.int32)
-            for side in range(2)
-        )
-        rows = features[0] if len(features) == 1 else np.concatenate(list(features))
-        pooled = gpu_ops.feature_pool(
-            self._upload(rows),
-            self._upload(starts),
-            self._upload(ends),
-            list(preset.feature_streams),
-            self._programs.dtype,
-        )
-        shaped: Tensor = pooled.view(bucket, preset.num_pre_clips, preset.input_size)
-        return shaped
-
-    def _padded_ids(self, token_ids: Sequence[npt.NDArray[np.int64]], bucket: int) -> list[Tensor]:
-        return [self._upload(array) for array in padded_ids(token_ids, bucket, self._max_tokens)]
-
-    def _padded_pairs(self, pairs: Pairs) -> tuple[Tensor, Tensor, Tensor]:
-        videos, sentences, durations = padded_pairs(pairs.videos, pairs.sentences, pairs.durations)
-        return self._upload(videos), self._upload(sentences), self._upload(durations)
-
-    def _embed_sentences(self, token_ids: Sequence[npt.NDArray[np.int64]]) -> tuple[Tensor, Tensor]:
-        """dtype [S, J] twice; sentences of like lengths go together."""
-        order = sorted(range(len(token_ids)), key=lambda row: len(token_ids[row]))
-        blocks = []
-        for first, count, bucket in split(len(order), self._sentence_buckets):
-            sentences = [token_ids[row] for row in order[first : first + count]]
-            branches = self._programs.run("text", self._padded_ids(sentences, bucket))
-            blocks.append([branch[:count] for branch in branches])
-        back = self._upload(np.argsort(order))
-        contrastive, iou = (torch.cat(branch)[back] for branch in zip(*blocks, strict=True))
-        return contrastive, iou
-
-    def _scores(self, video: Branches, text: Branches) -> tuple[FloatArray, FloatArray, FloatArray]:
-        """Contrastive, iou and fused float32 [S, P] of one video from embeddings on the host."""
-        with self._programs.running():
-            vc, vi, tc, ti = (self._upload(array).to(self._programs.dtype) for array in (*video, *text))
-            videos, sentences = np.zeros(len(text[0]), np.int32), np.arange(len(text[0]), dtype=np.int32)
-            scores = self._programs.pair_scores(
-                (vc[None], vi[None]), (tc, ti), self._upload(videos), self._upload(sentences)
-            )
-            contrastive, iou, fused = (score.cpu().numpy() for score in scores)
-        self._require_finite(np.isfinite(fused).all(1))
-        return contrastive, iou, fused
 
 
 def _checked(options: Mapping[str, Any]) -> tuple[bool, int]:

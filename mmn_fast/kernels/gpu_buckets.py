@@ -11,6 +11,9 @@ import numpy.typing as npt
 VIDEO_BUCKETS = (1, 2, 4, 8, 16, 32, 48)
 QUERY_BUCKETS = (1, 8, 32, 128)
 TOKEN_BUCKETS = (16, 32, 64)
+# Source rows of all videos of a request. Rows beyond those given cost a read of up to three times as many, and are not
+# copied to the device; with finer buckets a video a little longer than the last would cost a capture.
+ROW_BUCKETS = (64, 256, 1024, 4096, 16384)
 
 
 class Piece(NamedTuple):
@@ -46,9 +49,16 @@ def split(count: int, buckets: Sequence[int]) -> list[Piece]:
 
 def tokens_for(length: int, max_tokens: int) -> int:
     """The padded length of a sentence: a token bucket, beyond them a multiple of the largest, at most `max_tokens`."""
-    bucket = bucket_for(length, TOKEN_BUCKETS)
-    padded = bucket or -(-length // TOKEN_BUCKETS[-1]) * TOKEN_BUCKETS[-1]
-    return min(padded, max_tokens)
+    return min(_static(length, TOKEN_BUCKETS), max_tokens)
+
+
+def rows_for(count: int) -> int:
+    """The static number of source rows that holds `count`: a row bucket, beyond them a multiple of the largest."""
+    return _static(count, ROW_BUCKETS)
+
+
+def _static(count: int, buckets: Sequence[int]) -> int:
+    return bucket_for(count, buckets) or -(-count // buckets[-1]) * buckets[-1]
 
 
 def padded_ids(
