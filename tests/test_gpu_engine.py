@@ -436,11 +436,25 @@ def test_out_of_memory_is_one_sentence_and_leaves_the_engine_usable(
     assert engine.ground(batch) == expected
 
 
+def test_out_of_memory_while_loading_says_how_much_the_weights_need(
+    golden_model: Models, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(native_gpu, "VideoBranch", full)
+    message = r"^native: out of device memory in the program 'load' for the weights, which needs about [\d,]+ MiB: CUDA"
+    with pytest.raises(MemoryError, match=message):
+        _engine(golden_model("charades_small"), "cpu")
+
+
 def test_warmup_refuses_sizes_that_are_none_and_does_nothing_elsewhere(golden_engine: Callable[[str], Engine]) -> None:
     engine = golden_engine("charades_small")
     engine.warmup()
     with pytest.raises(InputError, match="^videos: expected integers >= 1, got 0$"):
         engine.warmup(videos=[0])
+    with pytest.raises(InputError, match="^rows: expected integers >= 1, got -1$"):
+        engine.warmup(rows=[-1])
     with pytest.raises(InputError, match="^tokens: expected integers >= 1, got 2.5$"):
         engine.warmup(tokens=[2.5])  # type: ignore[list-item]
 
@@ -455,7 +469,11 @@ def test_graphs_give_the_bits_of_the_same_call_without(precision: str, golden_mo
     plain = _engine(golden_model("tacos_small"), "cuda", precision, graphs=False)
     engine = _engine(golden_model("tacos_small"), "cuda", precision)
     assert engine.ground(batch) == plain.ground(batch)
-    assert engine.info()["graphs"] >= 1
+    many = mmn_fast.Query(batch[0].video, [f"{number}" for number in range(200)])  # beyond the largest bucket
+    assert engine.ground([many]) == plain.ground([many])
+    video, text = engine.encode_video([batch[0].video]), engine.encode_text(many.sentences)
+    assert engine.score(video, text) == plain.score(video, text)
+    assert engine.info()["graphs"] >= 5
 
 
 @pytest.mark.gpu
@@ -465,5 +483,6 @@ def test_a_thousand_runs_give_one_result(golden_model: Models) -> None:
         pytest.skip(reason)
     batch = _batch(cases.load("tacos_small"))
     engine = _engine(golden_model("tacos_small"), "cuda", "fp16")
-    first = engine.ground(batch)
-    assert all(engine.ground(batch) == first for _ in range(1000))
+    video, text = engine.encode_video([batch[0].video]), engine.encode_text(batch[0].sentences)
+    first = engine.ground(batch), engine.score(video, text)
+    assert all((engine.ground(batch), engine.score(video, text)) == first for _ in range(1000))

@@ -163,6 +163,7 @@ def temporal_nms(scores: Tensor, moments: Tensor, top_k: int, iou_threshold: flo
         int32 [S, top_k], best first, -1 where fewer are left.
 
     Raises:
+        RuntimeError: device tensors, and this build has no CUDA kernels.
         TypeError: an argument is no tensor, or of another dtype.
         ValueError: a device, shape, layout or value differs.
     """
@@ -174,6 +175,7 @@ def temporal_nms(scores: Tensor, moments: Tensor, top_k: int, iou_threshold: flo
     keys = torch.empty_like(scores, dtype=torch.int32)
     pointers = scores.data_ptr(), moments.data_ptr(), keys.data_ptr(), chosen.data_ptr()
     if scores.is_cuda:
+        native.require_cuda_build()
         native.extension.cuda_temporal_nms(*pointers, sentences, proposals, top_k, iou_threshold, *where(scores))
     else:
         native.extension.cuda_twin_temporal_nms(*pointers, sentences, proposals, top_k, iou_threshold)
