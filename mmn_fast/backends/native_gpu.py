@@ -149,9 +149,11 @@ class NativeGpuBackend(DeviceBackend):
         if not len(text[0]):
             return np.empty((0, top_k), np.int32), np.empty((0, top_k), np.float32)
         with self._runner.running():
-            fixed = [self._runner.upload(array) for array in (*video, moments)]
-            found = []
-            for first, count, bucket in split(len(text[0]), QUERY_BUCKETS):
+            pieces = split(len(text[0]), QUERY_BUCKETS)
+            # Copied to the device once: by the only graph launch, or before several.
+            take = self._runner.pinned if len(pieces) == 1 else self._runner.upload
+            fixed, found = [take(array) for array in (*video, moments)], []
+            for first, count, bucket in pieces:
                 piece = [Input(self._runner.pinned(branch[first : first + count]), bucket) for branch in text]
                 selection = self._programs.run("moments", [*fixed[:2], *piece, fixed[2]], top_k)
                 found.append([tensor[:count] for tensor in selection])

@@ -30,8 +30,8 @@ class Input:
 
     Attributes:
         tensor: the values, of the static size or with fewer rows.
-        rows: the static number of rows; None for those of `tensor`. A graph sees something finite in the rows that
-            `tensor` lacks, and the program must not read them for anything that is kept.
+        rows: the static number of rows; None for those of `tensor`. In the rows that `tensor` lacks a graph sees zeros
+            or values of an earlier call, so nothing that is kept may depend on them.
     """
 
     tensor: Tensor
