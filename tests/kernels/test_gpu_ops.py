@@ -331,6 +331,27 @@ def test_operators_refuse_bad_arguments_with_a_sentence(
         getattr(torch.ops.mmn_fast, name)(*arguments)
 
 
+@pytest.mark.skipif(not native.build_info()["cuda"], reason="a build without CUDA")
+@pytest.mark.parametrize(
+    ("op", "binding", "arguments"),
+    [
+        ("feature_pool", "gpu_feature_pool", [0, 0, 0, 0, 0, 1, 1, [4], 0]),
+        ("clip_pool", "gpu_clip_pool", [0, 0, 0, 1, 1, 4, 1, 1, 1, 0]),
+        ("moment_map", "gpu_moment_map", [0, 0, 0, 1, 1, 4, 0]),
+        ("conv_epilogue", "gpu_conv_epilogue", [0, 0, 0, 0, 0, 1, 1, 4, 4, 4, 0]),
+        ("heads", "gpu_heads", [0, 0, 0, 0, 1, 1, 4, 0]),
+        ("pair_scores", "gpu_pair_scores", [0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 4, 0.5, False, 0]),
+        ("pair_moments", "gpu_pair_moments", [0, 0, 0, 0, 0, 0, 1, 1, 1, 16.0, 0.5]),
+        ("temporal_nms", "cuda_temporal_nms", [0, 0, 0, 0, 1, 1, 1, 0.5]),
+        ("sparse_max_pool", "cuda_sparse_max_pool", [0, 0, 0, 1, 1]),
+    ],
+)
+def test_what_cuda_refuses_is_an_exception_that_names_the_op(op: str, binding: str, arguments: list[Any]) -> None:
+    """A device that is not there, with or without a driver: nothing is launched."""
+    with pytest.raises(RuntimeError, match=f"^{op}: CUDA says cudaError"):
+        getattr(native.extension, binding)(*arguments, 4096, 0)
+
+
 def test_padded_rows_leave_the_border_free() -> None:
     plan = plan_for(PRESETS["charades-sta"])
     border, side = border_of(plan), plan.num_clips + 2 * border_of(plan)
