@@ -204,10 +204,8 @@ def _encode_video(bench: Bench, case: cases.GoldenCase, model: LoadedModel, batc
     for batch in batches:
         shape = (batch, preset.num_pre_clips, preset.input_size)
         sets = [torch.randn(shape, device=bench.device) for _ in range(_INPUT_SETS)]
-        floor_ms = max(
-            batch * work / bench.rates["matmul_tflops"] / 1e9,
-            2 * (weights + batch * size) / bench.rates["copy_gbps"] / 1e6,
-        )
+        flop, moved = batch * work, 2 * (weights + batch * size)
+        floor_ms = max(flop / bench.rates["matmul_tflops"] / 1e9, moved / bench.rates["copy_gbps"] / 1e6)
         with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
             # One video at a time: 48 dense maps in float32 need more memory than what is compared.
             parts = [net.encode_video(sets[0][n : n + 1]) for n in range(min(batch, 8))]
@@ -231,7 +229,42 @@ def _encode_video(bench: Bench, case: cases.GoldenCase, model: LoadedModel, batc
             peak = 0.0 if bench.device == "cpu" else torch.cuda.max_memory_allocated() / 2**20
             facts = {"preset": preset.name, "batch": batch, "peak_mib": round(peak, 1)}
             of_floor = round(floor_ms / float(np.median(taken)), 3)
-            bench.write("encode_video", peer, taken, error, **facts, floor_ms=floor_ms, of_floor=of_floor)
+            facts |= {"flop": flop, "bytes": moved, "floor_ms": floor_ms, "of_floor": of_floor}
+            bench.write("encode_video", peer, taken, error, **facts)
+
+
+def _encode_text(bench: Bench, case: cases.GoldenCase, model: LoadedModel, batches: list[int]) -> None:
+    """Sentences of 16 word pieces on the device."""
+    text, length = case.text, min(16, case.text.max_tokens)
+    net = build_model(case.preset, text, case.state()).requires_grad_(False).to(bench.device)
+    backend = NativeGpuBackend(model, bench.device, "fp16", None)
+    layer = 4 * text.width**2 + 2 * text.width * text.ffn_width
+    for batch in batches:
+        ids = [torch.randint(text.vocab_size, (batch, length), device=bench.device) for _ in range(_INPUT_SETS)]
+        lengths = torch.full((batch,), length, device=bench.device)
+
+        def reference(number: int, ids: list[torch.Tensor] = ids, lengths: torch.Tensor = lengths) -> Any:
+            with torch.inference_mode():
+                return [nn.functional.normalize(branch, dim=-1) for branch in net.text_encoder(ids[number], lengths)]
+
+        def half(number: int, run: Run = reference) -> Any:
+            with torch.autocast(bench.device, torch.float16):
+                return run(number)
+
+        def ours(number: int, ids: list[torch.Tensor] = ids, lengths: torch.Tensor = lengths) -> Any:
+            return backend.run("text", [ids[number], lengths])
+
+        torch.set_float32_matmul_precision("highest")
+        expected = reference(0)
+        flop, moved = 2 * batch * length * text.num_layers * layer, 2 * text.num_layers * layer
+        floor_ms = max(flop / bench.rates["matmul_tflops"] / 1e9, moved / bench.rates["copy_gbps"] / 1e6)
+        for peer, run in (("mmn_fast fp16", ours), ("PyTorch fp32", reference), ("PyTorch fp16", half)):
+            if bench.out_of_time(f"encode_text, batch {batch}, {peer}"):
+                continue
+            error, taken = _error(run(0), expected), bench.time_ms(run)
+            facts = {"flop": flop, "bytes": moved, "floor_ms": floor_ms}
+            facts |= {"of_floor": round(floor_ms / float(np.median(taken)), 3)}
+            bench.write("encode_text", peer, taken, error, preset=case.preset.name, batch=batch, tokens=length, **facts)
 
 
 def _ours(backend: NativeGpuBackend, sets: list[torch.Tensor]) -> Callable[[], Run]:
@@ -336,6 +369,7 @@ def main() -> None:
         }
         _whole(bench, case, engines, [(1, 1), (2, 2)] if options.rehearse else [(1, 1), (48, 4)])
         _score(bench, case, engines["mmn_fast fp16"])
+        _encode_text(bench, case, model, [2] if options.rehearse else options.batches)
         _encode_video(bench, case, model, [2] if options.rehearse else options.batches)
 
 

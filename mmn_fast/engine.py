@@ -246,6 +246,7 @@ class Engine:
         sentences: Sequence[int] = (1, 8),
         tokens: Sequence[int] = (16, 32),
         top_k: int = 5,
+        rows: Sequence[int] = (64, 256),
     ) -> None:
         """Prepare for requests of these sizes, every combination; a backend with nothing to prepare does nothing.
 
@@ -254,18 +255,19 @@ class Engine:
             sentences: distinct sentences in it, each >= 1.
             tokens: word pieces of its longest sentence, [CLS] and [SEP] included, each >= 1.
             top_k: moments per sentence.
+            rows: clip features (n_src) of each of these videos, each >= 1.
 
         Raises:
             InputError: a size is no whole number >= 1.
             MemoryError: the device has too little memory for one of them.
         """
-        for name, sizes in (("videos", videos), ("sentences", sentences), ("tokens", tokens)):
+        for name, sizes in (("videos", videos), ("sentences", sentences), ("tokens", tokens), ("rows", rows)):
             for size in sizes:
                 if isinstance(size, bool) or not isinstance(size, (int, np.integer)) or size < 1:
                     raise InputError(f"{name}: expected integers >= 1, got {size!r}")
         top_k = _check_top_k(top_k)
         if isinstance(self._backend, DeviceBackend):
-            self._backend.warmup(videos, sentences, tokens, top_k)
+            self._backend.warmup(videos, sentences, tokens, rows, top_k)
 
     def info(self) -> dict[str, Any]:
         """What was chosen (backend, device, ISA, precision, threads) and why other backends were not."""

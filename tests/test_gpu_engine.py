@@ -21,9 +21,11 @@ from mmn_fast.checkpoint import load_model
 from mmn_fast.engine import Engine
 from mmn_fast.geometry import cells_to_moments, plan_for
 from mmn_fast.geometry_crops import border_of, crop_plan, cropped_taps, padded_rows
-from mmn_fast.kernels import native, reference
+from mmn_fast.kernels import gpu_buckets, native, reference
 from mmn_fast.kernels.gpu_graphs import Captured
+from mmn_fast.kernels.gpu_runner import Input
 from mmn_fast.kernels.gpu_video import CropProposalConv
+from mmn_fast.postprocess import fuse_scores
 from mmn_fast.presets import PRESETS
 from mmn_fast.types import BackendUnavailable, InputError
 from tests.golden import cases
@@ -161,13 +163,49 @@ def test_a_request_beyond_the_largest_sizes_is_split(
     batch = [mmn_fast.Query(v, [f"{'word ' * (7 * n)}end", "same", f"{n}"]) for n, v in enumerate(videos)]
     whole = _engine(golden_model("charades_small"), device, precision)
     expected = whole.ground(batch, top_k=3)
-    monkeypatch.setattr(native_gpu, "VIDEO_BUCKETS", (1, 2))
-    monkeypatch.setattr(native_gpu, "QUERY_BUCKETS", (1, 4))
+    for module in (native_gpu, gpu_buckets):
+        monkeypatch.setattr(module, "VIDEO_BUCKETS", (1, 2))
+        monkeypatch.setattr(module, "QUERY_BUCKETS", (1, 4))
     small = _engine(golden_model("charades_small"), device, precision)
     assert (small._backend._video_buckets[-1], small._backend._sentence_buckets[-1]) in ((1, 1), (2, 4))  # type: ignore
     for ours, theirs in zip(small.ground(batch, top_k=3), expected, strict=True):
         for moments, others in zip(ours, theirs, strict=True):
             check_close([m.score for m in moments], [m.score for m in others], "gpu_backend", precision)
+
+
+@pytest.mark.parametrize("S", [0, 1, 7, 130])
+@pytest.mark.parametrize("graphs", [False, True])
+def test_moments_from_embeddings_are_chosen_on_the_device_as_the_reference_chooses_them(
+    S: int, graphs: bool, golden_model: Models, device: str, capture: Callable[[Engine], list[Any]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    engine = _engine(golden_model("charades_small"), device, "fp16", graphs=graphs)
+    backend, preset, plan = engine._backend, engine.preset, plan_for(engine.preset)
+    assert isinstance(backend, NativeGpuBackend)
+    if graphs and device == "cpu":
+        capture(engine)
+    rng = np.random.default_rng(S)
+
+    def unit(rows: int) -> np.ndarray:
+        array = rng.standard_normal((rows, preset.joint_size)).astype(np.float32)
+        return (array / np.linalg.norm(array, axis=1, keepdims=True)).astype(np.float16).astype(np.float32)
+
+    places = rng.integers(0, 9, plan.num_proposals)  # every score occurs many times
+    video, text = (unit(9)[places], unit(9)[places]), (unit(S), unit(S))
+    moments = cells_to_moments(plan.cells, 31.7, preset.num_clips)
+    fused = fuse_scores(*backend.score(video, text), preset)
+    with monkeypatch.context() as alone:
+        alone.setattr(native, "temporal_nms", None)  # not on the host
+        for top_k in (5, 300):
+            chosen, scores = backend.score_moments(video, text, moments, top_k)
+            assert (chosen.dtype, scores.dtype) == (np.int32, np.float32)
+            expected = reference.temporal_nms(
+                torch.from_numpy(fused), torch.from_numpy(moments), preset.nms_iou, top_k
+            ).numpy()
+            np.testing.assert_array_equal(chosen, expected)
+            kept = chosen >= 0
+            check_close(scores[kept], np.take_along_axis(fused, np.maximum(chosen, 0), 1)[kept], "gpu_fused")
+            assert not scores[~kept].any()
 
 
 def test_repeats_are_encoded_once_and_videos_without_sentences_not_at_all(
@@ -294,31 +332,41 @@ def test_bad_options_are_refused(options: dict[str, Any], message: str, golden_m
         NativeGpuBackend.check_options({"speed": 1})
 
 
+@pytest.fixture
+def capture(monkeypatch: pytest.MonkeyPatch) -> Callable[[Engine], list[Any]]:
+    """Turns graphs on, with a capture that replays the program on static inputs; returns the list of captures."""
+
+    def turn_on(engine: Engine) -> list[Any]:
+        captured: list[Any] = []
+
+        def record(program: Any, inputs: Any, arguments: Any) -> Captured:
+            static = [given.static(torch.device("cpu")) for given in inputs]
+            captured.append((program.__name__, [tuple(tensor.shape) for tensor in static], arguments))
+
+            def run(*given: Input) -> Any:
+                for place, one in zip(static, given, strict=True):
+                    one.copy_to(place)
+                return program(*static, *arguments)
+
+            return Captured(run, 2**20)
+
+        assert isinstance(engine._backend, NativeGpuBackend)
+        monkeypatch.setattr(engine._backend._runner, "_capture", record)
+        monkeypatch.setattr(engine._backend._runner, "graphs_on", True)
+        return captured
+
+    return turn_on
+
+
 def test_every_program_of_static_sizes_is_captured_once_and_gives_the_same_bits(
-    golden_model: Models, monkeypatch: pytest.MonkeyPatch
+    golden_model: Models, capture: Callable[[Engine], list[Any]]
 ) -> None:
-    """The bookkeeping of graphs with a capture that replays the program on static inputs."""
     case = cases.load("charades_small")
     plain = _engine(golden_model("charades_small"), "cpu", "fp16")
     engine = _engine(golden_model("charades_small"), "cpu", "fp16", max_graph_mib=10)
-    backend, captured = engine._backend, []
-    assert isinstance(backend, NativeGpuBackend)
-
-    def capture(program: Any, inputs: Any, arguments: Any) -> Captured:
-        static = [tensor.clone() for tensor in inputs]
-        captured.append((program.__name__, [tuple(tensor.shape) for tensor in static], arguments))
-
-        def run(*given: torch.Tensor) -> Any:
-            for place, tensor in zip(static, given, strict=True):
-                place.copy_(tensor)
-            return program(*static, *arguments)
-
-        return Captured(run, 2**20)
-
-    monkeypatch.setattr(backend, "_capture", capture)
-    monkeypatch.setattr(backend, "_graphs_on", True)
+    captured = capture(engine)
     batch = _batch(case)
-    engine.warmup(videos=(1,), sentences=(1,), tokens=(9, 16), top_k=4)
+    engine.warmup(videos=(1,), sentences=(1,), tokens=(9, 16), rows=(3, 64), top_k=4)
     assert [name for name, _, _ in captured] == ["_ground_program"]
     for _ in range(2):
         assert engine.ground(batch, top_k=4) == plain.ground(batch, top_k=4)
@@ -328,6 +376,36 @@ def test_every_program_of_static_sizes_is_captured_once_and_gives_the_same_bits(
     assert len(names) == len({repr(item) for item in captured})
     assert engine.info()["graphs"] == len(names)
     assert engine.info()["graph_mib"] == len(names)
+
+
+def test_a_graph_sees_nothing_of_the_longer_video_before(
+    golden_model: Models, capture: Callable[[Engine], list[Any]]
+) -> None:
+    plain, engine = (_engine(golden_model("charades_small"), "cpu", "fp16") for _ in range(2))
+    captured, width = capture(engine), engine.preset.input_size
+    rng = np.random.default_rng(0)
+    for rows in (60, 3, 17):
+        query = mmn_fast.Query(mmn_fast.Video(rng.standard_normal((rows, width)), 9.0), ["a"])
+        assert engine.ground([query]) == plain.ground([query])
+    assert [shapes[0] for _, shapes, _ in captured] == [(64, width)]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_all_of_a_split_request_runs_in_graphs_and_gives_the_same_bits(
+    precision: str, golden_model: Models, capture: Callable[[Engine], list[Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (native_gpu, gpu_buckets):
+        monkeypatch.setattr(module, "VIDEO_BUCKETS", (1, 2))
+        monkeypatch.setattr(module, "QUERY_BUCKETS", (1, 4))
+    plain, engine = (_engine(golden_model("charades_small"), "cpu", precision) for _ in range(2))
+    captured = capture(engine)
+    rng = np.random.default_rng(0)
+    videos = [mmn_fast.Video(rng.standard_normal((5 + n, engine.preset.input_size)), 10.0 + n) for n in range(5)]
+    batch = [mmn_fast.Query(video, [f"{n} {m}" for m in range(n + 1)] + ["same"]) for n, video in enumerate(videos)]
+    assert engine.ground(batch, top_k=3) == plain.ground(batch, top_k=3)
+    assert {name for name, _, _ in captured} == {"_features_program", "_text_program", "_score_program"}
+    names = [repr(one) for one in captured]
+    assert len(names) == len(set(names))
 
 
 @pytest.mark.parametrize("in_capture", [False, True])
@@ -347,9 +425,10 @@ def test_out_of_memory_is_one_sentence_and_leaves_the_engine_usable(
                 if in_capture:
                     raise RuntimeError("operation failed due to a previous error during capture")
 
-        broken.setattr(backend._video, "encode", full)
+        broken.setattr(backend._programs.video, "encode", full)
         message = (
-            r"^native: out of device memory in the program 'ground' for \[\d+, .*, which needs about [\d,]+ MiB:"
+            r"^native: out of device memory in the program 'ground' for 4 videos, 256 rows, 8 sentences, 16 tokens,"
+            r" 8 pairs, which needs about [\d,]+ MiB:"
             r" CUDA out of memory. Tried to allocate 9 GiB.; graphs were let go, the engine stays usable$"
         )
         with pytest.raises(MemoryError, match=message):
@@ -357,11 +436,25 @@ def test_out_of_memory_is_one_sentence_and_leaves_the_engine_usable(
     assert engine.ground(batch) == expected
 
 
+def test_out_of_memory_while_loading_says_how_much_the_weights_need(
+    golden_model: Models, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(native_gpu, "VideoBranch", full)
+    message = r"^native: out of device memory in the program 'load' for the weights, which needs about [\d,]+ MiB: CUDA"
+    with pytest.raises(MemoryError, match=message):
+        _engine(golden_model("charades_small"), "cpu")
+
+
 def test_warmup_refuses_sizes_that_are_none_and_does_nothing_elsewhere(golden_engine: Callable[[str], Engine]) -> None:
     engine = golden_engine("charades_small")
     engine.warmup()
     with pytest.raises(InputError, match="^videos: expected integers >= 1, got 0$"):
         engine.warmup(videos=[0])
+    with pytest.raises(InputError, match="^rows: expected integers >= 1, got -1$"):
+        engine.warmup(rows=[-1])
     with pytest.raises(InputError, match="^tokens: expected integers >= 1, got 2.5$"):
         engine.warmup(tokens=[2.5])  # type: ignore[list-item]
 
@@ -376,7 +469,11 @@ def test_graphs_give_the_bits_of_the_same_call_without(precision: str, golden_mo
     plain = _engine(golden_model("tacos_small"), "cuda", precision, graphs=False)
     engine = _engine(golden_model("tacos_small"), "cuda", precision)
     assert engine.ground(batch) == plain.ground(batch)
-    assert engine.info()["graphs"] >= 1
+    many = mmn_fast.Query(batch[0].video, [f"{number}" for number in range(200)])  # beyond the largest bucket
+    assert engine.ground([many]) == plain.ground([many])
+    video, text = engine.encode_video([batch[0].video]), engine.encode_text(many.sentences)
+    assert engine.score(video, text) == plain.score(video, text)
+    assert engine.info()["graphs"] >= 5
 
 
 @pytest.mark.gpu
@@ -386,5 +483,6 @@ def test_a_thousand_runs_give_one_result(golden_model: Models) -> None:
         pytest.skip(reason)
     batch = _batch(cases.load("tacos_small"))
     engine = _engine(golden_model("tacos_small"), "cuda", "fp16")
-    first = engine.ground(batch)
-    assert all(engine.ground(batch) == first for _ in range(1000))
+    video, text = engine.encode_video([batch[0].video]), engine.encode_text(batch[0].sentences)
+    first = engine.ground(batch), engine.score(video, text)
+    assert all((engine.ground(batch), engine.score(video, text)) == first for _ in range(1000))

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
-from mmn_fast.kernels.gpu_graphs import (
-    MIB,
+from mmn_fast.kernels.gpu_buckets import (
     QUERY_BUCKETS,
     TOKEN_BUCKETS,
     VIDEO_BUCKETS,
-    Captured,
-    GraphCache,
     bucket_for,
+    padded_ids,
+    padded_pairs,
+    rows_for,
     split,
     tokens_for,
 )
+from mmn_fast.kernels.gpu_graphs import MIB, Captured, GraphCache
 
 
 def test_the_smallest_bucket_that_holds_a_request_is_taken() -> None:
@@ -35,6 +37,10 @@ def test_sentences_are_padded_to_a_bucket_and_never_beyond_the_encoder() -> None
     assert [tokens_for(n, 512) for n in (1, 16, 17, 64, 65, 512)] == [16, 16, 32, 64, 128, 512]
     assert [tokens_for(n, 40) for n in (1, 33, 40)] == [16, 40, 40]
     assert TOKEN_BUCKETS[-1] == 64
+
+
+def test_source_rows_get_a_bucket_and_beyond_the_largest_a_multiple_of_it() -> None:
+    assert [rows_for(n) for n in (1, 64, 65, 16384, 16385, 50000)] == [64, 64, 256, 16384, 32768, 65536]
 
 
 class _Captures:
@@ -102,3 +108,17 @@ def test_what_a_capture_raises_goes_through_and_leaves_nothing() -> None:
     assert cache.info()["graphs"] == 0
     captures = _Captures(a=1)
     assert _get(cache, captures, "a") == "a"
+
+
+def test_what_fills_up_a_bucket_is_sentences_of_one_word_piece_and_pairs_of_no_video() -> None:
+    ids, lengths = padded_ids([np.arange(1, 4), np.arange(1, 19)], 8, 512)
+    assert (ids.shape, lengths.tolist()) == ((8, 32), [3, 18, *[1] * 6])
+    assert ids[0].tolist() == [1, 2, 3, *[0] * 29]
+    assert ids[1, :18].tolist() == list(range(1, 19))
+    assert not ids[2:].any()
+    numbers = np.arange(3, dtype=np.int32)
+    videos, sentences, durations = padded_pairs(numbers, numbers, np.full(3, 2, np.float32))
+    assert videos.tolist() == [0, 1, 2, *[-1] * 5]
+    assert sentences.tolist() == [0, 1, 2, *[0] * 5]
+    assert durations.tolist() == [*[2] * 3, *[1] * 5]  # no division by 0
+    assert [array.dtype for array in (videos, sentences, durations)] == [np.int32, np.int32, np.float32]

@@ -23,7 +23,16 @@ def test_the_rehearsal_runs_to_its_end_and_writes_no_results() -> None:
     before = {path: path.stat().st_mtime_ns for path in results.iterdir()}
     result = _suite("--rehearse")
     assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-2000:]
-    for stage in ("ground", "cached video", "score", "encode_video", "mmn_fast fp16", "PyTorch fp32", "== "):
+    for stage in (
+        "ground",
+        "cached video",
+        "score",
+        "encode_text",
+        "encode_video",
+        "mmn_fast fp16",
+        "PyTorch fp32",
+        "== ",
+    ):
         assert stage in result.stdout
     assert result.stdout.rstrip().endswith("done")
     assert "not measured" not in result.stdout

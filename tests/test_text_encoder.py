@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
+import torch.nn.functional as F
 
-from mmn_fast.text_encoder import TextEncoder
+from mmn_fast.text_encoder import TextEncoder, fuse_attention
 from mmn_fast.types import TextEncoderConfig
 from tests.tolerances import check_close
 
@@ -57,3 +60,15 @@ def test_first_projection_is_the_iou_branch() -> None:
     contrastive, iou = encoder(torch.randint(1, 50, (2, 5)), torch.tensor([5, 5]))
     assert (iou == 3).all()
     assert (contrastive != 3).all()
+
+
+@torch.no_grad()
+def test_one_product_for_q_k_and_v_gives_what_three_give() -> None:
+    three = _encoder()
+    for parameter in three.parameters():
+        parameter.copy_(torch.randn_like(parameter) / 8)  # biases too, which are 0 at first
+    fused = fuse_attention(copy.deepcopy(three))
+    assert "bert.transformer.layer.0.attention.q_lin.weight" not in fused.state_dict()
+    ids, lengths = torch.randint(1, 50, (3, 17)), torch.tensor([17, 2, 9])
+    for ours, theirs in zip(fused(ids, lengths), three(ids, lengths), strict=True):
+        check_close(F.normalize(ours, dim=-1), F.normalize(theirs, dim=-1), "text_encoder")

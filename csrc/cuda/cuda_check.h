@@ -1,4 +1,4 @@
-// Every CUDA call is checked; the error is a sentence.
+// Every CUDA call is checked; the error is a sentence that names the op.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -8,18 +8,20 @@
 
 namespace mmn_fast {
 
-inline void cuda_check(cudaError_t status, const char* what) {
+inline void cuda_check(cudaError_t status, const char* op) {
   if (status == cudaSuccess) return;
-  throw std::runtime_error(std::string(what) + ": CUDA says " + cudaGetErrorName(status) + ": " +
+  static_cast<void>(cudaGetLastError());  // else the next launch would be blamed for it
+  throw std::runtime_error(std::string(op) + ": CUDA says " + cudaGetErrorName(status) + ": " +
                            cudaGetErrorString(status));
 }
 
-// The runtime is linked statically, so its current device is not torch's: each launch selects its own.
+// The runtime is linked statically, so its current device is not torch's: each launch selects its own. `op` is named
+// where CUDA refuses it.
 class DeviceGuard {
  public:
-  explicit DeviceGuard(int device) {
-    cuda_check(cudaGetDevice(&previous_), "cudaGetDevice");
-    cuda_check(cudaSetDevice(device), "cudaSetDevice");
+  DeviceGuard(const char* op, int device) {
+    cuda_check(cudaGetDevice(&previous_), op);
+    cuda_check(cudaSetDevice(device), op);
   }
   ~DeviceGuard() { static_cast<void>(cudaSetDevice(previous_)); }
   DeviceGuard(const DeviceGuard&) = delete;

@@ -68,7 +68,7 @@ __global__ void __launch_bounds__(kRunThreads) block_kernel(Body body) {
 class CudaRunner {
  public:
   CudaRunner(const char* op, int device, void* stream)
-      : op_(op), guard_(device), stream_(static_cast<cudaStream_t>(stream)) {}
+      : op_(op), guard_(op, device), stream_(static_cast<cudaStream_t>(stream)) {}
 
   template <class Body>
   void elements(const Body& body) const {

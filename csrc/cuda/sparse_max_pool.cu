@@ -35,7 +35,7 @@ __global__ void sparse_max_pool_kernel(SparseMaxPoolArgs args) {
 void launch_sparse_max_pool(const SparseMaxPoolArgs& args, int device, void* stream) {
   const int64_t columns = args.channels * args.n;
   if (columns == 0) return;
-  const DeviceGuard guard(device);
+  const DeviceGuard guard("sparse_max_pool", device);
   constexpr int64_t kMostBlocks = 1 << 20;  // the kernel strides over the rest
   const auto blocks = static_cast<unsigned>(std::min((columns + kThreads - 1) / kThreads, kMostBlocks));
   sparse_max_pool_kernel<<<blocks, kThreads, 0, static_cast<cudaStream_t>(stream)>>>(args);

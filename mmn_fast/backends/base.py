@@ -182,12 +182,15 @@ class DeviceBackend(Backend):
         """
 
     @abstractmethod
-    def warmup(self, videos: Sequence[int], sentences: Sequence[int], tokens: Sequence[int], top_k: int) -> None:
+    def warmup(
+        self, videos: Sequence[int], sentences: Sequence[int], tokens: Sequence[int], rows: Sequence[int], top_k: int
+    ) -> None:
         """Prepare for requests of these sizes, every combination, so that the first one is not slow.
 
         Args:
             videos: distinct videos in a request.
             sentences: distinct sentences in it.
             tokens: word pieces of its longest sentence.
+            rows: clip features of each video.
             top_k: moments per sentence.
         """

@@ -1,54 +1,12 @@
-"""Static sizes and the bookkeeping of captured graphs. Nothing here calls CUDA: what captures is handed in."""
+"""The bookkeeping of captured graphs. Nothing here calls CUDA: what captures is handed in."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
-
-VIDEO_BUCKETS = (1, 2, 4, 8, 16, 32, 48)
-QUERY_BUCKETS = (1, 8, 32, 128)
-TOKEN_BUCKETS = (16, 32, 64)
+from typing import Any
 
 MIB = 2**20
-
-
-class Piece(NamedTuple):
-    """Items first to first + size - 1 of a request, run at the static size `bucket` >= size."""
-
-    first: int
-    size: int
-    bucket: int
-
-
-def bucket_for(count: int, buckets: Sequence[int]) -> int | None:
-    """The smallest of the ascending `buckets` that holds `count`; None if none does."""
-    return next((bucket for bucket in buckets if count <= bucket), None)
-
-
-def split(count: int, buckets: Sequence[int]) -> list[Piece]:
-    """Cut a request into pieces of the largest bucket, and the rest in the smallest that holds it.
-
-    Args:
-        count: items, >= 0.
-        buckets: ascending.
-
-    Returns:
-        Consecutive pieces.
-    """
-    pieces, first = [], 0
-    while first < count:
-        size = min(count - first, buckets[-1])
-        pieces.append(Piece(first, size, bucket_for(size, buckets) or buckets[-1]))
-        first += size
-    return pieces
-
-
-def tokens_for(length: int, max_tokens: int) -> int:
-    """The padded length of a sentence: a token bucket, beyond them a multiple of the largest, at most `max_tokens`."""
-    bucket = bucket_for(length, TOKEN_BUCKETS)
-    padded = bucket or -(-length // TOKEN_BUCKETS[-1]) * TOKEN_BUCKETS[-1]
-    return min(padded, max_tokens)
 
 
 @dataclass(frozen=True)

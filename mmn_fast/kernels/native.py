@@ -265,7 +265,7 @@ def cuda_sparse_max_pool(clips: torch.Tensor, mask: torch.Tensor, out: torch.Ten
         TypeError: An argument is no tensor, or of another dtype.
         ValueError: A device, shape or layout differs.
     """
-    _require_cuda_build()
+    require_cuda_build()
     import torch
 
     require_tensor("clips", clips, (torch.float32,), (None, None, None))
@@ -303,7 +303,7 @@ def cuda_temporal_nms(
         TypeError: An argument is no tensor, or of another dtype.
         ValueError: A device, shape, layout or value differs.
     """
-    _require_cuda_build()
+    require_cuda_build()
     import torch
 
     top_k = _require_top_k(top_k)
@@ -350,7 +350,12 @@ def _require_top_k(top_k: int) -> int:
     return count
 
 
-def _require_cuda_build() -> None:
+def require_cuda_build() -> None:
+    """Refuse a build without CUDA kernels.
+
+    Raises:
+        RuntimeError: it has none.
+    """
     if not build_info()["cuda"]:
         raise RuntimeError(
             "this build of mmn_fast has no CUDA kernels: install it with MMN_FAST_CUDA=ON and nvcc on PATH"

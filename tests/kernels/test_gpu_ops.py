@@ -10,11 +10,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mmn_fast import _C
 from mmn_fast.features import pre_clip_spans, pre_clips
 from mmn_fast.geometry import cells_to_moments, plan_for, proposal_cells, proposal_mask
 from mmn_fast.geometry_crops import border_of, padded_rows
-from mmn_fast.kernels import gpu_ops, native, reference
+from mmn_fast.kernels import gpu_moment_ops, gpu_ops, native, reference
 from mmn_fast.postprocess import fuse_scores
 from mmn_fast.presets import PRESETS
 from tests.tolerances import check_close
@@ -187,7 +186,9 @@ def test_pair_scores_match_the_reference(
     pairs = torch.tensor([(b, s) for b in range(B) for s in range(S)] + [(-1, 0)], dtype=torch.int32)
     columns = [column.contiguous().to(device) for column in pairs.unbind(1)]
     power = 0.3
-    found = [t.cpu() for t in gpu_ops.pair_scores(*(t.to(device) for t in (*video, *text)), *columns, power, product)]
+    found = [
+        t.cpu() for t in gpu_moment_ops.pair_scores(*(t.to(device) for t in (*video, *text)), *columns, power, product)
+    ]
     for row, (b, s) in enumerate(pairs.tolist()):
         if b < 0:
             assert all((scores[row] == 0).all() for scores in found)
@@ -206,8 +207,8 @@ def test_a_pair_has_the_same_bits_in_any_call(device: str, precision: str) -> No
     tensors = [F.normalize(_random(3, 19, 40, seed=n), dim=-1).to(device, PRECISIONS[precision]) for n in range(2)]
     text = [F.normalize(_random(4, 40, seed=2 + n), dim=-1).to(device, PRECISIONS[precision]) for n in range(2)]
     pairs = torch.tensor([[0, 2, 1, 2], [3, 1, 0, 0]], dtype=torch.int32, device=device)
-    together = gpu_ops.pair_scores(*tensors, *text, pairs[0], pairs[1], 0.5, False)
-    alone = gpu_ops.pair_scores(*tensors, *text, pairs[0, 1:2], pairs[1, 1:2], 0.5, False)
+    together = gpu_moment_ops.pair_scores(*tensors, *text, pairs[0], pairs[1], 0.5, False)
+    alone = gpu_moment_ops.pair_scores(*tensors, *text, pairs[0, 1:2], pairs[1, 1:2], 0.5, False)
     assert all(torch.equal(a[0], t[1]) for a, t in zip(alone, together, strict=True))
 
 
@@ -222,7 +223,7 @@ def test_pair_moments_choose_what_the_host_chooses(name: str, top_k: int, device
     durations = np.array([30.96, 7.0, 151.3], np.float32)
     chosen, scores = (
         tensor.cpu().numpy()
-        for tensor in gpu_ops.pair_moments(
+        for tensor in gpu_moment_ops.pair_moments(
             *(torch.from_numpy(array).to(device) for array in (fused, cells, durations)),
             top_k,
             preset.num_clips,
@@ -239,17 +240,21 @@ def test_pair_moments_choose_what_the_host_chooses(name: str, top_k: int, device
 
 
 @pytest.mark.parametrize(("S", "P", "top_k"), [(0, 7, 2), (1, 1, 1), (3, 0, 4), (7, 300, 5), (2, 2548, 200)])
-def test_the_twin_of_temporal_nms_equals_the_cpu(S: int, P: int, top_k: int) -> None:
+def test_temporal_nms_chooses_what_the_host_chooses(S: int, P: int, top_k: int, device: str) -> None:
     rng = np.random.default_rng(P)
     start = rng.integers(0, 24, P)
     moments = np.stack([start, start + rng.integers(0, 12, P)], 1).astype(np.float32) * np.float32(1.37)
-    scores = rng.integers(-9, 10, (S, P)).astype(np.float32)
-    keys, out = np.zeros((S, P), np.uint32), np.full((S, top_k), -77, np.int32)
+    scores = rng.integers(-9, 10, (S, P)).astype(np.float32)  # ties, and zeros that are no candidates
+    inputs = [torch.from_numpy(array).to(device) for array in (scores, moments)]
     for threshold in (0.0, 0.5, 1.0):
-        _C.cuda_twin_temporal_nms(
-            *(array.ctypes.data for array in (scores, moments, keys, out)), S, P, top_k, threshold
-        )
-        np.testing.assert_array_equal(out, native.temporal_nms(scores, moments, threshold, top_k))
+        found = gpu_moment_ops.temporal_nms(*inputs, top_k, threshold).cpu().numpy()
+        np.testing.assert_array_equal(found, native.temporal_nms(scores, moments, threshold, top_k))
+
+
+def test_temporal_nms_takes_nan_for_no_candidate(device: str) -> None:
+    moments = torch.tensor([[0.0, 1.0], [5.0, 6.0], [0.0, 1.0]], device=device)
+    scores = torch.tensor([[torch.nan, 1.0, 2.0], [torch.nan] * 3], device=device)
+    assert gpu_moment_ops.temporal_nms(scores, moments, 3, 0.5).tolist() == [[2, 1, -1], [-1] * 3]
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -287,6 +292,7 @@ def _arguments() -> dict[str, Callable[[], tuple[Any, ...]]]:
         "heads": lambda: (ones, torch.ones(8)),
         "pair_scores": lambda: (ones, ones, torch.ones(3, 8), torch.ones(3, 8), ints, ints, 0.5, False),
         "pair_moments": lambda: (torch.ones(4, 3), torch.zeros(3, 2, dtype=torch.int32), torch.ones(4), 2, 16, 0.5),
+        "temporal_nms": lambda: (torch.ones(4, 3), torch.ones(3, 2), 2, 0.5),
     }
 
 
@@ -311,6 +317,9 @@ def test_operators_are_consistent_for_torch_compile_and_export(name: str) -> Non
         ("pair_scores", 2, torch.ones(3, 7), ValueError, r"text_contrastive: expected contiguous float32 \[\?, 8\]"),
         ("pair_moments", 3, 0, ValueError, "top_k: expected at least 1, got 0"),
         ("pair_moments", 5, 1.5, ValueError, "iou_threshold: expected 0 to 1, got 1.5"),
+        ("temporal_nms", 1, torch.ones(4, 2), ValueError, r"moments: expected contiguous float32 \[3, 2\]"),
+        ("temporal_nms", 2, 0, ValueError, "top_k: expected at least 1, got 0"),
+        ("temporal_nms", 3, -0.5, ValueError, "iou_threshold: expected 0 to 1, got -0.5"),
     ],
 )
 def test_operators_refuse_bad_arguments_with_a_sentence(
@@ -319,7 +328,28 @@ def test_operators_refuse_bad_arguments_with_a_sentence(
     arguments = list(_arguments()[name]())
     arguments[place] = value
     with pytest.raises(error, match=f"^{message}"):
-        getattr(gpu_ops, name)(*arguments)
+        getattr(torch.ops.mmn_fast, name)(*arguments)
+
+
+@pytest.mark.skipif(not native.build_info()["cuda"], reason="a build without CUDA")
+@pytest.mark.parametrize(
+    ("op", "binding", "arguments"),
+    [
+        ("feature_pool", "gpu_feature_pool", [0, 0, 0, 0, 0, 1, 1, [4], 0]),
+        ("clip_pool", "gpu_clip_pool", [0, 0, 0, 1, 1, 4, 1, 1, 1, 0]),
+        ("moment_map", "gpu_moment_map", [0, 0, 0, 1, 1, 4, 0]),
+        ("conv_epilogue", "gpu_conv_epilogue", [0, 0, 0, 0, 0, 1, 1, 4, 4, 4, 0]),
+        ("heads", "gpu_heads", [0, 0, 0, 0, 1, 1, 4, 0]),
+        ("pair_scores", "gpu_pair_scores", [0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 4, 0.5, False, 0]),
+        ("pair_moments", "gpu_pair_moments", [0, 0, 0, 0, 0, 0, 1, 1, 1, 16.0, 0.5]),
+        ("temporal_nms", "cuda_temporal_nms", [0, 0, 0, 0, 1, 1, 1, 0.5]),
+        ("sparse_max_pool", "cuda_sparse_max_pool", [0, 0, 0, 1, 1]),
+    ],
+)
+def test_what_cuda_refuses_is_an_exception_that_names_the_op(op: str, binding: str, arguments: list[Any]) -> None:
+    """A device that is not there, with or without a driver: nothing is launched."""
+    with pytest.raises(RuntimeError, match=f"^{op}: CUDA says cudaError"):
+        getattr(native.extension, binding)(*arguments, 4096, 0)
 
 
 def test_padded_rows_leave_the_border_free() -> None:
@@ -336,5 +366,5 @@ def test_fused_scores_are_those_of_the_host() -> None:
     video = [F.normalize(_random(1, 50, 64, seed=n), dim=-1) for n in range(2)]
     text = [F.normalize(_random(1, 64, seed=2 + n), dim=-1) for n in range(2)]
     zero = torch.zeros(1, dtype=torch.int32)
-    c, u, fused = gpu_ops.pair_scores(*video, *text, zero, zero, preset.score_power, False)
+    c, u, fused = gpu_moment_ops.pair_scores(*video, *text, zero, zero, preset.score_power, False)
     check_close(fused, fuse_scores(c.numpy(), u.numpy(), preset), "gpu_fused")

@@ -1,0 +1,65 @@
+"""A CUDA device as PyTorch sees it: whether it can be used, how it calculates, what its errors mean."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from mmn_fast.kernels import native
+
+_LEAST_CAPABILITY = (8, 0)  # of the machine code in csrc/cuda
+
+
+def device_index(device: str) -> int:
+    """N of "cuda:N"; of "cuda" and "auto" PyTorch's current device."""
+    if device in ("auto", "cuda"):
+        return torch.cuda.current_device() if torch.cuda.is_available() else 0
+    return int(device.partition(":")[2] or 0)
+
+
+def unavailable_reason(device: str) -> str | None:
+    """Why the extension's kernels cannot run on a device, as a sentence; None if they can.
+
+    Args:
+        device: "auto", "cuda" or "cuda:N".
+    """
+    if not native.build_info()["cuda"]:
+        return (
+            f"device {device!r}: this build of mmn_fast has no CUDA kernels; install it with MMN_FAST_CUDA=ON and"
+            " nvcc on PATH"
+        )
+    if torch.version.cuda is None:
+        return f"device {device!r}: PyTorch {torch.__version__} is built without CUDA"
+    if not torch.cuda.is_available():
+        return f"device {device!r}: PyTorch {torch.__version__} finds no CUDA driver or no device"
+    index, count = device_index(device), torch.cuda.device_count()
+    if index >= count:
+        return f"device {device!r}: there are {count} CUDA devices"
+    capability = torch.cuda.get_device_capability(index)
+    if capability < _LEAST_CAPABILITY:
+        needed, got = (".".join(map(str, pair)) for pair in (_LEAST_CAPABILITY, capability))
+        name = torch.cuda.get_device_name(index)
+        return f"device {device!r}: it needs compute capability {needed}, {name} has {got}"
+    return None
+
+
+@contextmanager
+def strict_arithmetic() -> Iterator[None]:
+    """Inference without TF32 and without algorithms that are picked by the clock."""
+    cudnn = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
+    with torch.inference_mode(), cudnn:
+        before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("highest")
+        try:
+            yield
+        finally:
+            torch.set_float32_matmul_precision(before)
+
+
+def out_of_memory(error: BaseException | None) -> BaseException | None:
+    """The lack of memory behind an error: where a capture was under way, ending it raises another one over it."""
+    while error is not None and not isinstance(error, torch.OutOfMemoryError):
+        error = error.__context__
+    return error
