@@ -29,7 +29,7 @@ LAYERS: list[set[str]] = [
         *("kernels.gpu_ops", "kernels.gpu_graphs"),
         *("kernels.gather_schedule", "kernels.gather_choices", "kernels.triton_interpreter"),
     },
-    {"kernels.tuning", "kernels.gpu_video", "kernels.triton_conv"},
+    {"kernels.tuning", "kernels.gpu_video", "kernels.triton_conv", "kernels.triton_fourier"},
     {"hub", "features", "text_encoder", "tokenizer", "postprocess", "pixel_features"},
     {"checkpoint", "model"},
     {"backends.base"},
