@@ -1,4 +1,4 @@
-"""What the compiler makes of the gathering convolution for a device that need not be here: registers, spills, copies.
+"""What the compiler makes of the convolutions in Triton for a device that need not be here: registers, spills, copies.
 
 python -m benchmarks.triton_report --arch 90 --block-rows 128 --block-cols 256 --kernel 9
 """
@@ -20,6 +20,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from mmn_fast.kernels import triton_fourier
 from mmn_fast.kernels.gather_choices import GatherConfig, shipped_choices
 from mmn_fast.kernels.gather_schedule import WORD_BITS
 from mmn_fast.kernels.triton_conv import gather_conv_kernel
@@ -64,17 +65,58 @@ def compile_gather(
         **{"BLOCK_M": config.block_rows, "BLOCK_N": config.block_cols, "BLOCK_K": config.block_k},
         **{"DESCRIPTOR": descriptor, "OVERLAP": descriptor},
     }
+    options = {"num_warps": config.warps, "num_stages": config.stages}
+    return _compile(gather_conv_kernel, arch, signature, constants, options)
+
+
+def compile_fourier(arch: int, width: int = 512) -> dict[str, dict[str, Any]]:
+    """Compile the three kernels of a layer by FFT tiles in fp16 ahead of time.
+
+    Args:
+        arch: 80 or 90.
+        width: C_in = C_out, a multiple of the blocks.
+
+    Returns:
+        What `compile_gather` returns, for "forward", "product" and "inverse".
+    """
+    f, product = triton_fourier, triton_fourier.PRODUCT_CONFIG
+    half, floats, integers, count = "*fp16", "*fp32", "*i32", "i32"
+    tiles = {"tile_rows": count, "videos": count}
+    blocks = {"BLOCK_P": f.BLOCK_POINTS, "BLOCK_C": f.BLOCK_CHANNELS, "BLOCK_K": f.BLOCK_K, "CHANNELS": width}
+    return {
+        "forward": _compile(
+            *(f.forward_kernel, arch),
+            {"x_ptr": half, "matrix_ptr": half, "inputs_ptr": integers, "spectra_ptr": half, **tiles},
+            *(blocks, f.TRANSFORM_OPTIONS),
+        ),
+        "product": _compile(
+            *(f.product_kernel, arch),
+            {"spectra_ptr": half, "weights_ptr": half, "out_ptr": half, "tile_rows": count, "weight_scale": "fp32"},
+            {
+                **{"C_IN": width, "C_OUT": width, "C_PAD": width, "N_PAD": width},
+                **{"BLOCK_M": product.block_rows, "BLOCK_N": product.block_cols, "BLOCK_K": product.block_k},
+            },
+            {"num_warps": product.warps, "num_stages": product.stages},
+        ),
+        "inverse": _compile(
+            *(f.inverse_kernel, arch),
+            {
+                **{"spectra_ptr": half, "matrix_ptr": half, "bias_ptr": floats, "outputs_ptr": integers},
+                **{"cell_weights_ptr": floats, "out_ptr": half, **tiles},
+            },
+            *({**blocks, "OUTPUTS_PAD": 2 * f.BLOCK_POINTS}, f.TRANSFORM_OPTIONS),
+        ),
+    }
+
+
+def _compile(
+    kernel: Any, arch: int, signature: dict[str, str], constants: dict[str, Any], options: dict[str, int]
+) -> dict[str, Any]:
     names = list(signature)
     pointers = {(names.index(name),): _ALIGNED for name, kind in signature.items() if kind.startswith("*")}
-    source = ASTSource(
-        gather_conv_kernel,
-        signature={**signature, **dict.fromkeys(constants, "constexpr")},
-        constexprs=constants,
-        attrs=pointers,
-    )
-    options = {"num_warps": config.warps, "num_stages": config.stages}
-    compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
-    return read_report(compiled)
+    types = {**signature, **dict.fromkeys(constants, "constexpr")}
+    source = ASTSource(kernel, signature=types, constexprs=constants, attrs=pointers)
+    return read_report(triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options))
 
 
 def read_report(compiled: Any) -> dict[str, Any]:
@@ -105,12 +147,17 @@ def _resource_usage(cubin: Path) -> dict[str, int]:
 
 
 def report_shipped() -> dict[str, dict[str, Any]]:
-    """Every shipped choice, compiled for what it is shipped for, with the kernel width that takes most registers."""
+    """Every shipped choice and the kernels by FFT tiles, compiled for what they are shipped for.
+
+    The gathering kernel is compiled for the kernel width that takes most registers.
+    """
     reports = {}
     for arch, configs in shipped_choices().items():
         for name, config in configs.items():
             splits = config.max_splits if name == "few" else 1
             reports[f"{arch} {name}"] = compile_gather(int(arch.removeprefix("sm_")), config, 9, splits=splits)
+        for kernel, report in compile_fourier(int(arch.removeprefix("sm_"))).items():
+            reports[f"{arch} fourier {kernel}"] = report
     return reports
 
 

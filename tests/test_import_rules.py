@@ -30,7 +30,7 @@ LAYERS: list[set[str]] = [
         *("kernels.gather_schedule", "kernels.gather_choices", "kernels.triton_interpreter"),
     },
     {"kernels.tuning", "kernels.gpu_ops", "kernels.gpu_moment_ops", "kernels.triton_conv"},
-    {"kernels.gpu_video", "kernels.gpu_runner"},
+    {"kernels.gpu_video", "kernels.gpu_runner", "kernels.triton_fourier"},
     {"kernels.gpu_programs"},
     {"hub", "features", "text_encoder", "tokenizer", "postprocess", "pixel_features"},
     {"checkpoint", "model"},

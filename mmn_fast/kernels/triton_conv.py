@@ -176,7 +176,7 @@ def add_splits_kernel(
 
 @dataclass(frozen=True)
 class MapLayout:
-    """The map that a `GatherProposalConv` takes: [side^2, B, channels], contiguous, zero outside the plan's cells.
+    """The map that a convolution here takes: [side^2, B, channels], contiguous, zero outside the plan's cells.
 
     Cell (i, j) stands at row (i + border) * side + j + border.
     """
@@ -184,6 +184,16 @@ class MapLayout:
     side: int
     border: int
     channels: int
+
+    def check(self, map_padded: Tensor, dtype: torch.dtype, device: torch.device) -> None:
+        """Raise ValueError unless a map is laid out like this, in this dtype and on such a device."""
+        expected = (self.side**2, self.channels)
+        if map_padded.ndim != 3 or (map_padded.shape[0], map_padded.shape[2]) != expected:
+            raise ValueError(f"map_padded: expected [{expected[0]}, B, {expected[1]}], got {list(map_padded.shape)}")
+        if map_padded.dtype != dtype or map_padded.device.type != device.type:
+            raise ValueError(f"map_padded: expected {dtype} on {device}, got {map_padded.dtype} on {map_padded.device}")
+        if not map_padded.is_contiguous():
+            raise ValueError(f"map_padded: expected contiguous, got strides {map_padded.stride()}")
 
 
 class _Ready:
@@ -235,7 +245,7 @@ class GatherProposalConv:
         device: torch.device,
         config: GatherConfig | None = None,
     ) -> None:
-        _check_layers(weights, biases, plan)
+        check_layers(weights, biases, plan)
         if dtype not in DTYPES:
             raise ValueError(f"dtype: expected one of {', '.join(map(str, DTYPES))}, got {dtype}")
         if device.type != "cuda" and not (device.type == "cpu" and triton.knobs.runtime.interpret):
@@ -305,7 +315,7 @@ class GatherProposalConv:
         if key not in self._packed:
             weight = self._weights[number]
             c_out, c_in = weight.shape[:2]
-            c_pad, n_pad = _round_up(c_in, config.block_k), _round_up(c_out, config.block_cols)
+            c_pad, n_pad = round_up(c_in, config.block_k), round_up(c_out, config.block_cols)
             packed = weight.new_zeros((self.plan.kernel**2, c_pad, n_pad))
             packed[:, :c_in, :c_out] = weight.flatten(2).permute(2, 1, 0)
             self._packed[key] = packed.view(-1, n_pad)
@@ -323,15 +333,7 @@ class GatherProposalConv:
         Raises:
             ValueError: the map's shape, dtype, device or strides are not those.
         """
-        expected = (self.layout.side**2, self.layout.channels)
-        if map_padded.ndim != 3 or (map_padded.shape[0], map_padded.shape[2]) != expected:
-            raise ValueError(f"map_padded: expected [{expected[0]}, B, {expected[1]}], got {list(map_padded.shape)}")
-        if map_padded.dtype != self.dtype or map_padded.device.type != self.device.type:
-            raise ValueError(
-                f"map_padded: expected {self.dtype} on {self.device}, got {map_padded.dtype} on {map_padded.device}"
-            )
-        if not map_padded.is_contiguous():
-            raise ValueError(f"map_padded: expected contiguous, got strides {map_padded.stride()}")
+        self.layout.check(map_padded, self.dtype, self.device)
         videos = map_padded.shape[1]
         if videos == 0:
             return map_padded.new_empty((self.plan.num_proposals, 0, len(self._biases[-1])))
@@ -412,11 +414,13 @@ def weight_descriptor(packed: Tensor, config: GatherConfig) -> Any:
     return TensorDescriptor.from_tensor(packed, [config.block_k, config.block_cols])
 
 
-def _round_up(value: int, multiple: int) -> int:
+def round_up(value: int, multiple: int) -> int:
+    """The least multiple that is not below a value."""
     return -(-value // multiple) * multiple
 
 
-def _check_layers(weights: Sequence[FloatArray], biases: Sequence[FloatArray], plan: ProposalPlan) -> None:
+def check_layers(weights: Sequence[FloatArray], biases: Sequence[FloatArray], plan: ProposalPlan) -> None:
+    """Raise ValueError unless weights and biases fit each other and the plan."""
     if not len(weights) == len(biases) == len(plan.layers):
         raise ValueError(f"weights, biases: expected {len(plan.layers)} of each, got {len(weights)} and {len(biases)}")
     if plan.kernel**2 > MAX_TAPS:

@@ -1,0 +1,160 @@
+"""The convolution by FFT tiles in Triton against the reference in float64: interpreted, or on a GPU if there is one."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+
+from mmn_fast.geometry import ProposalPlan, plan_for, proposal_plan
+from mmn_fast.kernels import reference, triton_interpreter
+from mmn_fast.kernels.gather_choices import GatherConfig
+from mmn_fast.presets import PRESETS
+from tests.tolerances import check_close
+
+if torch.cuda.is_available():
+    DEVICE = torch.device("cuda")
+else:
+    DEVICE = torch.device("cpu")
+    triton_interpreter.enable()
+
+from mmn_fast.kernels.triton_fourier import (
+    FourierProposalConv,
+    orthogonal_matrix,
+    spectral_weights,
+    transform_matrices,
+)
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
+# Blocks that leave rows and channels over, and that the interpreter does not spend minutes on.
+SMALL = GatherConfig(16, 64, 32, 4, 2, 1)
+# Plan, C_0, C, B.
+CASES = {
+    "one-cell": (proposal_plan(1, (), 1, 1), 5, 7, 1),
+    "one-cell-k5": (proposal_plan(1, (), 5, 2), 3, 5, 3),
+    "k4-even": (proposal_plan(3, (2,), 4, 2), 17, 18, 3),
+    "k5-channels": (proposal_plan(6, (2,), 5, 1), 40, 70, 1),
+    "k7": (proposal_plan(6, (2,), 7, 1), 8, 20, 3),
+    "k9": (proposal_plan(9, (3,), 9, 1), 6, 5, 2),
+}
+
+
+class Case:
+    """Weights scaled so that layers keep their size, a padded map, and the reference's output in float64."""
+
+    def __init__(self, name: str, precision: str) -> None:
+        self.plan, C_0, C, B = CASES[name]
+        plan, k, self.dtype = self.plan, self.plan.kernel, DTYPES[precision]
+        rng = np.random.default_rng(plan.num_clips + C)
+        widths = [C_0, *[C] * len(plan.layers)]
+        self.weights = [
+            (rng.standard_normal((c_out, c_in, k, k)) * np.sqrt(8 / c_in)).astype(np.float32)
+            for c_in, c_out in pairwise(widths)
+        ]
+        self.biases = [rng.standard_normal(C).astype(np.float32) / 8 for _ in plan.layers]
+        self.inputs = torch.from_numpy(np.abs(rng.standard_normal((B, len(plan.inputs), C_0)))).to(self.dtype)
+        weights = [torch.from_numpy(weight).double() for weight in self.weights]
+        biases = [torch.from_numpy(bias).double() for bias in self.biases]
+        self.expected = reference.proposal_conv_packed(self.inputs.double(), weights, biases, plan).transpose(0, 1)
+
+    def conv(self) -> FourierProposalConv:
+        return FourierProposalConv(self.weights, self.biases, self.plan, self.dtype, DEVICE, SMALL)
+
+    def padded(self, conv: FourierProposalConv, inputs: torch.Tensor | None = None) -> torch.Tensor:
+        return padded_map(self.plan, conv, self.inputs if inputs is None else inputs)
+
+
+def padded_map(plan: ProposalPlan, conv: FourierProposalConv, inputs: torch.Tensor) -> torch.Tensor:
+    """The plan's inputs on their map; whatever no cell needs holds NaN, which the tiles must not read."""
+    layout = conv.layout
+    out = torch.full((layout.side**2, len(inputs), layout.channels), torch.nan, dtype=inputs.dtype)
+    rows = (plan.inputs + layout.border) @ [layout.side, 1]
+    out[torch.from_numpy(rows)] = inputs.transpose(0, 1)
+    return out.to(DEVICE)
+
+
+@pytest.mark.parametrize("precision", DTYPES)
+@pytest.mark.parametrize("name", CASES)
+def test_fourier_conv_matches_the_reference(name: str, precision: str) -> None:
+    c = Case(name, precision)
+    conv = c.conv()
+    out = conv(c.padded(conv))
+    assert out.dtype == c.dtype
+    scale = c.expected.abs().max()
+    check_close(out.cpu().double() / scale, c.expected / scale, "fourier_conv", precision, name)
+
+
+def test_videos_do_not_meet() -> None:
+    """A video's rows are the same bits beside others, even beside one that is all NaN, and so is a second call."""
+    c = Case("k4-even", "fp16")
+    conv = c.conv()
+    together = conv(c.padded(conv))
+    assert torch.equal(conv(c.padded(conv)), together)
+    assert torch.equal(conv(c.padded(conv, c.inputs[1:2])), together[:, 1:2])
+    spoiled = c.inputs.clone()
+    spoiled[0] = torch.nan
+    out = conv(c.padded(conv, spoiled))
+    assert out[:, 0].isnan().all()
+    assert torch.equal(out[:, 1:], together[:, 1:])
+    assert conv(c.padded(conv, c.inputs[:0])).shape == (c.plan.num_proposals, 0, 18)
+
+
+def test_the_transform_is_orthogonal_and_undone() -> None:
+    matrix = orthogonal_matrix()
+    np.testing.assert_allclose(matrix @ matrix.T, np.eye(256), atol=1e-13)
+    forward, inverse = transform_matrices(9)
+    assert inverse.shape == (64, 256)
+    tile = np.random.default_rng(0).standard_normal((16, 16))
+    np.testing.assert_allclose((inverse @ (forward @ tile.reshape(-1))).reshape(8, 8), tile[:8, :8], atol=1e-12)
+    # Neither end of float16 is near: spectra of the largest tile stay below its largest value, times sqrt(2).
+    assert np.abs(forward).sum(axis=1).max() <= np.sqrt(2)
+
+
+@pytest.mark.parametrize("size", [0.0, 1e-12, 1.0, 1e6])
+def test_spectral_weights_fit_float16(size: float) -> None:
+    weight = (np.random.default_rng(0).standard_normal((3, 2, 5, 5)) * size).astype(np.float32)
+    points, scale = spectral_weights(weight)
+    assert points.shape == (382, 2, 3)
+    largest = np.abs(points).max()
+    assert largest == 0 if size == 0 else 0.5 < largest <= 1
+    np.testing.assert_allclose(points[378] * scale, weight.sum(axis=(2, 3)).T, rtol=1e-4, atol=1e-5 * size)
+
+
+def test_fourier_conv_refuses() -> None:
+    c = Case("k4-even", "fp32")
+    conv = c.conv()
+    good = c.padded(conv)
+    for bad, message in (
+        (good[1:], r"map_padded: expected \[81, B, 17\], got \[80, 3, 17\]"),
+        (good.half(), "map_padded: expected torch.float32 on .*, got torch.float16"),
+        (good[:, :1].expand(-1, 2, -1), "map_padded: expected contiguous, got strides"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            conv(bad)
+    with pytest.raises(ValueError, match="videos: expected 1 to .* at once, got 0"):
+        conv.prepare(0)
+    with pytest.raises(ValueError, match="weights, biases: expected 2 of each, got 1 and 2"):
+        FourierProposalConv(c.weights[:1], c.biases, c.plan, c.dtype, DEVICE)
+    with pytest.raises(ValueError, match="dtype: expected one of .*, got torch.bfloat16"):
+        FourierProposalConv(c.weights, c.biases, c.plan, torch.bfloat16, DEVICE)
+    with pytest.raises(ValueError, match="device: expected a CUDA device, .*, got meta"):
+        FourierProposalConv(c.weights, c.biases, c.plan, c.dtype, torch.device("meta"))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(DEVICE.type != "cuda", reason="needs a CUDA device")
+@pytest.mark.parametrize("name", ["activitynet-captions", "tacos"])
+def test_repeated_runs_are_bit_equal(name: str) -> None:
+    plan, width = plan_for(PRESETS[name]), 512
+    generator = torch.Generator().manual_seed(0)
+    k, layers = plan.kernel, len(plan.layers)
+    weights = [torch.randn(width, width, k, k, generator=generator).numpy() * 0.1 for _ in range(layers)]
+    biases = [torch.randn(width, generator=generator).numpy() / 8 for _ in range(layers)]
+    conv = FourierProposalConv(weights, biases, plan, torch.float16, DEVICE)
+    map_padded = padded_map(plan, conv, torch.rand(1, len(plan.inputs), width, generator=generator).half())
+    first = conv(map_padded)
+    assert first.isfinite().all()
+    for _ in range(1000):
+        assert torch.equal(conv(map_padded), first)
