@@ -25,7 +25,7 @@ from mmn_fast.export import to_int8
 from mmn_fast.export.crops import crop
 from mmn_fast.export.graphs import PreClips, ScoreGraph, VideoGraph
 from mmn_fast.export.manifest import read_manifest, signature
-from mmn_fast.export.to_onnx import export
+from mmn_fast.export.to_onnx import OPSET, export
 from mmn_fast.export.to_tensorrt import build_plans
 from mmn_fast.export.triton_repository import RepositoryOptions, write_repository
 from mmn_fast.export.verify import BOUNDS, OPERATORS, VerificationError, verify
@@ -325,6 +325,10 @@ def test_an_export_that_fails_leaves_nothing_behind(tmp_path: Path, golden_model
     ("arguments", "message"),
     [
         ({"precision": "int3"}, "precision: expected one of fp32, fp16, int8, got 'int3'"),
+        (
+            {"precision": "bf16"},
+            "precision: bf16 cannot be exported verified: ONNX's Conv takes bfloat16 from opset 22",
+        ),
         ({"what": ["video", "audio"]}, "what: expected all, or some of video, text, score, got 'audio'"),
         ({"what": []}, "what: expected all, or some of video, text, score, got ''"),
         ({"top_k": 0}, "top_k: expected an integer from 1 to 100, got 0"),
@@ -335,6 +339,28 @@ def test_bad_arguments_are_refused(arguments: dict[str, object], message: str, t
     with pytest.raises(InputError, match=message):
         export(**{"model": "demo", "output": tmp_path / "out", **arguments})  # type: ignore[arg-type]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_onnx_still_has_no_bf16_to_verify_with() -> None:
+    """Why bf16 is refused; when this fails, export it."""
+    import onnx
+    import onnxruntime
+    from onnx import TensorProto, helper
+
+    def session(operator: str, x: list[int], weight: list[int], opset: int) -> None:
+        kind = TensorProto.BFLOAT16
+        given = [helper.make_tensor_value_info(n, kind, s) for n, s in (("x", x), ("w", weight))]
+        result = [helper.make_tensor_value_info("y", kind, None)]
+        graph = helper.make_graph([helper.make_node(operator, ["x", "w"], ["y"])], "bf16", given, result)
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)
+        onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+
+    bf16 = "tensor(bfloat16)"
+    types = {c.type_param_str: c.allowed_type_strs for c in onnx.defs.get_schema("Conv", OPSET).type_constraints}
+    assert bf16 not in types["T"]
+    for operator, x, weight, opset in (("MatMul", [2, 3], [3, 2], OPSET), ("Conv", [1, 2, 4, 4], [2, 2, 3, 3], 22)):
+        with pytest.raises(Exception, match="NOT_IMPLEMENTED"):
+            session(operator, x, weight, opset)
 
 
 def test_places_that_do_not_fit_are_refused(exported: Exported, tmp_path: Path) -> None:
@@ -505,3 +531,52 @@ def test_int8_that_cannot_be_measured_is_refused(options: dict[str, object], mes
 def test_int8_of_another_world_is_refused(tmp_path: Path, golden_model: Callable[[str], Path]) -> None:
     with pytest.raises(InputError, match="int8 is exported only with its R@1 difference on the demo's videos"):
         export(golden_model("charades_small"), tmp_path / "out", precision="int8")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["export", "demo", "-o", "{tmp}/out", "--precision", "int3"],
+            "precision: expected one of fp32, fp16, int8, got",
+        ),
+        (["export", "{tmp}", "-o", "{tmp}/out"], "is not a converted directory: no config.json"),
+        (["export", "demo"], "--output: name a directory to create"),
+        (["export", "demo", "-o", "{tmp}/out", "--what", "audio"], "what: expected all, or some of video, text, score"),
+        (["verify", "{tmp}"], "is not an export: no manifest.json"),
+        (["verify", "{copy}"], "text.onnx is not the file that was verified: sha256 expected"),
+        (
+            ["ground", "--features", "{tmp}/x.npy", "--duration", "9", "-q", "a", "-m", "{copy}"],
+            "text.onnx is not the file that was verified",
+        ),
+    ],
+)
+def test_the_command_refuses_with_one_sentence(arguments: list[str], message: str, copy: Path, tmp_path: Path) -> None:
+    with (copy / "text.onnx").open("ab") as file:
+        file.write(b"more")
+    np.save(tmp_path / "x.npy", np.ones((20, 357), np.float32))
+    filled = [one.format(tmp=tmp_path / "none" if one == "{tmp}" else tmp_path, copy=copy) for one in arguments]
+    (tmp_path / "none").mkdir()
+    done = subprocess.run([sys.executable, "-m", "mmn_fast", *filled], capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    assert message in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_raw_features_through_the_command(tmp_path: Path) -> None:
+    """Source rows, padded with anything, give what the engine gives for their pre-clips."""
+    import onnxruntime
+
+    output = tmp_path / "out"
+    done = CliRunner().invoke(app, ["export", "demo", "-o", str(output), "--raw-features", "--what", "video"])
+    assert done.exit_code == 0, done.output
+    assert read_manifest(output).raw_features
+    rows = np.random.default_rng(0).standard_normal((77, 357)).astype(np.float32)
+    padded = np.full((1, 90, 357), np.nan, np.float32)
+    padded[0, :77] = rows
+    session = onnxruntime.InferenceSession(str(output / "video.onnx"))
+    contrastive, iou = session.run(None, {"features": padded, "lengths": np.array([77])})
+    expected = mmn_fast.load("demo", backend="torch").encode_video([mmn_fast.Video(rows, 30.0)])
+    check_close(contrastive, expected.contrastive, "onnx_backend", what="contrastive")
+    check_close(iou, expected.iou, "onnx_backend", what="iou")
