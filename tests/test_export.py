@@ -216,16 +216,17 @@ def test_onnx_writes_every_value_of_a_poisoned_output(exported: Exported) -> Non
         check_close(np.linalg.norm(array, axis=-1), np.ones(array.shape[:2]), "unit_norm")
 
 
-def test_onnx_needs_no_torch(exported: Exported) -> None:
+@pytest.mark.parametrize("backend", ["onnx", "auto"])
+def test_onnx_needs_no_torch(backend: str, exported: Exported) -> None:
     code = (
         "import sys\n"
         "class Block:\n"
         "    def find_spec(self, name, path=None, target=None):\n"
         "        if name.split('.')[0] in ('torch', 'transformers', 'onnx', 'onnxscript'):\n"
-        "            raise ImportError(name + ' is blocked')\n"
+        "            raise ModuleNotFoundError(name + ' is blocked', name=name)\n"
         "sys.meta_path.insert(0, Block())\n"
         "import numpy as np, mmn_fast\n"
-        f"engine = mmn_fast.load({str(exported('demo'))!r}, backend='onnx')\n"
+        f"engine = mmn_fast.load({str(exported('demo'))!r}, backend={backend!r})\n"
         "video = mmn_fast.Video(np.ones((20, 357), np.float32), 12.0)\n"
         "(moments,), = engine.ground([mmn_fast.Query(video, ['the red circle moves'])], top_k=3)\n"
         "assert 1 <= len(moments) <= 3, moments\n"
