@@ -24,7 +24,7 @@ MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.json"
 REFERENCE = "reference.safetensors"
 GRAPHS = ("video", "text", "score")
-PRECISIONS = ("fp32", "fp16")  # not bf16: the CPU provider that verifies does not multiply it
+PRECISIONS = ("fp32", "fp16", "int8")
 DYNAMIC_AXES = ("B", "R", "S", "L")
 
 

@@ -27,6 +27,7 @@ from mmn_fast.export.manifest import (
     state_sha256,
 )
 from mmn_fast.export.reference import record_reference
+from mmn_fast.export.to_int8 import MAX_RECALL_LOSS, check_wish, quantise
 from mmn_fast.presets import Preset
 from mmn_fast.types import InputError
 from mmn_fast.version import __version__
@@ -54,6 +55,7 @@ def export(
     what: Sequence[str] = GRAPHS,
     raw_features: bool = False,
     top_k: int | None = None,
+    max_recall_loss: float = MAX_RECALL_LOSS,
     preset: str | Path | Preset | None = None,
     tokenizer: str | Path | None = None,
 ) -> Path:
@@ -62,10 +64,11 @@ def export(
     Args:
         model: as for `mmn_fast.load`.
         output: directory to create; must not exist.
-        precision: "fp32" or "fp16": of the weights and products of video and text.
+        precision: "fp32", "fp16" or "int8": of the weights and products of video and text; see `to_int8` for int8.
         what: the graphs, of "video", "text" and "score".
         raw_features: video.onnx takes source rows and lengths instead of pre-clips.
         top_k: score.onnx also gives the K best moments of each sentence, after non-maximum suppression.
+        max_recall_loss: points of R@1 on the demo's test split that int8 may cost.
         preset: as for `mmn_fast.load`.
         tokenizer: as for `mmn_fast.load`.
 
@@ -73,29 +76,40 @@ def export(
         The directory.
 
     Raises:
-        InputError: an argument cannot be used, an extra is missing, or a graph differs from the float32 reference by
-            more than its precision's bound (the first difference is named); nothing is left behind then.
+        InputError: an argument cannot be used, an extra is missing, int8 costs too much, or a graph differs from the
+            float32 reference by more than its precision's bound (the first difference is named); nothing is
+            left behind then.
     """
     output = Path(output)
     what = _check_arguments(output, precision, what, top_k)
-    return export_loaded(load_model(model, preset, tokenizer), output, precision, what, raw_features, top_k)
+    loaded = load_model(model, preset, tokenizer)
+    if precision == "int8":
+        check_wish(loaded.preset, what, raw_features, max_recall_loss)
+    return export_loaded(loaded, output, precision, what, raw_features, top_k, max_recall_loss)
 
 
 def export_loaded(
-    model: LoadedModel, output: Path, precision: str, what: Sequence[str], raw_features: bool, top_k: int | None
+    model: LoadedModel,
+    output: Path,
+    precision: str,
+    what: Sequence[str],
+    raw_features: bool,
+    top_k: int | None,
+    max_recall_loss: float = MAX_RECALL_LOSS,
 ) -> Path:
     """`export` of a model in memory, its arguments checked."""
     from mmn_fast.export.verify import verify_directory
 
     if model.exported is not None:
         raise InputError(f"model: {model.source} is an export already; name the model that it was made from")
+    written = "fp32" if precision == "int8" else precision  # int8 is made of verified float32 graphs
     partial = output.with_name(f".{output.name}.partial-{os.getpid()}")
     try:
         partial.mkdir(parents=True)
         graphs = {name: f"{name}.onnx" for name in what}
         for name in what:
             shapes = signature(name, model.preset, raw_features=raw_features, top_k=top_k)
-            write_graph(_module(name, model, precision, raw_features, top_k), shapes, partial / graphs[name])
+            write_graph(_module(name, model, written, raw_features, top_k), shapes, partial / graphs[name])
         model.tokenizer.save(partial / TOKENIZER)
         record_reference(model, partial)
         manifest = Manifest(
@@ -104,7 +118,7 @@ def export_loaded(
             fingerprint=model.fingerprint,
             source=Path(model.source).name,
             source_sha256=state_sha256(model.state),
-            precision=precision,
+            precision=written,
             raw_features=raw_features,
             top_k=top_k,
             opset=OPSET,
@@ -113,6 +127,9 @@ def export_loaded(
             versions=_versions(),
         )
         manifest.verification.update(verify_directory(partial, manifest))
+        if precision == "int8":
+            manifest = quantise(partial, manifest, max_recall_loss)
+            manifest.verification.update(verify_directory(partial, manifest))
         manifest.write(partial)
         partial.rename(output)
     except OSError as error:
@@ -124,6 +141,12 @@ def export_loaded(
 
 def _check_arguments(output: Path, precision: str, what: Sequence[str], top_k: int | None) -> list[str]:
     """The graphs in the order of `GRAPHS`; everything is checked before any work is done."""
+    if precision == "bf16":
+        raise InputError(
+            f"precision: bf16 cannot be exported verified: ONNX's Conv takes bfloat16 from opset 22 on, the graphs are"
+            f" of opset {OPSET} for TensorRT 10, and ONNX Runtime's CPU provider, which verifies, has no bf16 product;"
+            " expected fp16 or fp32"
+        )
     if precision not in PRECISIONS:
         raise InputError(f"precision: expected one of {', '.join(PRECISIONS)}, got {precision!r}")
     unknown = [name for name in what if name not in GRAPHS]

@@ -7,6 +7,7 @@ axes of `manifest.signature`. Model `mmn_ground` runs them: features, a duration
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -85,6 +86,10 @@ def write_repository(directory: str | Path, output: str | Path, options: Reposit
             "triton_repository: video.onnx takes source rows, a batch needs pre-clips; export the model without raw"
             " features"
         )
+    if manifest.precision == "int8":
+        if options.plans or options.device == "gpu":
+            raise InputError("device: int8 graphs are for CPUs, expected auto or cpu without plans")
+        options = dataclasses.replace(options, device="cpu")
     check_files(directory, manifest)
     if options.plans:
         for name in GRAPHS:

@@ -320,7 +320,7 @@ def export(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Directory to create; not needed if MODEL is an export.")
     ] = None,
-    precision: Annotated[str, typer.Option("--precision", help="fp32 or fp16.")] = "fp32",
+    precision: Annotated[str, typer.Option("--precision", help="fp32, fp16, or int8 for CPUs.")] = "fp32",
     what: Annotated[str, typer.Option("--what", help="all, or some of video,text,score.")] = "all",
     raw_features: Annotated[
         bool, typer.Option("--raw-features", help="video.onnx takes source rows and lengths, not pre-clips.")
@@ -328,6 +328,9 @@ def export(
     top_k: Annotated[
         int | None, typer.Option("--top-k", "-k", help="score.onnx also gives the K best moments, after NMS.")
     ] = None,
+    max_recall_loss: Annotated[
+        float, typer.Option("--max-recall-loss", help="Points of R@1 on the demo's test split that int8 may cost.")
+    ] = 0.5,
     tensorrt: Annotated[bool, typer.Option("--tensorrt", help="Also build plans, for this machine's GPU.")] = False,
     hardware: Annotated[
         str, typer.Option("--hardware", help="GPUs of the plans: same-gpu, same-compute-capability or ampere-plus.")
@@ -350,6 +353,8 @@ def export(
     from mmn_fast.export.to_onnx import export as run
     from mmn_fast.export.verify import summary
 
+    if tensorrt and precision == "int8":
+        raise InputError("--tensorrt: int8 is for CPUs, expected --precision fp16 or fp32")
     deployment = Deployment(tensorrt, hardware, version_compatible, tf32, triton_repository)
     if output is None:
         if not (deployment.wanted and is_export(Path(model))):
@@ -368,6 +373,7 @@ def export(
         what=names,
         raw_features=raw_features,
         top_k=top_k,
+        max_recall_loss=max_recall_loss,
         preset=preset,
         tokenizer=tokenizer,
     )

@@ -16,7 +16,7 @@ from mmn_fast.checkpoint import LoadedModel
 from mmn_fast.types import BackendUnavailable, FloatArray, InputError
 
 _CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
-_PRECISIONS = ("fp32", "fp16")
+_PRECISIONS = ("fp32", "fp16", "int8")
 
 
 class OnnxBackend(Backend):
@@ -36,6 +36,8 @@ class OnnxBackend(Backend):
         if precision not in ("auto", *_PRECISIONS):
             return f"precision {precision!r} is not one of its precisions ({', '.join(_PRECISIONS)})"
         if device.startswith("cuda"):
+            if precision == "int8":
+                return f"device {device!r}: int8 graphs are for CPUs; export fp16 for it"
             import onnxruntime
 
             providers = onnxruntime.get_available_providers()
@@ -77,7 +79,9 @@ class OnnxBackend(Backend):
             )
         self.precision = manifest.precision
         kind, _, number = device.partition(":")
-        self._cuda = kind == "cuda" or (device == "auto" and self.unavailable_reason("cuda", precision) is None)
+        if kind == "cuda" and manifest.precision == "int8":
+            raise BackendUnavailable(f"backend 'onnx': {self.unavailable_reason(device, 'int8')}")
+        self._cuda = kind == "cuda" or (device == "auto" and self.unavailable_reason("cuda", self.precision) is None)
         self._device = ("cuda", int(number or 0)) if self._cuda else ("cpu", 0)
         self._takes_duration = manifest.top_k is not None
         self._graphs = {

@@ -72,8 +72,11 @@ def resolve(backend: str, device: str, precision: str) -> tuple[list[type[Backen
     runnable: list[type[Backend]] = []
     passed_over: dict[str, str] = {}
     for name in BACKENDS if backend == "auto" else [backend]:
-        found = backend_class(name, device, precision)
-        reason = found.unavailable_reason(device, precision)
+        try:
+            found = backend_class(name, device, precision)
+            reason = found.unavailable_reason(device, precision)
+        except ModuleNotFoundError as error:  # PyTorch, which runs no export
+            reason = f"{error.name} is not installed (pip install {error.name})"
         if reason is None:
             runnable.append(found)
             continue

@@ -11,13 +11,15 @@ import numpy.typing as npt
 
 from mmn_fast.backends.base import NO_OPTIONS, Backend, Branches
 from mmn_fast.checkpoint import LoadedModel
-from mmn_fast.export.manifest import GRAPHS, PRECISIONS, Signature, read_manifest
+from mmn_fast.export.manifest import GRAPHS, Signature, read_manifest
 from mmn_fast.export.plans import text_batches
 from mmn_fast.kernels import cuda_runtime
 from mmn_fast.kernels.cuda_runtime import Cuda
 from mmn_fast.kernels.tensorrt_module import RUNTIME, tensorrt_module
 from mmn_fast.kernels.tensorrt_plan import Arrays, Plan, open_plans
 from mmn_fast.types import BackendUnavailable, FloatArray, InputError
+
+_PRECISIONS = ("fp32", "fp16")
 
 
 class TensorRTBackend(Backend):
@@ -36,8 +38,8 @@ class TensorRTBackend(Backend):
 
     @classmethod
     def unavailable_reason(cls, device: str, precision: str) -> str | None:
-        if precision not in ("auto", *PRECISIONS):
-            return f"precision {precision!r} is not one of its precisions ({', '.join(PRECISIONS)})"
+        if precision not in ("auto", *_PRECISIONS):
+            return f"precision {precision!r} is not one of its precisions ({', '.join(_PRECISIONS)})"
         if device == "cpu":
             return "device 'cpu': it runs on CUDA devices only"
         _, reason = tensorrt_module(RUNTIME)
