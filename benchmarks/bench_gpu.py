@@ -75,6 +75,12 @@ class Bench:
                 taken.append(milliseconds)
         return taken
 
+    def roofline(self, flop: float, moved: float, taken: list[float]) -> dict[str, float]:
+        """The columns of a stage: its work and bytes, the time that they take at least, and that time's share."""
+        floor_ms = max(flop / self.rates["matmul_tflops"] / 1e9, moved / self.rates["copy_gbps"] / 1e6)
+        of_floor = round(floor_ms / float(np.median(taken)), 3)
+        return {"flop": flop, "bytes": moved, "floor_ms": floor_ms, "of_floor": of_floor}
+
     def out_of_time(self, what: str) -> bool:
         """Whether the time is spent; says what was therefore not measured."""
         if time.monotonic() < self.deadline:
@@ -205,7 +211,6 @@ def _encode_video(bench: Bench, case: cases.GoldenCase, model: LoadedModel, batc
         shape = (batch, preset.num_pre_clips, preset.input_size)
         sets = [torch.randn(shape, device=bench.device) for _ in range(_INPUT_SETS)]
         flop, moved = batch * work, 2 * (weights + batch * size)
-        floor_ms = max(flop / bench.rates["matmul_tflops"] / 1e9, moved / bench.rates["copy_gbps"] / 1e6)
         with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
             # One video at a time: 48 dense maps in float32 need more memory than what is compared.
             parts = [net.encode_video(sets[0][n : n + 1]) for n in range(min(batch, 8))]
@@ -228,9 +233,7 @@ def _encode_video(bench: Bench, case: cases.GoldenCase, model: LoadedModel, batc
                 continue
             peak = 0.0 if bench.device == "cpu" else torch.cuda.max_memory_allocated() / 2**20
             facts = {"preset": preset.name, "batch": batch, "peak_mib": round(peak, 1)}
-            of_floor = round(floor_ms / float(np.median(taken)), 3)
-            facts |= {"flop": flop, "bytes": moved, "floor_ms": floor_ms, "of_floor": of_floor}
-            bench.write("encode_video", peer, taken, error, **facts)
+            bench.write("encode_video", peer, taken, error, **facts, **bench.roofline(flop, moved, taken))
 
 
 def _encode_text(bench: Bench, case: cases.GoldenCase, model: LoadedModel, batches: list[int]) -> None:
@@ -257,14 +260,12 @@ def _encode_text(bench: Bench, case: cases.GoldenCase, model: LoadedModel, batch
         torch.set_float32_matmul_precision("highest")
         expected = reference(0)
         flop, moved = 2 * batch * length * text.num_layers * layer, 2 * text.num_layers * layer
-        floor_ms = max(flop / bench.rates["matmul_tflops"] / 1e9, moved / bench.rates["copy_gbps"] / 1e6)
         for peer, run in (("mmn_fast fp16", ours), ("PyTorch fp32", reference), ("PyTorch fp16", half)):
             if bench.out_of_time(f"encode_text, batch {batch}, {peer}"):
                 continue
             error, taken = _error(run(0), expected), bench.time_ms(run)
-            facts = {"flop": flop, "bytes": moved, "floor_ms": floor_ms}
-            facts |= {"of_floor": round(floor_ms / float(np.median(taken)), 3)}
-            bench.write("encode_text", peer, taken, error, preset=case.preset.name, batch=batch, tokens=length, **facts)
+            facts = {"preset": case.preset.name, "batch": batch, "tokens": length}
+            bench.write("encode_text", peer, taken, error, **facts, **bench.roofline(flop, moved, taken))
 
 
 def _ours(backend: NativeGpuBackend, sets: list[torch.Tensor]) -> Callable[[], Run]:
@@ -300,8 +301,13 @@ def _score(bench: Bench, case: cases.GoldenCase, engine: Engine) -> None:
     theirs, chosen = official(0), ours(0)[0]
     best = np.stack([found[0].cpu().numpy() for found in theirs])
     error = float(np.abs(moments[chosen[:, 0]] - best).max())
+    # Both branches' cosines of every sentence and proposal, from embeddings that are read once.
+    flop = 4.0 * len(_SENTENCES) * plan.num_proposals * preset.joint_size
+    moved = sum(array.nbytes for side in (video, text) for array in side)
     for peer, run in (("mmn_fast", ours), ("official", official)):
-        bench.write("score", peer, bench.time_ms(run, 5), error, preset=preset.name, batch=len(_SENTENCES))
+        taken = bench.time_ms(run, 5)
+        facts = {"preset": preset.name, "batch": len(_SENTENCES)}
+        bench.write("score", peer, taken, error, **facts, **bench.roofline(flop, moved, taken))
 
 
 def _whole(bench: Bench, case: cases.GoldenCase, engines: dict[str, Engine], batches: list[tuple[int, int]]) -> None:
