@@ -59,7 +59,12 @@ TOLERANCES: dict[tuple[str, str], Tolerance] = {
     ("fourier_conv", "fp32"): Tolerance(
         3e-6, 0, "of the largest output, as proposal_conv fft; sums of 256 and up to 260 terms"
     ),
-    ("fourier_conv", "fp16"): Tolerance(4e-3, 0, "of the largest output; maps, spectra and matrices of 11 bits"),
+    ("fourier_conv", "fp16"): Tolerance(
+        4e-3, 0, "of the largest output; maps, spectra and matrices of 11 bits; seen 6e-4 (one-cell)"
+    ),
+    ("fourier_simulated", "fp16"): Tolerance(
+        1e-4, 0, "of the largest output; the same roundings, sums perhaps in another order; seen 0, the error is 3e-4"
+    ),
     ("amx_products", "fp32"): Tolerance(
         1e-5, 0, "float32 chains of up to 900 products, over the root of k; a term left out is 1e-3; seen 6.0e-6"
     ),

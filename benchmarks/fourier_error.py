@@ -1,0 +1,125 @@
+"""What FFT tiles in fp16 cost in accuracy, without a GPU: the arithmetic of `triton_fourier` step by step in PyTorch.
+
+Every value that the kernels store is rounded to fp16 where they round it, sums are float32. Beside it a direct
+convolution with the same maps and operands in fp16, the yardstick. All else of the model is float64; the error is that
+of the fused score, over all proposals and sentences of a golden case.
+
+    python -m benchmarks.fourier_error [--cases charades_small ...]
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from mmn_fast.features import pre_clips
+from mmn_fast.geometry import FloatArray, ProposalPlan, cover_with_tiles, plan_for
+from mmn_fast.kernels.conv_transforms import fourier
+from mmn_fast.kernels.folding import folded_layers
+from mmn_fast.kernels.reference import proposal_conv_packed
+from mmn_fast.kernels.triton_fourier import PAIRS, spectral_weights, transform_matrices
+from mmn_fast.model import MMN, build_model
+from mmn_fast.postprocess import fuse_scores
+from tests.golden import cases
+
+Conv = Callable[[Tensor, Sequence[FloatArray], Sequence[FloatArray], ProposalPlan], Tensor]
+"""From [B, R_0, C_0] to [B, P, C]."""
+
+
+def rounded(x: Tensor) -> Tensor:
+    """Float32 with the values of fp16."""
+    return x.half().float()
+
+
+def direct_fp16(x: Tensor, weights: Sequence[FloatArray], biases: Sequence[FloatArray], plan: ProposalPlan) -> Tensor:
+    """A direct convolution: fp16 maps and weights, float32 sums and biases."""
+    x = rounded(x)
+    for number, layer in enumerate(plan.layers):
+        one = ProposalPlan(plan.num_clips, plan.kernel, plan.mask, layer.cells, plan.inputs, (layer,))
+        weight, bias = rounded(torch.from_numpy(weights[number])), torch.from_numpy(biases[number])
+        x = rounded(proposal_conv_packed(x, [weight], [bias], one))
+    return x
+
+
+def fourier_fp16(x: Tensor, weights: Sequence[FloatArray], biases: Sequence[FloatArray], plan: ProposalPlan) -> Tensor:
+    """`triton_fourier.FourierProposalConv` in fp16."""
+    forward, inverse = (rounded(torch.from_numpy(matrix)) for matrix in transform_matrices(plan.kernel))
+    outputs = fourier(plan.kernel).m ** 2
+    x = rounded(x)
+    for number, layer in enumerate(plan.layers):
+        cover = cover_with_tiles(plan, number, fourier(plan.kernel).m)
+        rows = torch.from_numpy(cover.inputs).long()
+        windows = torch.where((rows >= 0)[..., None], x[:, rows.clamp(min=0)], 0.0)  # [B, tiles, 256, C]
+        spectra = rounded(forward @ windows).movedim(2, 0).flatten(1, 2)  # [256, B tiles, C]
+        points, scale = spectral_weights(weights[number])
+        planes = rounded(torch.from_numpy(points))
+        paired = planes[: 3 * PAIRS].unflatten(0, (PAIRS, 3))  # Im, Re, -Im
+        re, im = spectra[: 2 * PAIRS : 2], spectra[1 : 2 * PAIRS : 2]
+        product = torch.empty(*spectra.shape[:2], planes.shape[2])
+        product[: 2 * PAIRS : 2] = re @ paired[:, 1] + im @ paired[:, 2]
+        product[1 : 2 * PAIRS : 2] = re @ paired[:, 0] + im @ paired[:, 1]
+        product[2 * PAIRS :] = spectra[2 * PAIRS :] @ planes[3 * PAIRS :]
+        product = rounded(product * scale).unflatten(1, (len(x), -1)).movedim(0, 2)  # [B, tiles, 256, C]
+        sums = inverse[:outputs] @ product + torch.from_numpy(biases[number])
+        cells = torch.from_numpy(cover.outputs)
+        out = torch.empty(len(x), len(layer.cells), sums.shape[-1])
+        out[:, cells[cells >= 0].long()] = sums[:, cells >= 0]
+        x = rounded(out.relu() * torch.from_numpy(layer.cell_weights)[:, None])
+    return x
+
+
+def fused_with(case: cases.GoldenCase, net: MMN, conv: Conv) -> list[FloatArray]:
+    """The fused scores [S, P] of every video, all but the proposal convolution in float64."""
+    plan, (weights, biases) = plan_for(case.preset), folded_layers(case.state(), case.preset.conv_layers)
+    rows, columns = torch.from_numpy(plan.inputs).long().unbind(1)
+    heads, fused = net.proposal_conv, []
+    with torch.inference_mode():
+        for video in case.videos:
+            clips = torch.from_numpy(pre_clips(video.features, case.preset, "features")).double()
+            inputs = net.moment_map(clips[None])[:, :, rows, columns].mT
+            packed = conv(inputs.float(), weights, biases, plan).double()[0]
+            branches = [
+                torch.nn.functional.normalize(packed @ head.weight.flatten(1).T + head.bias, dim=-1)
+                for head in (heads.conv1x1_contrastive, heads.conv1x1_iou)
+            ]
+            lengths = torch.from_numpy((video.token_ids != 0).sum(1))
+            text = net.encode_text(torch.from_numpy(video.token_ids), lengths)
+            contrastive, iou = net.score((branches[0], branches[1]), text)
+            fused.append(fuse_scores(contrastive.numpy(), iou.numpy(), case.preset))
+    return fused
+
+
+def exact(x: Tensor, weights: Sequence[FloatArray], biases: Sequence[FloatArray], plan: ProposalPlan) -> Tensor:
+    """In float64."""
+    to64 = [[torch.from_numpy(a).double() for a in arrays] for arrays in (weights, biases)]
+    return proposal_conv_packed(x.double(), to64[0], to64[1], plan)
+
+
+def errors(name: str) -> dict[str, float]:
+    """The largest error of a fused score of a golden case, direct and through FFT tiles."""
+    case = cases.load(name)
+    net = build_model(case.preset, case.text, case.state()).double()
+    expected = fused_with(case, net, exact)
+    ways: dict[str, Conv] = {"direct": direct_fp16, "fft": fourier_fp16}
+    return {
+        way: max(float(abs(a - b).max()) for a, b in zip(fused_with(case, net, conv), expected, strict=True))
+        for way, conv in ways.items()
+    }
+
+
+def main() -> None:
+    """Print the errors and their ratio, case by case."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cases", nargs="+", default=[*cases.SMALL, *cases.FULL], choices=[*cases.SMALL, *cases.FULL])
+    options = parser.parse_args()
+    for name in options.cases:
+        found = errors(name)
+        ratio = found["fft"] / found["direct"]
+        print(f"{name:20} direct fp16 {found['direct']:.1e}  FFT tiles fp16 {found['fft']:.1e}  ratio {ratio:.2f}")
+
+
+if __name__ == "__main__":
+    main()
