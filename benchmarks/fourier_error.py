@@ -4,17 +4,23 @@ Every value that the kernels store is rounded to fp16 where they round it, sums 
 convolution with the same maps and operands in fp16, the yardstick. All else of the model is float64; the error is that
 of the fused score, over all proposals and sentences of a golden case.
 
-    python -m benchmarks.fourier_error [--cases charades_small ...]
+    python -m benchmarks.fourier_error [--cases charades_small ...] [--videos 150]
+
+With --videos it compares the demo model's answers on a test split instead: R@1 and the best proposals.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor
 
+import mmn_fast
+from mmn_fast.backends.torch_ref import TorchBackend
+from mmn_fast.demo.agreement import Agreement, LabelledSplit, agreement, draw_split
 from mmn_fast.features import pre_clips
 from mmn_fast.geometry import FloatArray, ProposalPlan, cover_with_tiles, plan_for
 from mmn_fast.kernels.conv_transforms import fourier
@@ -71,24 +77,38 @@ def fourier_fp16(x: Tensor, weights: Sequence[FloatArray], biases: Sequence[Floa
     return x
 
 
+class VideoBranch:
+    """A model's video branch with another proposal convolution; all else in the model's own precision."""
+
+    def __init__(self, net: MMN, conv: Conv) -> None:
+        self._net, self._conv, self._plan = net, conv, plan_for(net.preset)
+        state = {name: tensor.float().numpy() for name, tensor in net.state_dict().items()}
+        self._weights, self._biases = folded_layers(state, net.preset.conv_layers)
+
+    def __call__(self, clips: Tensor) -> tuple[Tensor, Tensor]:
+        """Pre-clips [B, T, D] to both embeddings [B, P, J], as `MMN.encode_video`."""
+        rows, columns = torch.from_numpy(self._plan.inputs).long().unbind(1)
+        inputs = self._net.moment_map(clips)[:, :, rows, columns].mT
+        packed = self._conv(inputs.float(), self._weights, self._biases, self._plan).to(clips.dtype)
+        heads = self._net.proposal_conv
+        contrastive, iou = (
+            torch.nn.functional.normalize(packed @ head.weight.flatten(1).T + head.bias, dim=-1)
+            for head in (heads.conv1x1_contrastive, heads.conv1x1_iou)
+        )
+        return contrastive, iou
+
+
 def fused_with(case: cases.GoldenCase, net: MMN, conv: Conv) -> list[FloatArray]:
     """The fused scores [S, P] of every video, all but the proposal convolution in float64."""
-    plan, (weights, biases) = plan_for(case.preset), folded_layers(case.state(), case.preset.conv_layers)
-    rows, columns = torch.from_numpy(plan.inputs).long().unbind(1)
-    heads, fused = net.proposal_conv, []
+    branch, fused = VideoBranch(net, conv), []
     with torch.inference_mode():
         for video in case.videos:
             clips = torch.from_numpy(pre_clips(video.features, case.preset, "features")).double()
-            inputs = net.moment_map(clips[None])[:, :, rows, columns].mT
-            packed = conv(inputs.float(), weights, biases, plan).double()[0]
-            branches = [
-                torch.nn.functional.normalize(packed @ head.weight.flatten(1).T + head.bias, dim=-1)
-                for head in (heads.conv1x1_contrastive, heads.conv1x1_iou)
-            ]
+            contrastive, iou = branch(clips[None])
             lengths = torch.from_numpy((video.token_ids != 0).sum(1))
             text = net.encode_text(torch.from_numpy(video.token_ids), lengths)
-            contrastive, iou = net.score((branches[0], branches[1]), text)
-            fused.append(fuse_scores(contrastive.numpy(), iou.numpy(), case.preset))
+            scores = net.score((contrastive[0], iou[0]), text)
+            fused.append(fuse_scores(scores[0].numpy(), scores[1].numpy(), case.preset))
     return fused
 
 
@@ -98,15 +118,25 @@ def exact(x: Tensor, weights: Sequence[FloatArray], biases: Sequence[FloatArray]
     return proposal_conv_packed(x.double(), to64[0], to64[1], plan)
 
 
+WAYS: dict[str, Conv] = {"direct": direct_fp16, "fft": fourier_fp16}
+
+
+def demo_agreement(conv: Conv, split: LabelledSplit) -> Agreement:
+    """The demo model with that proposal convolution against the same model in float32."""
+    engine, reference = (mmn_fast.load("demo", backend="torch", precision="fp32") for _ in range(2))
+    net = cast(TorchBackend, engine._backend).net
+    net.encode_video = VideoBranch(net, conv)  # type: ignore[method-assign]
+    return agreement(engine, reference, split)
+
+
 def errors(name: str) -> dict[str, float]:
     """The largest error of a fused score of a golden case, direct and through FFT tiles."""
     case = cases.load(name)
     net = build_model(case.preset, case.text, case.state()).double()
     expected = fused_with(case, net, exact)
-    ways: dict[str, Conv] = {"direct": direct_fp16, "fft": fourier_fp16}
     return {
         way: max(float(abs(a - b).max()) for a, b in zip(fused_with(case, net, conv), expected, strict=True))
-        for way, conv in ways.items()
+        for way, conv in WAYS.items()
     }
 
 
@@ -114,7 +144,16 @@ def main() -> None:
     """Print the errors and their ratio, case by case."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", nargs="+", default=[*cases.SMALL, *cases.FULL], choices=[*cases.SMALL, *cases.FULL])
+    parser.add_argument("--videos", type=int, default=0, help="of the demo's test split, instead of golden cases")
     options = parser.parse_args()
+    if options.videos:
+        split = draw_split(options.videos)
+        for way, conv in WAYS.items():
+            found = demo_agreement(conv, split)
+            lost = ", ".join(f"{name} {100 * value:+.2f}" for name, value in found.recall_difference.items())
+            print(f"demo, {found.num_sentences} sentences, {way} fp16: largest error {found.max_fused_difference:.1e}")
+            print(f"  same best proposal {found.top1:.4f}; points of {lost}")
+        return
     for name in options.cases:
         found = errors(name)
         ratio = found["fft"] / found["direct"]
