@@ -1,4 +1,4 @@
-"""What FFT tiles in fp16 cost in accuracy, without a GPU: the arithmetic of `triton_fourier` step by step in PyTorch.
+"""What FFT tiles in fp16 cost in accuracy, without a GPU: the transforms' twins around the products in PyTorch.
 
 Every value that the kernels store is rounded to fp16 where they round it, sums are float32. Beside it a direct
 convolution with the same maps and operands in fp16, the yardstick. All else of the model is float64; the error is that
@@ -25,8 +25,9 @@ from mmn_fast.features import pre_clips
 from mmn_fast.geometry import FloatArray, ProposalPlan, cover_with_tiles, plan_for
 from mmn_fast.kernels.conv_transforms import fourier
 from mmn_fast.kernels.folding import folded_layers
+from mmn_fast.kernels.gpu_fourier_ops import POINTS, fourier_cells, fourier_tiles
 from mmn_fast.kernels.reference import proposal_conv_packed
-from mmn_fast.kernels.triton_fourier import PAIRS, spectral_weights, transform_matrices
+from mmn_fast.kernels.triton_fourier import PAIRS, spectral_weights
 from mmn_fast.model import MMN, build_model
 from mmn_fast.postprocess import fuse_scores
 from tests.golden import cases
@@ -52,29 +53,26 @@ def direct_fp16(x: Tensor, weights: Sequence[FloatArray], biases: Sequence[Float
 
 def fourier_fp16(x: Tensor, weights: Sequence[FloatArray], biases: Sequence[FloatArray], plan: ProposalPlan) -> Tensor:
     """`triton_fourier.FourierProposalConv` in fp16."""
-    forward, inverse = (rounded(torch.from_numpy(matrix)) for matrix in transform_matrices(plan.kernel))
-    outputs = fourier(plan.kernel).m ** 2
-    x = rounded(x)
+    x = x.transpose(0, 1).half().contiguous()
     for number, layer in enumerate(plan.layers):
         cover = cover_with_tiles(plan, number, fourier(plan.kernel).m)
-        rows = torch.from_numpy(cover.inputs).long()
-        windows = torch.where((rows >= 0)[..., None], x[:, rows.clamp(min=0)], 0.0)  # [B, tiles, 256, C]
-        spectra = rounded(forward @ windows).movedim(2, 0).flatten(1, 2)  # [256, B tiles, C]
+        inputs, outputs = (torch.from_numpy(rows) for rows in (cover.inputs, cover.outputs))
+        spectra = x.new_empty(POINTS, len(inputs), *x.shape[1:])
+        fourier_tiles(x, inputs, spectra)
+        values = spectra.float().flatten(1, 2)  # [256, tiles B, C]
         points, scale = spectral_weights(weights[number])
         planes = rounded(torch.from_numpy(points))
         paired = planes[: 3 * PAIRS].unflatten(0, (PAIRS, 3))  # Im, Re, -Im
-        re, im = spectra[: 2 * PAIRS : 2], spectra[1 : 2 * PAIRS : 2]
-        product = torch.empty(*spectra.shape[:2], planes.shape[2])
+        re, im = values[: 2 * PAIRS : 2], values[1 : 2 * PAIRS : 2]
+        product = torch.empty(*values.shape[:2], planes.shape[2])
         product[: 2 * PAIRS : 2] = re @ paired[:, 1] + im @ paired[:, 2]
         product[1 : 2 * PAIRS : 2] = re @ paired[:, 0] + im @ paired[:, 1]
-        product[2 * PAIRS :] = spectra[2 * PAIRS :] @ planes[3 * PAIRS :]
-        product = rounded(product * scale).unflatten(1, (len(x), -1)).movedim(0, 2)  # [B, tiles, 256, C]
-        sums = inverse[:outputs] @ product + torch.from_numpy(biases[number])
-        cells = torch.from_numpy(cover.outputs)
-        out = torch.empty(len(x), len(layer.cells), sums.shape[-1])
-        out[:, cells[cells >= 0].long()] = sums[:, cells >= 0]
-        x = rounded(out.relu() * torch.from_numpy(layer.cell_weights)[:, None])
-    return x
+        product[2 * PAIRS :] = values[2 * PAIRS :] @ planes[3 * PAIRS :]
+        product = (product * scale).half().unflatten(1, spectra.shape[1:3])
+        x = x.new_empty(len(layer.cells), x.shape[1], planes.shape[2])
+        bias, cell_weights = torch.from_numpy(biases[number]), torch.from_numpy(layer.cell_weights)
+        fourier_cells(product, outputs, bias, cell_weights, x)
+    return x.transpose(0, 1).float()
 
 
 class VideoBranch:

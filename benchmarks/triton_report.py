@@ -69,44 +69,30 @@ def compile_gather(
     return _compile(gather_conv_kernel, arch, signature, constants, options)
 
 
-def compile_fourier(arch: int, width: int = 512) -> dict[str, dict[str, Any]]:
-    """Compile the three kernels of a layer by FFT tiles in fp16 ahead of time.
+def compile_fourier(arch: int, width: int = 512) -> dict[str, Any]:
+    """Compile the products of a layer by FFT tiles in fp16 ahead of time.
 
     Args:
         arch: 80 or 90.
         width: C_in = C_out, a multiple of the blocks.
 
     Returns:
-        What `compile_gather` returns, for "forward", "product" and "inverse".
+        What `compile_gather` returns.
     """
-    f, product = triton_fourier, triton_fourier.PRODUCT_CONFIG
-    half, floats, integers, count = "*fp16", "*fp32", "*i32", "i32"
-    tiles = {"tile_rows": count, "videos": count}
-    blocks = {"BLOCK_P": f.BLOCK_POINTS, "BLOCK_C": f.BLOCK_CHANNELS, "BLOCK_K": f.BLOCK_K, "CHANNELS": width}
-    return {
-        "forward": _compile(
-            *(f.forward_kernel, arch),
-            {"x_ptr": half, "matrix_ptr": half, "inputs_ptr": integers, "spectra_ptr": half, **tiles},
-            *(blocks, f.TRANSFORM_OPTIONS),
-        ),
-        "product": _compile(
-            *(f.product_kernel, arch),
-            {"spectra_ptr": half, "weights_ptr": half, "out_ptr": half, "tile_rows": count, "weight_scale": "fp32"},
-            {
-                **{"C_IN": width, "C_OUT": width, "C_PAD": width, "N_PAD": width},
-                **{"BLOCK_M": product.block_rows, "BLOCK_N": product.block_cols, "BLOCK_K": product.block_k},
-            },
-            {"num_warps": product.warps, "num_stages": product.stages},
-        ),
-        "inverse": _compile(
-            *(f.inverse_kernel, arch),
-            {
-                **{"spectra_ptr": half, "matrix_ptr": half, "bias_ptr": floats, "outputs_ptr": integers},
-                **{"cell_weights_ptr": floats, "out_ptr": half, **tiles},
-            },
-            *({**blocks, "OUTPUTS_PAD": 2 * f.BLOCK_POINTS}, f.TRANSFORM_OPTIONS),
-        ),
-    }
+    config = triton_fourier.PRODUCT_CONFIG
+    return _compile(
+        triton_fourier.product_kernel,
+        arch,
+        {
+            **dict.fromkeys(("spectra_ptr", "weights_ptr", "out_ptr"), "*fp16"),
+            **{"tile_rows": "i32", "weight_scale": "fp32"},
+        },
+        {
+            **{"C_IN": width, "C_OUT": width, "C_PAD": width, "N_PAD": width},
+            **{"BLOCK_M": config.block_rows, "BLOCK_N": config.block_cols, "BLOCK_K": config.block_k},
+        },
+        {"num_warps": config.warps, "num_stages": config.stages},
+    )
 
 
 def _compile(
@@ -147,7 +133,7 @@ def _resource_usage(cubin: Path) -> dict[str, int]:
 
 
 def report_shipped() -> dict[str, dict[str, Any]]:
-    """Every shipped choice and the kernels by FFT tiles, compiled for what they are shipped for.
+    """Every shipped choice and the products of FFT tiles, compiled for what they are shipped for.
 
     The gathering kernel is compiled for the kernel width that takes most registers.
     """
@@ -156,8 +142,7 @@ def report_shipped() -> dict[str, dict[str, Any]]:
         for name, config in configs.items():
             splits = config.max_splits if name == "few" else 1
             reports[f"{arch} {name}"] = compile_gather(int(arch.removeprefix("sm_")), config, 9, splits=splits)
-        for kernel, report in compile_fourier(int(arch.removeprefix("sm_"))).items():
-            reports[f"{arch} fourier {kernel}"] = report
+        reports[f"{arch} fourier product"] = compile_fourier(int(arch.removeprefix("sm_")))
     return reports
 
 

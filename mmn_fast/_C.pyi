@@ -217,6 +217,31 @@ def gpu_conv_epilogue(
     device: int,
     stream: int,
 ) -> None: ...
+def gpu_fourier_tiles(
+    rows: int,
+    inputs: int,
+    spectra: int,
+    tiles: int,
+    videos: int,
+    channels: int,
+    dtype: int,
+    device: int,
+    stream: int,
+) -> None: ...
+def gpu_fourier_cells(
+    spectra: int,
+    outputs: int,
+    bias: int,
+    cell_weights: int,
+    out: int,
+    tiles: int,
+    videos: int,
+    channels: int,
+    m: int,
+    dtype: int,
+    device: int,
+    stream: int,
+) -> None: ...
 def gpu_heads(
     products: int,
     bias: int,

@@ -56,11 +56,17 @@ TOLERANCES: dict[tuple[str, str], Tolerance] = {
     ("gather_conv", "fp16"): Tolerance(
         2e-3, 0, "of the largest output; maps rounded to 11 bits after each of up to 8 layers; seen 1.1e-3 (tacos)"
     ),
+    ("fourier_tiles", "fp32"): Tolerance(2e-7, 0, "float32 sums of 256 values near 1, over 256"),
+    ("fourier_tiles", "fp16"): Tolerance(2e-7, 6e-4, "the same, rounded once to 11 bits"),
+    ("fourier_tiles", "bf16"): Tolerance(2e-7, 4.1e-3, "the same, rounded once to 8 bits"),
+    ("fourier_cells", "fp32"): Tolerance(2e-5, 0, "float32 sums of 256 values, up to 20"),
+    ("fourier_cells", "fp16"): Tolerance(2e-5, 6e-4, "the same, rounded once to 11 bits"),
+    ("fourier_cells", "bf16"): Tolerance(2e-5, 4.1e-3, "the same, rounded once to 8 bits"),
     ("fourier_conv", "fp32"): Tolerance(
         3e-6, 0, "of the largest output, as proposal_conv fft; sums of 256 and up to 260 terms"
     ),
     ("fourier_conv", "fp16"): Tolerance(
-        4e-3, 0, "of the largest output; maps, spectra and matrices of 11 bits; seen 6e-4 (one-cell)"
+        4e-3, 0, "of the largest output; maps, spectra and weights of 11 bits; seen 6e-4 (one-cell)"
     ),
     ("fourier_simulated", "fp16"): Tolerance(
         1e-4, 0, "of the largest output; the same roundings, sums perhaps in another order; seen 0, the error is 3e-4"

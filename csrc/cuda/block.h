@@ -7,17 +7,11 @@
 #include <cstdint>
 #include <cstring>
 
+#include "common/device.h"
+
 #if defined(__CUDACC__)
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
-#define MMN_DEVICE __device__ __forceinline__
-#define MMN_PRAGMA(text) _Pragma(#text)
-#define MMN_UNROLL(times) MMN_PRAGMA(unroll times)
-#define MMN_UNROLL_ALL MMN_PRAGMA(unroll)
-#else
-#define MMN_DEVICE inline
-#define MMN_UNROLL(times)
-#define MMN_UNROLL_ALL
 #endif
 
 namespace mmn_fast {

@@ -16,6 +16,8 @@ void launch_feature_pool(const FeaturePoolArgs& args, int device, void* stream);
 void launch_clip_pool(const ClipPoolArgs& args, int device, void* stream);
 void launch_moment_map(const MomentMapArgs& args, int device, void* stream);
 void launch_conv_epilogue(const ConvEpilogueArgs& args, int device, void* stream);
+void launch_fourier_tiles(const FourierTilesArgs& args, int device, void* stream);
+void launch_fourier_cells(const FourierCellsArgs& args, int device, void* stream);
 void launch_heads(const HeadsArgs& args, int device, void* stream);
 void launch_pair_scores(const PairScoresArgs& args, int device, void* stream);
 void launch_pair_moments(const PairMomentsArgs& args, int device, void* stream);

@@ -18,6 +18,16 @@ namespace mmn_fast {
 
 constexpr int64_t kPackBytes = 16;
 
+// Calls f(T()).
+template <class F>
+void with_dtype(Dtype dtype, F f) {
+  switch (dtype) {
+    case Dtype::kFloat32: return f(float());
+    case Dtype::kFloat16: return f(Half());
+    case Dtype::kBfloat16: return f(BFloat16());
+  }
+}
+
 // Calls f(T(), integral_constant<int, V>) with V elements in 16 bytes if every row of `width` and every pointer allows.
 template <class F>
 void with_elements(Dtype dtype, int64_t width, std::initializer_list<const void*> pointers, F f) {
@@ -33,11 +43,7 @@ void with_elements(Dtype dtype, int64_t width, std::initializer_list<const void*
       f(element, std::integral_constant<int, 1>());
     }
   };
-  switch (dtype) {
-    case Dtype::kFloat32: return pick(float());
-    case Dtype::kFloat16: return pick(Half());
-    case Dtype::kBfloat16: return pick(BFloat16());
-  }
+  with_dtype(dtype, pick);
 }
 
 #if defined(__CUDACC__)

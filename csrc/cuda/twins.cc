@@ -2,6 +2,7 @@
 #include "cuda/twins.h"
 
 #include "cuda/feature_pool.h"
+#include "cuda/fourier_bodies.h"
 #include "cuda/moment_bodies.h"
 #include "cuda/video_bodies.h"
 
@@ -11,6 +12,8 @@ void twin_feature_pool(const FeaturePoolArgs& args) { run_feature_pool(args, Hos
 void twin_clip_pool(const ClipPoolArgs& args) { run_clip_pool(args, HostRunner()); }
 void twin_moment_map(const MomentMapArgs& args) { run_moment_map(args, HostRunner()); }
 void twin_conv_epilogue(const ConvEpilogueArgs& args) { run_conv_epilogue(args, HostRunner()); }
+void twin_fourier_tiles(const FourierTilesArgs& args) { run_fourier_tiles(args, HostRunner()); }
+void twin_fourier_cells(const FourierCellsArgs& args) { run_fourier_cells(args, HostRunner()); }
 void twin_heads(const HeadsArgs& args) { run_heads(args, HostRunner()); }
 void twin_pair_scores(const PairScoresArgs& args) { run_pair_scores(args, HostRunner()); }
 void twin_pair_moments(const PairMomentsArgs& args) { run_pair_moments(args, HostRunner()); }

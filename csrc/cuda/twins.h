@@ -10,6 +10,8 @@ void twin_feature_pool(const FeaturePoolArgs& args);
 void twin_clip_pool(const ClipPoolArgs& args);
 void twin_moment_map(const MomentMapArgs& args);
 void twin_conv_epilogue(const ConvEpilogueArgs& args);
+void twin_fourier_tiles(const FourierTilesArgs& args);
+void twin_fourier_cells(const FourierCellsArgs& args);
 void twin_heads(const HeadsArgs& args);
 void twin_pair_scores(const PairScoresArgs& args);
 void twin_pair_moments(const PairMomentsArgs& args);

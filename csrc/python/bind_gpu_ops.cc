@@ -96,6 +96,28 @@ void conv_epilogue(uintptr_t products, uintptr_t bias, uintptr_t weights, uintpt
   MMN_RUN(conv_epilogue, args);
 }
 
+void fourier_tiles(uintptr_t rows, uintptr_t inputs, uintptr_t spectra, int64_t tiles, int64_t videos, int64_t channels,
+                   int dtype, int device, uintptr_t stream) {
+  const FourierTilesArgs args = {pointer<const void>(rows), pointer<const int32_t>(inputs), pointer<void>(spectra), tiles,
+                                 videos, channels, dtype_of(dtype)};
+  MMN_RUN(fourier_tiles, args);
+}
+
+void fourier_cells(uintptr_t spectra, uintptr_t outputs, uintptr_t bias, uintptr_t cell_weights, uintptr_t out,
+                   int64_t tiles, int64_t videos, int64_t channels, int m, int dtype, int device, uintptr_t stream) {
+  const FourierCellsArgs args = {pointer<const void>(spectra),
+                                 pointer<const int32_t>(outputs),
+                                 pointer<const float>(bias),
+                                 pointer<const float>(cell_weights),
+                                 pointer<void>(out),
+                                 tiles,
+                                 videos,
+                                 channels,
+                                 m,
+                                 dtype_of(dtype)};
+  MMN_RUN(fourier_cells, args);
+}
+
 void heads(uintptr_t products, uintptr_t bias, uintptr_t contrastive, uintptr_t iou, int64_t proposals, int64_t videos,
            int64_t joint, int dtype, int device, uintptr_t stream) {
   const HeadsArgs args = {pointer<const void>(products), pointer<const float>(bias), pointer<void>(contrastive),
@@ -159,6 +181,8 @@ void register_gpu_ops(py::module_& m) {
   m.def("gpu_clip_pool", &clip_pool, doc);
   m.def("gpu_moment_map", &moment_map, doc);
   m.def("gpu_conv_epilogue", &conv_epilogue, doc);
+  m.def("gpu_fourier_tiles", &fourier_tiles, doc);
+  m.def("gpu_fourier_cells", &fourier_cells, doc);
   m.def("gpu_heads", &heads, doc);
   m.def("gpu_pair_scores", &pair_scores, doc);
   m.def("gpu_pair_moments", &pair_moments, doc);

@@ -1,15 +1,12 @@
-"""proposal_conv through discrete Fourier transforms of 16 x 16 tiles, in Triton.
+"""proposal_conv through discrete Fourier transforms of 16 x 16 tiles.
 
-Per layer three kernels: windows to spectra, one matrix product per spectral point, spectra to needed cells. The real
-spectrum of a tile has 256 values: 126 complex points and four real ones, in the order of `conv_transforms.fourier`. The
-transforms are products with one constant matrix, orthogonal but for a power of two: rounding a spectrum costs as much
-as rounding the tile, and a spectrum cannot exceed the largest value that it stands for.
+Per layer three kernels: windows to spectra (`gpu_fourier_ops`), one matrix product per spectral point, in Triton on
+tensor cores, and spectra to needed cells.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
 
 import numpy as np
 import torch
@@ -18,55 +15,19 @@ import triton.language as tl
 from torch import Tensor
 
 from mmn_fast.geometry import FloatArray, ProposalPlan, cover_with_tiles
-from mmn_fast.kernels.conv_transforms import SPECTRAL_TILE, Float64, fourier
+from mmn_fast.kernels.conv_transforms import fourier
 from mmn_fast.kernels.gather_choices import GatherConfig
 from mmn_fast.kernels.gather_schedule import side_of_input
+from mmn_fast.kernels.gpu_fourier_ops import POINTS, fourier_cells, fourier_tiles
 from mmn_fast.kernels.triton_conv import MapLayout, check_layers, round_up
 
 DTYPES = (torch.float16, torch.float32)
-POINTS = SPECTRAL_TILE**2
 REAL_POINTS = 4
 PAIRS = (POINTS - REAL_POINTS) // 2
-_POINTS: tl.constexpr = tl.constexpr(POINTS)
 _PAIRED: tl.constexpr = tl.constexpr(2 * PAIRS)
 _PAIRS: tl.constexpr = tl.constexpr(PAIRS)
 _INDEX_LIMIT = 2**31
-BLOCK_POINTS, BLOCK_CHANNELS, BLOCK_K = 64, 64, 64
-TRANSFORM_OPTIONS = {"num_warps": 4, "num_stages": 3}
 PRODUCT_CONFIG = GatherConfig(128, 128, 64, 8, 4, 1)
-
-
-@triton.jit
-def forward_kernel(
-    x_ptr,  # [rows, B, CHANNELS]
-    matrix_ptr,  # [256, 256]
-    inputs_ptr,  # int32 [tiles, 256]: rows under each tile, -1 where the map is known to be zero
-    spectra_ptr,  # [256, tiles * B, CHANNELS]
-    tile_rows,  # tiles * B
-    videos,
-    CHANNELS: tl.constexpr,
-    BLOCK_P: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-):
-    """Spectra of the windows under all tiles."""
-    tile_row = tl.program_id(0)
-    tile = tile_row // videos
-    video = tile_row - tile * videos
-    point = tl.program_id(1) * BLOCK_P + tl.arange(0, BLOCK_P)
-    channel = tl.program_id(2) * BLOCK_C + tl.arange(0, BLOCK_C)
-    acc = tl.zeros((BLOCK_P, BLOCK_C), dtype=tl.float32)
-    for k0 in range(0, _POINTS, BLOCK_K):
-        place = k0 + tl.arange(0, BLOCK_K)
-        row = tl.load(inputs_ptr + tile * _POINTS + place)
-        x_rows = x_ptr + (tl.maximum(row, 0) * videos + video).to(tl.int64) * CHANNELS
-        keep = (row >= 0)[:, None] & (channel < CHANNELS)[None, :]
-        x = tl.load(x_rows[:, None] + channel[None, :], mask=keep, other=0.0)
-        matrix = tl.load(matrix_ptr + point[:, None] * _POINTS + place[None, :])
-        acc = tl.dot(matrix, x, acc, input_precision="ieee")
-    out = (point.to(tl.int64) * tile_rows + tile_row) * CHANNELS
-    spectra = acc.to(spectra_ptr.dtype.element_ty)
-    tl.store(spectra_ptr + out[:, None] + channel[None, :], spectra, mask=(channel < CHANNELS)[None, :])
 
 
 @triton.jit
@@ -115,68 +76,6 @@ def product_kernel(
     tl.store(out_ptr + place[:, None] + col[None, :], sums, mask=keep)
 
 
-@triton.jit
-def inverse_kernel(
-    spectra_ptr,  # [256, tiles * B, CHANNELS]
-    matrix_ptr,  # [OUTPUTS_PAD, 256]
-    bias_ptr,  # float32 [CHANNELS]
-    outputs_ptr,  # int32 [tiles, OUTPUTS_PAD]: rows of the layer's cells, -1 where a result is not needed
-    cell_weights_ptr,  # float32 [cells]
-    out_ptr,  # [cells, B, CHANNELS]
-    tile_rows,
-    videos,
-    OUTPUTS_PAD: tl.constexpr,
-    CHANNELS: tl.constexpr,
-    BLOCK_P: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-):
-    """Spectra back to cells, then bias, ReLU and cell weight; only needed cells are stored."""
-    tile_row = tl.program_id(0)
-    tile = tile_row // videos
-    video = tile_row - tile * videos
-    output = tl.program_id(1) * BLOCK_P + tl.arange(0, BLOCK_P)
-    channel = tl.program_id(2) * BLOCK_C + tl.arange(0, BLOCK_C)
-    acc = tl.zeros((BLOCK_P, BLOCK_C), dtype=tl.float32)
-    for k0 in range(0, _POINTS, BLOCK_K):
-        point = k0 + tl.arange(0, BLOCK_K)
-        rows = spectra_ptr + (point.to(tl.int64) * tile_rows + tile_row) * CHANNELS
-        spectrum = tl.load(rows[:, None] + channel[None, :], mask=(channel < CHANNELS)[None, :], other=0.0)
-        matrix = tl.load(matrix_ptr + output[:, None] * _POINTS + point[None, :])
-        acc = tl.dot(matrix, spectrum, acc, input_precision="ieee")
-    cell = tl.load(outputs_ptr + tile * OUTPUTS_PAD + output)
-    keep = (cell >= 0)[:, None] & (channel < CHANNELS)[None, :]
-    bias = tl.load(bias_ptr + channel, mask=channel < CHANNELS, other=0.0)
-    scale = tl.load(cell_weights_ptr + cell, mask=cell >= 0, other=0.0)
-    # Not maximum(): it may drop a NaN, which a ReLU keeps.
-    sums = acc + bias[None, :]
-    sums = tl.where(sums < 0, 0.0, sums) * scale[:, None]
-    place = (tl.maximum(cell, 0) * videos + video).to(tl.int64) * CHANNELS
-    tl.store(out_ptr + place[:, None] + channel[None, :], sums.to(out_ptr.dtype.element_ty), mask=keep)
-
-
-@cache
-def orthogonal_matrix() -> Float64:
-    """float64 [256, 256] from a tile's places to its spectral values, orthogonal."""
-    matrix = fourier(SPECTRAL_TILE).weight_points.copy()  # the conjugate spectrum of every place
-    matrix[1 : 2 * PAIRS : 2] *= -1
-    matrix[: 2 * PAIRS] *= np.sqrt(2)
-    return matrix / SPECTRAL_TILE
-
-
-def transform_matrices(kernel: int) -> tuple[Float64, Float64]:
-    """The forward matrix [256, 256] and the inverse one, [m * m rounded up, 256] with zero rows at the end.
-
-    The forward one is orthogonal divided by 16, so that point (0, 0) is a tile's mean, and the inverse undoes it.
-    """
-    m = fourier(kernel).m
-    matrix = orthogonal_matrix()
-    places = (np.arange(m)[:, None] * SPECTRAL_TILE + np.arange(m)).reshape(-1)
-    inverse = np.zeros((round_up(m * m, BLOCK_POINTS), POINTS))
-    inverse[: m * m] = matrix.T[places] * SPECTRAL_TILE
-    return matrix / SPECTRAL_TILE, inverse
-
-
 def spectral_weights(weight: FloatArray) -> tuple[FloatArray, float]:
     """Weights at every spectral point, and the power of two that was divided out to bring the largest to 1 or less.
 
@@ -210,16 +109,12 @@ class _Layer:
     ) -> None:
         device = at.device
         self.c_out, self.c_in = weight.shape[:2]
-        m = fourier(plan.kernel).m
-        cover = cover_with_tiles(plan, number, m)
+        cover = cover_with_tiles(plan, number, fourier(plan.kernel).m)
         inputs = torch.from_numpy(cover.inputs)
         if number == 0:
             inputs = torch.where(inputs < 0, inputs, at.cpu()[inputs.long()].int())
-        outputs = np.full((len(cover.outputs), round_up(m * m, BLOCK_POINTS)), -1, np.int32)
-        outputs[:, : m * m] = cover.outputs
-        self.tiles, self.outputs_pad = outputs.shape
-        self.cells = len(plan.layers[number].cells)
-        self.inputs, self.outputs = inputs.to(device), torch.from_numpy(outputs).to(device)
+        self.tiles, self.cells = len(cover.outputs), len(plan.layers[number].cells)
+        self.inputs, self.outputs = inputs.to(device), torch.from_numpy(cover.outputs).to(device)
         self.cell_weights = torch.from_numpy(plan.layers[number].cell_weights).to(device)
         self.bias = torch.from_numpy(bias).to(device, torch.float32)
         points, self.weight_scale = spectral_weights(weight)
@@ -271,9 +166,6 @@ class FourierProposalConv:
             _Layer(number, weight, bias, plan, dtype, at, config)
             for number, (weight, bias) in enumerate(zip(weights, biases, strict=True))
         ]
-        self._forward, self._inverse = (
-            torch.from_numpy(matrix).to(device, dtype) for matrix in transform_matrices(plan.kernel)
-        )
         self._prepared: dict[int, list[Tensor]] = {}
 
     def prepare(self, videos: int) -> None:
@@ -294,12 +186,12 @@ class FourierProposalConv:
         if self.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
             raise ValueError(f"videos: expected prepare({videos}) before a graph is captured, got none")
 
-        def empty(size: int) -> Tensor:
+        def empty(*size: int) -> Tensor:
             return torch.empty(size, dtype=self.dtype, device=self.device)
 
         spectra_in = empty(max(layer.tiles * layer.c_in for layer in layers) * videos * POINTS)
         spectra_out = empty(max(layer.tiles * layer.c_out for layer in layers) * videos * POINTS)
-        maps = [empty(layer.cells * videos * layer.c_out) for layer in layers[:-1]]
+        maps = [empty(layer.cells, videos, layer.c_out) for layer in layers[:-1]]
         self._prepared[videos] = [spectra_in, spectra_out, *maps]
 
     def workspace_mib(self, videos: int) -> float:
@@ -336,13 +228,11 @@ class FourierProposalConv:
         self, layer: _Layer, x: Tensor, spectra_in: Tensor, spectra_out: Tensor, out: Tensor, videos: int
     ) -> None:
         tile_rows = layer.tiles * videos
-        blocks = {"BLOCK_P": BLOCK_POINTS, "BLOCK_C": BLOCK_CHANNELS, "BLOCK_K": BLOCK_K}
-        forward_kernel[(tile_rows, POINTS // BLOCK_POINTS, triton.cdiv(layer.c_in, BLOCK_CHANNELS))](
-            *(x, self._forward, layer.inputs, spectra_in, tile_rows, videos),
-            CHANNELS=layer.c_in,
-            **blocks,
-            **TRANSFORM_OPTIONS,
+        spectra_in, spectra_out = (
+            spectra[: POINTS * tile_rows * width].view(POINTS, layer.tiles, videos, width)
+            for spectra, width in ((spectra_in, layer.c_in), (spectra_out, layer.c_out))
         )
+        fourier_tiles(x, layer.inputs, spectra_in)
         _, c_pad, n_pad = layer.weights.shape
         config = self._config
         product_kernel[(triton.cdiv(tile_rows, config.block_rows), n_pad // config.block_cols, POINTS)](
@@ -351,10 +241,4 @@ class FourierProposalConv:
             **{"BLOCK_M": config.block_rows, "BLOCK_N": config.block_cols, "BLOCK_K": config.block_k},
             **{"num_warps": config.warps, "num_stages": config.stages},
         )
-        inverse_kernel[(tile_rows, layer.outputs_pad // BLOCK_POINTS, triton.cdiv(layer.c_out, BLOCK_CHANNELS))](
-            *(spectra_out, self._inverse, layer.bias, layer.outputs, layer.cell_weights, out, tile_rows, videos),
-            OUTPUTS_PAD=layer.outputs_pad,
-            CHANNELS=layer.c_out,
-            **blocks,
-            **TRANSFORM_OPTIONS,
-        )
+        fourier_cells(spectra_out, layer.outputs, layer.bias, layer.cell_weights, out)

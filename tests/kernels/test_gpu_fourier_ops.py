@@ -1,0 +1,151 @@
+"""The transforms of FFT tiles against PyTorch's in float64: the kernels' twins on the CPU, the kernels on a device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from mmn_fast.kernels import native
+from mmn_fast.kernels.conv_transforms import fourier
+from mmn_fast.kernels.gpu_fourier_ops import POINTS, fourier_cells, fourier_tiles
+from tests.tolerances import check_close
+
+PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+REAL_POINTS = 4
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest) -> str:
+    if request.param == "cuda" and not (torch.cuda.is_available() and native.build_info()["cuda"]):
+        pytest.skip("no CUDA device, or a build without CUDA")
+    return str(request.param)
+
+
+@pytest.fixture(params=list(PRECISIONS))
+def precision(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def _random(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def _matrix() -> torch.Tensor:
+    """float64 [256, 256], the transform: orthogonal rows, by the planes' order of `conv_transforms`."""
+    points = torch.from_numpy(fourier(16).weight_points.copy())  # one place: the conjugate spectrum of every tap
+    points[1 : POINTS - REAL_POINTS : 2] *= -1
+    points[: POINTS - REAL_POINTS] *= 2**0.5
+    return points / 16
+
+
+def _tables(tiles: int, rows: int, places: int, seed: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(-1, rows, (tiles, places), generator=generator, dtype=torch.int32)
+
+
+@pytest.mark.parametrize(
+    ("tiles", "B", "C"), [(1, 1, 1), (3, 2, 5), (2, 3, 34), (1, 1, 64), (0, 1, 8), (2, 0, 8), (2, 1, 0)]
+)
+def test_tiles_become_orthogonal_spectra(tiles: int, B: int, C: int, precision: str, device: str) -> None:
+    rows = _random(40, B, C).to(PRECISIONS[precision])
+    inputs = _tables(tiles, 40, POINTS, seed=tiles)
+    spectra = torch.full((POINTS, tiles, B, C), torch.nan, dtype=rows.dtype, device=device)
+    fourier_tiles(rows.to(device), inputs.to(device), spectra)
+    windows = rows.double()[inputs.long().clamp(min=0)] * (inputs >= 0)[..., None, None]
+    expected = torch.einsum("pq,tqbc->ptbc", _matrix() / 16, windows)
+    check_close(spectra.cpu().double(), expected, "fourier_tiles", precision)
+
+
+def test_the_planes_are_those_of_the_library_transform(device: str) -> None:
+    """F(u, v) and F(u, -v) of every inner pair, and the mean, from torch.fft: the order is not this test's own."""
+    tile = _random(16, 16)
+    spectra = torch.empty(POINTS, 1, 1, 1, device=device)
+    inputs = torch.arange(POINTS, dtype=torch.int32)[None]
+    fourier_tiles(tile.reshape(POINTS, 1, 1).to(device), inputs.to(device), spectra)
+    found, spectrum = spectra.flatten().cpu().double(), torch.fft.fft2(tile.double()) * 2**0.5 / 256
+    inner = [(u, w) for u in range(1, 8) for v in range(1, 8) for w in (v, -v)]
+    expected = torch.stack([torch.view_as_real(spectrum[u, v]) for u, v in inner]).flatten()
+    check_close(found[: len(expected)], expected, "fourier_tiles", "fp32")
+    check_close(found[POINTS - REAL_POINTS], tile.double().mean(), "fourier_tiles", "fp32")
+
+
+@pytest.mark.parametrize(("m", "tiles", "B", "C"), [(1, 1, 1, 1), (8, 2, 3, 34), (12, 3, 1, 5), (16, 1, 2, 32)])
+def test_spectra_become_cells(m: int, tiles: int, B: int, C: int, precision: str, device: str) -> None:
+    dtype = PRECISIONS[precision]
+    spectra = (_random(POINTS, tiles, B, C) / 4).to(dtype)
+    # Each row once, some places without one.
+    order = torch.randperm(tiles * m * m + 3, generator=torch.Generator().manual_seed(m))[: tiles * m * m]
+    outputs = torch.where(order % 5 == 4, -1, order).int().view(tiles, m * m)
+    cells = tiles * m * m + 3
+    bias, cell_weights = _random(C, seed=1), _random(cells, seed=2)
+    out = torch.full((cells, B, C), 7.0, dtype=dtype, device=device)
+    fourier_cells(*(tensor.to(device) for tensor in (spectra, outputs, bias, cell_weights)), out)
+    places = torch.einsum("pq,ptbc->tqbc", _matrix() * 16, spectra.double()).view(tiles, 16, 16, B, C)[:, :m, :m]
+    places = places.flatten(1, 2)
+    expected = torch.full((cells, B, C), 7.0, dtype=torch.float64)
+    here = outputs >= 0
+    where = outputs[here].long()
+    expected[where] = (places[here] + bias).relu() * cell_weights[where, None, None]
+    check_close(out.cpu().double(), expected, "fourier_cells", precision)
+
+
+def test_a_nan_stays_in_its_tile_its_video_and_its_channel(device: str) -> None:
+    rows = _random(512, 2, 4)
+    rows[3, 1, 2] = torch.nan
+    inputs = torch.arange(512, dtype=torch.int32).view(2, POINTS)
+    spectra = torch.zeros(POINTS, 2, 2, 4, device=device)
+    fourier_tiles(rows.to(device), inputs.to(device), spectra)
+    assert spectra[:, 0, 1, 2].isnan().any()
+    out = torch.zeros(512, 2, 4, device=device)
+    fourier_cells(spectra, inputs.to(device), torch.zeros(4, device=device), torch.ones(512, device=device), out)
+    spoiled = torch.zeros(512, 2, 4, dtype=torch.bool)
+    spoiled[:POINTS, 1, 2] = True
+    assert torch.equal(out.isnan().cpu(), spoiled)
+
+
+def _arguments() -> dict[str, Callable[[], tuple[Any, ...]]]:
+    inputs = torch.full((2, POINTS), -1, dtype=torch.int32)
+    outputs = torch.full((2, 9), -1, dtype=torch.int32)
+    spectra = torch.zeros(POINTS, 2, 3, 8)
+    return {
+        "fourier_tiles": lambda: (torch.ones(5, 3, 8), inputs, spectra.clone()),
+        "fourier_cells": lambda: (spectra, outputs, torch.ones(8), torch.ones(6), torch.zeros(6, 3, 8)),
+    }
+
+
+@pytest.mark.parametrize("name", list(_arguments()))
+def test_operators_are_consistent_for_torch_compile_and_export(name: str) -> None:
+    torch.library.opcheck(getattr(torch.ops.mmn_fast, name).default, _arguments()[name]())
+
+
+@pytest.mark.parametrize(
+    ("name", "place", "value", "error", "message"),
+    [
+        ("fourier_tiles", 0, torch.ones(5, 3, 8).double(), TypeError, "rows: expected contiguous float32 or float16"),
+        ("fourier_tiles", 1, torch.zeros(2, 255, dtype=torch.int32), ValueError, r"inputs: .* \[\?, 256\]"),
+        ("fourier_tiles", 2, torch.zeros(POINTS, 2, 3, 7), ValueError, r"spectra: .* \[256, 2, 3, 8\]"),
+        ("fourier_cells", 1, torch.zeros(2, 10, dtype=torch.int32), ValueError, "outputs: expected m .*, got 10"),
+        ("fourier_cells", 1, torch.zeros(2, 17**2, dtype=torch.int32), ValueError, "outputs: .* 1 to 16, got 289"),
+        ("fourier_cells", 2, torch.ones(7), ValueError, r"bias: .* \[8\]"),
+        ("fourier_cells", 4, torch.zeros(5, 3, 8), ValueError, r"out: .* \[6, 3, 8\]"),
+    ],
+)
+def test_operators_refuse_bad_arguments_with_a_sentence(
+    name: str, place: int, value: Any, error: type[Exception], message: str
+) -> None:
+    arguments = list(_arguments()[name]())
+    arguments[place] = value
+    with pytest.raises(error, match=f"^{message}"):
+        getattr(torch.ops.mmn_fast, name)(*arguments)
+
+
+@pytest.mark.skipif(not native.build_info()["cuda"], reason="a build without CUDA")
+@pytest.mark.parametrize(
+    ("op", "arguments"), [("fourier_tiles", [0, 0, 0, 1, 1, 4, 0]), ("fourier_cells", [0, 0, 0, 0, 0, 1, 1, 4, 8, 0])]
+)
+def test_what_cuda_refuses_is_an_exception_that_names_the_op(op: str, arguments: list[Any]) -> None:
+    with pytest.raises(RuntimeError, match=f"^{op}: CUDA says cudaError"):
+        getattr(native.extension, f"gpu_{op}")(*arguments, 4096, 0)
