@@ -21,7 +21,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from mmn_fast.kernels import triton_fourier
-from mmn_fast.kernels.gather_choices import GatherConfig, shipped_choices
+from mmn_fast.kernels.gather_choices import PRODUCT_CONFIG, GatherConfig, shipped_choices
 from mmn_fast.kernels.gather_schedule import WORD_BITS
 from mmn_fast.kernels.triton_conv import gather_conv_kernel
 
@@ -79,7 +79,7 @@ def compile_fourier(arch: int, width: int = 512) -> dict[str, Any]:
     Returns:
         What `compile_gather` returns.
     """
-    config = triton_fourier.PRODUCT_CONFIG
+    config = PRODUCT_CONFIG
     return _compile(
         triton_fourier.product_kernel,
         arch,

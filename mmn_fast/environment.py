@@ -50,6 +50,12 @@ def cache_dir() -> Path | None:
     return Path(value) if value else None
 
 
+def tuning_dir() -> Path:
+    """Where tuning results are kept: in `MMN_FAST_CACHE`, else in the user's cache directory."""
+    root = cache_dir() or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mmn_fast"
+    return root / "tuning"
+
+
 def configure_logging() -> None:
     """Send the package's log to stderr at the level of `MMN_FAST_LOG`; without it the application decides."""
     logger = logging.getLogger("mmn_fast")

@@ -7,10 +7,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 import mmn_fast
 from mmn_fast.checkpoint import convert
+from mmn_fast.kernels import triton_interpreter
 from tests.golden import cases
+
+if not torch.cuda.is_available():
+    triton_interpreter.enable()  # before any test imports kernels in Triton
 
 
 @pytest.fixture(autouse=True)

@@ -328,7 +328,7 @@ def test_native_means_the_class_of_the_device(monkeypatch: pytest.MonkeyPatch) -
 def test_bad_options_are_refused(options: dict[str, Any], message: str, golden_model: Models) -> None:
     with pytest.raises(InputError, match=f"^{message}$"):
         _engine(golden_model("charades_small"), "cpu", **options)
-    with pytest.raises(InputError, match="backend 'native' has graphs, max_graph_mib, got 'speed'"):
+    with pytest.raises(InputError, match="backend 'native' has graphs, max_graph_mib, conv, autotune, got 'speed'"):
         NativeGpuBackend.check_options({"speed": 1})
 
 

@@ -21,6 +21,7 @@ from mmn_fast.checkpoint import LoadedModel
 from mmn_fast.features import pre_clip_spans
 from mmn_fast.geometry import plan_for
 from mmn_fast.kernels import gpu_device, native
+from mmn_fast.kernels.folding import folded_layers
 from mmn_fast.kernels.gpu_buckets import (
     QUERY_BUCKETS,
     VIDEO_BUCKETS,
@@ -30,6 +31,8 @@ from mmn_fast.kernels.gpu_buckets import (
     rows_for,
     split,
 )
+from mmn_fast.kernels.gpu_convs import CONVS, make_conv, spectral_values, unavailable_reason
+from mmn_fast.kernels.gpu_device import PRECISIONS
 from mmn_fast.kernels.gpu_graphs import MIB
 from mmn_fast.kernels.gpu_programs import Programs, TextBranch
 from mmn_fast.kernels.gpu_runner import Input
@@ -37,7 +40,6 @@ from mmn_fast.kernels.gpu_video import VideoBranch
 from mmn_fast.text_encoder import build_text_encoder, fuse_attention
 from mmn_fast.types import FloatArray, InputError
 
-_PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 _MAX_GRAPH_MIB = 16384
 
 
@@ -56,6 +58,8 @@ class NativeGpuBackend(DeviceBackend):
     OPTIONS: ClassVar[Mapping[str, str]] = {
         "graphs": "whether to capture CUDA graphs (default true)",
         "max_graph_mib": f"device memory that graphs may hold, in MiB (default {_MAX_GRAPH_MIB})",
+        "conv": "the proposal convolution: " + "; ".join(f"{name}, {what}" for name, what in CONVS.items()),
+        "autotune": "measure the proposal convolutions in Triton on this device, once, and keep what is fastest",
     }
 
     @classmethod
@@ -64,8 +68,8 @@ class NativeGpuBackend(DeviceBackend):
 
     @classmethod
     def unavailable_reason(cls, device: str, precision: str) -> str | None:
-        if precision not in ("auto", *_PRECISIONS):
-            return f"precision {precision!r} is not one of its precisions on CUDA ({', '.join(_PRECISIONS)})"
+        if precision not in ("auto", *PRECISIONS):
+            return f"precision {precision!r} is not one of its precisions on CUDA ({', '.join(PRECISIONS)})"
         if device == "cpu":
             return "device 'cpu': this class runs on CUDA devices only"
         return gpu_device.unavailable_reason(device)
@@ -78,15 +82,26 @@ class NativeGpuBackend(DeviceBackend):
         threads: int | None,
         options: Mapping[str, Any] = NO_OPTIONS,
     ) -> None:
-        graphs, limit = _checked(options)
+        graphs, limit, conv, autotune = _checked(options)
         self.preset, self.threads = model.preset, threads
         self.precision = "fp16" if precision == "auto" else precision
-        dtype, on_cuda = _PRECISIONS[self.precision], device != "cpu"
+        dtype, on_cuda = PRECISIONS[self.precision], device != "cpu"
         place = torch.device("cuda", gpu_device.device_index(device)) if on_cuda else torch.device("cpu")
         exact = self.precision == "fp32"
         self._video_buckets = (1,) if exact else VIDEO_BUCKETS
         self._sentence_buckets = (1,) if exact else QUERY_BUCKETS
+        reason = unavailable_reason(conv, dtype, model.preset.conv_kernel, place)
+        if reason is None and autotune and not on_cuda:
+            reason = f"autotune: expected a CUDA device to measure on, got {device!r}"
+        if reason:
+            raise InputError(f"backend_options: {reason}")
         self._num_proposals, self._max_tokens = plan_for(model.preset).num_proposals, model.text.max_tokens
+
+        def video() -> VideoBranch:
+            layers = folded_layers(model.state, model.preset.conv_layers)
+            tuned = self._video_buckets if autotune else ()
+            made = make_conv(conv, *layers, plan_for(model.preset), dtype, place, tuned)
+            return VideoBranch(model.preset, model.state, dtype, place, made)
 
         def text() -> TextBranch:
             encoder = build_text_encoder(model.text, model.preset.joint_size, model.state)
@@ -95,9 +110,9 @@ class NativeGpuBackend(DeviceBackend):
         self._programs = Programs(
             model.preset,
             model.text,
-            lambda: VideoBranch(model.preset, model.state, dtype, place),
+            video,
             text,
-            sum(array.size for array in model.state.values()),
+            sum(array.size for array in model.state.values()) + spectral_values(conv, model.preset),
             dtype,
             place,
             graphs and on_cuda,
@@ -195,7 +210,7 @@ class NativeGpuBackend(DeviceBackend):
         return {
             "precision": self.precision,
             "threads": native.num_threads(self.threads),
-            "proposal_conv": self._programs.video.conv.name,
+            **self._programs.video.conv.info(),
             **self._runner.info(),
         }
 
@@ -284,10 +299,14 @@ class NativeGpuBackend(DeviceBackend):
             )
 
 
-def _checked(options: Mapping[str, Any]) -> tuple[bool, int]:
+def _checked(options: Mapping[str, Any]) -> tuple[bool, int, str, bool]:
     graphs, limit = options.get("graphs", True), options.get("max_graph_mib", _MAX_GRAPH_MIB)
-    if not isinstance(graphs, bool):
-        raise InputError(f"backend_options: graphs: expected true or false, got {graphs!r}")
+    conv, autotune = options.get("conv", "auto"), options.get("autotune", False)
+    for name, value in (("graphs", graphs), ("autotune", autotune)):
+        if not isinstance(value, bool):
+            raise InputError(f"backend_options: {name}: expected true or false, got {value!r}")
+    if conv not in CONVS:
+        raise InputError(f"backend_options: conv: expected one of {', '.join(CONVS)}, got {conv!r}")
     if isinstance(limit, bool) or not isinstance(limit, int) or limit < 0:
         raise InputError(f"backend_options: max_graph_mib: expected a whole number of MiB >= 0, got {limit!r}")
-    return graphs, limit
+    return graphs, limit, conv, autotune

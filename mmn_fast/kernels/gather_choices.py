@@ -1,21 +1,29 @@
-"""Block sizes of the gathering convolution: shipped, and tuned ones kept on disk."""
+"""Block sizes of the convolutions in Triton: shipped, and tuned ones kept on disk."""
 
 from __future__ import annotations
 
 import json
 import os
 import tempfile
-from dataclasses import asdict, dataclass
+from copy import deepcopy
+from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from mmn_fast.environment import cache_dir
+from mmn_fast.environment import tuning_dir
 from mmn_fast.geometry import ProposalPlan
+from mmn_fast.kernels.gpu_buckets import VIDEO_BUCKETS
 
 SHIPPED = Path(__file__).with_name("gather_choices.json")
-VIDEO_BUCKETS = (1, 2, 4, 8, 16, 32, 48)
 _CACHE_NAME = "gather_choices.json"
+_ABOUT = (
+    "choices: few and many are untuned defaults, from work counts and resource reports; other keys were measured."
+    " times: milliseconds per layer, measured."
+)
+
+Times = dict[str, list[float]]
+"""Per algorithm milliseconds, of each layer or of all together."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +57,11 @@ class GatherConfig:
         return self.stages * self.block_k * (self.block_rows + self.block_cols) * element_size
 
 
+PRODUCT_CONFIG = GatherConfig(128, 128, 64, 8, 4, 1)
+"""Of the products of spectra where nothing was tuned."""
+_INTERPRETED = {"gather": GatherConfig(1024, 64, 64, 4, 2, 1), "fft": GatherConfig(64, 64, 64, 4, 2, 1)}
+
+
 def choose_splits(work: int, programs: int, max_splits: int) -> int:
     """Shares of each tile's taps: the smallest power of two with which the work fills the device once.
 
@@ -75,10 +88,18 @@ def choice_key(plan: ProposalPlan, width: int, videos: int) -> str:
     )
 
 
-def shipped_config(capability: tuple[int, int], plan: ProposalPlan, width: int, videos: int) -> GatherConfig:
+def algorithm_key(algorithm: str, key: str) -> str:
+    """What choices of an algorithm are kept under: those of the gathering kernel have no prefix."""
+    return key if algorithm == "gather" else f"{algorithm}-{key}"
+
+
+def chosen_config(
+    algorithm: str, capability: tuple[int, int], plan: ProposalPlan, width: int, videos: int
+) -> GatherConfig:
     """The tuned choice of this machine if there is one, else the shipped one.
 
     Args:
+        algorithm: "gather", or "fft" for the products of spectra.
         capability: compute capability; one that no choice was shipped for takes that of the next lower one, and what is
             not a CUDA device (0, 0) small blocks, for the interpreter.
         plan: geometry.
@@ -89,10 +110,9 @@ def shipped_config(capability: tuple[int, int], plan: ProposalPlan, width: int, 
         ValueError: a file of choices cannot be read; the message names it.
     """
     if capability == (0, 0):
-        return GatherConfig(16, 16, 16, 4, 2, 4)
-    key = choice_key(plan, width, videos)
-    arch = f"sm_{capability[0]}{capability[1]}"
-    tuned = _read(cache_path()).get(arch, {}).get(key) if cache_path() else None
+        return _INTERPRETED[algorithm]
+    key = algorithm_key(algorithm, choice_key(plan, width, videos))
+    tuned = kept_config(capability, key)
     if tuned is not None:
         return tuned
     shipped = shipped_choices()
@@ -100,56 +120,116 @@ def shipped_config(capability: tuple[int, int], plan: ProposalPlan, width: int, 
     if not usable:
         raise ValueError(f"device: expected compute capability 8.0 or later, got {capability[0]}.{capability[1]}")
     choices = shipped[max(usable, key=lambda name: int(name.removeprefix("sm_")))]
+    if algorithm == "fft":
+        return choices.get(key, PRODUCT_CONFIG)
     return choices.get(key) or choices["few" if videos < 8 and plan.num_proposals < 512 else "many"]
+
+
+def kept_config(capability: tuple[int, int], key: str) -> GatherConfig | None:
+    """The choice that was tuned on such a device and kept on this machine."""
+    return _read(cache_path()).choices.get(arch_of(capability), {}).get(key)
+
+
+def arch_of(capability: tuple[int, int]) -> str:
+    """The name of a compute capability in files of choices, such as "sm_90"."""
+    return f"sm_{capability[0]}{capability[1]}"
 
 
 def shipped_choices() -> dict[str, dict[str, GatherConfig]]:
     """Choices that come with the package, by architecture and key; "few" and "many" stand for keys not listed."""
-    return _read(SHIPPED)
+    return _read(SHIPPED).choices
 
 
-def cache_path() -> Path | None:
-    """Where tuned choices are kept: in `MMN_FAST_CACHE`, None without it."""
-    root = cache_dir()
-    return root / _CACHE_NAME if root else None
+def measured_times(arch: str, plan: ProposalPlan, width: int, videos: int, precision: str) -> Times | None:
+    """What layers took on such a device, tuned here or shipped, for this number of videos or the next lower one known.
+
+    Args:
+        arch: as `arch_of` gives it; no other stands in.
+        plan: geometry.
+        width: C.
+        videos: B.
+        precision: "fp16", "bf16" or "fp32".
+
+    Returns:
+        Per algorithm milliseconds of all videos, of each layer, or of all layers together; None where nothing was
+        measured.
+    """
+    buckets = [bucket for bucket in reversed(VIDEO_BUCKETS) if bucket <= videos]
+    found = (kept_times(arch, times_key(plan, width, bucket, precision)) for bucket in buckets)
+    return next((times for times in found if times is not None), None)
 
 
-def keep_choice(arch: str, key: str, config: GatherConfig) -> Path:
-    """Write a tuned choice beside those already kept.
+def kept_times(arch: str, key: str) -> Times | None:
+    """What is kept under a key of `times_key`, on this machine or else in the package."""
+    kept = (_read(path).times.get(arch, {}).get(key) for path in (cache_path(), SHIPPED))
+    return next((times for times in kept if times is not None), None)
+
+
+def times_key(plan: ProposalPlan, width: int, videos: int, precision: str) -> str:
+    """What times are kept under."""
+    return f"{choice_key(plan, width, videos)}-{precision}"
+
+
+def cache_path() -> Path:
+    """Where tuned choices are kept: in `MMN_FAST_CACHE`, else in the user's cache directory."""
+    return tuning_dir() / _CACHE_NAME
+
+
+def keep(arch: str, key: str, found: GatherConfig | Times, path: Path | None = None) -> Path:
+    """Write a tuned choice, or measured times, beside those already kept.
+
+    Args:
+        arch: as `arch_of` gives it.
+        key: of `algorithm_key` for block sizes, of `times_key` for times.
+        found: block sizes or times.
+        path: the file; None for that of this machine.
 
     Returns:
         The file.
 
     Raises:
-        ValueError: `MMN_FAST_CACHE` is not set, or the file there cannot be read.
+        ValueError: the file cannot be read.
     """
-    path = cache_path()
-    if path is None:
-        raise ValueError("MMN_FAST_CACHE: expected a directory to keep tuned choices in, got none")
-    choices = {name: {k: asdict(c) for k, c in rows.items()} for name, rows in _read(path).items()}
-    choices.setdefault(arch, {})[key] = asdict(config)
+    path = path or cache_path()
+    kept = deepcopy(_read(path))
+    part = kept.choices if isinstance(found, GatherConfig) else kept.times
+    part.setdefault(arch, {})[key] = found  # type: ignore[assignment]
     path.parent.mkdir(parents=True, exist_ok=True)
     # Written whole, then renamed: another process reads the old file or the new one.
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=_CACHE_NAME)
     with os.fdopen(handle, "w", encoding="utf-8") as file:
-        json.dump({"choices": choices}, file, indent=1, sort_keys=True)
+        json.dump(asdict(kept), file, indent=1, sort_keys=True)
     os.replace(temporary, path)
     _read_at.cache_clear()
     return path
 
 
-def _read(path: Path | None) -> dict[str, dict[str, GatherConfig]]:
-    if path is None or not path.exists():
-        return {}
-    return _read_at(path, path.stat().st_mtime_ns)
+@dataclass(frozen=True)
+class _Kept:
+    """A file of choices."""
+
+    about: str = _ABOUT
+    choices: dict[str, dict[str, GatherConfig]] = field(default_factory=dict)
+    times: dict[str, dict[str, Times]] = field(default_factory=dict)
+
+
+def _read(path: Path) -> _Kept:
+    return _read_at(path, path.stat().st_mtime_ns) if path.exists() else _Kept()
 
 
 @cache
-def _read_at(path: Path, _changed_ns: int) -> dict[str, dict[str, GatherConfig]]:
+def _read_at(path: Path, _changed_ns: int) -> _Kept:
     try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["choices"]
-        return {
-            arch: {key: GatherConfig(**config) for key, config in configs.items()} for arch, configs in content.items()
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        choices = {
+            arch: {key: GatherConfig(**config) for key, config in configs.items()}
+            for arch, configs in content["choices"].items()
         }
+        times = {arch: {key: _times(one) for key, one in every.items()} for arch, every in content["times"].items()}
+        return _Kept(choices=choices, times=times)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path}: expected tuned choices as `keep_choice` writes them, got {error}") from None
+        raise ValueError(f"{path}: expected tuned choices as `keep` writes them, got {error}") from None
+
+
+def _times(content: dict[str, list[float]]) -> Times:
+    return {algorithm: [float(milliseconds) for milliseconds in layers] for algorithm, layers in content.items()}

@@ -9,6 +9,7 @@ import torch
 
 from mmn_fast.kernels import native
 
+PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 _LEAST_CAPABILITY = (8, 0)  # of the machine code in csrc/cuda
 
 
@@ -43,6 +44,16 @@ def unavailable_reason(device: str) -> str | None:
         name = torch.cuda.get_device_name(index)
         return f"device {device!r}: it needs compute capability {needed}, {name} has {got}"
     return None
+
+
+def precision_of(dtype: torch.dtype) -> str:
+    """The precision whose operands have a dtype."""
+    return next(name for name, kind in PRECISIONS.items() if kind is dtype)
+
+
+def capability_of(device: torch.device) -> tuple[int, int]:
+    """A device's compute capability; (0, 0) of one that is none of CUDA's."""
+    return torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
 
 
 @contextmanager

@@ -90,6 +90,7 @@ class Programs:
         }
         with self.runner.running():
             self.video, self._text = make_video(), make_text()
+            self.runner.on_release = self.video.conv.release
             self._cells = torch.from_numpy(self._plan.cells).to(device)
             self._side = torch.cuda.Stream(device) if device.type == "cuda" else None
 
@@ -195,7 +196,9 @@ class Programs:
         return f"the program {name!r} for {words}, which needs about {self._needed_mib(name, sizes):,} MiB"
 
     def _needed_mib(self, name: str, sizes: dict[str, int]) -> int:
-        """What a program holds at most, counted: weights, rows, the map and two layers, the feed-forward, scores."""
+        """What a program holds at most, counted: weights, rows, the map and two layers, what the convolution keeps, the
+        feed-forward, scores.
+        """
         preset, plan, text, size = self._preset, self._plan, self._text_config, self.dtype.itemsize
         needed = self._num_weights * size if name == "load" else 0
         needed += sizes.get("rows", 0) * preset.input_size * 4
@@ -206,6 +209,7 @@ class Programs:
                 layer.side for layer in plan.layers
             ) ** 2
             needed += sizes.get("videos", 0) * cells * max(preset.hidden_size, preset.conv_hidden_size) * size
+            needed += self.video.conv.workspace_bytes(sizes["videos"]) if sizes.get("videos") else 0
         needed += sizes.get("sentences", 0) * sizes.get("tokens", 0) * (text.ffn_width + 6 * text.width) * size
         needed += sizes.get("pairs", 0) * plan.num_proposals * 4 * 4  # three scores and a key
         return max(needed // MIB, 1)

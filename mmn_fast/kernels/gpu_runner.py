@@ -73,6 +73,7 @@ class GraphRunner:
         self._lock = threading.RLock()  # static inputs and outputs are one set
         self._graphs = GraphCache(limit_bytes, self._release_pool)
         self._pool: Any = None
+        self.on_release: Callable[[], None] = lambda: None  # lets go of what programs keep between calls
         self._doing: tuple[str, Shapes] = ("load", ())
 
     def run(self, name: str, program: Program, inputs: Sequence[Input], arguments: tuple[int, ...]) -> Any:
@@ -170,5 +171,6 @@ class GraphRunner:
 
     def _release_pool(self) -> None:
         self._pool = None
+        self.on_release()
         if self._on_cuda:
             torch.cuda.empty_cache()

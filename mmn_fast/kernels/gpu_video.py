@@ -35,6 +35,15 @@ class GpuProposalConv(Protocol):
 
     def __call__(self, map_padded: Tensor) -> Tensor: ...
 
+    def workspace_bytes(self, videos: int) -> int:
+        """Memory that it keeps between calls for a number of videos, beside weights and tables; counted."""
+
+    def release(self) -> None:
+        """Let go of that memory; no graph that was captured may be replayed any more."""
+
+    def info(self) -> dict[str, Any]:
+        """What `Engine.info` says of it, its name as "proposal_conv"."""
+
 
 class CropProposalConv:
     """Dense convolutions by the library, cropped to boxes that hold the needed cells; for any device.
@@ -66,6 +75,15 @@ class CropProposalConv:
         tables = [[_epilogue_tables(plan, number, box) for box in boxes] for number, boxes in enumerate(self._boxes)]
         self._cell_weights = [[torch.from_numpy(weights).to(device) for weights, _ in layer] for layer in tables]
         self._positions = [[torch.from_numpy(positions).to(device) for _, positions in layer] for layer in tables]
+
+    def workspace_bytes(self, videos: int) -> int:
+        return 0
+
+    def release(self) -> None:
+        """Nothing is kept."""
+
+    def info(self) -> dict[str, Any]:
+        return {"proposal_conv": self.name}
 
     def __call__(self, map_padded: Tensor) -> Tensor:
         plan, k = self._plan, self._plan.kernel

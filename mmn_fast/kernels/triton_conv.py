@@ -8,8 +8,8 @@ load that feeds an address there would halve the depth of the copy pipeline.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,20 +18,12 @@ import triton.language as tl
 from torch import Tensor
 
 from mmn_fast.geometry import FloatArray, ProposalPlan
-from mmn_fast.kernels.gather_choices import GatherConfig, choose_splits, shipped_config
-from mmn_fast.kernels.gather_schedule import (
-    ITEM_WORDS,
-    MAX_TAPS,
-    WORD_BITS,
-    LayerSchedule,
-    schedule_layer,
-    side_of_input,
-)
+from mmn_fast.kernels.gather_choices import GatherConfig, choose_splits
+from mmn_fast.kernels.gather_schedule import ITEM_WORDS, MAX_TAPS, WORD_BITS, LayerSchedule, schedule_layer
+from mmn_fast.kernels.triton_stack import ConfigFor, ConvStack, round_up
 
 _WORD_BITS: tl.constexpr = tl.constexpr(WORD_BITS)
 _ITEM_WORDS: tl.constexpr = tl.constexpr(ITEM_WORDS)
-DTYPES = (torch.float16, torch.bfloat16, torch.float32)
-_INDEX_LIMIT = 2**31
 
 
 @triton.jit
@@ -174,28 +166,6 @@ def add_splits_kernel(
     tl.store(out_ptr + place[:, None] + offs_n[None, :], sums.to(out_ptr.dtype.element_ty), mask=keep)
 
 
-@dataclass(frozen=True)
-class MapLayout:
-    """The map that a convolution here takes: [side^2, B, channels], contiguous, zero outside the plan's cells.
-
-    Cell (i, j) stands at row (i + border) * side + j + border.
-    """
-
-    side: int
-    border: int
-    channels: int
-
-    def check(self, map_padded: Tensor, dtype: torch.dtype, device: torch.device) -> None:
-        """Raise ValueError unless a map is laid out like this, in this dtype and on such a device."""
-        expected = (self.side**2, self.channels)
-        if map_padded.ndim != 3 or (map_padded.shape[0], map_padded.shape[2]) != expected:
-            raise ValueError(f"map_padded: expected [{expected[0]}, B, {expected[1]}], got {list(map_padded.shape)}")
-        if map_padded.dtype != dtype or map_padded.device.type != device.type:
-            raise ValueError(f"map_padded: expected {dtype} on {device}, got {map_padded.dtype} on {map_padded.device}")
-        if not map_padded.is_contiguous():
-            raise ValueError(f"map_padded: expected contiguous, got strides {map_padded.stride()}")
-
-
 class _Ready:
     """One layer for one number of videos: its schedule on the device and where its output goes."""
 
@@ -209,32 +179,18 @@ class _Ready:
 
 
 class _Prepared:
-    """All layers for one number of videos, with the maps between them and the partial sums of split layers."""
+    """The layers for one number of videos, and the partial sums of split ones."""
 
-    def __init__(self, config: GatherConfig, layers: list[_Ready], maps: list[Tensor], partial: Tensor | None) -> None:
-        self.config, self.layers, self.maps, self.partial = config, layers, maps, partial
+    def __init__(self, config: GatherConfig, layers: dict[int, _Ready], partial: Tensor | None) -> None:
+        self.config, self.layers, self.partial = config, layers, partial
 
 
-class GatherProposalConv:
-    """The stacked layers on the cells and taps that matter.
-
-    Calls of one object share the maps between layers, so they must be ordered, as calls on one stream are. A video's
-    rows do not depend on the other videos' values. A call queues work and does not wait; it can be captured in a graph
-    after `prepare`.
-
-    Args:
-        weights: per layer float32 [C_out, C_in, k, k], BatchNorm folded in.
-        biases: per layer float32 [C_out].
-        plan: what to compute.
-        dtype: of operands and maps: float16, bfloat16 or float32 (float32 multiplies in float32, without tensor cores).
-        device: a CUDA device; the CPU only in Triton's interpreter (TRITON_INTERPRET=1).
-        config: block sizes for every number of videos; None takes the one chosen for each (`gather_choices`).
-
-    Raises:
-        ValueError: an argument cannot be used; the message says what was expected.
-    """
+class GatherProposalConv(ConvStack):
+    """The stacked layers on the cells and taps that matter: `ConvStack` in float16, bfloat16 or float32."""
 
     name = "gather"
+    dtypes = (torch.float16, torch.bfloat16, torch.float32)
+    max_kernel = math.isqrt(MAX_TAPS)
 
     def __init__(
         self,
@@ -243,123 +199,69 @@ class GatherProposalConv:
         plan: ProposalPlan,
         dtype: torch.dtype,
         device: torch.device,
-        config: GatherConfig | None = None,
+        config: GatherConfig | ConfigFor | None = None,
     ) -> None:
-        check_layers(weights, biases, plan)
-        if dtype not in DTYPES:
-            raise ValueError(f"dtype: expected one of {', '.join(map(str, DTYPES))}, got {dtype}")
-        if device.type != "cuda" and not (device.type == "cpu" and triton.knobs.runtime.interpret):
-            raise ValueError(f"device: expected a CUDA device, or cpu with TRITON_INTERPRET=1, got {device}")
-        self.plan, self.dtype, self.device = plan, dtype, device
-        side = side_of_input(plan, 0)
-        self.layout = MapLayout(side, (side - plan.num_clips) // 2, weights[0].shape[1])
-        self._config = config
-        self._weights = [torch.from_numpy(weight).to(device, dtype) for weight in weights]
+        super().__init__(weights, biases, plan, dtype, device, config)
+        self._weights = [torch.from_numpy(weight) for weight in weights]
         self._biases = [torch.from_numpy(bias).to(device, torch.float32) for bias in biases]
         self._packed: dict[tuple[int, int, int], Tensor] = {}
         self._prepared: dict[int, _Prepared] = {}
-        self._on_gpu = device.type == "cuda"
-        self._capability = torch.cuda.get_device_capability(device) if self._on_gpu else (0, 0)
-        # Few programs without a device, so that tests loop over the work list as a device does.
-        self._programs = torch.cuda.get_device_properties(device).multi_processor_count if self._on_gpu else 2
 
-    def config_for(self, videos: int) -> GatherConfig:
-        """The block sizes that a call with so many videos takes."""
-        if self._config is not None:
-            return self._config
-        return shipped_config(self._capability, self.plan, len(self._biases[0]), videos)
-
-    def prepare(self, videos: int) -> None:
-        """Lay out work lists and maps for a number of videos; a call does it by itself unless a graph is captured.
-
-        Raises:
-            ValueError: below 1, or so many that a map has 2^31 values or more.
-        """
-        if videos in self._prepared:
-            return
-        widths = [self.layout.channels, *(len(bias) for bias in self._biases)]
-        sides = [side_of_input(self.plan, number) for number in range(len(self._biases))]
-        largest = max(side**2 * width for side, width in zip(sides, widths, strict=False))
-        if not 1 <= videos <= (_INDEX_LIMIT - 1) // largest:
-            raise ValueError(f"videos: expected 1 to {(_INDEX_LIMIT - 1) // largest} at once, got {videos}")
-        if self._on_gpu and torch.cuda.is_current_stream_capturing():
-            raise ValueError(f"videos: expected prepare({videos}) before a graph is captured, got none")
-        config = self.config_for(videos)
-        layers, partial_size = [], 0
-        for number, layer in enumerate(self.plan.layers):
-            work = -(-len(layer.cells) * videos // config.block_rows) * -(-widths[number + 1] // config.block_cols)
-            splits = choose_splits(work, self._programs, config.max_splits)
+    def prepare_layers(self, numbers: Sequence[int], videos: int) -> None:
+        config, layers = self.config_for(videos), {}
+        for number in numbers:
+            splits = self._splits(number, config, videos)
             schedule = schedule_layer(self.plan, number, videos, config.block_rows, splits)
-            layers.append(_Ready(schedule, self.device))
-            if splits > 1:
-                partial_size = max(partial_size, splits * schedule.rows * widths[number + 1])
+            layers[number] = _Ready(schedule, self.device)
             self._pack(number, config)
-        # Cells that are not needed stay zero for good: no layer writes them.
-        maps = [
-            torch.zeros((side**2, videos, width), dtype=self.dtype, device=self.device)
-            for side, width in zip(sides[1:], widths[1:], strict=False)
-        ]
-        partial = torch.empty(partial_size, dtype=torch.float32, device=self.device) if partial_size else None
-        self._prepared[videos] = _Prepared(config, layers, maps, partial)
+        values = self.scratch_bytes(numbers, videos) // torch.float32.itemsize
+        partial = torch.empty(values, dtype=torch.float32, device=self.device) if values else None
+        self._prepared[videos] = _Prepared(config, layers, partial)
 
-    def workspace_mib(self, videos: int) -> float:
-        """MiB that `prepare` holds for a number of videos: maps, partial sums; packed weights are shared."""
-        self.prepare(videos)
-        held = self._prepared[videos]
-        tensors = [*held.maps, *([] if held.partial is None else [held.partial])]
-        return sum(tensor.numel() * tensor.element_size() for tensor in tensors) / 2**20
+    def scratch_bytes(self, numbers: Sequence[int], videos: int) -> int:
+        config, most = self.known_config(videos), 0
+        for number in numbers:
+            splits = self._splits(number, config, videos)
+            rows = len(self.plan.layers[number].cells) * videos
+            most = max(most, splits * rows * self.widths[number + 1] if splits > 1 else 0)
+        return most * torch.float32.itemsize
+
+    def release(self) -> None:
+        super().release()
+        self._prepared.clear()
+
+    def _splits(self, number: int, config: GatherConfig, videos: int) -> int:
+        rows = len(self.plan.layers[number].cells) * videos
+        work = -(-rows // config.block_rows) * -(-self.widths[number + 1] // config.block_cols)
+        return choose_splits(work, self.programs, config.max_splits)
 
     def _pack(self, number: int, config: GatherConfig) -> Tensor:
         """A layer's weights as [k*k * C_pad, N_pad], tap-major, zero beyond the channels."""
-        key = (number, config.block_cols, config.block_k)
+        weight = self._weights[number]
+        c_out, c_in = weight.shape[:2]
+        key = (number, round_up(c_in, config.block_k), round_up(c_out, config.block_cols))
         if key not in self._packed:
-            weight = self._weights[number]
-            c_out, c_in = weight.shape[:2]
-            c_pad, n_pad = round_up(c_in, config.block_k), round_up(c_out, config.block_cols)
-            packed = weight.new_zeros((self.plan.kernel**2, c_pad, n_pad))
-            packed[:, :c_in, :c_out] = weight.flatten(2).permute(2, 1, 0)
-            self._packed[key] = packed.view(-1, n_pad)
+            packed = torch.zeros((self.plan.kernel**2, *key[1:]), dtype=self.dtype, device=self.device)
+            packed[:, :c_in, :c_out] = weight.flatten(2).permute(2, 1, 0).to(self.device, self.dtype)
+            self._packed[key] = packed.view(-1, key[2])
         return self._packed[key]
 
-    def __call__(self, map_padded: Tensor) -> Tensor:
-        """`reference.proposal_conv_packed` on the padded map.
-
-        Args:
-            map_padded: dtype [side^2, B, C_0], contiguous, see `layout`.
-
-        Returns:
-            dtype [P, B, C]: the last layer at the plan's cells.
-
-        Raises:
-            ValueError: the map's shape, dtype, device or strides are not those.
-        """
-        self.layout.check(map_padded, self.dtype, self.device)
-        videos = map_padded.shape[1]
-        if videos == 0:
-            return map_padded.new_empty((self.plan.num_proposals, 0, len(self._biases[-1])))
-        self.prepare(videos)
+    def run_layer(self, number: int, x: Tensor, out: Tensor) -> None:
+        videos = x.shape[1]
         held = self._prepared[videos]
-        rows = map_padded.new_empty((self.plan.num_proposals, videos, len(self._biases[-1])))
-        x = map_padded
-        for number, out in enumerate([*held.maps, rows]):
-            self._run_layer(number, x, out, held)
-            x = out
-        return rows
-
-    def _run_layer(self, number: int, x: Tensor, out: Tensor, held: _Prepared) -> None:
         config, ready = held.config, held.layers[number]
-        schedule, videos = ready.schedule, x.shape[1]
+        schedule = ready.schedule
         c_out, c_in = self._weights[number].shape[:2]
         packed = self._pack(number, config)
         c_pad, n_pad = len(packed) // self.plan.kernel**2, packed.shape[1]
         split = schedule.splits > 1
-        descriptor = self._capability >= (9, 0) or not self._on_gpu
-        overlap = self._capability >= (9, 0)
+        descriptor = self.capability >= (9, 0) or not self.on_gpu
+        overlap = self.capability >= (9, 0)
         options: dict[str, Any] = {"num_warps": config.warps, "num_stages": config.stages}
         if overlap:
             options["launch_pdl"] = True
         work = len(schedule.items) * (n_pad // config.block_cols)
-        gather_conv_kernel[(min(self._programs, work),)](
+        gather_conv_kernel[(min(self.programs, work),)](
             x,
             weight_descriptor(packed, config) if descriptor else packed,
             self._biases[number],
@@ -412,22 +314,3 @@ def weight_descriptor(packed: Tensor, config: GatherConfig) -> Any:
     from triton.tools.tensor_descriptor import TensorDescriptor
 
     return TensorDescriptor.from_tensor(packed, [config.block_k, config.block_cols])
-
-
-def round_up(value: int, multiple: int) -> int:
-    """The least multiple that is not below a value."""
-    return -(-value // multiple) * multiple
-
-
-def check_layers(weights: Sequence[FloatArray], biases: Sequence[FloatArray], plan: ProposalPlan) -> None:
-    """Raise ValueError unless weights and biases fit each other and the plan."""
-    if not len(weights) == len(biases) == len(plan.layers):
-        raise ValueError(f"weights, biases: expected {len(plan.layers)} of each, got {len(weights)} and {len(biases)}")
-    if plan.kernel**2 > MAX_TAPS:
-        raise ValueError(f"plan: expected a kernel of at most {MAX_TAPS} taps, got {plan.kernel**2}")
-    width = weights[0].shape[1] if weights[0].ndim == 4 else 0
-    for number, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
-        shape = (len(bias), width, plan.kernel, plan.kernel)
-        if weight.shape != shape or bias.ndim != 1:
-            raise ValueError(f"weights[{number}]: expected {list(shape)}, got {list(weight.shape)}")
-        width = len(bias)

@@ -6,7 +6,8 @@ tensor cores, and spectra to needed cells.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import torch
@@ -14,20 +15,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mmn_fast.geometry import FloatArray, ProposalPlan, cover_with_tiles
-from mmn_fast.kernels.conv_transforms import fourier
+from mmn_fast.geometry import FloatArray, ProposalPlan, cover_with_tiles, input_cells
+from mmn_fast.kernels.conv_transforms import SPECTRAL_TILE, fourier
 from mmn_fast.kernels.gather_choices import GatherConfig
 from mmn_fast.kernels.gather_schedule import side_of_input
 from mmn_fast.kernels.gpu_fourier_ops import POINTS, fourier_cells, fourier_tiles
-from mmn_fast.kernels.triton_conv import MapLayout, check_layers, round_up
+from mmn_fast.kernels.triton_stack import ConfigFor, ConvStack, round_up
 
-DTYPES = (torch.float16, torch.float32)
 REAL_POINTS = 4
 PAIRS = (POINTS - REAL_POINTS) // 2
 _PAIRED: tl.constexpr = tl.constexpr(2 * PAIRS)
 _PAIRS: tl.constexpr = tl.constexpr(PAIRS)
-_INDEX_LIMIT = 2**31
-PRODUCT_CONFIG = GatherConfig(128, 128, 64, 8, 4, 1)
 
 
 @triton.jit
@@ -104,44 +102,47 @@ class _Layer:
         bias: FloatArray,
         plan: ProposalPlan,
         dtype: torch.dtype,
-        at: Tensor,
-        config: GatherConfig,
+        device: torch.device,
     ) -> None:
-        device = at.device
         self.c_out, self.c_in = weight.shape[:2]
-        cover = cover_with_tiles(plan, number, fourier(plan.kernel).m)
-        inputs = torch.from_numpy(cover.inputs)
-        if number == 0:
-            inputs = torch.where(inputs < 0, inputs, at.cpu()[inputs.long()].int())
-        self.tiles, self.cells = len(cover.outputs), len(plan.layers[number].cells)
-        self.inputs, self.outputs = inputs.to(device), torch.from_numpy(cover.outputs).to(device)
-        self.cell_weights = torch.from_numpy(plan.layers[number].cell_weights).to(device)
+        layer, cover = plan.layers[number], cover_with_tiles(plan, number, fourier(plan.kernel).m)
+        at = input_cells(plan, number) @ [side_of_input(plan, number), 1]
+        inputs = np.where(cover.inputs < 0, -1, at[cover.inputs]).astype(np.int32)
+        last = number + 1 == len(plan.layers)
+        places = np.arange(len(layer.cells)) if last else layer.cells @ [layer.side, 1]
+        cell_weights = layer.cell_weights if last else layer.weights.reshape(-1)
+        outputs = np.where(cover.outputs < 0, -1, places[cover.outputs]).astype(np.int32)
+        self.tiles = len(outputs)
+        self.inputs, self.outputs = torch.from_numpy(inputs).to(device), torch.from_numpy(outputs).to(device)
+        self.cell_weights = torch.from_numpy(cell_weights).to(device)
         self.bias = torch.from_numpy(bias).to(device, torch.float32)
         points, self.weight_scale = spectral_weights(weight)
-        c_pad, n_pad = round_up(self.c_in, config.block_k), round_up(self.c_out, config.block_cols)
-        self.weights = torch.zeros((len(points), c_pad, n_pad), dtype=dtype, device=device)
-        self.weights[:, : self.c_in, : self.c_out] = torch.from_numpy(points).to(device, dtype)
+        self._packed = {points.shape[1:]: torch.from_numpy(points).to(device, dtype)}
+
+    def packed(self, config: GatherConfig) -> Tensor:
+        """The spectral weights, zero beyond the channels up to whole blocks."""
+        key = round_up(self.c_in, config.block_k), round_up(self.c_out, config.block_cols)
+        if key not in self._packed:
+            known = next(iter(self._packed.values()))[:, : self.c_in, : self.c_out]
+            padded = known.new_zeros((len(known), *key))
+            padded[:, : self.c_in, : self.c_out] = known
+            self._packed[key] = padded  # a captured graph may read the others
+        return self._packed[key]
 
 
-class FourierProposalConv:
-    """The stacked layers through spectra of tiles that cover the needed cells.
+class FourierProposalConv(ConvStack):
+    """The stacked layers through spectra of tiles that cover the needed cells: `ConvStack` in float16 or float32.
 
-    Calls of one object share their workspace, so they must be ordered, as calls on one stream are. A video's rows do
-    not depend on the other videos' values; a NaN or infinity spreads over its tiles.
+    A NaN or infinity spreads over its tiles. Of a layer's block sizes, which are those of its products, `max_splits` is
+    not used.
 
     Args:
-        weights: per layer float32 [C_out, C_in, k, k], BatchNorm folded in; k at most 16.
-        biases: per layer float32 [C_out].
-        plan: what to compute.
-        dtype: of operands, spectra and maps: float16, or float32 (multiplied in float32, without tensor cores).
-        device: a CUDA device; the CPU only in Triton's interpreter (TRITON_INTERPRET=1).
-        config: block sizes of the products; its `max_splits` is not used.
-
-    Raises:
-        ValueError: an argument cannot be used; the message says what was expected.
+        layers: numbers of the layers that will run; None for all.
     """
 
     name = "fft"
+    dtypes = (torch.float16, torch.float32)
+    max_kernel = SPECTRAL_TILE
 
     def __init__(
         self,
@@ -150,95 +151,79 @@ class FourierProposalConv:
         plan: ProposalPlan,
         dtype: torch.dtype,
         device: torch.device,
-        config: GatherConfig = PRODUCT_CONFIG,
+        config: GatherConfig | ConfigFor | None = None,
+        layers: Collection[int] | None = None,
     ) -> None:
-        check_layers(weights, biases, plan)
-        if dtype not in DTYPES:
-            raise ValueError(f"dtype: expected one of {', '.join(map(str, DTYPES))}, got {dtype}")
-        if device.type != "cuda" and not (device.type == "cpu" and triton.knobs.runtime.interpret):
-            raise ValueError(f"device: expected a CUDA device, or cpu with TRITON_INTERPRET=1, got {device}")
-        self.plan, self.dtype, self.device = plan, dtype, device
-        self._config = config
-        side = side_of_input(plan, 0)
-        self.layout = MapLayout(side, (side - plan.num_clips) // 2, weights[0].shape[1])
-        at = torch.from_numpy((plan.inputs + self.layout.border) @ np.array([side, 1])).to(device)
-        self._layers = [
-            _Layer(number, weight, bias, plan, dtype, at, config)
-            for number, (weight, bias) in enumerate(zip(weights, biases, strict=True))
-        ]
-        self._prepared: dict[int, list[Tensor]] = {}
+        super().__init__(weights, biases, plan, dtype, device, config)
+        self._layers = {
+            number: _Layer(number, weights[number], biases[number], plan, dtype, device)
+            for number in (range(len(weights)) if layers is None else layers)
+        }
+        self._prepared: dict[int, tuple[GatherConfig, Tensor, Tensor]] = {}
 
-    def prepare(self, videos: int) -> None:
-        """Allocate spectra and maps for a number of videos; a call does it by itself unless a graph is captured.
-
-        Raises:
-            ValueError: below 1, or so many that a map's rows or a plane of spectra have 2^31 values or more.
-        """
-        if videos in self._prepared:
-            return
-        layers = self._layers
-        largest = max(
-            self.layout.side**2 * layers[0].c_in,
-            *(max(layer.tiles * layer.c_in, max(layer.tiles, layer.cells) * layer.c_out) for layer in layers),
-        )
-        if not 1 <= videos <= (_INDEX_LIMIT - 1) // largest:
-            raise ValueError(f"videos: expected 1 to {(_INDEX_LIMIT - 1) // largest} at once, got {videos}")
-        if self.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-            raise ValueError(f"videos: expected prepare({videos}) before a graph is captured, got none")
-
-        def empty(*size: int) -> Tensor:
-            return torch.empty(size, dtype=self.dtype, device=self.device)
-
-        spectra_in = empty(max(layer.tiles * layer.c_in for layer in layers) * videos * POINTS)
-        spectra_out = empty(max(layer.tiles * layer.c_out for layer in layers) * videos * POINTS)
-        maps = [empty(layer.cells, videos, layer.c_out) for layer in layers[:-1]]
-        self._prepared[videos] = [spectra_in, spectra_out, *maps]
-
-    def workspace_mib(self, videos: int) -> float:
-        """MiB that `prepare` holds for a number of videos: spectra and maps; spectral weights are shared."""
-        self.prepare(videos)
-        return sum(tensor.numel() * tensor.element_size() for tensor in self._prepared[videos]) / 2**20
-
-    def __call__(self, map_padded: Tensor) -> Tensor:
-        """`reference.proposal_conv_packed` on the padded map.
-
-        Args:
-            map_padded: dtype [side^2, B, C_0], contiguous, see `layout`.
-
-        Returns:
-            dtype [P, B, C]: the last layer at the plan's cells.
-
-        Raises:
-            ValueError: the map's shape, dtype, device or strides are not those.
-        """
-        self.layout.check(map_padded, self.dtype, self.device)
-        videos = map_padded.shape[1]
-        rows = map_padded.new_empty((self.plan.num_proposals, videos, self._layers[-1].c_out))
-        if videos == 0:
-            return rows
-        self.prepare(videos)
-        spectra_in, spectra_out, *maps = self._prepared[videos]
-        x = map_padded
-        for layer, out in zip(self._layers, [*maps, rows], strict=True):
-            self._run_layer(layer, x, spectra_in, spectra_out, out, videos)
-            x = out
-        return rows
-
-    def _run_layer(
-        self, layer: _Layer, x: Tensor, spectra_in: Tensor, spectra_out: Tensor, out: Tensor, videos: int
-    ) -> None:
-        tile_rows = layer.tiles * videos
+    def prepare_layers(self, numbers: Sequence[int], videos: int) -> None:
+        config = self.config_for(videos)
+        for number in numbers:
+            self._layers[number].packed(config)
         spectra_in, spectra_out = (
-            spectra[: POINTS * tile_rows * width].view(POINTS, layer.tiles, videos, width)
-            for spectra, width in ((spectra_in, layer.c_in), (spectra_out, layer.c_out))
+            torch.empty(values, dtype=self.dtype, device=self.device)
+            for values in self._spectra_values(numbers, videos)
         )
-        fourier_tiles(x, layer.inputs, spectra_in)
-        _, c_pad, n_pad = layer.weights.shape
-        config = self._config
+        self._prepared[videos] = config, spectra_in, spectra_out
+
+    def scratch_bytes(self, numbers: Sequence[int], videos: int) -> int:
+        return sum(self._spectra_values(numbers, videos)) * self.dtype.itemsize
+
+    def release(self) -> None:
+        super().release()
+        self._prepared.clear()
+
+    def _spectra_values(self, numbers: Sequence[int], videos: int) -> tuple[int, int]:
+        """Values of the spectra of a layer's input and output that hold those of any of some layers."""
+        layers = [self._layers[number] for number in numbers]
+        return (
+            max((layer.tiles * layer.c_in for layer in layers), default=0) * videos * POINTS,
+            max((layer.tiles * layer.c_out for layer in layers), default=0) * videos * POINTS,
+        )
+
+    def _values_indexed(self) -> int:
+        planes = [layer.tiles * max(layer.c_in, layer.c_out) for layer in self._layers.values()]
+        return max([super()._values_indexed(), *planes])
+
+    def run_layer(self, number: int, x: Tensor, out: Tensor) -> None:
+        self.transform(number, x)
+        self.multiply(number, x.shape[1])
+        self.transform_back(number, out)
+
+    def spectra(self, number: int, videos: int) -> tuple[Tensor, Tensor]:
+        """Where the spectra of a prepared layer's input and output lie, [256, tiles, B, C] each."""
+        layer, (_, *both) = self._layers[number], self._prepared[videos]
+        shapes = [(POINTS, layer.tiles, videos, channels) for channels in (layer.c_in, layer.c_out)]
+        spectra_in, spectra_out = (
+            flat[: math.prod(shape)].view(shape) for flat, shape in zip(both, shapes, strict=True)
+        )
+        return spectra_in, spectra_out
+
+    def transform(self, number: int, x: Tensor) -> None:
+        """Queue the first kernel of a prepared layer: the spectra of a map's windows."""
+        fourier_tiles(x, self._layers[number].inputs, self.spectra(number, x.shape[1])[0])
+
+    def multiply(self, number: int, videos: int) -> None:
+        """Queue the second one: the products of those spectra."""
+        layer = self._layers[number]
+        config, spectra_in, spectra_out = self._prepared[videos]
+        tile_rows = layer.tiles * videos
+        weights = layer.packed(config)
+        _, c_pad, n_pad = weights.shape
         product_kernel[(triton.cdiv(tile_rows, config.block_rows), n_pad // config.block_cols, POINTS)](
-            *(spectra_in, layer.weights, spectra_out, tile_rows, layer.weight_scale),
+            *(spectra_in, weights, spectra_out, tile_rows, layer.weight_scale),
             **{"C_IN": layer.c_in, "C_OUT": layer.c_out, "C_PAD": c_pad, "N_PAD": n_pad},
             **{"BLOCK_M": config.block_rows, "BLOCK_N": config.block_cols, "BLOCK_K": config.block_k},
             **{"num_warps": config.warps, "num_stages": config.stages},
         )
-        fourier_cells(spectra_out, layer.outputs, layer.bias, layer.cell_weights, out)
+
+    def transform_back(self, number: int, out: Tensor) -> None:
+        """Queue the third one: those products back to the cells of a map, or the rows of the plan's cells."""
+        layer = self._layers[number]
+        products = self.spectra(number, out.shape[1])[1]
+        fourier_cells(products, layer.outputs, layer.bias, layer.cell_weights, out)

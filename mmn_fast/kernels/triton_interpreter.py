@@ -6,18 +6,22 @@ import os
 import sys
 from typing import Any
 
+_VARIABLE = "TRITON_INTERPRET"
+
 
 def enable() -> None:
-    """Run the kernels of modules imported from here on in the interpreter.
+    """Run the kernels of modules imported from here on in the interpreter; the environment stays as it was.
 
     Raises:
-        RuntimeError: Triton was imported before, without TRITON_INTERPRET=1: its own functions would be compiled.
+        RuntimeError: Triton was imported before, without the interpreter: its own functions would be compiled.
     """
-    if os.environ.get("TRITON_INTERPRET") != "1" and "triton" in sys.modules:
-        raise RuntimeError("TRITON_INTERPRET: expected 1 before triton is imported, got it imported without")
-    os.environ["TRITON_INTERPRET"] = "1"
+    if "triton" not in sys.modules:
+        _import_interpreted()
+    from triton import knobs
     from triton.runtime import interpreter
 
+    if not knobs.runtime.interpret:
+        raise RuntimeError(f"{_VARIABLE}: expected 1 before triton is imported, got it imported without")
     patch = interpreter._patch_lang_tensor
 
     def patch_lang_tensor(tensor: Any, scope: Any) -> None:
@@ -27,3 +31,19 @@ def enable() -> None:
 
     if patch.__name__ != patch_lang_tensor.__name__:
         interpreter._patch_lang_tensor = patch_lang_tensor
+
+
+def _import_interpreted() -> None:
+    """Import Triton and set its switch, which it first reads from the environment, and would write there."""
+    before = os.environ.get(_VARIABLE)
+    os.environ[_VARIABLE] = "1"
+    try:
+        from triton import knobs
+    finally:
+        if before is None:
+            del os.environ[_VARIABLE]
+        else:
+            os.environ[_VARIABLE] = before
+    propagate, knobs.propagate_env = knobs.propagate_env, False
+    knobs.runtime.interpret = True
+    knobs.propagate_env = propagate

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mmn_fast.environment import cache_dir
+from mmn_fast.environment import tuning_dir
 from mmn_fast.geometry import ProposalPlan
 from mmn_fast.kernels.native import _C, cpu_isa
 from mmn_fast.kernels.native_conv import add_layer, candidates
@@ -70,10 +70,9 @@ def tuned_seconds(
 
 
 def _path(plan: ProposalPlan, widths: Sequence[tuple[int, int]], precision: str, exact: bool, threads: int) -> Path:
-    root = cache_dir() or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mmn_fast"
     facts = (__version__, platform.node(), cpu_isa(), threads, precision, exact, list(widths), plan.kernel)
     digest = hashlib.sha256(repr(facts).encode() + plan.mask.tobytes())
-    return root / "tuning" / f"proposal_conv-{digest.hexdigest()[:16]}.json"
+    return tuning_dir() / f"proposal_conv-{digest.hexdigest()[:16]}.json"
 
 
 def _measure(plan: ProposalPlan, number: int, c_in: int, c_out: int, algorithm: str, threads: int) -> float:

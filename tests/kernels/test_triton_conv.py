@@ -2,30 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
-from mmn_fast.geometry import ProposalPlan, plan_for, proposal_plan
-from mmn_fast.kernels import gather_choices, reference, triton_interpreter
+from mmn_fast.geometry import plan_for, proposal_plan
+from mmn_fast.kernels import gather_choices
 from mmn_fast.kernels.gather_choices import GatherConfig
+from mmn_fast.kernels.triton_conv import GatherProposalConv
 from mmn_fast.presets import PRESETS
+from tests.kernels.conv_cases import DEVICE, DTYPES, ConvCase, padded_map
 from tests.tolerances import check_close
 
-if torch.cuda.is_available():
-    DEVICE = torch.device("cuda")
-else:
-    DEVICE = torch.device("cpu")
-    triton_interpreter.enable()
-
-from mmn_fast.kernels.triton_conv import GatherProposalConv
-
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 # Plan, C_0, C, B, blocks. Blocks of 16 leave rows and channels over; the presets' plans take few large blocks, since
 # the interpreter's time goes by steps, not by products.
 SMALL = GatherConfig(16, 16, 16, 4, 2, 4)
@@ -41,37 +33,13 @@ CASES = {
 }
 
 
-class Case:
-    """Weights scaled so that layers keep their size, rounded to the dtype, a padded map, and the reference's output."""
-
+class Case(ConvCase):
     def __init__(self, name: str, precision: str) -> None:
-        self.plan, C_0, C, B, self.config = CASES[name]
-        plan, k, self.dtype = self.plan, self.plan.kernel, DTYPES[precision]
-        rng = np.random.default_rng(plan.num_clips + C)
-        widths = [C_0, *[C] * len(plan.layers)]
-        self.weights = [
-            (rng.standard_normal((c_out, c_in, k, k)) * np.sqrt(8 / c_in)).astype(np.float32)
-            for c_in, c_out in pairwise(widths)
-        ]
-        self.biases = [rng.standard_normal(C).astype(np.float32) / 8 for _ in plan.layers]
-        self.inputs = torch.from_numpy(np.abs(rng.standard_normal((B, len(plan.inputs), C_0)))).to(self.dtype)
-        weights = [torch.from_numpy(weight).to(self.dtype).double() for weight in self.weights]
-        biases = [torch.from_numpy(bias).double() for bias in self.biases]
-        self.expected = reference.proposal_conv_packed(self.inputs.double(), weights, biases, plan).transpose(0, 1)
+        plan, *sizes, self.config = CASES[name]
+        super().__init__(plan, tuple(sizes), precision)
 
     def conv(self, config: GatherConfig | None = None) -> GatherProposalConv:
-        return GatherProposalConv(self.weights, self.biases, self.plan, self.dtype, DEVICE, config or self.config)
-
-    def padded(self, conv: GatherProposalConv, inputs: torch.Tensor | None = None) -> torch.Tensor:
-        return padded_map(self.plan, conv, self.inputs if inputs is None else inputs)
-
-
-def padded_map(plan: ProposalPlan, conv: GatherProposalConv, inputs: torch.Tensor) -> torch.Tensor:
-    layout = conv.layout
-    out = torch.zeros(layout.side**2, len(inputs), layout.channels, dtype=inputs.dtype)
-    rows = (plan.inputs + layout.border) @ [layout.side, 1]
-    out[torch.from_numpy(rows)] = inputs.transpose(0, 1)
-    return out.to(DEVICE)
+        return GatherProposalConv(*self.arguments, config or self.config)
 
 
 @pytest.fixture
@@ -109,9 +77,9 @@ def test_split_taps_give_the_same_sums() -> None:
         outs = []
         for max_splits in (1, 4):
             conv = c.conv(GatherConfig(64, 64, 16, 4, 2, max_splits))
-            conv._programs = 8
+            conv.programs = 8
             outs.append(conv(c.padded(conv)).cpu())
-            splits = [layer.schedule.splits for layer in conv._prepared[c.inputs.shape[0]].layers]
+            splits = [layer.schedule.splits for layer in conv._prepared[len(c.inputs)].layers.values()]
             assert splits == [max_splits] * len(splits)
         scale = c.expected.abs().max()
         for out in outs:
@@ -163,27 +131,27 @@ def test_gather_conv_refuses() -> None:
 
 
 def test_shipped_choices_cover_every_preset_and_can_be_tuned(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("MMN_FAST_CACHE", str(tmp_path))
     for preset in PRESETS.values():
         for videos in (1, 7, 8, 500):
             plan, width = plan_for(preset), preset.conv_hidden_size
             # 227 KiB of shared memory a block on sm_90, 163 on sm_80, which sm_86's 99 cannot hold.
             for capability, limit in (((9, 0), 227), ((8, 0), 163)):
-                config = gather_choices.shipped_config(capability, plan, width, videos)
+                config = gather_choices.chosen_config("gather", capability, plan, width, videos)
                 assert config.shared_bytes() <= limit * 1024
     with pytest.raises(ValueError, match=r"device: expected compute capability 8.0 or later, got 7.5"):
-        gather_choices.shipped_config((7, 5), plan, width, 1)
-    with pytest.raises(ValueError, match="MMN_FAST_CACHE: expected a directory"):
-        gather_choices.keep_choice("sm_90", "key", SMALL)
+        gather_choices.chosen_config("gather", (7, 5), plan, width, 1)
     monkeypatch.setenv("MMN_FAST_CACHE", str(tmp_path / "new"))
     key = gather_choices.choice_key(plan, width, 7)
-    gather_choices.keep_choice("sm_90", "another", LARGE)
-    path = gather_choices.keep_choice("sm_90", key, SMALL)
-    assert gather_choices.shipped_config((9, 0), plan, width, 7) == SMALL
-    assert gather_choices.shipped_config((9, 0), plan, width, 8) != SMALL
+    gather_choices.keep("sm_90", "another", LARGE)
+    path = gather_choices.keep("sm_90", key, SMALL)
+    assert gather_choices.chosen_config("gather", (9, 0), plan, width, 7) == SMALL
+    assert gather_choices.chosen_config("gather", (9, 0), plan, width, 8) != SMALL
     assert sorted(path.parent.iterdir()) == [path]
+    assert json.loads(path.read_text())["times"] == {}
     path.write_text('{"choices": {"sm_90": {"key": {"block_rows": 3}}}}')
     with pytest.raises(ValueError, match=r"gather_choices.json: expected tuned choices"):
-        gather_choices.shipped_config((9, 0), plan, width, 7)
+        gather_choices.chosen_config("gather", (9, 0), plan, width, 7)
 
 
 @pytest.mark.gpu
@@ -198,7 +166,7 @@ def test_repeated_runs_are_bit_equal(name: str) -> None:
     biases = [torch.randn(width, generator=generator).numpy() / 8 for _ in range(layers)]
     conv = GatherProposalConv(weights, biases, plan, torch.float16, DEVICE)
     inputs = torch.rand(1, len(plan.inputs), width, generator=generator).half()
-    map_padded = padded_map(plan, conv, inputs)
+    map_padded = padded_map(conv, inputs)
     first = conv(map_padded)
     assert first.isfinite().all()
     for _ in range(1000):

@@ -2,72 +2,44 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
-
 import numpy as np
 import pytest
 import torch
 
-from mmn_fast.geometry import ProposalPlan, plan_for, proposal_plan
-from mmn_fast.kernels import reference, triton_interpreter
+from mmn_fast.geometry import plan_for, proposal_plan
 from mmn_fast.kernels.gather_choices import GatherConfig
+from mmn_fast.kernels.triton_fourier import FourierProposalConv, spectral_weights
 from mmn_fast.presets import PRESETS
+from tests.kernels.conv_cases import DEVICE, DTYPES, ConvCase, padded_map
 from tests.tolerances import check_close
 
-if torch.cuda.is_available():
-    DEVICE = torch.device("cuda")
-else:
-    DEVICE = torch.device("cpu")
-    triton_interpreter.enable()
-
-from mmn_fast.kernels.triton_fourier import FourierProposalConv, spectral_weights
-
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 # Blocks that leave rows and channels over, and that the interpreter does not spend minutes on.
 SMALL = GatherConfig(16, 64, 32, 4, 2, 1)
-# Plan, C_0, C, B.
+LARGE = GatherConfig(128, 16, 16, 4, 2, 1)
+# Plan, C_0, C, B, blocks.
 CASES = {
-    "one-cell": (proposal_plan(1, (), 1, 1), 5, 7, 1),
-    "one-cell-k5": (proposal_plan(1, (), 5, 2), 3, 5, 3),
-    "k4-even": (proposal_plan(3, (2,), 4, 2), 17, 18, 3),
-    "k5-channels": (proposal_plan(6, (2,), 5, 1), 40, 70, 1),
-    "k7": (proposal_plan(6, (2,), 7, 1), 8, 20, 3),
-    "k9": (proposal_plan(9, (3,), 9, 1), 6, 5, 2),
+    "one-cell": (proposal_plan(1, (), 1, 1), 5, 7, 1, SMALL),
+    "one-cell-k5": (proposal_plan(1, (), 5, 2), 3, 5, 3, SMALL),
+    "k4-even": (proposal_plan(3, (2,), 4, 2), 17, 18, 3, SMALL),
+    "k5-channels": (proposal_plan(6, (2,), 5, 1), 40, 70, 1, SMALL),
+    "k7": (proposal_plan(6, (2,), 7, 1), 8, 20, 3, SMALL),
+    "k9": (proposal_plan(9, (3,), 9, 1), 6, 5, 2, SMALL),
+    **{name: (plan_for(preset), 3, 5, 1 + (name == "shapes"), LARGE) for name, preset in PRESETS.items()},
 }
 
 
-class Case:
-    """Weights scaled so that layers keep their size, a padded map, and the reference's output in float64."""
+class Case(ConvCase):
+    """Whatever no cell needs of its map holds NaN, which the tiles must not read."""
 
     def __init__(self, name: str, precision: str) -> None:
-        self.plan, C_0, C, B = CASES[name]
-        plan, k, self.dtype = self.plan, self.plan.kernel, DTYPES[precision]
-        rng = np.random.default_rng(plan.num_clips + C)
-        widths = [C_0, *[C] * len(plan.layers)]
-        self.weights = [
-            (rng.standard_normal((c_out, c_in, k, k)) * np.sqrt(8 / c_in)).astype(np.float32)
-            for c_in, c_out in pairwise(widths)
-        ]
-        self.biases = [rng.standard_normal(C).astype(np.float32) / 8 for _ in plan.layers]
-        self.inputs = torch.from_numpy(np.abs(rng.standard_normal((B, len(plan.inputs), C_0)))).to(self.dtype)
-        weights = [torch.from_numpy(weight).double() for weight in self.weights]
-        biases = [torch.from_numpy(bias).double() for bias in self.biases]
-        self.expected = reference.proposal_conv_packed(self.inputs.double(), weights, biases, plan).transpose(0, 1)
+        plan, *sizes, self.config = CASES[name]
+        super().__init__(plan, tuple(sizes), precision, rounded=False)
 
     def conv(self) -> FourierProposalConv:
-        return FourierProposalConv(self.weights, self.biases, self.plan, self.dtype, DEVICE, SMALL)
+        return FourierProposalConv(*self.arguments, self.config)
 
-    def padded(self, conv: FourierProposalConv, inputs: torch.Tensor | None = None) -> torch.Tensor:
-        return padded_map(self.plan, conv, self.inputs if inputs is None else inputs)
-
-
-def padded_map(plan: ProposalPlan, conv: FourierProposalConv, inputs: torch.Tensor) -> torch.Tensor:
-    """The plan's inputs on their map; whatever no cell needs holds NaN, which the tiles must not read."""
-    layout = conv.layout
-    out = torch.full((layout.side**2, len(inputs), layout.channels), torch.nan, dtype=inputs.dtype)
-    rows = (plan.inputs + layout.border) @ [layout.side, 1]
-    out[torch.from_numpy(rows)] = inputs.transpose(0, 1)
-    return out.to(DEVICE)
+    def padded(self, conv: FourierProposalConv, inputs: torch.Tensor | None = None, outside: float = torch.nan):
+        return super().padded(conv, inputs, outside)
 
 
 @pytest.mark.parametrize("precision", DTYPES)
@@ -158,7 +130,7 @@ def test_repeated_runs_are_bit_equal(name: str) -> None:
     weights = [torch.randn(width, width, k, k, generator=generator).numpy() * 0.1 for _ in range(layers)]
     biases = [torch.randn(width, generator=generator).numpy() / 8 for _ in range(layers)]
     conv = FourierProposalConv(weights, biases, plan, torch.float16, DEVICE)
-    map_padded = padded_map(plan, conv, torch.rand(1, len(plan.inputs), width, generator=generator).half())
+    map_padded = padded_map(conv, torch.rand(1, len(plan.inputs), width, generator=generator).half())
     first = conv(map_padded)
     assert first.isfinite().all()
     for _ in range(1000):

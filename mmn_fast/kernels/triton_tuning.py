@@ -1,0 +1,174 @@
+"""Block sizes and layer times of the proposal convolution, measured on a device once and kept (`gather_choices`)."""
+
+from __future__ import annotations
+
+import logging
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from itertools import product
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+from triton.runtime.errors import OutOfResources
+
+from mmn_fast.geometry import FloatArray, ProposalPlan
+from mmn_fast.kernels.gather_choices import (
+    GatherConfig,
+    Times,
+    algorithm_key,
+    arch_of,
+    choice_key,
+    chosen_config,
+    keep,
+    kept_config,
+    kept_times,
+    times_key,
+)
+from mmn_fast.kernels.gpu_device import capability_of, precision_of
+from mmn_fast.kernels.gpu_video import CropProposalConv
+from mmn_fast.kernels.triton_conv import GatherProposalConv
+from mmn_fast.kernels.triton_fourier import FourierProposalConv
+from mmn_fast.kernels.triton_stack import ConvStack
+
+_LOG = logging.getLogger(__name__)
+_REPEATS = 5
+_STACKS: dict[str, type[ConvStack]] = {"gather": GatherProposalConv, "fft": FourierProposalConv}
+
+Timer = Callable[[Callable[[], Any]], float]
+"""Milliseconds that the work takes which a function queues."""
+
+
+def time_on_device(queue: Callable[[], Any]) -> float:
+    """Milliseconds between events around what a function queues, the median of a few runs after one."""
+    taken = []
+    for _ in range(1 + _REPEATS):
+        first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        first.record()
+        queue()
+        last.record()
+        last.synchronize()
+        taken.append(first.elapsed_time(last))
+    return statistics.median(taken[1:])
+
+
+def candidates(algorithm: str, shared_bytes: int, width: int) -> list[GatherConfig]:
+    """Block sizes worth timing.
+
+    Args:
+        algorithm: "gather" or "fft".
+        shared_bytes: shared memory that a block can have.
+        width: C; no block is more than twice as wide.
+    """
+    splits = 8 if algorithm == "gather" else 1
+    every = [
+        GatherConfig(rows, cols, 64, 4 if rows * cols <= 64 * 128 else 8, stages, splits)
+        for rows, cols, stages in product((64, 128), (128, 256), (4, 3))
+    ]
+    return [config for config in every if config.shared_bytes() <= shared_bytes and config.block_cols < 2 * width]
+
+
+def _shared_bytes(device: torch.device) -> int:
+    """Shared memory that a block can have, as Triton holds compiled kernels to it."""
+    index = torch.cuda.current_device() if device.index is None else device.index
+    found: int = triton.runtime.driver.active.utils.get_device_properties(index)["max_shared_mem"]
+    return found
+
+
+def fastest(configs: Iterable[GatherConfig], time_ms: Callable[[GatherConfig], float]) -> GatherConfig:
+    """The configuration that takes least, the first one where several do; those that do not fit are passed over.
+
+    Raises:
+        ValueError: none fits.
+    """
+    taken: dict[GatherConfig, float] = {}
+    for config in configs:
+        try:
+            taken[config] = time_ms(config)
+        except (OutOfResources, torch.OutOfMemoryError) as error:
+            _LOG.info("%s does not fit: %s", config, str(error).splitlines()[0])
+    if not taken:
+        raise ValueError("configs: expected one that fits the device, got none")
+    return min(taken, key=lambda config: taken[config])
+
+
+class Tuner:
+    """Measures what was not measured before on such a device, and keeps it.
+
+    Args:
+        weights: per layer float32 [C_out, C_in, k, k]; values do not matter, but that they are not all zero does.
+        biases: per layer float32 [C_out].
+        plan: geometry.
+        dtype: of operands.
+        device: where to measure.
+        timer: how.
+        shared_bytes: shared memory that a block can have; None asks the device.
+    """
+
+    def __init__(
+        self,
+        weights: Sequence[FloatArray],
+        biases: Sequence[FloatArray],
+        plan: ProposalPlan,
+        dtype: torch.dtype,
+        device: torch.device,
+        timer: Timer = time_on_device,
+        shared_bytes: int | None = None,
+    ) -> None:
+        self._arguments = weights, biases, plan, dtype, device
+        self._plan, self._width, self._timer = plan, len(biases[-1]), timer
+        self._shared_bytes = _shared_bytes(device) if shared_bytes is None else shared_bytes
+        self._capability = capability_of(device)
+
+    def config_for(self, algorithm: str, videos: int) -> GatherConfig:
+        """The fastest block sizes of "gather" or "fft" for a number of videos."""
+        key = algorithm_key(algorithm, choice_key(self._plan, self._width, videos))
+        found = kept_config(self._capability, key)
+        if found is None:
+            _LOG.info("tuning %s for %d videos, once for this device", algorithm, videos)
+            known = chosen_config(algorithm, self._capability, self._plan, self._width, videos)
+            every = dict.fromkeys([known, *candidates(algorithm, self._shared_bytes, self._width)])
+            found = fastest(every, lambda config: self._stack_ms(algorithm, videos, config))
+            keep(arch_of(self._capability), key, found)
+        return found
+
+    def times(self, videos: int) -> Times:
+        """Milliseconds of "crop" as a whole and of every layer of "gather" and "fft", as `gather_choices.Times`."""
+        dtype = self._arguments[3]
+        key = times_key(self._plan, self._width, videos, precision_of(dtype))
+        found = kept_times(arch_of(self._capability), key)
+        if found is None:
+            _LOG.info("timing the proposal convolution's layers for %d videos, once for this device", videos)
+            crop = CropProposalConv(*self._arguments)
+            found = {}
+            for name, kind in _STACKS.items():
+                if dtype in kind.dtypes:
+                    stack = kind(*self._arguments, partial(self.config_for, name))
+                    found[name] = [self._timer(run) for run in stack.layer_runs(*self._maps(stack, videos))]
+            map_padded, _ = self._maps(stack, videos)
+            found["crop"] = [self._timer(partial(crop, map_padded))]
+            keep(arch_of(self._capability), key, found)
+        return found
+
+    def measure(self, videos: Iterable[int]) -> None:
+        """Measure `times` for ascending numbers of videos, up to the first that the device's memory does not hold."""
+        for number in videos:
+            try:
+                self.times(number)
+            except torch.OutOfMemoryError:
+                _LOG.info("%d videos do not fit the device's memory: not timed", number)
+                break
+
+    def _stack_ms(self, algorithm: str, videos: int, config: GatherConfig) -> float:
+        stack = _STACKS[algorithm](*self._arguments, config)
+        return self._timer(partial(stack, self._maps(stack, videos)[0]))
+
+    def _maps(self, stack: ConvStack, videos: int) -> tuple[Tensor, Tensor]:
+        """A padded map of random values, since zeros are multiplied faster, and rows for the result."""
+        layout = stack.layout
+        generator = torch.Generator(stack.device).manual_seed(0)
+        shape = (layout.side**2, videos, layout.channels)
+        map_padded = torch.rand(shape, generator=generator, device=stack.device).to(stack.dtype)
+        return map_padded, map_padded.new_empty((self._plan.num_proposals, videos, self._width))

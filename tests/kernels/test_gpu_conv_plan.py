@@ -1,0 +1,206 @@
+"""Gathering and FFT tiles side by side: which one a layer gets, that both can follow each other, what is measured."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from triton.runtime.errors import OutOfResources
+
+from mmn_fast.geometry import cover_with_tiles, plan_for, proposal_plan
+from mmn_fast.kernels import gather_choices, triton_tuning
+from mmn_fast.kernels.conv_transforms import fourier
+from mmn_fast.kernels.gather_choices import GatherConfig
+from mmn_fast.kernels.gather_schedule import work_fraction
+from mmn_fast.kernels.gpu_buckets import VIDEO_BUCKETS
+from mmn_fast.kernels.gpu_conv_plan import (
+    choose_layers,
+    chosen_ms,
+    gather_flop,
+    predicted_on,
+    product_flop,
+)
+from mmn_fast.kernels.triton_mixed import MixedProposalConv
+from mmn_fast.kernels.triton_tuning import Tuner, candidates, fastest
+from mmn_fast.presets import PRESETS
+from tests.kernels.conv_cases import ConvCase
+from tests.tolerances import check_close
+
+CONFIG = GatherConfig(128, 128, 64, 8, 4, 1)
+CONFIGS: dict[str, Any] = {"gather": GatherConfig(64, 16, 16, 4, 2, 4), "fft": GatherConfig(16, 64, 32, 4, 2, 1)}
+
+
+@pytest.mark.parametrize(("layers", "precision"), [("gfg", "fp16"), ("fgf", "fp32")])
+def test_any_layer_can_follow_any_other(layers: str, precision: str) -> None:
+    case = ConvCase(proposal_plan(3, (2,), 3, 3), (5, 7, 2), precision)
+    names = tuple({"g": "gather", "f": "fft"}[letter] for letter in layers)
+    conv = MixedProposalConv(*case.arguments, {**dict.fromkeys(VIDEO_BUCKETS, ["gather"] * 3), 2: names}, CONFIGS)
+    assert conv.info() == {
+        "proposal_conv": "mixed",
+        "proposal_conv_layers": {bucket: list(conv.algorithms_for(bucket)) for bucket in VIDEO_BUCKETS},
+    }
+    assert conv.algorithms_for(3) == names
+    scale = case.expected.abs().max()
+    out = conv(case.padded(conv))
+    check_close(out.cpu().double() / scale, case.expected / scale, "fourier_conv", precision, layers)
+    alone = conv(case.padded(conv, case.inputs[:1]))  # by other kernels
+    check_close(alone.cpu().double() / scale, case.expected[:, :1] / scale, "fourier_conv", precision, "alone")
+    held = sum(tensor.nbytes for tensor in conv._maps[2])
+    gather, fft = (conv._stacks[name] for name in ("gather", "fft"))
+    held += sum(tensor.nbytes for tensor in fft._prepared[2][1:])  # type: ignore[attr-defined]
+    partial = gather._prepared[2].partial  # type: ignore[attr-defined]
+    assert conv.workspace_bytes(2) == held + (0 if partial is None else partial.nbytes)
+    conv.release()
+    assert not any((conv._maps, gather._prepared, fft._prepared))  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("name", ["charades-sta", "activitynet-captions", "tacos"])
+def test_the_plan_counts_what_the_kernels_execute(name: str) -> None:
+    plan, width = plan_for(PRESETS[name]), 512
+    numbers = range(len(plan.layers))
+    gathered = sum(gather_flop(plan, number, width, width, 8, CONFIG) for number in numbers)
+    assert gathered == pytest.approx(2 * width**2 * 8 * plan.dense_taps * work_fraction(plan, 8, 128))
+    tiles = sum(len(cover_with_tiles(plan, number, fourier(plan.kernel).m).outputs) for number in numbers)
+    exact = 8 * tiles * (126 * 4 + 4) * 2 * width**2
+    multiplied = sum(product_flop(plan, number, width, width, 8, CONFIG) for number in numbers)
+    assert exact <= multiplied < exact * (1 + 127 / 8)
+    assert multiplied == pytest.approx(exact, rel=0.2 if plan.num_clips > 16 else 4)
+
+
+def test_predictions_are_those_that_are_written_down() -> None:
+    """benchmarks/NOTES.md: one Charades-STA video is better gathered, large maps go through spectra."""
+    chosen, milliseconds = {}, {}
+    for name in ("charades-sta", "activitynet-captions", "tacos"):
+        plan = plan_for(PRESETS[name])
+        for videos in (1, 8):
+            times = predicted_on((9, 0), plan, [512] * (len(plan.layers) + 1), videos)
+            layers = choose_layers(times)
+            chosen[name, videos] = "".join(algorithm[0] for algorithm in layers)
+            milliseconds[name, videos] = round(chosen_ms(times, layers), 2), round(sum(times["fft"]), 2)
+            assert chosen_ms(times, layers) <= min(sum(times["gather"]), sum(times["fft"]))
+    assert chosen == {
+        ("charades-sta", 1): "gggggggg",
+        ("charades-sta", 8): "gffffffg",
+        ("activitynet-captions", 1): "ffff",
+        ("activitynet-captions", 8): "ffff",
+        ("tacos", 1): "ffffffff",
+        ("tacos", 8): "ffffffff",
+    }
+    assert milliseconds["tacos", 8] == (3.54, 3.54)
+    assert milliseconds["charades-sta", 8] == (0.62, 0.64)
+
+
+def test_equal_times_go_to_gathering_and_what_was_not_timed_is_not_chosen() -> None:
+    assert choose_layers({"crop": [1], "gather": [1, 3], "fft": [1, 2]}) == ("gather", "fft")
+    assert choose_layers({"crop": [1], "gather": [1, 3]}) == ("gather", "gather")
+
+
+def test_candidates_fit_shared_memory_and_the_width() -> None:
+    for algorithm in ("gather", "fft"):
+        for limit in (227, 163, 99):
+            found = candidates(algorithm, limit * 1024, 512)
+            assert len(found) == len(set(found)) >= 3
+            assert all(config.shared_bytes() <= limit * 1024 for config in found)
+    assert len(candidates("gather", 227 * 1024, 512)) == 8
+    assert all(config.block_cols == 128 for config in candidates("gather", 227 * 1024, 128))
+
+
+def test_the_fastest_wins_and_what_does_not_fit_is_passed_over(caplog: pytest.LogCaptureFixture) -> None:
+    every = [GatherConfig(rows, 128, 64, 8, 4, 1) for rows in (32, 64, 128, 256)]
+    times = {32: 3.0, 64: 2.0, 128: 2.0}
+
+    def time_ms(config: GatherConfig) -> float:
+        if config.block_rows == 256:
+            raise OutOfResources(300, 227, "shared memory")
+        return times[config.block_rows]
+
+    with caplog.at_level(logging.INFO):
+        assert fastest(every, time_ms) == every[1]
+    assert "block_rows=256" in caplog.text
+    with pytest.raises(ValueError, match="configs: expected one that fits the device, got none"):
+        fastest(every[3:], time_ms)
+
+
+@pytest.fixture
+def tuner(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[], tuple[Tuner, list[Any]]]:
+    """Makes tuners for a device of sm_90 whose clock runs by what is asked of it: the n-th run takes 100 - n ms."""
+    monkeypatch.setenv("MMN_FAST_CACHE", str(tmp_path))
+    monkeypatch.setattr(triton_tuning, "capability_of", lambda _: (9, 0))
+    case = ConvCase(proposal_plan(3, (2,), 3, 2), (5, 70, 1), "fp32")  # the interpreter is slow in fp16
+
+    def make() -> tuple[Tuner, list[Any]]:
+        asked: list[Any] = []
+
+        def timer(queue: Callable[[], Any]) -> float:
+            asked.append(queue)
+            return 100.0 - len(asked)
+
+        return Tuner(*case.arguments, timer=timer, shared_bytes=227 * 1024), asked
+
+    return make
+
+
+def test_block_sizes_are_measured_once_and_kept(tuner: Callable[[], tuple[Tuner, list[Any]]]) -> None:
+    first, asked = tuner()
+    plan = proposal_plan(3, (2,), 3, 2)
+    for algorithm, splits in (("gather", 8), ("fft", 1)):
+        before = len(asked)
+        known = gather_choices.chosen_config(algorithm, (9, 0), plan, 70, 2)
+        every = list(dict.fromkeys([known, *candidates(algorithm, 227 * 1024, 70)]))
+        found = first.config_for(algorithm, 2)
+        assert len(asked) == before + len(every)
+        assert asked[-1].func.config_for(2) == found == every[-1]  # the last one was the fastest
+        assert found.max_splits == splits
+        assert gather_choices.chosen_config(algorithm, (9, 0), plan, 70, 3) == found  # of the same bucket
+        assert gather_choices.chosen_config(algorithm, (9, 0), plan, 70, 1) == known
+        again, untouched = tuner()
+        assert again.config_for(algorithm, 3) == found
+        assert not untouched
+
+
+def test_layers_are_timed_once_and_kept(
+    tuner: Callable[[], tuple[Tuner, list[Any]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, asked = tuner()
+    monkeypatch.setattr(Tuner, "config_for", lambda *_: GatherConfig(64, 128, 128, 4, 2, 1))
+    times = first.times(1)
+    assert times == {"gather": [99.0, 98.0], "fft": [97.0, 96.0], "crop": [95.0]}
+    for queue in asked:
+        queue()  # what was timed runs
+    plan = proposal_plan(3, (2,), 3, 2)
+    assert gather_choices.measured_times("sm_90", plan, 70, 8, "fp32") == times
+    assert gather_choices.measured_times("sm_90", plan, 70, 8, "fp16") is None
+    assert gather_choices.measured_times("sm_80", plan, 70, 8, "fp32") is None
+    again, untouched = tuner()
+    assert again.times(1) == times
+    assert not untouched
+
+
+def test_what_the_memory_does_not_hold_is_not_timed(
+    tuner: Callable[[], tuple[Tuner, list[Any]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, _ = tuner()
+    asked = []
+
+    def times(_: Tuner, videos: int) -> dict[str, list[float]]:
+        asked.append(videos)
+        if videos >= 8:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return {}
+
+    monkeypatch.setattr(Tuner, "times", times)
+    first.measure(VIDEO_BUCKETS)
+    assert asked == [1, 2, 4, 8]
+
+
+def test_maps_for_timing_are_not_zero(tuner: Callable[[], tuple[Tuner, list[Any]]]) -> None:
+    """A matrix unit is faster on zeros."""
+    first, asked = tuner()
+    first.config_for("fft", 1)
+    map_padded = asked[0].args[0]
+    assert np.count_nonzero(map_padded.cpu().numpy()) > 0.99 * map_padded.numel()
