@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import re
 from collections.abc import Callable
@@ -208,6 +209,44 @@ def test_moments_from_embeddings_are_chosen_on_the_device_as_the_reference_choos
             assert not scores[~kept].any()
 
 
+@pytest.mark.parametrize("graphs", [False, True])
+def test_embeddings_that_cannot_change_are_copied_to_the_device_once(
+    graphs: bool, golden_model: Models, device: str, capture: Callable[[Engine], list[Any]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    model = golden_model("charades_small")
+    engine, plain = (_engine(model, device, "fp16", graphs=graphs, **o) for o in ({}, {"max_video_mib": 0}))
+    if graphs and device == "cpu":
+        capture(engine)
+    uploaded: list[tuple[int, ...]] = []
+    upload = engine._backend._copies._upload  # type: ignore[attr-defined]
+    monkeypatch.setattr(
+        engine._backend._copies,  # type: ignore[attr-defined]
+        "_upload",
+        lambda array: (uploaded.append(array.shape), upload(array))[1],
+    )
+    rng = np.random.default_rng(0)
+    videos = [mmn_fast.Video(rng.random((9, engine.preset.input_size), np.float32), 20.0 + n) for n in range(2)]
+    video, text = engine.encode_video(videos), engine.encode_text(["a", "a b"])
+    expected = plain.score(video, text)
+    for _ in range(3):
+        assert engine.score(video, text) == expected
+    P, J = video.iou.shape[1:]
+    assert uploaded == [(P, J)] * 4
+    facts = engine.info()
+    assert (facts["video_copies"], plain.info()["video_copies"]) == (4, 0)
+    # What may change is read anew, and its place may be another array's.
+    writable = dataclasses.replace(video, contrastive=video.contrastive.copy(), iou=video.iou.copy())
+    engine.score(writable, text)
+    writable.iou[:] = writable.iou[::-1].copy()
+    writable.contrastive[:] = writable.contrastive[::-1].copy()
+    swapped = engine.score(writable, text)
+    assert [[m.score for m in row] for row in swapped[0]] == [[m.score for m in row] for row in expected[1]]
+    assert len(uploaded) == 4
+    with pytest.raises(ValueError, match="read-only"):
+        video.iou[0] = 0
+
+
 def test_repeats_are_encoded_once_and_videos_without_sentences_not_at_all(
     golden_model: Models, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -323,12 +362,13 @@ def test_native_means_the_class_of_the_device(monkeypatch: pytest.MonkeyPatch) -
         ({"graphs": 1}, "backend_options: graphs: expected true or false, got 1"),
         ({"max_graph_mib": -1}, "backend_options: max_graph_mib: expected a whole number of MiB >= 0, got -1"),
         ({"max_graph_mib": 1.5}, "backend_options: max_graph_mib: expected a whole number of MiB >= 0, got 1.5"),
+        ({"max_video_mib": True}, "backend_options: max_video_mib: expected a whole number of MiB >= 0, got True"),
     ],
 )
 def test_bad_options_are_refused(options: dict[str, Any], message: str, golden_model: Models) -> None:
     with pytest.raises(InputError, match=f"^{message}$"):
         _engine(golden_model("charades_small"), "cpu", **options)
-    with pytest.raises(InputError, match="backend 'native' has graphs, max_graph_mib, conv, autotune, got 'speed'"):
+    with pytest.raises(InputError, match="backend 'native' has graphs, max_graph_mib, .*, got 'speed'"):
         NativeGpuBackend.check_options({"speed": 1})
 
 

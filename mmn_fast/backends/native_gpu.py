@@ -32,6 +32,7 @@ from mmn_fast.kernels.gpu_buckets import (
     split,
 )
 from mmn_fast.kernels.gpu_convs import CONVS, make_conv, spectral_values, unavailable_reason
+from mmn_fast.kernels.gpu_copies import DeviceCopies
 from mmn_fast.kernels.gpu_device import PRECISIONS
 from mmn_fast.kernels.gpu_graphs import MIB
 from mmn_fast.kernels.gpu_programs import Programs, TextBranch
@@ -41,6 +42,7 @@ from mmn_fast.text_encoder import build_text_encoder, fuse_attention
 from mmn_fast.types import FloatArray, InputError
 
 _MAX_GRAPH_MIB = 16384
+_MAX_VIDEO_MIB = 1024
 
 
 class NativeGpuBackend(DeviceBackend):
@@ -58,6 +60,8 @@ class NativeGpuBackend(DeviceBackend):
     OPTIONS: ClassVar[Mapping[str, str]] = {
         "graphs": "whether to capture CUDA graphs (default true)",
         "max_graph_mib": f"device memory that graphs may hold, in MiB (default {_MAX_GRAPH_MIB})",
+        "max_video_mib": "device memory that copies of videos scored before may hold, in MiB"
+        f" (default {_MAX_VIDEO_MIB}); 0 keeps none",
         "conv": "the proposal convolution: " + "; ".join(f"{name}, {what}" for name, what in CONVS.items()),
         "autotune": "measure the proposal convolutions in Triton on this device, once, and keep what is fastest",
     }
@@ -82,7 +86,7 @@ class NativeGpuBackend(DeviceBackend):
         threads: int | None,
         options: Mapping[str, Any] = NO_OPTIONS,
     ) -> None:
-        graphs, limit, conv, autotune = _checked(options)
+        graphs, limit, copies, conv, autotune = _checked(options)
         self.preset, self.threads = model.preset, threads
         self.precision = "fp16" if precision == "auto" else precision
         dtype, on_cuda = PRECISIONS[self.precision], device != "cpu"
@@ -119,6 +123,8 @@ class NativeGpuBackend(DeviceBackend):
             limit * MIB,
         )
         self._runner = self._programs.runner
+        self._copies = DeviceCopies(self._runner.upload, copies * MIB)
+        self._runner.on_release.append(self._copies.clear)
 
     def run(self, name: str, inputs: Sequence[Tensor], top_k: int = 0) -> Any:
         """Run one program on inputs of static sizes, without waiting; for benchmarks (`Programs.run`).
@@ -142,6 +148,8 @@ class NativeGpuBackend(DeviceBackend):
                 branches = self._programs.run("video", [pre])
                 blocks.append([branch[:count].float().cpu().numpy() for branch in branches])
         contrastive, iou = (np.concatenate(branch) for branch in zip(*blocks, strict=True))
+        for branch in (contrastive, iou):
+            branch.setflags(write=False)  # so that `score_moments` may keep a copy
         return contrastive, iou
 
     def encode_text(self, token_ids: Sequence[npt.NDArray[np.int64]]) -> Branches:
@@ -167,7 +175,10 @@ class NativeGpuBackend(DeviceBackend):
             pieces = split(len(text[0]), QUERY_BUCKETS)
             # Copied to the device once: by the only graph launch, or before several.
             take = self._runner.pinned if len(pieces) == 1 else self._runner.upload
-            fixed, found = [take(array) for array in (*video, moments)], []
+            copies = [self._copies.take(branch) for branch in video]
+            fixed = [take(branch) if copy is None else copy for branch, copy in zip(video, copies, strict=True)]
+            fixed.append(take(moments))
+            found = []
             for first, count, bucket in pieces:
                 piece = [Input(self._runner.pinned(branch[first : first + count]), bucket) for branch in text]
                 selection = self._programs.run("moments", [*fixed[:2], *piece, fixed[2]], top_k)
@@ -212,6 +223,7 @@ class NativeGpuBackend(DeviceBackend):
             "threads": native.num_threads(self.threads),
             **self._programs.video.conv.info(),
             **self._runner.info(),
+            **self._copies.info(),
         }
 
     def _ground_in_pieces(
@@ -299,14 +311,16 @@ class NativeGpuBackend(DeviceBackend):
             )
 
 
-def _checked(options: Mapping[str, Any]) -> tuple[bool, int, str, bool]:
-    graphs, limit = options.get("graphs", True), options.get("max_graph_mib", _MAX_GRAPH_MIB)
-    conv, autotune = options.get("conv", "auto"), options.get("autotune", False)
+def _checked(options: Mapping[str, Any]) -> tuple[bool, int, int, str, bool]:
+    graphs, conv, autotune = options.get("graphs", True), options.get("conv", "auto"), options.get("autotune", False)
     for name, value in (("graphs", graphs), ("autotune", autotune)):
         if not isinstance(value, bool):
             raise InputError(f"backend_options: {name}: expected true or false, got {value!r}")
     if conv not in CONVS:
         raise InputError(f"backend_options: conv: expected one of {', '.join(CONVS)}, got {conv!r}")
-    if isinstance(limit, bool) or not isinstance(limit, int) or limit < 0:
-        raise InputError(f"backend_options: max_graph_mib: expected a whole number of MiB >= 0, got {limit!r}")
-    return graphs, limit, conv, autotune
+    limits = {"max_graph_mib": _MAX_GRAPH_MIB, "max_video_mib": _MAX_VIDEO_MIB}
+    for name, default in limits.items():
+        limit = limits[name] = options.get(name, default)
+        if isinstance(limit, bool) or not isinstance(limit, int) or limit < 0:
+            raise InputError(f"backend_options: {name}: expected a whole number of MiB >= 0, got {limit!r}")
+    return graphs, *limits.values(), conv, autotune

@@ -90,7 +90,7 @@ class Programs:
         }
         with self.runner.running():
             self.video, self._text = make_video(), make_text()
-            self.runner.on_release = self.video.conv.release
+            self.runner.on_release.append(self.video.conv.release)
             self._cells = torch.from_numpy(self._plan.cells).to(device)
             self._side = torch.cuda.Stream(device) if device.type == "cuda" else None
 

@@ -73,7 +73,7 @@ class GraphRunner:
         self._lock = threading.RLock()  # static inputs and outputs are one set
         self._graphs = GraphCache(limit_bytes, self._release_pool)
         self._pool: Any = None
-        self.on_release: Callable[[], None] = lambda: None  # lets go of what programs keep between calls
+        self.on_release: list[Callable[[], None]] = []  # let go of what is kept between calls
         self._doing: tuple[str, Shapes] = ("load", ())
 
     def run(self, name: str, program: Program, inputs: Sequence[Input], arguments: tuple[int, ...]) -> Any:
@@ -99,9 +99,11 @@ class GraphRunner:
 
     def pinned(self, array: npt.NDArray[Any]) -> Tensor:
         """A tensor of an array's values on the host, in pinned memory where there is a device."""
-        tensor = torch.from_numpy(np.ascontiguousarray(array))
+        dtype = torch.from_numpy(np.empty(0, array.dtype)).dtype
         # The allocator of pinned memory gives a block again only when the copies from it are done.
-        return tensor.pin_memory() if self._on_cuda else tensor
+        tensor = torch.empty(array.shape, dtype=dtype, pin_memory=self._on_cuda)
+        np.copyto(tensor.numpy(), array)
+        return tensor
 
     def upload(self, array: npt.NDArray[Any]) -> Tensor:
         """A tensor of an array's values on the device, without waiting."""
@@ -171,6 +173,7 @@ class GraphRunner:
 
     def _release_pool(self) -> None:
         self._pool = None
-        self.on_release()
+        for release in self.on_release:
+            release()
         if self._on_cuda:
             torch.cuda.empty_cache()
