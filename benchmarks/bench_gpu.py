@@ -26,6 +26,7 @@ from torch import nn
 
 import mmn_fast
 from benchmarks.bench_moments import official_moments
+from benchmarks.gpu_stages import bench_stages, text_flop, video_flop
 from benchmarks.timing import RESULTS, environment
 from mmn_fast.backends.native_gpu import NativeGpuBackend
 from mmn_fast.backends.torch_ref import TorchBackend
@@ -203,7 +204,7 @@ def _error(found: Any, expected: Any) -> float:
 def _encode_video(bench: Bench, case: cases.GoldenCase, model: LoadedModel, batches: list[int]) -> None:
     preset, plan = case.preset, plan_for(case.preset)
     net = build_model(preset, case.text, case.state()).requires_grad_(False).to(bench.device)
-    work = 2 * plan.exact_taps * preset.conv_hidden_size * (preset.hidden_size + preset.conv_hidden_size) / 2
+    work = video_flop(model)
     size = preset.num_pre_clips * preset.input_size + 2 * plan.num_proposals * preset.joint_size
     weights = sum(array.size for name, array in model.state.items() if not name.startswith("text_encoder."))
     backends = {p: NativeGpuBackend(model, bench.device, p, None) for p in _PRECISIONS}
@@ -241,7 +242,7 @@ def _encode_text(bench: Bench, case: cases.GoldenCase, model: LoadedModel, batch
     text, length = case.text, min(16, case.text.max_tokens)
     net = build_model(case.preset, text, case.state()).requires_grad_(False).to(bench.device)
     backend = NativeGpuBackend(model, bench.device, "fp16", None)
-    layer = 4 * text.width**2 + 2 * text.width * text.ffn_width
+    weights = sum(array.size for name, array in model.state.items() if ".layer." in name)
     for batch in batches:
         ids = [torch.randint(text.vocab_size, (batch, length), device=bench.device) for _ in range(_INPUT_SETS)]
         lengths = torch.full((batch,), length, device=bench.device)
@@ -259,7 +260,7 @@ def _encode_text(bench: Bench, case: cases.GoldenCase, model: LoadedModel, batch
 
         torch.set_float32_matmul_precision("highest")
         expected = reference(0)
-        flop, moved = 2 * batch * length * text.num_layers * layer, 2 * text.num_layers * layer
+        flop, moved = batch * length * text_flop(model), 2.0 * weights
         for peer, run in (("mmn_fast fp16", ours), ("PyTorch fp32", reference), ("PyTorch fp16", half)):
             if bench.out_of_time(f"encode_text, batch {batch}, {peer}"):
                 continue
@@ -310,7 +311,13 @@ def _score(bench: Bench, case: cases.GoldenCase, engine: Engine) -> None:
         bench.write("score", peer, taken, error, **facts, **bench.roofline(flop, moved, taken))
 
 
-def _whole(bench: Bench, case: cases.GoldenCase, engines: dict[str, Engine], batches: list[tuple[int, int]]) -> None:
+def _whole(
+    bench: Bench,
+    case: cases.GoldenCase,
+    model: LoadedModel,
+    engines: dict[str, Engine],
+    batches: list[tuple[int, int]],
+) -> None:
     """`ground` from features on the host to moments on the host, by the clock."""
     rng = np.random.default_rng(0)
     for count, queries in batches:
@@ -322,6 +329,9 @@ def _whole(bench: Bench, case: cases.GoldenCase, engines: dict[str, Engine], bat
             for number in range(count)
         ]
         expected = engines["PyTorch fp32"].ground(batch)
+        # Products of videos and of sentences of some 8 word pieces; features over the bus are not in the floor.
+        flop = count * video_flop(model) + count * queries * 8 * text_flop(model)
+        moved = 2.0 * sum(array.size for array in model.state.values())
         for peer, engine in engines.items():
             if bench.out_of_time(f"ground, {count} videos, {peer}"):
                 continue
@@ -337,7 +347,8 @@ def _whole(bench: Bench, case: cases.GoldenCase, engines: dict[str, Engine], bat
                 start = time.perf_counter()
                 engine.ground(batch)
                 taken.append((time.perf_counter() - start) * 1e3)
-            bench.write("ground", peer, taken, error, preset=case.preset.name, batch=count, queries=queries)
+            facts = {"preset": case.preset.name, "batch": count, "queries": queries}
+            bench.write("ground", peer, taken, error, **facts, **bench.roofline(flop, moved, taken))
     engine, query = engines["mmn_fast fp16"], batch[0]
     embedded = engine.encode_video([query.video])
     again = engine.score(embedded, engine.encode_text(query.sentences))[0]
@@ -373,9 +384,10 @@ def main() -> None:
             "mmn_fast fp16": Engine(model, NativeGpuBackend(model, device, "fp16", None)),
             "PyTorch fp32": Engine(model, cast(Any, TorchBackend(model, device, "fp32", None))),
         }
-        _whole(bench, case, engines, [(1, 1), (2, 2)] if options.rehearse else [(1, 1), (48, 4)])
+        _whole(bench, case, model, engines, [(1, 1), (2, 2)] if options.rehearse else [(1, 1), (48, 4)])
         _score(bench, case, engines["mmn_fast fp16"])
         _encode_text(bench, case, model, [2] if options.rehearse else options.batches)
+        bench_stages(bench, model, [2] if options.rehearse else options.batches, _INPUT_SETS)
         _encode_video(bench, case, model, [2] if options.rehearse else options.batches)
 
 

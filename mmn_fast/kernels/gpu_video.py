@@ -171,16 +171,26 @@ class VideoBranch:
         Returns:
             contrastive and iou, dtype [B, P, J] each, unit norm over J.
         """
-        preset = self._preset
-        clips = gpu_ops.clip_pool(
-            pre_clips @ self._clip_weight, self._clip_bias, preset.clip_pool_kernel, preset.clip_pool_stride
-        )
+        return self.embeddings(self.conv(self.moment_map(self.clips(pre_clips))))
+
+    def clips(self, pre_clips: Tensor) -> Tensor:
+        """Clips of the 1x1 convolution, dtype [N, B, C], from pre-clips, dtype [B, T, D]."""
+        preset, products = self._preset, pre_clips @ self._clip_weight
+        pooled: Tensor = gpu_ops.clip_pool(products, self._clip_bias, preset.clip_pool_kernel, preset.clip_pool_stride)
+        return pooled
+
+    def moment_map(self, clips: Tensor) -> Tensor:
+        """The zero-bordered map that `conv` takes, dtype [(N + 2 border)^2, B, C]."""
         map_padded = clips.new_zeros((self._side**2, *clips.shape[1:]))
         if self._map_convs:
             self._learned_map(clips, map_padded)
         else:
             gpu_ops.moment_map(clips, self._positions, map_padded)
-        contrastive, iou = gpu_ops.heads(self.conv(map_padded) @ self._heads_weight, self._heads_bias)
+        return map_padded
+
+    def embeddings(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Both branches' embeddings, dtype [B, P, J] each, from the convolution's rows, dtype [P, B, C]."""
+        contrastive, iou = gpu_ops.heads(rows @ self._heads_weight, self._heads_bias)
         return contrastive, iou
 
     def _learned_map(self, clips: Tensor, map_padded: Tensor) -> None:

@@ -1,0 +1,191 @@
+"""The GPU engine's stages one by one, from features to moments, each alone in a CUDA graph.
+
+Bytes are what a stage has to read and write once: its inputs, its outputs, its weights and, where a library's product
+stands between two kernels, that product. Errors are the first video's, against the same stage in float32 (no TF32).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mmn_fast.features import pre_clip_spans
+from mmn_fast.geometry import plan_for
+from mmn_fast.kernels import gpu_moment_ops, gpu_ops
+from mmn_fast.kernels.folding import folded_layers
+from mmn_fast.kernels.gpu_convs import make_conv
+from mmn_fast.kernels.gpu_video import VideoBranch
+
+if TYPE_CHECKING:
+    from benchmarks.bench_gpu import Bench
+    from mmn_fast.checkpoint import LoadedModel
+
+Tensors = tuple[Tensor, ...]
+
+_ROWS = 64  # of source features a video
+_QUERIES = 4  # sentences a video
+_TOP_K = 5
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage.
+
+    Attributes:
+        name: as in the figures.
+        run: from a set of inputs to outputs.
+        inputs: the sets, one after the other.
+        error: of the outputs of the first set.
+        flop: of products.
+        moved: bytes.
+    """
+
+    name: str
+    run: Callable[..., Tensors]
+    inputs: Sequence[Tensors]
+    error: Callable[[Tensors], float]
+    flop: float
+    moved: float
+
+
+def video_flop(model: LoadedModel) -> float:
+    """Products of one video from pre-clips to embeddings; the convolution's at needed cells and taps alone."""
+    preset, plan = model.preset, plan_for(model.preset)
+    clip = preset.num_pre_clips * preset.input_size * preset.hidden_size
+    conv = plan.exact_taps * preset.conv_hidden_size * (preset.hidden_size + preset.conv_hidden_size) / 2
+    heads = plan.num_proposals * preset.conv_hidden_size * 2 * preset.joint_size
+    return 2.0 * (clip + conv + heads)
+
+
+def text_flop(model: LoadedModel) -> float:
+    """Products of one word piece through the text encoder, without attention's own."""
+    text = model.text
+    return 2.0 * text.num_layers * (4 * text.width**2 + 2 * text.width * text.ffn_width)
+
+
+def bench_stages(bench: Bench, model: LoadedModel, batches: Sequence[int], sets: int) -> None:
+    """Write a line per stage and number of videos, in fp16."""
+    for videos in batches:
+        if bench.out_of_time(f"{model.preset.name}, batch {videos}, stages"):
+            return
+        for stage in _stages(model, torch.device(bench.device), videos, sets):
+            error = stage.error(stage.run(*stage.inputs[0]))
+            runs = [_captured(stage.run, inputs) for inputs in stage.inputs]
+            taken = bench.time_ms(lambda number, runs=runs: runs[number]())  # type: ignore[misc]
+            facts = {"preset": model.preset.name, "batch": videos}
+            bench.write(
+                stage.name, "mmn_fast fp16", taken, error, **facts, **bench.roofline(stage.flop, stage.moved, taken)
+            )
+
+
+def _captured(run: Callable[..., Tensors], inputs: Tensors) -> Callable[[], Any]:
+    if not inputs[0].is_cuda:
+        return lambda: run(*inputs)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        held = run(*inputs)
+    return lambda: (graph.replay(), held)
+
+
+def _stages(model: LoadedModel, device: torch.device, videos: int, sets: int) -> list[Stage]:
+    preset, plan, half = model.preset, plan_for(model.preset), torch.float16
+    layers = folded_layers(model.state, preset.conv_layers)
+    branch, exact = (
+        VideoBranch(preset, model.state, dtype, device, make_conv("crop", *layers, plan, dtype, device))
+        for dtype in (half, torch.float32)
+    )
+    T, D, P, J = preset.num_pre_clips, preset.input_size, plan.num_proposals, preset.joint_size
+    Q = _QUERIES * videos
+    spans = pre_clip_spans(_ROWS, T, preset.clamp_pre_clips)
+    starts, ends = (
+        torch.from_numpy(np.concatenate([side + _ROWS * n for n in range(videos)]).astype(np.int32)).to(device)
+        for side in spans
+    )
+    streams = list(preset.feature_streams)
+
+    def pool(rows: Tensor, dtype: torch.dtype = half) -> Tensors:
+        return (gpu_ops.feature_pool(rows, starts, ends, streams, dtype).view(videos, T, D),)
+
+    def scores(contrastive: Tensor, iou: Tensor, text_contrastive: Tensor, text_iou: Tensor) -> Tensors:
+        pairs = torch.arange(Q, dtype=torch.int32, device=device)
+        power, product = preset.score_power, preset.score_fusion == "product"
+        both = (text_contrastive, text_iou)
+        return (gpu_moment_ops.pair_scores(contrastive, iou, *both, pairs // _QUERIES, pairs, power, product)[2],)
+
+    cells = torch.from_numpy(plan.cells).to(device)
+    durations = torch.full((Q,), 30.0, device=device)
+
+    def moments(fused: Tensor) -> Tensors:
+        found = gpu_moment_ops.pair_moments(fused, cells, durations, _TOP_K, preset.num_clips, preset.nms_iou)
+        return tuple(found)
+
+    def text(_: int) -> Tensors:
+        return tuple(torch.nn.functional.normalize(torch.randn(Q, J, device=device), dim=-1).to(half) for _ in range(2))
+
+    rows = [(torch.randn(videos * _ROWS, D, device=device),) for _ in range(sets)]
+    pre = [pool(*one) for one in rows]
+    clips = [(branch.clips(*one),) for one in pre]
+    maps = [(branch.moment_map(*one),) for one in clips]
+    convolved = [(branch.conv(*one),) for one in maps]
+    embedded = [(*branch.embeddings(*one), *text(number)) for number, one in enumerate(convolved)]
+    fused = [scores(*one) for one in embedded]
+
+    def compared(
+        reference: Callable[[Tensor], Tensors | Tensor], given: Tensor, axis: int, out_axis: int = 1
+    ) -> Callable[[Tensors], float]:
+        """The first video's error; the axes are those of videos."""
+
+        def error(found: Tensors) -> float:
+            torch.set_float32_matmul_precision("highest")
+            with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+                expected = reference(given.narrow(axis, 0, 1).float().contiguous())
+            both = zip(found, expected if isinstance(expected, tuple) else (expected,), strict=True)
+            return max(_difference(ours.narrow(out_axis, 0, 1), theirs) for ours, theirs in both)
+
+        return error
+
+    def size(*tensors: Tensor) -> int:
+        return sum(tensor.nbytes for tensor in tensors)
+
+    C, H = preset.hidden_size, preset.conv_hidden_size
+    weights = 2 * sum(weight.size for weight in layers[0])
+    conv_flop = video_flop(model) - 2.0 * (T * D * C + P * H * 2 * J)
+    exact_rows, exact_fused = pool(*rows[0], torch.float32), scores(*(one.float() for one in embedded[0]))
+    best = fused[0][0].max(1).values
+    return [
+        Stage(
+            *("feature_pool", pool, rows, lambda found: _difference(found[0], exact_rows[0])),
+            *(0.0, size(*rows[0], *pre[0])),
+        ),
+        Stage(
+            *("clip_pool", lambda x: (branch.clips(x),), pre, compared(exact.clips, pre[0][0], 0)),
+            *(2.0 * videos * T * D * C, size(*pre[0], *clips[0]) + 2 * D * C + 2 * 2 * videos * T * C),
+        ),
+        Stage(
+            *("moment_map", lambda x: (branch.moment_map(x),), clips, compared(exact.moment_map, clips[0][0], 1)),
+            *(0.0, size(*clips[0], *maps[0]) + 2 * len(plan.inputs) * videos * C),
+        ),
+        Stage(
+            *("proposal_conv", lambda x: (branch.conv(x),), maps, compared(exact.conv, maps[0][0], 1)),
+            *(videos * conv_flop, size(*maps[0], *convolved[0]) + weights),
+        ),
+        Stage(
+            *("heads", branch.embeddings, convolved, compared(exact.embeddings, convolved[0][0], 1, 0)),
+            2.0 * videos * P * H * 2 * J,
+            size(*convolved[0], *embedded[0][:2]) + 2 * H * 2 * J + 2 * 2 * videos * P * 2 * J,
+        ),
+        Stage(
+            *("pair_scores", scores, embedded, lambda found: _difference(found[0], exact_fused[0])),
+            *(4.0 * Q * P * J, size(*embedded[0], *fused[0])),
+        ),
+        Stage("pair_moments", moments, fused, lambda found: _difference(found[1][:, 0], best), 0.0, size(*fused[0])),
+    ]
+
+
+def _difference(found: Tensor, expected: Tensor) -> float:
+    return float((found.float() - expected.float()).abs().max())
