@@ -40,7 +40,7 @@ Run = Callable[[int], Any]
 """Takes the number of the input set."""
 
 _PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
-_INPUT_SETS = 4  # larger together than the cache for all but the smallest work
+INPUT_SETS = 4  # larger together than the cache for all but the smallest work
 _SENTENCES = ["person turn a light on.", "person flips the switch by the door.", "a man runs.", "she opens a bag."]
 
 
@@ -51,6 +51,7 @@ class Bench:
     device: str
     rehearse: bool
     deadline: float
+    benchmark: str = "bench_gpu"
     rates: dict[str, float] = field(default_factory=dict)
 
     def time_ms(self, run: Run, most: int = 30) -> list[float]:
@@ -62,12 +63,12 @@ class Bench:
                 break
             if self.device == "cpu":
                 start = time.perf_counter()
-                run(number % _INPUT_SETS)
+                run(number % INPUT_SETS)
                 milliseconds = (time.perf_counter() - start) * 1e3
             else:
                 first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
                 first.record()
-                run(number % _INPUT_SETS)
+                run(number % INPUT_SETS)
                 last.record()
                 last.synchronize()
                 milliseconds = first.elapsed_time(last)
@@ -97,7 +98,7 @@ class Bench:
             return
         name = torch.cuda.get_device_name()
         line = {
-            "benchmark": "bench_gpu",
+            "benchmark": self.benchmark,
             **environment(),
             "gpu": name,
             **self.rates,
@@ -121,7 +122,8 @@ class _VideoBranch(nn.Module):
         return self.net.encode_video(clips)
 
 
-def _measure_rates(bench: Bench) -> None:
+def measure_rates(bench: Bench) -> None:
+    """Measure what a library's matrix product and a copy reach."""
     side, size = (64, 2**16) if bench.rehearse else (8192, 2**28)
     dtype = torch.float32 if bench.device == "cpu" else torch.float16
     a, b = (torch.randn(side, side, device=bench.device).to(dtype) for _ in range(2))
@@ -209,7 +211,7 @@ def _encode_video(bench: Bench, case: cases.GoldenCase, model: LoadedModel, batc
     backends = {p: NativeGpuBackend(model, bench.device, p, None) for p in _PRECISIONS}
     for batch in batches:
         shape = (batch, preset.num_pre_clips, preset.input_size)
-        sets = [torch.randn(shape, device=bench.device) for _ in range(_INPUT_SETS)]
+        sets = [torch.randn(shape, device=bench.device) for _ in range(INPUT_SETS)]
         flop, moved = batch * work, 2 * (weights + batch * size)
         with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
             # One video at a time: 48 dense maps in float32 need more memory than what is compared.
@@ -243,7 +245,7 @@ def _encode_text(bench: Bench, case: cases.GoldenCase, model: LoadedModel, batch
     backend = NativeGpuBackend(model, bench.device, "fp16", None)
     layer = 4 * text.width**2 + 2 * text.width * text.ffn_width
     for batch in batches:
-        ids = [torch.randint(text.vocab_size, (batch, length), device=bench.device) for _ in range(_INPUT_SETS)]
+        ids = [torch.randint(text.vocab_size, (batch, length), device=bench.device) for _ in range(INPUT_SETS)]
         lengths = torch.full((batch,), length, device=bench.device)
 
         def reference(number: int, ids: list[torch.Tensor] = ids, lengths: torch.Tensor = lengths) -> Any:
@@ -364,7 +366,7 @@ def main() -> None:
         if reason:
             parser.error(f"{reason} (--rehearse runs the steps on the CPU)")
     bench = Bench(device, options.rehearse, time.monotonic() + options.seconds)
-    _measure_rates(bench)
+    measure_rates(bench)
     for name in ["charades"] if options.rehearse else options.presets:
         case = cases.load(f"{name}_{'small' if options.rehearse else 'full'}")
         tokenizer = load_tokenizer(cases.VOCAB, case.text.max_tokens)

@@ -40,7 +40,7 @@ step "tests"
 if [ -n "$rehearse" ]; then
   timeout 120 "$PYTHON" -m pytest -q tests/test_gpu_graphs.py
 else
-  timeout 110 "$PYTHON" -m pytest -q -m gpu tests
+  timeout 150 "$PYTHON" -m pytest -q -m gpu tests
 fi
 
 # What the sanitizer slows down a hundredfold is run on the operators alone.
@@ -58,4 +58,7 @@ fi
 
 step "benchmark"
 timeout 160 "$PYTHON" -m benchmarks.bench_gpu $rehearse
+
+step "benchmark of the proposal convolution"
+timeout 90 "$PYTHON" -m benchmarks.bench_gather $rehearse
 step "done"

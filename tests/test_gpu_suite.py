@@ -31,6 +31,9 @@ def test_the_rehearsal_runs_to_its_end_and_writes_no_results() -> None:
         "encode_video",
         "mmn_fast fp16",
         "PyTorch fp32",
+        "fft products",
+        "proposal_conv",
+        "mixed",
         "== ",
     ):
         assert stage in result.stdout
@@ -45,12 +48,13 @@ def test_an_unknown_argument_is_refused() -> None:
     assert result.stderr == "gpu_suite.sh: expected no argument or --rehearse, got '--rehearsal'\n"
 
 
-def test_without_a_device_the_benchmark_says_so_and_names_the_rehearsal() -> None:
+@pytest.mark.parametrize("name", ["bench_gpu", "bench_gather"])
+def test_without_a_device_a_benchmark_says_so_and_names_the_rehearsal(name: str) -> None:
     import torch
 
     if torch.cuda.is_available():
         pytest.skip("there is a device")
-    command = [sys.executable, "-m", "benchmarks.bench_gpu"]
+    command = [sys.executable, "-m", f"benchmarks.{name}"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert result.returncode == 2
     assert "(--rehearse runs the steps on the CPU)" in result.stderr

@@ -30,6 +30,7 @@ _POINTS: tl.constexpr = tl.constexpr(POINTS)
 _PAIRED: tl.constexpr = tl.constexpr(2 * PAIRS)
 _PAIRS: tl.constexpr = tl.constexpr(PAIRS)
 BLOCK_POINTS, BLOCK_CHANNELS, BLOCK_K = 64, 64, 64
+TRANSFORM_BLOCKS = {"BLOCK_P": BLOCK_POINTS, "BLOCK_C": BLOCK_CHANNELS, "BLOCK_K": BLOCK_K}
 TRANSFORM_OPTIONS = {"num_warps": 4, "num_stages": 3}
 
 
@@ -296,16 +297,37 @@ class FourierProposalConv(ConvStack):
         return max([super()._values_indexed(), *planes])
 
     def run_layer(self, number: int, x: Tensor, out: Tensor) -> None:
+        self.transform(number, x)
+        self.multiply(number, x.shape[1])
+        self.transform_back(number, out)
+
+    def spectra(self, number: int, videos: int) -> tuple[Tensor, Tensor]:
+        """Where the spectra of a prepared layer's input and output lie, [256, tiles * B, C] each."""
+        layer, (_, *both) = self._layers[number], self._prepared[videos]
+        rows = layer.tiles * videos
+        spectra_in, spectra_out = (
+            flat[: POINTS * rows * channels].view(POINTS, rows, channels)
+            for flat, channels in zip(both, (layer.c_in, layer.c_out), strict=True)
+        )
+        return spectra_in, spectra_out
+
+    def transform(self, number: int, x: Tensor) -> None:
+        """Queue the first kernel of a prepared layer: the spectra of a map's windows."""
         layer, videos = self._layers[number], x.shape[1]
-        config, spectra_in, spectra_out = self._prepared[videos]
+        _, spectra_in, _ = self._prepared[videos]
         tile_rows = layer.tiles * videos
-        blocks = {"BLOCK_P": BLOCK_POINTS, "BLOCK_C": BLOCK_CHANNELS, "BLOCK_K": BLOCK_K}
         forward_kernel[(tile_rows, POINTS // BLOCK_POINTS, triton.cdiv(layer.c_in, BLOCK_CHANNELS))](
             *(x, self._forward, layer.inputs, spectra_in, tile_rows, videos),
             CHANNELS=layer.c_in,
-            **blocks,
+            **TRANSFORM_BLOCKS,
             **TRANSFORM_OPTIONS,
         )
+
+    def multiply(self, number: int, videos: int) -> None:
+        """Queue the second one: the products of those spectra."""
+        layer = self._layers[number]
+        config, spectra_in, spectra_out = self._prepared[videos]
+        tile_rows = layer.tiles * videos
         weights = layer.packed(config)
         _, c_pad, n_pad = weights.shape
         product_kernel[(triton.cdiv(tile_rows, config.block_rows), n_pad // config.block_cols, POINTS)](
@@ -314,10 +336,16 @@ class FourierProposalConv(ConvStack):
             **{"BLOCK_M": config.block_rows, "BLOCK_N": config.block_cols, "BLOCK_K": config.block_k},
             **{"num_warps": config.warps, "num_stages": config.stages},
         )
+
+    def transform_back(self, number: int, out: Tensor) -> None:
+        """Queue the third one: those products back to the cells of a map, or the rows of the plan's cells."""
+        layer, videos = self._layers[number], out.shape[1]
+        _, _, spectra_out = self._prepared[videos]
+        tile_rows = layer.tiles * videos
         inverse_kernel[(tile_rows, layer.outputs_pad // BLOCK_POINTS, triton.cdiv(layer.c_out, BLOCK_CHANNELS))](
             *(spectra_out, self._inverse, layer.bias, layer.outputs, layer.cell_weights, out, tile_rows, videos),
             OUTPUTS_PAD=layer.outputs_pad,
             CHANNELS=layer.c_out,
-            **blocks,
+            **TRANSFORM_BLOCKS,
             **TRANSFORM_OPTIONS,
         )
