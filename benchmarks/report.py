@@ -37,7 +37,7 @@ def latest(lines: Iterable[Line]) -> list[Line]:
     """The latest clean line per measurement: processor, ISA, benchmark, preset, stage, sizes, threads, precision."""
     kept: dict[tuple[str, ...], Line] = {}
     for line in sorted(lines, key=lambda line: str(line["time"])):
-        if not line["dirty"] and any(_is_ours(name) for name in line["timings"]):
+        if not line["dirty"] and any(_is_ours(name) for name in line.get("timings", ())):  # the GPU's lines have none
             facts = (line.get(name, "") for name in ("stage", "batch", "sentences", "threads", "precision", "cpu_isa"))
             kept[(line["cpu"], line["benchmark"], _preset(line), *map(str, facts))] = line
     return [line for _, line in sorted(kept.items())]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-import itertools
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,13 +22,14 @@ from mmn_fast.kernels.gpu_convs import make_conv, unavailable_reason
 from mmn_fast.kernels.gpu_video import CropProposalConv
 from mmn_fast.types import InputError
 from tests.golden import cases
+from tests.kernels import conv_cases
 from tests.test_backends_agree import fused_in_float64
 from tests.tolerances import check_close
 
 Models = Callable[[str], Path]
 CPU = torch.device("cpu")
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # in one process Triton compiles or interprets, not both
-pytestmark = pytest.mark.gpu if DEVICE == "cuda" else []
+DEVICE = conv_cases.DEVICE.type
+pytestmark = [pytest.mark.gpu] if DEVICE == "cuda" else []
 
 
 def _engine(model: Path, precision: str = "fp32", **options: Any) -> Engine:
@@ -42,21 +43,15 @@ def _batch(name: str, videos: int) -> list[mmn_fast.Query]:
     ]
 
 
-# The interpreter takes seconds for the smallest maps.
-_HERE = [
+# Few: the interpreter takes seconds for the smallest maps, and on a device every case is compiled.
+_CASES = [
     ("charades_small", "gather", "fp32"),
     ("hcstvg_small", "fft", "fp16"),
     ("hcstvg_small", "mixed", "fp16"),
 ]
-_ON_DEVICE = [
-    (name, conv, precision)
-    for name in cases.SMALL
-    for conv, precision in itertools.product(("gather", "fft", "mixed"), ("fp32", "fp16"))
-    if (name, precision) != ("tacos_conv_small", "fp16")  # its learned map reaches values beyond fp16
-]
 
 
-@pytest.mark.parametrize(("name", "conv", "precision"), _HERE if DEVICE == "cpu" else _ON_DEVICE)
+@pytest.mark.parametrize(("name", "conv", "precision"), _CASES)
 def test_golden_cases_through_the_whole_engine(name: str, conv: str, precision: str, golden_model: Models) -> None:
     engine = _engine(golden_model(name), precision, conv=conv)
     batch = _batch(name, 1)
@@ -107,6 +102,22 @@ def test_autotune_needs_a_device(golden_model: Models) -> None:
         InputError, match="^backend_options: autotune: expected a CUDA device to measure on, got 'cpu'$"
     ):
         NativeGpuBackend(loaded, "cpu", "fp16", None, {"autotune": True})
+
+
+@pytest.mark.skipif(DEVICE != "cuda", reason="needs a CUDA device")
+def test_autotune_keeps_times_and_auto_takes_what_they_say(
+    golden_model: Models, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("MMN_FAST_CACHE", str(tmp_path))
+    engine = _engine(golden_model("charades_small"), "fp32", autotune=True)  # one video at a time
+    kept = json.loads(gather_choices.cache_path().read_text())["times"]
+    assert [set(one) for times in kept.values() for one in times.values()] == [{"crop", "gather", "fft"}]
+    again = _engine(golden_model("charades_small"), "fp32")
+    assert again.info()["proposal_conv"] == engine.info()["proposal_conv"]
+    for maps, expected in zip(
+        engine.score_maps(_batch("charades_small", 1)), fused_in_float64("charades_small"), strict=False
+    ):
+        check_close(maps.fused, expected, "gpu_backend", "fp32")
 
 
 def test_each_reason_not_to_take_a_convolution_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:

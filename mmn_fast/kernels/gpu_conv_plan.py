@@ -44,11 +44,15 @@ PREDICTED_RATES = {
 """Of an A100 and an H200: some nine tenths of a library's matrix product, and four fifths of the memory's rate."""
 
 
+def rates_of(capability: tuple[int, int]) -> DeviceRates:
+    """The rates of the latest known architecture that is not later than a device's."""
+    return PREDICTED_RATES["sm_90" if capability >= (9, 0) else "sm_80"]
+
+
 def predicted_on(capability: tuple[int, int], plan: ProposalPlan, widths: Sequence[int], videos: int) -> Times:
-    """`predicted_times` at the rates of the latest known architecture that is not later, and with its block sizes."""
-    rates = PREDICTED_RATES["sm_90" if capability >= (9, 0) else "sm_80"]
+    """`predicted_times` at the rates and with the block sizes of a device."""
     gather, product = (chosen_config(name, capability, plan, widths[-1], videos) for name in ("gather", "fft"))
-    return predicted_times(plan, widths, videos, rates, gather, product)
+    return predicted_times(plan, widths, videos, rates_of(capability), gather, product)
 
 
 def predicted_times(

@@ -123,32 +123,35 @@ class Tuner:
         self._capability = capability_of(device)
 
     def config_for(self, algorithm: str, videos: int) -> GatherConfig:
-        """The fastest block sizes of "gather" or "fft" for a number of videos."""
+        """The fastest block sizes of "gather" or "fft" for a number of videos, measured if none are kept."""
         key = algorithm_key(algorithm, choice_key(self._plan, self._width, videos))
         found = kept_config(self._capability, key)
         if found is None:
             _LOG.info("tuning %s for %d videos, once for this device", algorithm, videos)
-            known = chosen_config(algorithm, self._capability, self._plan, self._width, videos)
-            every = dict.fromkeys([known, *candidates(algorithm, self._shared_bytes, self._width)])
-            found = fastest(every, lambda config: self._stack_ms(algorithm, videos, config))
+            found = self.measure_config(algorithm, videos)
             keep(arch_of(self._capability), key, found)
         return found
 
+    def measure_config(self, algorithm: str, videos: int) -> GatherConfig:
+        """The fastest block sizes now."""
+        known = chosen_config(algorithm, self._capability, self._plan, self._width, videos)
+        every = dict.fromkeys([known, *candidates(algorithm, self._shared_bytes, self._width)])
+        return fastest(every, lambda config: self._stack_ms(algorithm, videos, config))
+
     def times(self, videos: int) -> Times:
-        """Milliseconds of "crop" as a whole and of every layer of "gather" and "fft", as `gather_choices.Times`."""
+        """Milliseconds of "crop" as a whole and of every layer of "gather" and "fft", measured if none are kept."""
         dtype = self._arguments[3]
         key = times_key(self._plan, self._width, videos, precision_of(dtype))
         found = kept_times(arch_of(self._capability), key)
         if found is None:
             _LOG.info("timing the proposal convolution's layers for %d videos, once for this device", videos)
-            crop = CropProposalConv(*self._arguments)
             found = {}
             for name, kind in _STACKS.items():
                 if dtype in kind.dtypes:
                     stack = kind(*self._arguments, partial(self.config_for, name))
-                    found[name] = [self._timer(run) for run in stack.layer_runs(*self._maps(stack, videos))]
-            map_padded, _ = self._maps(stack, videos)
-            found["crop"] = [self._timer(partial(crop, map_padded))]
+                    map_padded, rows = self._maps(stack, videos)
+                    found[name] = [self._timer(run) for run in stack.layer_runs(map_padded, rows)]
+            found["crop"] = [self._timer(partial(CropProposalConv(*self._arguments), map_padded))]
             keep(arch_of(self._capability), key, found)
         return found
 

@@ -12,6 +12,7 @@ from mmn_fast.kernels import reference
 from mmn_fast.kernels.triton_stack import ConvStack
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+"""In one process Triton compiles or interprets, not both."""
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 
 

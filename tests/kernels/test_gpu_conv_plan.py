@@ -131,9 +131,9 @@ def tuner(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[], tuple
     """Makes tuners for a device of sm_90 whose clock runs by what is asked of it: the n-th run takes 100 - n ms."""
     monkeypatch.setenv("MMN_FAST_CACHE", str(tmp_path))
     monkeypatch.setattr(triton_tuning, "capability_of", lambda _: (9, 0))
-    case = ConvCase(proposal_plan(3, (2,), 3, 2), (5, 70, 1), "fp32")  # the interpreter is slow in fp16
 
-    def make() -> tuple[Tuner, list[Any]]:
+    def make(layers: int = 2, width: int = 70) -> tuple[Tuner, list[Any]]:
+        case = ConvCase(proposal_plan(3, (2,), 3, layers), (5, width, 1), "fp32")  # the interpreter is slow in fp16
         asked: list[Any] = []
 
         def timer(queue: Callable[[], Any]) -> float:
@@ -164,19 +164,21 @@ def test_block_sizes_are_measured_once_and_kept(tuner: Callable[[], tuple[Tuner,
 
 
 def test_layers_are_timed_once_and_kept(
-    tuner: Callable[[], tuple[Tuner, list[Any]]], monkeypatch: pytest.MonkeyPatch
+    tuner: Callable[..., tuple[Tuner, list[Any]]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first, asked = tuner()
-    monkeypatch.setattr(Tuner, "config_for", lambda *_: GatherConfig(64, 128, 128, 4, 2, 1))
-    times = first.times(1)
-    assert times == {"gather": [99.0, 98.0], "fft": [97.0, 96.0], "crop": [95.0]}
+    monkeypatch.setattr(Tuner, "config_for", lambda *_: GatherConfig(64, 16, 16, 4, 2, 1))
+    first, asked = tuner(1, 7)
+    assert first.times(1) == {"gather": [99.0], "fft": [98.0], "crop": [97.0]}
     for queue in asked:
         queue()  # what was timed runs
+    first, _ = tuner(2, 7)
+    times = first.times(1)
+    assert times == {"gather": [99.0, 98.0], "fft": [97.0, 96.0], "crop": [95.0]}
     plan = proposal_plan(3, (2,), 3, 2)
-    assert gather_choices.measured_times("sm_90", plan, 70, 8, "fp32") == times
-    assert gather_choices.measured_times("sm_90", plan, 70, 8, "fp16") is None
-    assert gather_choices.measured_times("sm_80", plan, 70, 8, "fp32") is None
-    again, untouched = tuner()
+    assert gather_choices.measured_times("sm_90", plan, 7, 8, "fp32") == times
+    assert gather_choices.measured_times("sm_90", plan, 7, 8, "fp16") is None
+    assert gather_choices.measured_times("sm_80", plan, 7, 8, "fp32") is None
+    again, untouched = tuner(2, 7)
     assert again.times(1) == times
     assert not untouched
 

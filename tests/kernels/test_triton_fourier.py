@@ -10,7 +10,7 @@ from mmn_fast.geometry import plan_for, proposal_plan
 from mmn_fast.kernels.gather_choices import GatherConfig
 from mmn_fast.kernels.triton_fourier import FourierProposalConv, spectral_weights
 from mmn_fast.presets import PRESETS
-from tests.kernels.conv_cases import DEVICE, DTYPES, ConvCase, padded_map
+from tests.kernels.conv_cases import DEVICE, DTYPES, ConvCase
 from tests.tolerances import check_close
 
 # Blocks that leave rows and channels over, and that the interpreter does not spend minutes on.
@@ -130,20 +130,3 @@ def test_fourier_conv_refuses() -> None:
         FourierProposalConv(c.weights, c.biases, c.plan, torch.bfloat16, DEVICE)
     with pytest.raises(ValueError, match="device: expected a CUDA device, .*, got meta"):
         FourierProposalConv(c.weights, c.biases, c.plan, c.dtype, torch.device("meta"))
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(DEVICE.type != "cuda", reason="needs a CUDA device")
-@pytest.mark.parametrize("name", ["activitynet-captions", "tacos"])
-def test_repeated_runs_are_bit_equal(name: str) -> None:
-    plan, width = plan_for(PRESETS[name]), 512
-    generator = torch.Generator().manual_seed(0)
-    k, layers = plan.kernel, len(plan.layers)
-    weights = [torch.randn(width, width, k, k, generator=generator).numpy() * 0.1 for _ in range(layers)]
-    biases = [torch.randn(width, generator=generator).numpy() / 8 for _ in range(layers)]
-    conv = FourierProposalConv(weights, biases, plan, torch.float16, DEVICE)
-    map_padded = padded_map(conv, torch.rand(1, len(plan.inputs), width, generator=generator).half())
-    first = conv(map_padded)
-    assert first.isfinite().all()
-    for _ in range(1000):
-        assert torch.equal(conv(map_padded), first)
