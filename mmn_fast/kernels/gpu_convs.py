@@ -83,30 +83,33 @@ def make_conv(
         return CropProposalConv(*arguments)
     from mmn_fast.kernels.triton_conv import GatherProposalConv
     from mmn_fast.kernels.triton_fourier import FourierProposalConv
-    from mmn_fast.kernels.triton_mixed import MixedProposalConv
+    from mmn_fast.kernels.triton_mixed import MixedProposalConv, spectral_layers
     from mmn_fast.kernels.triton_tuning import Tuner
 
     tuner = Tuner(*arguments) if autotune else None
-    configs = {name: partial(tuner.config_for, name) for name in ("gather", "fft")} if tuner else {}
-    if conv == "gather":
-        return GatherProposalConv(*arguments, configs.get("gather"))
+    gather_config, fft_config = (partial(tuner.config_for, name) if tuner else None for name in ("gather", "fft"))
     if conv == "fft":
-        return FourierProposalConv(*arguments, configs.get("fft"))
+        return FourierProposalConv(*arguments, fft_config)
+    gather = GatherProposalConv(*arguments, gather_config)
+    if conv == "gather":
+        return gather
     if tuner:
         tuner.measure(autotune)
     capability = capability_of(device)
     width, precision = len(biases[-1]), precision_of(dtype)
     times = {bucket: measured_times(arch_of(capability), plan, width, bucket, precision) for bucket in VIDEO_BUCKETS}
-    if conv == "auto":
-        choices = measured_choices(times)
-        if choices is None:
-            return CropProposalConv(*arguments)
-        if all(name == "gather" for names in choices.values() for name in names):
-            return GatherProposalConv(*arguments, configs.get("gather"))
-        return MixedProposalConv(*arguments, choices, configs)
-    widths = [weights[0].shape[1], *map(len, biases)]
-    chosen = {n: choose_layers(one or predicted_on(capability, plan, widths, n)) for n, one in times.items()}
-    return MixedProposalConv(*arguments, chosen, configs)
+    choices = measured_choices(times)
+    if conv == "auto" and choices is None:
+        return CropProposalConv(*arguments)
+    if conv == "mixed":
+        widths = [weights[0].shape[1], *map(len, biases)]
+        choices = {n: choose_layers(one or predicted_on(capability, plan, widths, n)) for n, one in times.items()}
+    assert choices is not None
+    spectral = spectral_layers(choices)
+    if conv == "auto" and not spectral:
+        return gather
+    fft = FourierProposalConv(*arguments, fft_config, spectral)
+    return MixedProposalConv(*arguments, choices, {"gather": gather, "fft": fft})
 
 
 def measured_choices(times: Mapping[int, Times | None]) -> dict[int, tuple[str, ...]] | None:
