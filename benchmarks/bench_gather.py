@@ -8,11 +8,13 @@ what was executed. Beside every time stand the predicted one (`gpu_conv_plan`) a
 First, per preset, what FFT tiles stand or fall with: the products and the transform of one layer of eight videos, by
 the library and by our kernels.
 
-    python -m benchmarks.bench_gather [--presets tacos ...] [--batches 8 1 48] [--seconds 75] [--tune] [--rehearse]
+    python -m benchmarks.bench_gather [--presets tacos ...] [--batches 8 1 48] [--seconds 65] [--tune] [--compiled]
+        [--rehearse]
 
 Layers' times go to the choices that come with the package (`gather_choices.json`): what "auto" takes from then on.
---tune measures block sizes first, which takes minutes, and writes them there too. --rehearse runs every step but
-torch.compile on a tiny map in Triton's interpreter, in fp32, and writes nothing.
+--tune measures block sizes first, which takes minutes, and writes them there too. --compiled adds torch.compile
+(max-autotune) for one video of a preset of 16 clips, which tunes for a minute or more. --rehearse runs the rest on a
+tiny map in Triton's interpreter, in fp32, and writes nothing.
 """
 
 from __future__ import annotations
@@ -153,15 +155,20 @@ def _difference(found: Tensor, expected: Tensor) -> float:
     return float((found.float() - expected).abs().max() / expected.abs().max())
 
 
-def go_or_not(bench: Bench, layers: Layers) -> None:
-    """The products and the forward transform of the middle layer, by the library and by our kernels."""
-    from mmn_fast.kernels.triton_fourier import POINTS, REAL_POINTS, FourierProposalConv
+def go_or_not(bench: Bench, layers: Layers, conv: Any) -> None:
+    """The products and the forward transform of the middle layer, by the library and by our kernels.
+
+    Args:
+        bench: where and how long.
+        layers: a preset's.
+        conv: their `FourierProposalConv`.
+    """
+    from mmn_fast.kernels.triton_fourier import POINTS, REAL_POINTS
 
     plan, number = layers.plan, len(layers.plan.layers) // 2
     c_in, c_out = layers.widths[number : number + 2]
     side = side_of_input(plan, number)
     map_in = torch.rand((side**2, _GO_VIDEOS, c_in), device=layers.device).to(layers.dtype)
-    conv = FourierProposalConv(*layers.arguments, layers=[number])
     conv.prepare_layers([number], _GO_VIDEOS)
     spectra_in, spectra_out = (spectra.flatten(1, 2) for spectra in conv.spectra(number, _GO_VIDEOS))
     rows, tile = spectra_in.shape[1], fourier(plan.kernel)
@@ -275,14 +282,14 @@ class _Measurement:
             facts["predicted_ms"] = predicted_ms
         gate = GATES_MS.get((layers.preset, self.videos, peer))
         if gate is not None:
-            facts |= {"gate_ms": gate, "gate_met": median <= gate}
+            facts |= {"gate_ms": gate, "of_gate": median / gate}
         self.bench.write("proposal_conv", peer, taken, error, **facts)
         shown = {name: value for name, value in facts.items() if name not in ("preset", "batch")}
         print(" " * 15 + ", ".join(f"{name} {value:.3g}" for name, value in shown.items()), flush=True)
         return median
 
     def dense(self, compiled: bool) -> None:
-        """The whole map by the library; torch.compile tunes for a minute."""
+        """The whole map by the library."""
         layers, run = self.layers, _dense(self.layers, self.layers.dtype)
         flop = layers.per_tap() * layers.plan.dense_taps * self.videos
         images = [_as_images(one, layers.dtype) for one in self.maps]
@@ -314,23 +321,23 @@ class _Measurement:
         self.times[conv.name] = [float(np.median(self.bench.time_ms(lambda _, one=one: one(), 5))) for one in runs]  # type: ignore[misc]
 
 
-def measure(bench: Bench, layers: Layers, videos: int, compiled: bool) -> Times:
+def measure(bench: Bench, layers: Layers, stacks: dict[str, Any], videos: int, compiled: bool) -> Times:
     """Write a line of every way to run a preset's layers; returns what each layer took."""
-    from mmn_fast.kernels.triton_conv import GatherProposalConv
-    from mmn_fast.kernels.triton_fourier import FourierProposalConv
     from mmn_fast.kernels.triton_mixed import MixedProposalConv
 
     ways = _Measurement(bench, layers, videos)
     predicted = gpu_conv_plan.predicted_on(capability_of(layers.device), layers.plan, layers.widths, videos)
     ways.dense(compiled)
     ways.crop()
-    for kind in (GatherProposalConv, FourierProposalConv):
-        ways.stack(kind(*layers.arguments), predicted)
+    for stack in stacks.values():
+        ways.stack(stack, predicted)
+        stack.release()
     if {"gather", "fft"} <= ways.times.keys():
         chosen = gpu_conv_plan.choose_layers(ways.times)
         print(f"{'':15}fastest: {' '.join(chosen)}; predicted {' '.join(gpu_conv_plan.choose_layers(predicted))}")
-        mixed = MixedProposalConv(*layers.arguments, dict.fromkeys(VIDEO_BUCKETS, chosen))
+        mixed = MixedProposalConv(*layers.arguments, dict.fromkeys(VIDEO_BUCKETS, chosen), stacks)
         ways.write("mixed", mixed, None, gpu_conv_plan.chosen_ms(predicted, chosen))
+        mixed.release()
     return ways.times
 
 
@@ -350,8 +357,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--presets", nargs="+", default=["activitynet", "tacos", "charades"])
     parser.add_argument("--batches", nargs="+", type=int, default=[8, 1, 48])
-    parser.add_argument("--seconds", type=float, default=75.0)
+    parser.add_argument("--seconds", type=float, default=65.0)
     parser.add_argument("--tune", action="store_true")
+    parser.add_argument("--compiled", action="store_true")
     parser.add_argument("--rehearse", action="store_true")
     options = parser.parse_args()
     if options.rehearse:
@@ -362,6 +370,9 @@ def main() -> None:
             parser.error(f"{reason} (--rehearse runs the steps on the CPU)")
     device = "cpu" if options.rehearse else "cuda"
     bench = Bench(device, options.rehearse, time.monotonic() + options.seconds, "bench_gather")
+    from mmn_fast.kernels.triton_conv import GatherProposalConv
+    from mmn_fast.kernels.triton_fourier import FourierProposalConv
+
     measure_rates(bench)
     found: dict[str, GatherConfig | Times] = {}
     with gpu_device.strict_arithmetic():
@@ -369,16 +380,18 @@ def main() -> None:
             if bench.out_of_time(name):
                 continue
             layers = _load(name, options.rehearse)
-            go_or_not(bench, layers)
+            stacks: dict[str, Any] = {
+                kind.name: kind(*layers.arguments) for kind in (GatherProposalConv, FourierProposalConv)
+            }
+            go_or_not(bench, layers, stacks["fft"])
             if options.tune and not options.rehearse:
                 tuned = _tune(layers, options.batches)
                 for key, config in tuned.items():
                     keep(arch_of(capability_of(layers.device)), key, config)
                 found |= tuned
             for videos in [2] if options.rehearse else options.batches:
-                # Compiled only where the gate is and it tunes fastest: it takes a minute.
-                compiled = name == "charades" and videos == 1
-                times = measure(bench, layers, videos, compiled)
+                compiled = options.compiled and layers.plan.num_clips <= 16 and videos == 1
+                times = measure(bench, layers, stacks, videos, compiled)
                 if {"crop", "gather"} <= times.keys():
                     precision = precision_of(layers.dtype)
                     found[times_key(layers.plan, layers.widths[-1], videos, precision)] = times

@@ -83,9 +83,14 @@ def predicted_times(
     }
 
 
-def choose_layers(times: Times) -> tuple[str, ...]:
-    """The fastest algorithm of every layer among those that have times; "gather" where they are equal."""
-    known = [name for name in ("gather", "fft") if name in times]
+def choose_layers(times: Times, spectra: bool = True) -> tuple[str, ...]:
+    """The fastest algorithm of every layer among those that have times; "gather" where they are equal.
+
+    Args:
+        times: milliseconds of every layer.
+        spectra: whether "fft" may be chosen.
+    """
+    known = [name for name in ("gather", "fft") if name in times and (spectra or name == "gather")]
     return tuple(min(known, key=lambda name: times[name][n]) for n in range(len(times["gather"])))
 
 

@@ -26,6 +26,9 @@ CONVS = {
     "fft": "products of spectra of 16 x 16 tiles, in Triton; fp16 and fp32",
     "mixed": "every layer by gather or by fft, by times that were measured, else predicted",
 }
+# In fp16 each spectral value's rounding meets every cell of a tile, and averages out over channels alone: models of 48
+# channels were beyond three times the error of fp16 operands (benchmarks/NOTES.md).
+_SPECTRAL_CHANNELS = 128
 _MOST_KERNEL = {"gather": math.isqrt(MAX_TAPS), "fft": SPECTRAL_TILE, "mixed": math.isqrt(MAX_TAPS)}
 
 
@@ -83,37 +86,43 @@ def make_conv(
         return CropProposalConv(*arguments)
     from mmn_fast.kernels.triton_conv import GatherProposalConv
     from mmn_fast.kernels.triton_fourier import FourierProposalConv
-    from mmn_fast.kernels.triton_mixed import MixedProposalConv
+    from mmn_fast.kernels.triton_mixed import MixedProposalConv, spectral_layers
     from mmn_fast.kernels.triton_tuning import Tuner
 
     tuner = Tuner(*arguments) if autotune else None
-    configs = {name: partial(tuner.config_for, name) for name in ("gather", "fft")} if tuner else {}
-    if conv == "gather":
-        return GatherProposalConv(*arguments, configs.get("gather"))
+    gather_config, fft_config = (partial(tuner.config_for, name) if tuner else None for name in ("gather", "fft"))
     if conv == "fft":
-        return FourierProposalConv(*arguments, configs.get("fft"))
+        return FourierProposalConv(*arguments, fft_config)
+    gather = GatherProposalConv(*arguments, gather_config)
+    if conv == "gather":
+        return gather
     if tuner:
         tuner.measure(autotune)
     capability = capability_of(device)
-    width, precision = len(biases[-1]), precision_of(dtype)
-    times = {bucket: measured_times(arch_of(capability), plan, width, bucket, precision) for bucket in VIDEO_BUCKETS}
-    if conv == "auto":
-        choices = measured_choices(times)
-        if choices is None:
-            return CropProposalConv(*arguments)
-        if all(name == "gather" for names in choices.values() for name in names):
-            return GatherProposalConv(*arguments, configs.get("gather"))
-        return MixedProposalConv(*arguments, choices, configs)
     widths = [weights[0].shape[1], *map(len, biases)]
-    chosen = {n: choose_layers(one or predicted_on(capability, plan, widths, n)) for n, one in times.items()}
-    return MixedProposalConv(*arguments, chosen, configs)
+    spectra = dtype is not torch.float16 or min(widths) >= _SPECTRAL_CHANNELS
+    width, precision = widths[-1], precision_of(dtype)
+    times = {bucket: measured_times(arch_of(capability), plan, width, bucket, precision) for bucket in VIDEO_BUCKETS}
+    choices = measured_choices(times, spectra)
+    if conv == "auto" and choices is None:
+        return CropProposalConv(*arguments)
+    if conv == "mixed":
+        known = {n: one or predicted_on(capability, plan, widths, n) for n, one in times.items()}
+        choices = {n: choose_layers(one, spectra) for n, one in known.items()}
+    assert choices is not None
+    spectral = spectral_layers(choices)
+    if conv == "auto" and not spectral:
+        return gather
+    fft = FourierProposalConv(*arguments, fft_config, spectral)
+    return MixedProposalConv(*arguments, choices, {"gather": gather, "fft": fft})
 
 
-def measured_choices(times: Mapping[int, Times | None]) -> dict[int, tuple[str, ...]] | None:
+def measured_choices(times: Mapping[int, Times | None], spectra: bool = True) -> dict[int, tuple[str, ...]] | None:
     """Per bucket of videos the fastest algorithm of every layer, if together they beat the crop for every bucket.
 
     Args:
         times: per bucket what was measured.
+        spectra: whether "fft" may be chosen.
 
     Returns:
         None where a bucket was not measured, or the crop is faster for one.
@@ -122,7 +131,7 @@ def measured_choices(times: Mapping[int, Times | None]) -> dict[int, tuple[str, 
     for videos, measured in times.items():
         if measured is None:
             return None
-        choices[videos] = choose_layers(measured)
+        choices[videos] = choose_layers(measured, spectra)
         if chosen_ms(measured, choices[videos]) >= sum(measured["crop"]):
             return None
     return choices

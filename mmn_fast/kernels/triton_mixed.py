@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from mmn_fast.geometry import FloatArray, ProposalPlan
-from mmn_fast.kernels.gather_choices import GatherConfig, video_bucket
+from mmn_fast.kernels.gather_choices import video_bucket
 from mmn_fast.kernels.gpu_buckets import VIDEO_BUCKETS
 from mmn_fast.kernels.triton_conv import GatherProposalConv
 from mmn_fast.kernels.triton_fourier import FourierProposalConv
-from mmn_fast.kernels.triton_stack import ConfigFor, ConvStack
+from mmn_fast.kernels.triton_stack import ConvStack
 
 
 class MixedProposalConv(ConvStack):
@@ -21,7 +21,7 @@ class MixedProposalConv(ConvStack):
 
     Args:
         choices: per bucket of videos (`gpu_buckets.VIDEO_BUCKETS`) "gather" or "fft" for every layer.
-        configs: per algorithm what `ConvStack` takes as `config`, where that is not None.
+        stacks: of the same arguments, per name; those that are missing are made. Their scratch memory is shared.
     """
 
     name = "mixed"
@@ -36,16 +36,16 @@ class MixedProposalConv(ConvStack):
         dtype: torch.dtype,
         device: torch.device,
         choices: Mapping[int, Sequence[str]],
-        configs: Mapping[str, GatherConfig | ConfigFor] | None = None,
+        stacks: Mapping[str, ConvStack] | None = None,
     ) -> None:
         super().__init__(weights, biases, plan, dtype, device)
         self.choices = {bucket: tuple(choices[bucket]) for bucket in VIDEO_BUCKETS}
-        spectral = {n for names in self.choices.values() for n, name in enumerate(names) if name == "fft"}
-        configs = configs or {}
-        self._stacks: dict[str, ConvStack] = {
-            "gather": GatherProposalConv(weights, biases, plan, dtype, device, configs.get("gather")),
-            "fft": FourierProposalConv(weights, biases, plan, dtype, device, configs.get("fft"), spectral),
-        }
+        self._stacks: dict[str, ConvStack] = dict(stacks or {})
+        arguments = (weights, biases, plan, dtype, device)
+        if "gather" not in self._stacks:
+            self._stacks["gather"] = GatherProposalConv(*arguments)
+        if "fft" not in self._stacks:
+            self._stacks["fft"] = FourierProposalConv(*arguments, layers=spectral_layers(self.choices))
 
     def algorithms_for(self, videos: int) -> tuple[str, ...]:
         """What a call with so many videos runs each layer by."""
@@ -77,3 +77,8 @@ class MixedProposalConv(ConvStack):
 
     def _values_indexed(self) -> int:
         return max(stack._values_indexed() for stack in self._stacks.values())
+
+
+def spectral_layers(choices: Mapping[int, Sequence[str]]) -> set[int]:
+    """Layers that run by FFT tiles for any number of videos."""
+    return {number for names in choices.values() for number, name in enumerate(names) if name == "fft"}

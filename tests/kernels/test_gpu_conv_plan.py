@@ -25,21 +25,24 @@ from mmn_fast.kernels.gpu_conv_plan import (
     predicted_on,
     product_flop,
 )
-from mmn_fast.kernels.triton_mixed import MixedProposalConv
+from mmn_fast.kernels.triton_fourier import FourierProposalConv
+from mmn_fast.kernels.triton_mixed import MixedProposalConv, spectral_layers
 from mmn_fast.kernels.triton_tuning import Tuner, candidates, fastest
 from mmn_fast.presets import PRESETS
 from tests.kernels.conv_cases import ConvCase
 from tests.tolerances import check_close
 
 CONFIG = GatherConfig(128, 128, 64, 8, 4, 1)
-CONFIGS: dict[str, Any] = {"gather": GatherConfig(64, 16, 16, 4, 2, 4), "fft": GatherConfig(16, 64, 32, 4, 2, 1)}
+SMALL = GatherConfig(16, 64, 32, 4, 2, 1)
 
 
 @pytest.mark.parametrize(("layers", "precision"), [("gfg", "fp16"), ("fgf", "fp32")])
 def test_any_layer_can_follow_any_other(layers: str, precision: str) -> None:
     case = ConvCase(proposal_plan(3, (2,), 3, 3), (5, 7, 2), precision)
     names = tuple({"g": "gather", "f": "fft"}[letter] for letter in layers)
-    conv = MixedProposalConv(*case.arguments, {**dict.fromkeys(VIDEO_BUCKETS, ["gather"] * 3), 2: names}, CONFIGS)
+    choices = {**dict.fromkeys(VIDEO_BUCKETS, ["gather"] * 3), 2: names}
+    fft = FourierProposalConv(*case.arguments, SMALL, spectral_layers(choices))
+    conv = MixedProposalConv(*case.arguments, choices, {"fft": fft})
     assert conv.info() == {
         "proposal_conv": "mixed",
         "proposal_conv_layers": {bucket: list(conv.algorithms_for(bucket)) for bucket in VIDEO_BUCKETS},
@@ -51,8 +54,8 @@ def test_any_layer_can_follow_any_other(layers: str, precision: str) -> None:
     alone = conv(case.padded(conv, case.inputs[:1]))  # by other kernels
     check_close(alone.cpu().double() / scale, case.expected[:, :1] / scale, "fourier_conv", precision, "alone")
     held = sum(tensor.nbytes for tensor in conv._maps[2])
-    gather, fft = (conv._stacks[name] for name in ("gather", "fft"))
-    held += sum(tensor.nbytes for tensor in fft._prepared[2][1:])  # type: ignore[attr-defined]
+    gather = conv._stacks["gather"]
+    held += sum(tensor.nbytes for tensor in fft._prepared[2][1:])
     partial = gather._prepared[2].partial  # type: ignore[attr-defined]
     assert conv.workspace_bytes(2) == held + (0 if partial is None else partial.nbytes)
     conv.release()
@@ -98,6 +101,7 @@ def test_predictions_are_those_that_are_written_down() -> None:
 def test_equal_times_go_to_gathering_and_what_was_not_timed_is_not_chosen() -> None:
     assert choose_layers({"crop": [1], "gather": [1, 3], "fft": [1, 2]}) == ("gather", "fft")
     assert choose_layers({"crop": [1], "gather": [1, 3]}) == ("gather", "gather")
+    assert choose_layers({"crop": [1], "gather": [1, 3], "fft": [1, 2]}, spectra=False) == ("gather", "gather")
 
 
 def test_candidates_fit_shared_memory_and_the_width() -> None:
