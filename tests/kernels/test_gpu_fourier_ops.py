@@ -2,31 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import pytest
 import torch
 
-from mmn_fast.kernels import native
 from mmn_fast.kernels.conv_transforms import fourier
 from mmn_fast.kernels.gpu_fourier_ops import POINTS, fourier_cells, fourier_tiles
+from tests.kernels.conftest import PRECISIONS
 from tests.tolerances import check_close
 
-PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 REAL_POINTS = 4
-
-
-@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-def device(request: pytest.FixtureRequest) -> str:
-    if request.param == "cuda" and not (torch.cuda.is_available() and native.build_info()["cuda"]):
-        pytest.skip("no CUDA device, or a build without CUDA")
-    return str(request.param)
-
-
-@pytest.fixture(params=list(PRECISIONS))
-def precision(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
 
 
 def _random(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -104,48 +88,3 @@ def test_a_nan_stays_in_its_tile_its_video_and_its_channel(device: str) -> None:
     spoiled = torch.zeros(512, 2, 4, dtype=torch.bool)
     spoiled[:POINTS, 1, 2] = True
     assert torch.equal(out.isnan().cpu(), spoiled)
-
-
-def _arguments() -> dict[str, Callable[[], tuple[Any, ...]]]:
-    inputs = torch.full((2, POINTS), -1, dtype=torch.int32)
-    outputs = torch.full((2, 9), -1, dtype=torch.int32)
-    spectra = torch.zeros(POINTS, 2, 3, 8)
-    return {
-        "fourier_tiles": lambda: (torch.ones(5, 3, 8), inputs, spectra.clone()),
-        "fourier_cells": lambda: (spectra, outputs, torch.ones(8), torch.ones(6), torch.zeros(6, 3, 8)),
-    }
-
-
-@pytest.mark.parametrize("name", list(_arguments()))
-def test_operators_are_consistent_for_torch_compile_and_export(name: str) -> None:
-    torch.library.opcheck(getattr(torch.ops.mmn_fast, name).default, _arguments()[name]())
-
-
-@pytest.mark.parametrize(
-    ("name", "place", "value", "error", "message"),
-    [
-        ("fourier_tiles", 0, torch.ones(5, 3, 8).double(), TypeError, "rows: expected contiguous float32 or float16"),
-        ("fourier_tiles", 1, torch.zeros(2, 255, dtype=torch.int32), ValueError, r"inputs: .* \[\?, 256\]"),
-        ("fourier_tiles", 2, torch.zeros(POINTS, 2, 3, 7), ValueError, r"spectra: .* \[256, 2, 3, 8\]"),
-        ("fourier_cells", 1, torch.zeros(2, 10, dtype=torch.int32), ValueError, "outputs: expected m .*, got 10"),
-        ("fourier_cells", 1, torch.zeros(2, 17**2, dtype=torch.int32), ValueError, "outputs: .* 1 to 16, got 289"),
-        ("fourier_cells", 2, torch.ones(7), ValueError, r"bias: .* \[8\]"),
-        ("fourier_cells", 4, torch.zeros(5, 3, 8), ValueError, r"out: .* \[6, 3, 8\]"),
-    ],
-)
-def test_operators_refuse_bad_arguments_with_a_sentence(
-    name: str, place: int, value: Any, error: type[Exception], message: str
-) -> None:
-    arguments = list(_arguments()[name]())
-    arguments[place] = value
-    with pytest.raises(error, match=f"^{message}"):
-        getattr(torch.ops.mmn_fast, name)(*arguments)
-
-
-@pytest.mark.skipif(not native.build_info()["cuda"], reason="a build without CUDA")
-@pytest.mark.parametrize(
-    ("op", "arguments"), [("fourier_tiles", [0, 0, 0, 1, 1, 4, 0]), ("fourier_cells", [0, 0, 0, 0, 0, 1, 1, 4, 8, 0])]
-)
-def test_what_cuda_refuses_is_an_exception_that_names_the_op(op: str, arguments: list[Any]) -> None:
-    with pytest.raises(RuntimeError, match=f"^{op}: CUDA says cudaError"):
-        getattr(native.extension, f"gpu_{op}")(*arguments, 4096, 0)

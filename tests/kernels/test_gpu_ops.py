@@ -13,25 +13,11 @@ import torch.nn.functional as F
 from mmn_fast.features import pre_clip_spans, pre_clips
 from mmn_fast.geometry import cells_to_moments, plan_for, proposal_cells, proposal_mask
 from mmn_fast.geometry_crops import border_of, padded_rows
-from mmn_fast.kernels import gpu_moment_ops, gpu_ops, native, reference
+from mmn_fast.kernels import gpu_fourier_ops, gpu_moment_ops, gpu_ops, native, reference
 from mmn_fast.postprocess import fuse_scores
 from mmn_fast.presets import PRESETS
+from tests.kernels.conftest import PRECISIONS
 from tests.tolerances import check_close
-
-PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
-
-
-@pytest.fixture(params=DEVICES)
-def device(request: pytest.FixtureRequest) -> str:
-    if request.param == "cuda" and not (torch.cuda.is_available() and native.build_info()["cuda"]):
-        pytest.skip("no CUDA device, or a build without CUDA")
-    return str(request.param)
-
-
-@pytest.fixture(params=list(PRECISIONS))
-def precision(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
 
 
 @pytest.fixture(autouse=True)
@@ -284,6 +270,7 @@ def test_the_twins_round_to_elements_as_torch_does(dtype: torch.dtype) -> None:
 def _arguments() -> dict[str, Callable[[], tuple[Any, ...]]]:
     ints = torch.zeros(4, dtype=torch.int32)
     ones = torch.ones(2, 4, 8)
+    spectra = torch.zeros(gpu_fourier_ops.POINTS, 2, 3, 8)
     return {
         "feature_pool": lambda: (torch.ones(5, 8), ints, ints + 1, [5, 3], torch.float16),
         "clip_pool": lambda: (ones, torch.ones(8), 2, 2),
@@ -293,6 +280,11 @@ def _arguments() -> dict[str, Callable[[], tuple[Any, ...]]]:
         "pair_scores": lambda: (ones, ones, torch.ones(3, 8), torch.ones(3, 8), ints, ints, 0.5, False),
         "pair_moments": lambda: (torch.ones(4, 3), torch.zeros(3, 2, dtype=torch.int32), torch.ones(4), 2, 16, 0.5),
         "temporal_nms": lambda: (torch.ones(4, 3), torch.ones(3, 2), 2, 0.5),
+        "fourier_tiles": lambda: (torch.ones(5, 3, 8), ints.new_full((2, 256), -1), spectra.clone()),
+        "fourier_cells": lambda: (
+            *(spectra, ints.new_full((2, 9), -1), torch.ones(8), torch.ones(6)),
+            torch.zeros(6, 3, 8),
+        ),
     }
 
 
@@ -320,6 +312,13 @@ def test_operators_are_consistent_for_torch_compile_and_export(name: str) -> Non
         ("temporal_nms", 1, torch.ones(4, 2), ValueError, r"moments: expected contiguous float32 \[3, 2\]"),
         ("temporal_nms", 2, 0, ValueError, "top_k: expected at least 1, got 0"),
         ("temporal_nms", 3, -0.5, ValueError, "iou_threshold: expected 0 to 1, got -0.5"),
+        ("fourier_tiles", 0, torch.ones(5, 3, 8).double(), TypeError, "rows: expected contiguous float32 or float16"),
+        ("fourier_tiles", 1, torch.zeros(2, 255, dtype=torch.int32), ValueError, r"inputs: .* \[\?, 256\]"),
+        ("fourier_tiles", 2, torch.zeros(256, 2, 3, 7), ValueError, r"spectra: .* \[256, 2, 3, 8\]"),
+        ("fourier_cells", 1, torch.zeros(2, 10, dtype=torch.int32), ValueError, "outputs: expected m .*, got 10"),
+        ("fourier_cells", 1, torch.zeros(2, 17**2, dtype=torch.int32), ValueError, "outputs: .* 1 to 16, got 289"),
+        ("fourier_cells", 2, torch.ones(7), ValueError, r"bias: .* \[8\]"),
+        ("fourier_cells", 4, torch.zeros(5, 3, 8), ValueError, r"out: .* \[6, 3, 8\]"),
     ],
 )
 def test_operators_refuse_bad_arguments_with_a_sentence(
@@ -344,6 +343,8 @@ def test_operators_refuse_bad_arguments_with_a_sentence(
         ("pair_moments", "gpu_pair_moments", [0, 0, 0, 0, 0, 0, 1, 1, 1, 16.0, 0.5]),
         ("temporal_nms", "cuda_temporal_nms", [0, 0, 0, 0, 1, 1, 1, 0.5]),
         ("sparse_max_pool", "cuda_sparse_max_pool", [0, 0, 0, 1, 1]),
+        ("fourier_tiles", "gpu_fourier_tiles", [0, 0, 0, 1, 1, 4, 0]),
+        ("fourier_cells", "gpu_fourier_cells", [0, 0, 0, 0, 0, 1, 1, 4, 8, 0]),
     ],
 )
 def test_what_cuda_refuses_is_an_exception_that_names_the_op(op: str, binding: str, arguments: list[Any]) -> None:
