@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from mmn_fast.geometry import proposal_plan
+from mmn_fast.geometry import plan_for, proposal_plan
 from mmn_fast.kernels.gather_choices import GatherConfig
 from mmn_fast.kernels.triton_fourier import (
     FourierProposalConv,
@@ -14,7 +14,8 @@ from mmn_fast.kernels.triton_fourier import (
     spectral_weights,
     transform_matrices,
 )
-from tests.kernels.conv_cases import DEVICE, DTYPES, ConvCase
+from mmn_fast.presets import PRESETS
+from tests.kernels.conv_cases import DEVICE, DTYPES, ConvCase, on_device
 from tests.tolerances import check_close
 
 # Blocks that leave rows and channels over, and that the interpreter does not spend minutes on.
@@ -44,6 +45,7 @@ class Case(ConvCase):
         return super().padded(conv, inputs, outside)
 
 
+@on_device
 @pytest.mark.parametrize("precision", DTYPES)
 @pytest.mark.parametrize("name", CASES)
 def test_fourier_conv_matches_the_reference(name: str, precision: str) -> None:
@@ -53,6 +55,17 @@ def test_fourier_conv_matches_the_reference(name: str, precision: str) -> None:
     assert out.dtype == c.dtype
     scale = c.expected.abs().max()
     check_close(out.cpu().double() / scale, c.expected / scale, "fourier_conv", precision, name)
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name == "shapes" else pytest.mark.long) for name in PRESETS]
+)
+def test_fourier_conv_matches_the_reference_on_a_presets_plan(name: str) -> None:
+    c = ConvCase(plan_for(PRESETS[name]), (3, 5, 1), "fp32", rounded=False)
+    conv = FourierProposalConv(*c.arguments, GatherConfig(1024, 16, 16, 4, 2, 1))
+    scale = c.expected.abs().max()
+    out = conv(c.padded(conv, outside=torch.nan))
+    check_close(out.cpu().double() / scale, c.expected / scale, "fourier_conv_deep", "fp32", name)
 
 
 def test_videos_do_not_meet() -> None:
