@@ -43,15 +43,16 @@ def _batch(name: str, videos: int) -> list[mmn_fast.Query]:
     ]
 
 
-# Few: the interpreter takes seconds for the smallest maps, and on a device every case is compiled.
+# The interpreter takes seconds for the smallest maps.
 _CASES = [
     ("charades_small", "gather", "fp32"),
     ("hcstvg_small", "fft", "fp16"),
     ("hcstvg_small", "mixed", "fp16"),
 ]
+_LARGER = [(name, conv, "fp32") for name in ("activitynet_small", "tacos_small") for conv in ("gather", "fft")]
 
 
-@pytest.mark.parametrize(("name", "conv", "precision"), _CASES)
+@pytest.mark.parametrize(("name", "conv", "precision"), _CASES + (_LARGER if DEVICE == "cuda" else []))
 def test_golden_cases_through_the_whole_engine(name: str, conv: str, precision: str, golden_model: Models) -> None:
     engine = _engine(golden_model(name), precision, conv=conv)
     batch = _batch(name, 1)
@@ -76,6 +77,7 @@ def test_what_a_convolution_keeps_is_counted_and_let_go_with_the_graphs(golden_m
     gather._runner._release_pool()
     assert not conv._maps  # type: ignore[attr-defined]
     assert not conv._prepared  # type: ignore[attr-defined]
+    assert crop.info()["proposal_conv"] == "crop"
     load = [backend._programs._needed_mib("load", {}) for backend in (crop, gather)]
     assert load[0] == load[1] < _engine(model, "fp16", conv="fft")._backend._programs._needed_mib("load", {})  # type: ignore[attr-defined]
 
@@ -140,6 +142,10 @@ def test_each_reason_not_to_take_a_convolution_is_a_sentence(monkeypatch: pytest
     assert unavailable_reason("gather", torch.float16, 5, cuda) == (
         "conv: expected auto or crop without Triton (pip install triton), got 'gather'"
     )
+
+
+def test_auto_is_the_crop_for_a_model_of_which_nothing_was_measured(golden_model: Models) -> None:
+    assert _engine(golden_model("charades_small")).info()["proposal_conv"] == "crop"
 
 
 def test_auto_takes_the_crop_until_something_was_measured_that_beats_it(

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
 from mmn_fast.geometry import ProposalPlan
@@ -13,6 +16,8 @@ from mmn_fast.kernels.triton_stack import ConvStack
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 """In one process Triton compiles or interprets, not both."""
+on_device: Callable[[Any], Any] = pytest.mark.gpu if DEVICE.type == "cuda" else lambda test: test
+"""Marks a test that takes the device where there is one."""
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 
 

@@ -16,7 +16,7 @@ from mmn_fast.kernels import gather_choices
 from mmn_fast.kernels.gather_choices import GatherConfig
 from mmn_fast.kernels.triton_conv import GatherProposalConv
 from mmn_fast.presets import PRESETS
-from tests.kernels.conv_cases import DEVICE, DTYPES, ConvCase
+from tests.kernels.conv_cases import DEVICE, DTYPES, ConvCase, on_device
 from tests.tolerances import check_close
 
 # Plan, C_0, C, B, blocks. Blocks of 16 leave rows and channels over; the presets' plans take few large blocks, since
@@ -58,6 +58,7 @@ def poisoned_outputs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.Tensor, "new_empty", poisoned(torch.Tensor.new_empty))
 
 
+@on_device
 @pytest.mark.usefixtures("poisoned_outputs")
 @pytest.mark.parametrize("precision", DTYPES)
 @pytest.mark.parametrize("name", CASES)
@@ -158,6 +159,10 @@ def test_shipped_choices_cover_every_preset_and_can_be_tuned(monkeypatch: pytest
     assert gather_choices.chosen_config("gather", (9, 0), plan, width, 8) != SMALL
     assert sorted(path.parent.iterdir()) == [path]
     assert json.loads(path.read_text())["times"] == {}
+    path.write_bytes(gather_choices.SHIPPED.read_bytes())
+    gather_choices.keep("sm_90", "key", {"crop": [2.0], "gather": [1.0, 0.5]}, path)
+    kept, shipped = (json.loads(file.read_text()) for file in (path, gather_choices.SHIPPED))
+    assert kept == shipped | {"times": {"sm_90": {"key": {"crop": [2.0], "gather": [1.0, 0.5]}}}}
     path.write_text('{"choices": {"sm_90": {"key": {"block_rows": 3}}}}')
     with pytest.raises(ValueError, match=r"gather_choices.json: expected tuned choices"):
         gather_choices.chosen_config("gather", (9, 0), plan, width, 7)

@@ -35,7 +35,6 @@ def _stack(kind: str, *arguments: object) -> ConvStack:
     return made(*arguments, BLOCKS)  # type: ignore[arg-type]
 
 
-# Few: every case is compiled.
 @pytest.mark.parametrize(
     ("name", "kind", "precision"),
     [
