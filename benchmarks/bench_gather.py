@@ -369,7 +369,8 @@ def main() -> None:
         if reason:
             parser.error(f"{reason} (--rehearse runs the steps on the CPU)")
     device = "cpu" if options.rehearse else "cuda"
-    bench = Bench(device, options.rehearse, time.monotonic() + options.seconds, "bench_gather")
+    deadline = math.inf if options.rehearse else time.monotonic() + options.seconds
+    bench = Bench(device, options.rehearse, deadline, "bench_gather")
     from mmn_fast.kernels.triton_conv import GatherProposalConv
     from mmn_fast.kernels.triton_fourier import FourierProposalConv
 
