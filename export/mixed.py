@@ -1,7 +1,7 @@
 """Which stages of the video graph an fp16 export computes in float32. Needs no torch.
 
-What rounding to 11 bits costs differs between models: 1.1e-3 or less of a score with trained weights, up to 1.3e-2 with
-small random ones, and some overflow. Most of it is made after the first half of the convolutions, and by the heads.
+What rounding to 11 bits costs differs between models: small random ones lose 4e-3 to 1.2e-2 of a score or overflow,
+most of it in the last half of the convolutions; a learned map's values may be too large for fp16.
 """
 
 from __future__ import annotations

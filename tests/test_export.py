@@ -544,3 +544,18 @@ def test_raw_features_through_the_command(tmp_path: Path) -> None:
     expected = mmn_fast.load("demo", backend="torch").encode_video([mmn_fast.Video(rows, 30.0)])
     check_close(contrastive, expected.contrastive, "onnx_backend", what="contrastive")
     check_close(iou, expected.iou, "onnx_backend", what="iou")
+
+
+@pytest.mark.parametrize("kib", [4, 256, 1024])
+def test_a_full_disk_is_one_sentence_and_leaves_nothing(kib: int, tmp_path: Path) -> None:
+    """A limit on the size of files stands in for the disk: tokenizer, reference and graphs do not fit."""
+    code = (
+        "import resource, sys\n"
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({kib} * 1024,) * 2)\n"
+        "from mmn_fast.cli import main\n"
+        "main()\n"
+    )
+    command = [sys.executable, "-c", code, "export", "demo", "-o", str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (2, f"mmn-fast: output: {tmp_path / 'out'}: File too large\n")
+    assert list(tmp_path.iterdir()) == []
