@@ -19,6 +19,7 @@ import numpy as np
 from mmn_fast.checkpoint import LoadedModel, load_model
 from mmn_fast.export.manifest import (
     GRAPHS,
+    MAX_RECALL_LOSS,
     PRECISIONS,
     TOKENIZER,
     Manifest,
@@ -28,7 +29,7 @@ from mmn_fast.export.manifest import (
 )
 from mmn_fast.export.mixed import attempts, listed
 from mmn_fast.export.reference import record_reference
-from mmn_fast.export.to_int8 import MAX_RECALL_LOSS, check_wish, quantise
+from mmn_fast.export.to_int8 import Labelled, Splits, check_wish, quantise
 from mmn_fast.presets import Preset
 from mmn_fast.types import InputError
 from mmn_fast.version import __version__
@@ -58,6 +59,7 @@ def export(
     raw_features: bool = False,
     top_k: int | None = None,
     max_recall_loss: float = MAX_RECALL_LOSS,
+    int8_data: Labelled | None = None,
     preset: str | Path | Preset | None = None,
     tokenizer: str | Path | None = None,
 ) -> Path:
@@ -70,7 +72,8 @@ def export(
         what: the graphs, of "video", "text" and "score".
         raw_features: video.onnx takes source rows and lengths instead of pre-clips.
         top_k: score.onnx also gives the K best moments of each sentence, after non-maximum suppression.
-        max_recall_loss: points of R@1 on the demo's test split that int8 may cost.
+        max_recall_loss: points of R@1 that int8 may cost.
+        int8_data: annotated videos that int8 is calibrated and measured on; None for the demo's.
         preset: as for `mmn_fast.load`.
         tokenizer: as for `mmn_fast.load`.
 
@@ -85,9 +88,12 @@ def export(
     output = Path(output)
     what = _check_arguments(output, precision, what, top_k)
     loaded = load_model(model, preset, tokenizer)
+    if int8_data is not None and precision != "int8":
+        raise InputError(f"annotations: they are for int8, got precision {precision!r}")
+    splits = None
     if precision == "int8":
-        check_wish(loaded.preset, what, raw_features, max_recall_loss)
-    return export_loaded(loaded, output, precision, what, raw_features, top_k, max_recall_loss)
+        splits = check_wish(loaded.preset, what, raw_features, max_recall_loss, int8_data)
+    return export_loaded(loaded, output, precision, what, raw_features, top_k, splits, max_recall_loss)
 
 
 def export_loaded(
@@ -97,14 +103,15 @@ def export_loaded(
     what: Sequence[str],
     raw_features: bool,
     top_k: int | None,
+    splits: Splits | None = None,
     max_recall_loss: float = MAX_RECALL_LOSS,
 ) -> Path:
-    """`export` of a model in memory, its arguments checked."""
+    """`export` of a model in memory, its arguments checked; int8 if there are splits to measure it on."""
     from mmn_fast.export.verify import verify_directory
 
     if model.exported is not None:
         raise InputError(f"model: {model.source} is an export already; name the model that it was made from")
-    written = "fp32" if precision == "int8" else precision  # int8 is made of verified float32 graphs
+    written = precision if splits is None else "fp32"  # int8 is made of verified float32 graphs
     partial = output.with_name(f".{output.name}.partial-{os.getpid()}")
     try:
         partial.mkdir(parents=True)
@@ -127,8 +134,8 @@ def export_loaded(
             versions=_versions(),
         )
         manifest = _write_verified(model, manifest, partial)
-        if precision == "int8":
-            manifest = quantise(partial, manifest, max_recall_loss)
+        if splits is not None:
+            manifest = quantise(partial, manifest, splits, max_recall_loss)
             manifest.verification.update(verify_directory(partial, manifest))
         manifest.write(partial)
         partial.rename(output)

@@ -20,14 +20,11 @@ import mmn_fast
 from mmn_fast.backends.ort import OnnxBackend
 from mmn_fast.checkpoint import load_model
 from mmn_fast.cli import app
-from mmn_fast.demo.agreement import Agreement, agreement, draw_split
-from mmn_fast.export import to_int8
+from mmn_fast.demo.agreement import agreement, draw_split
 from mmn_fast.export.crops import crop
 from mmn_fast.export.graphs import PreClips, ScoreGraph, VideoGraph
 from mmn_fast.export.manifest import read_manifest, signature
 from mmn_fast.export.to_onnx import OPSET, export
-from mmn_fast.export.to_tensorrt import build_plans
-from mmn_fast.export.triton_repository import RepositoryOptions, write_repository
 from mmn_fast.export.verify import BOUNDS, OPERATORS, VerificationError, verify
 from mmn_fast.features import pre_clips
 from mmn_fast.geometry import cells_to_moments, plan_for
@@ -394,107 +391,6 @@ def test_onnx_refuses_what_it_cannot_do(
 def test_onnx_refuses_a_model_with_the_command_that_exports_it() -> None:
     with pytest.raises(InputError, match="runs exports, .* is none; mmn-fast export demo -o DIR makes one"):
         mmn_fast.load("demo", backend="onnx")
-
-
-@pytest.fixture(scope="session")
-def int8(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return export("demo", tmp_path_factory.mktemp("int8") / "out", precision="int8")
-
-
-@pytest.mark.full
-def test_int8_ships_with_its_measured_recall(int8: Path) -> None:
-    measured = read_manifest(int8).verification["quantisation"]
-    assert measured["evaluation"] == "1036 sentences, demo test split"
-    for name in ("R@1,IoU@0.5", "R@1,IoU@0.7"):
-        assert measured["recall"][name] > 0.8
-        assert measured["recall_difference_points"][name] >= -0.5
-    assert measured["top1_agreement"] < 1  # it is quantised
-    assert verify(int8)["bound"] == BOUNDS["int8"]
-
-
-@pytest.mark.full
-def test_int8_graphs_are_smaller_and_give_the_same_in_any_batch(int8: Path, exported: Exported) -> None:
-    for name in ("video.onnx", "text.onnx"):
-        assert (int8 / name).stat().st_size < 0.6 * (exported("demo") / name).stat().st_size
-    engine = mmn_fast.load(int8)
-    assert engine.info()["precision"] == "int8"
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(str(int8 / "text.onnx"))
-    ids = np.random.default_rng(0).integers(1, 100, (8, 11))
-    together = session.run(None, {"token_ids": ids, "attention_mask": np.ones_like(ids)})
-    for row in range(8):
-        alone = session.run(None, {"token_ids": ids[row : row + 1], "attention_mask": np.ones_like(ids[:1])})
-        for ours, theirs in zip(alone, together, strict=True):
-            check_close(ours[0], theirs[row], "onnx_backend", what=f"row {row}")
-
-
-def _quantise(tmp_path: Path, exported: Exported, **options: float) -> Path:
-    """Quantise a copy of the demo's export."""
-    directory = Path(shutil.copytree(exported("demo"), tmp_path / "copy"))
-    to_int8.quantise(directory, read_manifest(directory), **options).write(directory)
-    return directory
-
-
-def test_int8_that_costs_too_much_is_refused(
-    exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Ranges from videos that are a hundredth of the real ones clip what the graph computes."""
-    monkeypatch.setattr(to_int8, "_EVALUATION_VIDEOS", 6)
-    monkeypatch.setattr(to_int8, "_CALIBRATION_VIDEOS", 2)
-    shrunk = to_int8.pre_clips
-    monkeypatch.setattr(to_int8, "pre_clips", lambda rows, preset: shrunk(rows, preset) * np.float32(0.01))
-    with pytest.raises(InputError, match=r"int8 costs \d+\.\d\d points of R@1 on \d+ sentences .* more than 0\.5; "):
-        _quantise(tmp_path, exported)
-    allowed = _quantise(tmp_path / "allowed", exported, max_recall_loss=100)
-    measured = read_manifest(allowed).verification["quantisation"]
-    assert min(measured["recall_difference_points"].values()) < -0.5
-    assert measured["max_recall_loss_points"] == 100
-
-
-def test_int8_that_costs_too_much_leaves_no_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def degraded(*arguments: object) -> Agreement:
-        loss = {"R@1,IoU@0.5": 0.0, "R@1,IoU@0.7": -0.0051}
-        return Agreement(1000, 0.1, 0.9, dict.fromkeys(loss, 0.8), loss)
-
-    monkeypatch.setattr(to_int8, "agreement", degraded)
-    monkeypatch.setattr(to_int8, "_EVALUATION_VIDEOS", 1)
-    monkeypatch.setattr(to_int8, "_CALIBRATION_VIDEOS", 2)
-    done = CliRunner().invoke(app, ["export", "demo", "-o", str(tmp_path / "out"), "--precision", "int8"])
-    assert done.exit_code != 0
-    assert "int8 costs 0.51 points of R@1" in str(done.exception)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_plans_of_int8_are_refused(copy: Path, tmp_path: Path) -> None:
-    dataclasses.replace(read_manifest(copy), precision="int8").write(copy)
-    with pytest.raises(InputError, match="is int8, which is for CPUs; export the model as fp16 or fp32"):
-        build_plans(copy)
-    with pytest.raises(InputError, match="device: int8 graphs are for CPUs, expected auto or cpu without plans"):
-        write_repository(copy, tmp_path / "models", RepositoryOptions(device="gpu"))
-    write_repository(copy, tmp_path / "models")
-    config = (tmp_path / "models" / "mmn_video" / "config.pbtxt").read_text()
-    assert "KIND_CPU" in config
-    with pytest.raises(BackendUnavailable, match="backend 'onnx': device 'cuda:0': int8 graphs are for CPUs"):
-        OnnxBackend(load_model(copy), "cuda:0", "auto", None)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"what": ["video"]}, "int8 is measured with all graphs on pre-clips; expected --what all alone"),
-        ({"raw_features": True}, "int8 is measured with all graphs on pre-clips; expected --what all alone"),
-        ({"max_recall_loss": -1.0}, "max_recall_loss: expected points of R@1, 0 or more, got -1.0"),
-    ],
-)
-def test_int8_that_cannot_be_measured_is_refused(options: dict[str, object], message: str, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=message):
-        export("demo", tmp_path / "out", precision="int8", **options)  # type: ignore[arg-type]
-
-
-def test_int8_of_another_world_is_refused(tmp_path: Path, golden_model: Callable[[str], Path]) -> None:
-    with pytest.raises(InputError, match="int8 is exported only with its R@1 difference on the demo's videos"):
-        export(golden_model("charades_small"), tmp_path / "out", precision="int8")
 
 
 @pytest.mark.parametrize(
