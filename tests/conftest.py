@@ -12,7 +12,7 @@ import mmn_fast
 from mmn_fast.checkpoint import convert
 from tests.golden import cases
 
-Exported = Callable[..., Path]
+Exports = Callable[..., Path]
 
 
 @pytest.fixture(autouse=True)
@@ -68,7 +68,7 @@ def golden_engine(golden_model: Callable[[str], Path]) -> Callable[[str], mmn_fa
 
 
 @pytest.fixture(scope="session")
-def exported(golden_model: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Exported:
+def exports(golden_model: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Exports:
     """An export of a golden case or of "demo" by precision, made once; score.onnx of the demo's chooses 5 moments.
 
     Tests that change one take a copy.
@@ -89,6 +89,6 @@ def exported(golden_model: Callable[[str], Path], tmp_path_factory: pytest.TempP
 
 
 @pytest.fixture(scope="session")
-def demo_export(exported: Exported) -> Path:
+def demo_export(exports: Exports) -> Path:
     """The demo model's export in float32."""
-    return exported("demo")
+    return exports("demo")

@@ -31,7 +31,7 @@ from mmn_fast.geometry import cells_to_moments, plan_for
 from mmn_fast.kernels import reference
 from mmn_fast.presets import PRESETS
 from mmn_fast.types import BackendUnavailable, InputError
-from tests.conftest import Exported
+from tests.conftest import Exports
 from tests.golden import cases
 from tests.test_backends_agree import fused_in_float64
 from tests.tolerances import TOLERANCES, check_close
@@ -44,9 +44,9 @@ SLOW = ("activitynet_small", "tacos_small", "tacos_conv_small")  # 10 to 20 s ea
 
 
 @pytest.fixture
-def copy(exported: Exported, tmp_path: Path) -> Path:
+def copy(exports: Exports, tmp_path: Path) -> Path:
     """A copy of the demo's export, to damage."""
-    return Path(shutil.copytree(exported("demo"), tmp_path / "copy"))
+    return Path(shutil.copytree(exports("demo"), tmp_path / "copy"))
 
 
 @pytest.mark.parametrize("name", [*PRESETS, *cases.SMALL])
@@ -127,9 +127,9 @@ def test_moments_in_the_graph_are_those_of_the_reference(golden_model: Callable[
 
 
 @pytest.mark.parametrize("name", GOLDEN)
-def test_onnx_gives_the_official_scores(name: str, exported: Exported) -> None:
+def test_onnx_gives_the_official_scores(name: str, exports: Exports) -> None:
     """And is near float64, which the recorded outputs, float32 themselves, are up to 1.8e-5 away from."""
-    case, engine = cases.load(name), mmn_fast.load(exported(name), backend="onnx")
+    case, engine = cases.load(name), mmn_fast.load(exports(name), backend="onnx")
     batch = [mmn_fast.Query(mmn_fast.Video(v.features, v.duration_s), v.sentences) for v in case.videos]
     exact = fused_in_float64(name)
     for maps, video, expected in zip(engine.score_maps(batch), case.videos, exact, strict=True):
@@ -139,20 +139,20 @@ def test_onnx_gives_the_official_scores(name: str, exported: Exported) -> None:
 
 
 @pytest.mark.parametrize("precision", ["fp32", pytest.param("fp16", marks=pytest.mark.full)])
-def test_onnx_agrees_with_the_reference_on_the_demo(precision: str, exported: Exported) -> None:
+def test_onnx_agrees_with_the_reference_on_the_demo(precision: str, exports: Exports) -> None:
     """A hundred sentences by default; the thousand of the promise is `test_onnx_agrees_on_a_thousand_sentences`."""
-    _agree(precision, exported, 12)
+    _agree(precision, exports, 12)
 
 
 @pytest.mark.full
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_onnx_agrees_on_a_thousand_sentences(precision: str, exported: Exported) -> None:
-    assert _agree(precision, exported, 150) >= 1000
+def test_onnx_agrees_on_a_thousand_sentences(precision: str, exports: Exports) -> None:
+    assert _agree(precision, exports, 150) >= 1000
 
 
-def _agree(precision: str, exported: Exported, videos: int) -> int:
+def _agree(precision: str, exports: Exports, videos: int) -> int:
     split = draw_split(videos, workers=1)
-    engine = mmn_fast.load(exported("demo", precision), backend="onnx", precision=precision)
+    engine = mmn_fast.load(exports("demo", precision), backend="onnx", precision=precision)
     found = agreement(engine, mmn_fast.load("demo", backend="torch", precision="fp32"), split)
     assert found.top1 >= {"fp32": 1.0, "fp16": 0.99}[precision]
     if precision == "fp32":  # in fp16 the agreement is promised; a score is up to 2.1e-3 off
@@ -160,8 +160,8 @@ def _agree(precision: str, exported: Exported, videos: int) -> int:
     return found.num_sentences
 
 
-def test_onnx_results_do_not_depend_on_batch_or_threads(exported: Exported) -> None:
-    model = load_model(exported("demo"))
+def test_onnx_results_do_not_depend_on_batch_or_threads(exports: Exports) -> None:
+    model = load_model(exports("demo"))
     one, two = (OnnxBackend(model, "cpu", "fp32", threads) for threads in (1, 2))
     rng, p = np.random.default_rng(0), model.preset
     videos = rng.standard_normal((max(BATCHES), p.num_pre_clips, p.input_size)).astype(np.float32)
@@ -180,8 +180,8 @@ def test_onnx_results_do_not_depend_on_batch_or_threads(exported: Exported) -> N
     assert one.encode_text([])[0].shape == (0, p.joint_size)
 
 
-def test_onnx_writes_every_value_of_a_poisoned_output(exported: Exported) -> None:
-    model = load_model(exported("demo"))
+def test_onnx_writes_every_value_of_a_poisoned_output(exports: Exports) -> None:
+    model = load_model(exports("demo"))
     backend = OnnxBackend(model, "cpu", "auto", 1)
     contrastive, iou = np.full((2, 1, *backend._sizes), np.nan, np.float32)
     clips = np.random.default_rng(0).standard_normal((1, model.preset.num_pre_clips, model.preset.input_size))
@@ -193,7 +193,7 @@ def test_onnx_writes_every_value_of_a_poisoned_output(exported: Exported) -> Non
 
 
 @pytest.mark.parametrize("backend", ["onnx", "auto"])
-def test_onnx_needs_no_torch(backend: str, exported: Exported) -> None:
+def test_onnx_needs_no_torch(backend: str, exports: Exports) -> None:
     code = (
         "import sys\n"
         "class Block:\n"
@@ -202,7 +202,7 @@ def test_onnx_needs_no_torch(backend: str, exported: Exported) -> None:
         "            raise ModuleNotFoundError(name + ' is blocked', name=name)\n"
         "sys.meta_path.insert(0, Block())\n"
         "import numpy as np, mmn_fast\n"
-        f"engine = mmn_fast.load({str(exported('demo'))!r}, backend={backend!r})\n"
+        f"engine = mmn_fast.load({str(exports('demo'))!r}, backend={backend!r})\n"
         "video = mmn_fast.Video(np.ones((20, 357), np.float32), 12.0)\n"
         "(moments,), = engine.ground([mmn_fast.Query(video, ['the red circle moves'])], top_k=3)\n"
         "assert 1 <= len(moments) <= 3, moments\n"
@@ -212,10 +212,10 @@ def test_onnx_needs_no_torch(backend: str, exported: Exported) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_manifest_says_what_is_there(exported: Exported) -> None:
-    manifest = read_manifest(exported("demo"))
+def test_manifest_says_what_is_there(exports: Exports) -> None:
+    manifest = read_manifest(exports("demo"))
     assert set(manifest.graphs) == {"video", "text", "score"}
-    assert {file.name for file in exported("demo").iterdir()} == {"manifest.json", *manifest.files}
+    assert {file.name for file in exports("demo").iterdir()} == {"manifest.json", *manifest.files}
     assert manifest.fingerprint == load_model("demo").fingerprint
     assert manifest.verification["batch_sizes"] == list(BATCHES)
     assert 0 < max(manifest.verification["max_error"].values()) <= BOUNDS["fp32"]
@@ -225,11 +225,11 @@ def test_manifest_says_what_is_there(exported: Exported) -> None:
     assert len(manifest.source_sha256) == 64
 
 
-def test_graphs_have_only_the_listed_operators(exported: Exported) -> None:
+def test_graphs_have_only_the_listed_operators(exports: Exports) -> None:
     import onnx
 
-    for name, file in read_manifest(exported("demo")).graphs.items():
-        model = onnx.load(exported("demo") / file)
+    for name, file in read_manifest(exports("demo")).graphs.items():
+        model = onnx.load(exports("demo") / file)
         onnx.checker.check_model(model, full_check=True)
         used = {node.op_type for node in model.graph.node}
         assert used <= OPERATORS, name
@@ -237,8 +237,8 @@ def test_graphs_have_only_the_listed_operators(exported: Exported) -> None:
         assert all(node.domain == "" for node in model.graph.node)
 
 
-def test_verify_command_accepts_a_good_export(exported: Exported) -> None:
-    done = CliRunner().invoke(app, ["verify", str(exported("demo")), "--json"])
+def test_verify_command_accepts_a_good_export(exports: Exports) -> None:
+    done = CliRunner().invoke(app, ["verify", str(exports("demo")), "--json"])
     assert done.exit_code == 0, done.output
     assert json.loads(done.stdout)["batch_sizes"] == list(BATCHES)
 
@@ -333,20 +333,20 @@ def test_onnx_still_has_no_bf16_to_verify_with() -> None:
             session(operator, x, weight, opset)
 
 
-def test_places_that_do_not_fit_are_refused(exported: Exported, tmp_path: Path) -> None:
+def test_places_that_do_not_fit_are_refused(exports: Exports, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="output: .* exists; name a directory that does not"):
         export("demo", tmp_path)
     with pytest.raises(InputError, match="is not a converted directory: no config.json"):
         export(tmp_path, tmp_path / "out")
     with pytest.raises(InputError, match="is an export already; name the model that it was made from"):
-        export(exported("demo"), tmp_path / "out")
+        export(exports("demo"), tmp_path / "out")
     with pytest.raises(InputError, match="is not an export: no manifest.json"):
         verify(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, exported: Exported, tmp_path: Path) -> None:
-    directory = exported("demo")
+def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, exports: Exports, tmp_path: Path) -> None:
+    directory = exports("demo")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(
         InputError, match=r"torch and onnx and onnxruntime and onnxscript not installed \(pip install torch mmn_fast"
@@ -357,8 +357,8 @@ def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, exported: Exp
         mmn_fast.load(directory, backend="onnx")
 
 
-def test_auto_runs_an_export_on_the_backend_that_can(exported: Exported) -> None:
-    assert mmn_fast.load(exported("demo")).info()["backend"] == "onnx"
+def test_auto_runs_an_export_on_the_backend_that_can(exports: Exports) -> None:
+    assert mmn_fast.load(exports("demo")).info()["backend"] == "onnx"
 
 
 @pytest.mark.parametrize(
@@ -382,10 +382,10 @@ def test_auto_runs_an_export_on_the_backend_that_can(exported: Exported) -> None
     ],
 )
 def test_onnx_refuses_what_it_cannot_do(
-    options: dict[str, str], error: type[Exception], message: str, exported: Exported
+    options: dict[str, str], error: type[Exception], message: str, exports: Exports
 ) -> None:
     with pytest.raises(error, match=message):
-        mmn_fast.load(exported("demo"), **{"backend": "onnx", **options})  # type: ignore[arg-type]
+        mmn_fast.load(exports("demo"), **{"backend": "onnx", **options})  # type: ignore[arg-type]
 
 
 def test_onnx_refuses_a_model_with_the_command_that_exports_it() -> None:

@@ -17,7 +17,7 @@ from mmn_fast.export.mixed import attempts, stages
 from mmn_fast.export.to_onnx import export
 from mmn_fast.export.verify import BATCH_SIZES, BOUNDS, OPERATORS, VerificationError, verify
 from mmn_fast.presets import PRESETS
-from tests.conftest import Exported
+from tests.conftest import Exports
 from tests.golden import cases
 from tests.test_backends_agree import fused_in_float64
 from tests.tolerances import check_close
@@ -28,8 +28,8 @@ GOLDEN = [*QUICK, *(pytest.param(name, marks=pytest.mark.long) for name in SLOW)
 
 
 @pytest.mark.parametrize("name", GOLDEN)
-def test_fp16_is_near_float64_in_any_batch(name: str, exported: Exported) -> None:
-    engine = mmn_fast.load(exported(name, "fp16"), backend="onnx", precision="fp16")
+def test_fp16_is_near_float64_in_any_batch(name: str, exports: Exports) -> None:
+    engine = mmn_fast.load(exports(name, "fp16"), backend="onnx", precision="fp16")
     videos, exact = cases.load(name).videos, fused_in_float64(name)
     queries = [mmn_fast.Query(mmn_fast.Video(v.features, v.duration_s), v.sentences) for v in videos]
     alone = [engine.score_maps([query])[0].fused for query in queries]
@@ -42,10 +42,10 @@ def test_fp16_is_near_float64_in_any_batch(name: str, exported: Exported) -> Non
 
 
 @pytest.mark.parametrize("name", ["charades_small", "charades_conv_small"])
-def test_the_manifest_says_what_is_float32_and_what_each_attempt_gave(name: str, exported: Exported) -> None:
+def test_the_manifest_says_what_is_float32_and_what_each_attempt_gave(name: str, exports: Exports) -> None:
     import onnx
 
-    directory = exported(name, "fp16")
+    directory = exports(name, "fp16")
     manifest = read_manifest(directory)
     *failed, last = manifest.verification["attempts"]
     assert failed, "these small random models need float32"
@@ -61,25 +61,25 @@ def test_the_manifest_says_what_is_float32_and_what_each_attempt_gave(name: str,
     assert types["heads"] == types["project"] == onnx.TensorProto.FLOAT
 
 
-def test_mixed_graphs_are_strongly_typed_and_of_listed_operators(exported: Exported) -> None:
+def test_mixed_graphs_are_strongly_typed_and_of_listed_operators(exports: Exports) -> None:
     """Every operator has operands of one type, as its schema says: TensorRT inserts no casts either."""
     import onnx
 
-    for name, file in read_manifest(exported("charades_small", "fp16")).graphs.items():
-        model = onnx.load(exported("charades_small", "fp16") / file)
+    for name, file in read_manifest(exports("charades_small", "fp16")).graphs.items():
+        model = onnx.load(exports("charades_small", "fp16") / file)
         onnx.checker.check_model(model, full_check=True)
         assert {node.op_type for node in model.graph.node} <= OPERATORS, name
 
 
-def test_stages_in_float32_are_said_where_the_export_is_used(exported: Exported) -> None:
-    directory = exported("charades_small", "fp16")
+def test_stages_in_float32_are_said_where_the_export_is_used(exports: Exports) -> None:
+    directory = exports("charades_small", "fp16")
     found = verify(directory)
     assert tuple(found["fp32_stages"]) == read_manifest(directory).fp32_stages
     assert mmn_fast.load(directory, backend="onnx").info()["fp32_stages"] == read_manifest(directory).fp32_stages
     done = CliRunner().invoke(app, ["verify", str(directory)])
     assert "mixed: clip_pool, proposal_conv.0, proposal_conv.4, " in done.stdout
     assert " and heads of video in float32" in done.stdout
-    assert "mixed" not in CliRunner().invoke(app, ["verify", str(exported("demo"))]).stdout
+    assert "mixed" not in CliRunner().invoke(app, ["verify", str(exports("demo"))]).stdout
 
 
 @pytest.mark.parametrize("name", PRESETS)

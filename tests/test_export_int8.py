@@ -25,7 +25,7 @@ from mmn_fast.export.to_tensorrt import build_plans
 from mmn_fast.export.triton_repository import RepositoryOptions, write_repository
 from mmn_fast.export.verify import BOUNDS, verify
 from mmn_fast.types import BackendUnavailable, InputError
-from tests.conftest import Exported
+from tests.conftest import Exports
 from tests.tolerances import check_close
 
 
@@ -46,9 +46,9 @@ def test_int8_ships_with_its_measured_recall(int8: Path) -> None:
 
 
 @pytest.mark.full
-def test_int8_graphs_are_smaller_and_give_the_same_in_any_batch(int8: Path, exported: Exported) -> None:
+def test_int8_graphs_are_smaller_and_give_the_same_in_any_batch(int8: Path, exports: Exports) -> None:
     for name in ("video.onnx", "text.onnx"):
-        assert (int8 / name).stat().st_size < 0.6 * (exported("demo") / name).stat().st_size
+        assert (int8 / name).stat().st_size < 0.6 * (exports("demo") / name).stat().st_size
     engine = mmn_fast.load(int8)
     assert engine.info()["precision"] == "int8"
     import onnxruntime
@@ -62,24 +62,22 @@ def test_int8_graphs_are_smaller_and_give_the_same_in_any_batch(int8: Path, expo
             check_close(ours[0], theirs[row], "onnx_backend", what=f"row {row}")
 
 
-def _quantise(tmp_path: Path, exported: Exported, **options: float) -> Path:
+def _quantise(tmp_path: Path, exports: Exports, **options: float) -> Path:
     """Quantise a copy of the demo's export."""
-    directory = Path(shutil.copytree(exported("demo"), tmp_path / "copy"))
+    directory = Path(shutil.copytree(exports("demo"), tmp_path / "copy"))
     to_int8.quantise(directory, read_manifest(directory), to_int8.demo_splits(), **options).write(directory)
     return directory
 
 
-def test_int8_that_costs_too_much_is_refused(
-    exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_int8_that_costs_too_much_is_refused(exports: Exports, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ranges from videos that are a hundredth of the real ones clip what the graph computes."""
     monkeypatch.setattr(to_int8, "_EVALUATION_VIDEOS", 6)
     monkeypatch.setattr(to_int8, "_CALIBRATION_VIDEOS", 2)
     shrunk = to_int8.pre_clips
     monkeypatch.setattr(to_int8, "pre_clips", lambda rows, preset: shrunk(rows, preset) * np.float32(0.01))
     with pytest.raises(InputError, match=r"int8 costs \d+\.\d\d points of R@1 on \d+ sentences .* more than 0\.5; "):
-        _quantise(tmp_path, exported)
-    allowed = _quantise(tmp_path / "allowed", exported, max_recall_loss=100)
+        _quantise(tmp_path, exports)
+    allowed = _quantise(tmp_path / "allowed", exports, max_recall_loss=100)
     measured = read_manifest(allowed).verification["quantisation"]
     assert min(measured["recall_difference_points"].values()) < -0.5
     assert measured["max_recall_loss_points"] == 100
@@ -99,8 +97,8 @@ def test_int8_that_costs_too_much_leaves_no_export(tmp_path: Path, monkeypatch: 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_plans_of_int8_are_refused(exported: Exported, tmp_path: Path) -> None:
-    copy = Path(shutil.copytree(exported("demo"), tmp_path / "copy"))
+def test_plans_of_int8_are_refused(exports: Exports, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(exports("demo"), tmp_path / "copy"))
     dataclasses.replace(read_manifest(copy), precision="int8").write(copy)
     with pytest.raises(InputError, match="is int8, which is for CPUs; export the model as fp16 or fp32"):
         build_plans(copy)

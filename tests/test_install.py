@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import Exported
+from tests.conftest import Exports
 
 ROOT = Path(__file__).parents[1]
 GROUND = """
@@ -52,7 +52,7 @@ def test_another_wish_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.long
-def test_an_export_runs_where_only_the_onnx_extra_is_installed(exported: Exported, tmp_path: Path) -> None:
+def test_an_export_runs_where_only_the_onnx_extra_is_installed(exports: Exports, tmp_path: Path) -> None:
     """As the README says it, in an environment of its own."""
     built = ("*.so", "*.egg-info", ".*", "build")
     source = shutil.copytree(ROOT, tmp_path / "source", ignore=shutil.ignore_patterns(*built))
@@ -64,9 +64,9 @@ def test_an_export_runs_where_only_the_onnx_extra_is_installed(exported: Exporte
     assert done.returncode == 0, done.stderr
     installed = _run(programs / "python", "-m", "pip", "list", "--format=freeze").stdout
     assert not [one for one in installed.splitlines() if one.startswith(("torch", "nvidia", "triton"))]
-    done = _run(programs / "python", "-I", "-c", GROUND, exported("demo"))
+    done = _run(programs / "python", "-I", "-c", GROUND, exports("demo"))
     assert done.returncode == 0, done.stderr
-    done = _run(programs / "mmn-fast", "verify", exported("demo"))
+    done = _run(programs / "mmn-fast", "verify", exports("demo"))
     assert done.returncode == 0, done.stderr
     done = _run(programs / "mmn-fast", "export", "demo", "-o", tmp_path / "out")
     assert done.returncode == 2
