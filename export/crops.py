@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mmn_fast.geometry import ProposalPlan
-from mmn_fast.geometry_crops import Box, border_of, crop_layer
+from mmn_fast.geometry_crops import Box, crop_layer
 
 # What one more Conv node costs beside its cells, in cells: it reads the layer's weights and k - 1 rows of input again.
 # ActivityNet Captions in ONNX Runtime on a Zen 4 core: 5.0 s with 16, 5.6 s with 64, 6.1 s with 256, dense 7.8 s.
@@ -34,8 +34,7 @@ class Crops:
     """All layers in rectangles.
 
     Attributes:
-        input_frame: what the first layer's bands read of the 2D map, in coordinates of the padded one; what they read
-            beside it is border, zeros.
+        input_frame: what the first layer's bands read of the padded 2D map.
         layers: one per convolution layer.
     """
 
@@ -61,10 +60,7 @@ def crop(plan: ProposalPlan) -> Crops:
         ]  # an unpadded convolution reads k - 1 rows and columns beyond its output
         frame = _hull(tuple(read))
     assert frame is not None
-    border = border_of(plan)
-    end = border + plan.num_clips
-    inside = Box(max(frame.top, border), min(frame.bottom, end), max(frame.left, border), min(frame.right, end))
-    return Crops(inside, tuple(layers))
+    return Crops(frame, tuple(layers))
 
 
 def _hull(boxes: tuple[Box, ...]) -> Box:

@@ -21,7 +21,6 @@ from mmn_fast.export.manifest import GRAPHS as GRAPHS
 from mmn_fast.export.manifest import signature as signature
 from mmn_fast.export.mixed import CLIP_POOL, HEADS, SPARSE_MAX_POOL, conv_stages, stages
 from mmn_fast.geometry import cells_to_moments, plan_for, proposal_diagonals
-from mmn_fast.geometry_crops import border_of
 from mmn_fast.kernels.folding import folded_layers
 from mmn_fast.presets import Preset
 from mmn_fast.text_encoder import TextEncoder
@@ -111,7 +110,7 @@ class VideoGraph(nn.Module):
 
 
 class _Map(nn.Module):
-    """Clips [B, C, 1, N] to the part of the 2D map that is read, [B, C, H, W]."""
+    """Clips [B, C, 1, N] to the part of the padded 2D map that is read, [B, C, H, W]."""
 
     def __init__(self, preset: Preset, state: State, dtype: torch.dtype | None) -> None:
         super().__init__()
@@ -119,7 +118,7 @@ class _Map(nn.Module):
         self.learned = preset.pooling == "conv"
         plan = plan_for(preset)
         frame = crop(plan).input_frame
-        border = border_of(plan)
+        padding = (preset.conv_kernel - 1) * preset.conv_layers // 2
         diagonals = proposal_diagonals(preset.num_clips, preset.pooling_counts)
         if self.learned:
             for number in range(len(diagonals)):
@@ -134,11 +133,11 @@ class _Map(nn.Module):
         for rows, columns in diagonals:
             source[list(rows), list(columns)] = first + np.arange(len(rows))
             first += len(rows)
-        rows, columns = (
-            slice(a - border, b - border) for a, b in ((frame.top, frame.bottom), (frame.left, frame.right))
-        )
+        source = np.pad(source, padding, constant_values=total)
         self.size = frame.bottom - frame.top, frame.right - frame.left
-        self.source = nn.Buffer(torch.from_numpy(source[rows, columns].reshape(-1)))
+        self.source = nn.Buffer(
+            torch.from_numpy(source[frame.top : frame.bottom, frame.left : frame.right].reshape(-1))
+        )
 
     def forward(self, clips: Tensor) -> Tensor:
         if self.learned:
@@ -186,21 +185,13 @@ class _CroppedConvs(nn.Module):
             weight, bias = getattr(self, f"weight{number}"), getattr(self, f"bias{number}")
             x, outputs = x.to(weight.dtype), []
             for index, b in enumerate(layer.bands):
-                under = _cut(x, frame, Box(b.top, b.bottom + k - 1, b.left, b.right + k - 1))
+                top, left = b.top - frame.top, b.left - frame.left
+                under = x[:, :, top : top + b.bottom - b.top + k - 1, left : left + b.right - b.left + k - 1]
                 outputs.append(F.conv2d(under, weight, bias).relu() * getattr(self, f"cells{number}_{index}"))
             if number + 1 < len(self.crops.layers):
                 x, frame = _lay_together(outputs, layer.bands, layer.frame), layer.frame
         packed = [out.flatten(2).mT.index_select(1, getattr(self, f"chosen{n}")) for n, out in enumerate(outputs)]
         return torch.cat(packed, 1)
-
-
-def _cut(x: Tensor, frame: Box, box: Box) -> Tensor:
-    """A box of a map whose frame is at hand, zeros where it reaches beyond: padding, whose products are skipped."""
-    top, bottom = max(box.top, frame.top), min(box.bottom, frame.bottom)
-    left, right = max(box.left, frame.left), min(box.right, frame.right)
-    x = x[:, :, top - frame.top : bottom - frame.top, left - frame.left : right - frame.left]
-    beyond = (left - box.left, box.right - right, top - box.top, box.bottom - bottom)
-    return F.pad(x, beyond) if any(beyond) else x
 
 
 def _lay_together(outputs: Sequence[Tensor], bands: Sequence[Box], frame: Box) -> Tensor:

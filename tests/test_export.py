@@ -28,7 +28,6 @@ from mmn_fast.export.to_onnx import OPSET, export
 from mmn_fast.export.verify import BOUNDS, OPERATORS, VerificationError, verify
 from mmn_fast.features import pre_clips
 from mmn_fast.geometry import cells_to_moments, plan_for
-from mmn_fast.geometry_crops import Box, border_of
 from mmn_fast.kernels import reference
 from mmn_fast.presets import PRESETS
 from mmn_fast.types import BackendUnavailable, InputError
@@ -54,14 +53,7 @@ def copy(exports: Exports, tmp_path: Path) -> Path:
 def test_bands_hold_every_needed_cell_once(name: str) -> None:
     plan = plan_for(PRESETS[name] if name in PRESETS else cases.load(name).preset)
     crops = crop(plan)
-    border, beyond = border_of(plan), 2 * border_of(plan) + plan.num_clips
-    inside = crops.input_frame
-    assert border <= min(inside.top, inside.left)
-    assert max(inside.bottom, inside.right) <= border + plan.num_clips
-    # What is read beside the frame is border, which is zeros.
-    edges = [0 if start == border else start for start in (inside.top, inside.left)]
-    ends = [beyond if end == border + plan.num_clips else end for end in (inside.bottom, inside.right)]
-    frame = Box(edges[0], ends[0], edges[1], ends[1])
+    frame = crops.input_frame
     for layer, planned in zip(crops.layers, plan.layers, strict=True):
         covered = np.zeros((planned.side, planned.side), int)
         for b in layer.bands:
