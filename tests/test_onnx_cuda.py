@@ -119,6 +119,7 @@ def test_auto_takes_the_cpu_where_cuda_does_not_start_and_says_why(
         (None, "so the driver or the device does not answer"),
     ],
 )
+@pytest.mark.filterwarnings("ignore:Specified provider")
 def test_a_provider_that_did_not_load_is_not_passed_over(
     found: str | None, message: str, demo_export: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
