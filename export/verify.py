@@ -292,10 +292,8 @@ def _open(name: str, path: Path, manifest: Manifest) -> Callable[[Arrays], Array
     """A graph on ONNX Runtime's CPU provider, its inputs and outputs held to the table of names."""
     import onnxruntime
 
-    settings = onnxruntime.SessionOptions()
-    settings.enable_cpu_mem_arena = False  # its blocks double and are kept: 33 TACoS videos took over 16 GiB
     try:
-        session = onnxruntime.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's own classes, by kind of failure
         raise VerificationError(f"{path.name}: ONNX Runtime does not load it ({str(error).splitlines()[0]})") from None
     shapes = manifest.signature(name)
