@@ -2,6 +2,7 @@
 
 Build options, all from the environment:
     MMN_FAST_CUDA                AUTO (default), ON or OFF: the CUDA kernels
+    MMN_FAST_NO_TORCH            0 (default) or 1: do not require PyTorch; exports and TensorRT plans run without it
     CMAKE_BUILD_PARALLEL_LEVEL   compiler jobs at a time (default: one per core)
     CMAKE_ARGS                   further arguments, such as -DMMN_FAST_WERROR=ON
 """
@@ -26,6 +27,13 @@ def read_version() -> str:
     if match is None:
         raise RuntimeError('mmn_fast/version.py: expected a line __version__ = "...", found none')
     return match[1]
+
+
+def torch_requirement() -> list[str]:
+    without = os.environ.get("MMN_FAST_NO_TORCH", "0")
+    if without not in ("0", "1"):
+        raise RuntimeError(f"MMN_FAST_NO_TORCH: expected 0 or 1, got {without!r}")
+    return [] if without == "1" else ["torch>=2.6"]
 
 
 class CMakeBuild(build_ext):
@@ -71,8 +79,8 @@ setup(
     zip_safe=False,
     entry_points={"console_scripts": ["mmn-fast = mmn_fast.cli:main"]},
     install_requires=[
+        *torch_requirement(),
         "numpy>=1.26",
-        "torch>=2.6",
         "tokenizers>=0.19",
         "safetensors>=0.4.3",
         "h5py>=3.10",

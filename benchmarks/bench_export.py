@@ -17,8 +17,8 @@ import numpy as np
 import onnxruntime
 import torch
 
-from benchmarks.bench_cpu import _VideoBranch
 from benchmarks.timing import alternate, record
+from benchmarks.video_peers import VideoBranch
 from mmn_fast.checkpoint import LoadedModel
 from mmn_fast.export.crops import crop
 from mmn_fast.export.graphs import VideoGraph
@@ -42,7 +42,7 @@ def _bench(name: str, options: argparse.Namespace) -> None:
     model = LoadedModel(preset, case.text, case.state(), cast(Any, None), "", name)
     modules = {
         "cropped": lambda: VideoGraph(model),
-        "dense": lambda: _VideoBranch(build_model(preset, case.text, model.state)),
+        "dense": lambda: VideoBranch(build_model(preset, case.text, model.state)),
     }
     inputs = pre_clips(case.videos[0].features, preset).reshape(1, preset.num_pre_clips, -1)
     sessions = {}

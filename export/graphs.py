@@ -7,7 +7,7 @@ products are of that type; norms, softmax, means and scores stay float32, and so
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from mmn_fast.checkpoint import LoadedModel, State
 from mmn_fast.export.crops import Box, Crops, crop
 from mmn_fast.export.manifest import GRAPHS as GRAPHS
 from mmn_fast.export.manifest import signature as signature
+from mmn_fast.export.mixed import CLIP_POOL, HEADS, SPARSE_MAX_POOL, conv_stages, stages
 from mmn_fast.geometry import cells_to_moments, plan_for, proposal_diagonals
 from mmn_fast.kernels.folding import folded_layers
 from mmn_fast.presets import Preset
@@ -73,42 +74,45 @@ class VideoGraph(nn.Module):
 
     Args:
         model: the model's values.
-        precision: one of `manifest.PRECISIONS`.
+        precision: "fp32" or "fp16".
         raw_features: take source rows.
+        fp32: of `mixed.stages`, those that keep float32 weights, products and sums in every precision.
     """
 
-    def __init__(self, model: LoadedModel, precision: str = "fp32", raw_features: bool = False) -> None:
+    def __init__(
+        self, model: LoadedModel, precision: str = "fp32", raw_features: bool = False, fp32: Collection[str] = ()
+    ) -> None:
         super().__init__()
         preset, state = model.preset, model.state
-        self.dtype = DTYPES[precision]
+        dtypes = {stage: torch.float32 if stage in fp32 else DTYPES[precision] for stage in stages(preset)}
         self.pre_clips = PreClips(preset) if raw_features else None
         self.pool = preset.clip_pool_kernel, preset.clip_pool_stride
-        self.project = nn.Buffer(_tensor(state["featpool.conv.weight"][:, :, 0].T, self.dtype))
-        self.project_bias = nn.Buffer(_tensor(state["featpool.conv.bias"], self.dtype))
-        self.map = _Map(preset, state, self.dtype)
-        self.convs = _CroppedConvs(preset, state, self.dtype)
+        self.project = nn.Buffer(_tensor(state["featpool.conv.weight"][:, :, 0].T, dtypes[CLIP_POOL]))
+        self.project_bias = nn.Buffer(_tensor(state["featpool.conv.bias"], dtypes[CLIP_POOL]))
+        self.map = _Map(preset, state, dtypes.get(SPARSE_MAX_POOL))
+        self.convs = _CroppedConvs(preset, state, [dtypes[stage] for stage in conv_stages(preset)])
         branches = ("contrastive", "iou")
         heads = [state[f"proposal_conv.conv1x1_{branch}.weight"][:, :, 0, 0] for branch in branches]
         biases = [state[f"proposal_conv.conv1x1_{branch}.bias"] for branch in branches]
-        self.heads = nn.Buffer(_tensor(np.concatenate(heads).T, self.dtype))
-        self.heads_bias = nn.Buffer(_tensor(np.concatenate(biases), self.dtype))
+        self.heads = nn.Buffer(_tensor(np.concatenate(heads).T, dtypes[HEADS]))
+        self.heads_bias = nn.Buffer(_tensor(np.concatenate(biases), dtypes[HEADS]))
 
     def forward(self, pre_clips: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
         if self.pre_clips is not None:
             assert lengths is not None
             pre_clips = self.pre_clips(pre_clips, lengths)
-        clips = (pre_clips.to(self.dtype) @ self.project + self.project_bias).relu().mT
+        clips = (pre_clips.to(self.project.dtype) @ self.project + self.project_bias).relu().mT
         # Pools and convolutions along one axis are written with a second one of size 1: TensorRT has 2D ones only.
         clips = F.avg_pool2d(clips[:, :, None], (1, self.pool[0]), (1, self.pool[1]))  # [B, C, 1, N]
         proposals = self.convs(self.map(clips))  # [B, P, C]
-        contrastive, iou = (proposals @ self.heads + self.heads_bias).float().chunk(2, -1)
+        contrastive, iou = (proposals.to(self.heads.dtype) @ self.heads + self.heads_bias).float().chunk(2, -1)
         return _unit(contrastive), _unit(iou)
 
 
 class _Map(nn.Module):
     """Clips [B, C, 1, N] to the part of the padded 2D map that is read, [B, C, H, W]."""
 
-    def __init__(self, preset: Preset, state: State, dtype: torch.dtype) -> None:
+    def __init__(self, preset: Preset, state: State, dtype: torch.dtype | None) -> None:
         super().__init__()
         self.counts = preset.pooling_counts
         self.learned = preset.pooling == "conv"
@@ -136,6 +140,8 @@ class _Map(nn.Module):
         )
 
     def forward(self, clips: Tensor) -> Tensor:
+        if self.learned:
+            clips = clips.to(self.weight0.dtype)
         parts, number = [clips], 0
         for level, count in enumerate(self.counts):
             for index in range(count):
@@ -154,11 +160,12 @@ class _Map(nn.Module):
 class _CroppedConvs(nn.Module):
     """The map's part [B, C, H, W] to the last layer's output at the valid proposals [B, P, C]."""
 
-    def __init__(self, preset: Preset, state: State, dtype: torch.dtype) -> None:
+    def __init__(self, preset: Preset, state: State, dtypes: Sequence[torch.dtype]) -> None:
         super().__init__()
         self.plan = plan_for(preset)
         self.crops: Crops = crop(self.plan)
-        for number, (weight, bias) in enumerate(zip(*folded_layers(state, preset.conv_layers), strict=True)):
+        folded = zip(dtypes, *folded_layers(state, preset.conv_layers), strict=True)
+        for number, (dtype, weight, bias) in enumerate(folded):
             self.register_buffer(f"weight{number}", _tensor(weight, dtype))
             self.register_buffer(f"bias{number}", _tensor(bias, dtype))
             layer = self.plan.layers[number]
@@ -176,7 +183,7 @@ class _CroppedConvs(nn.Module):
         frame, k = self.crops.input_frame, self.plan.kernel
         for number, layer in enumerate(self.crops.layers):
             weight, bias = getattr(self, f"weight{number}"), getattr(self, f"bias{number}")
-            outputs = []
+            x, outputs = x.to(weight.dtype), []
             for index, b in enumerate(layer.bands):
                 top, left = b.top - frame.top, b.left - frame.left
                 under = x[:, :, top : top + b.bottom - b.top + k - 1, left : left + b.right - b.left + k - 1]

@@ -18,13 +18,14 @@ from mmn_fast.geometry import plan_for
 from mmn_fast.presets import Preset
 from mmn_fast.types import InputError, TextEncoderConfig
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 KIND = "mmn_fast export"
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.json"
 REFERENCE = "reference.safetensors"
 GRAPHS = ("video", "text", "score")
 PRECISIONS = ("fp32", "fp16", "int8")
+MAX_RECALL_LOSS = 0.5  # points of R@1 that int8 may cost
 DYNAMIC_AXES = ("B", "R", "S", "L")
 
 
@@ -101,6 +102,8 @@ class Manifest:
         source: name of the model that was exported.
         source_sha256: of its weights: over name and bytes of every array, in the order of names.
         precision: one of `PRECISIONS`: what the weights and products of video and text are; score is float32 always.
+        fp32_stages: of `mixed.stages`, those of the video graph that are float32 although precision is fp16: without
+            them it was out of its bound.
         raw_features: see `signature`.
         top_k: see `signature`.
         opset: version of the standard operator set.
@@ -116,6 +119,7 @@ class Manifest:
     source: str
     source_sha256: str
     precision: str
+    fp32_stages: tuple[str, ...]
     raw_features: bool
     top_k: int | None
     opset: int
@@ -171,6 +175,7 @@ def read_manifest(directory: str | Path) -> Manifest:
         values = {field.name: plain[field.name] for field in dataclasses.fields(Manifest)}
         values["preset"] = Preset.from_dict(plain["preset"])
         values["text"] = TextEncoderConfig(**plain["text"])
+        values["fp32_stages"] = tuple(plain["fp32_stages"])
         values["graphs"] = {name: str(graph["file"]) for name, graph in plain["graphs"].items()}
         manifest = Manifest(**values)
         listed = json.loads(json.dumps(manifest.to_dict()))["graphs"]

@@ -39,7 +39,7 @@ def record_reference(model: LoadedModel, directory: Path) -> dict[str, npt.NDArr
         The arrays.
     """
     import torch
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save
 
     from mmn_fast.model import build_model
 
@@ -80,7 +80,8 @@ def record_reference(model: LoadedModel, directory: Path) -> dict[str, npt.NDArr
     arrays["contrastive_scores"] = np.stack([c.float().numpy() for c, _ in scores])
     arrays["iou_scores"] = np.stack([i.float().numpy() for _, i in scores])
     arrays["fused_scores"] = fuse_scores(arrays["contrastive_scores"], arrays["iou_scores"], preset)
-    save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, str(directory / REFERENCE))
+    # Bytes first: what safetensors raises where it cannot write is no OSError.
+    (directory / REFERENCE).write_bytes(save({name: np.ascontiguousarray(array) for name, array in arrays.items()}))
     return arrays
 
 

@@ -1,10 +1,11 @@
 """Post-training quantisation of an export's video and text graphs to int8, for ONNX Runtime on CPUs.
 
-Static, from the ranges that the float32 graphs show on training videos and sentences of the demo's world, so that a
-result does not depend on its batch as it would with ranges taken at run time. Activations are uint8, weights int8 per
-channel with 7 bits: two products of more bits overflow the 16-bit sums of CPUs without VNNI, and R@1 would depend on
-the CPU. The first and last product of the video graph, the heads of both, products of two activations (attention),
-norms, means and scores stay float32: of the demo's training sentences 95 % keep their best proposal so, 93 % without.
+Static, from the ranges that the float32 graphs show on videos and sentences of the model's own world (the demo's, or
+annotated ones that the caller gives), so that a result does not depend on its batch as it would with ranges taken at
+run time. Activations are uint8, weights int8 per channel with 7 bits: two products of more bits overflow the 16-bit
+sums of CPUs without VNNI, and R@1 would depend on the CPU. The first and last product of the video graph, the heads of
+both, products of two activations (attention), norms, means and scores stay float32: of the demo's training sentences
+95 % keep their best proposal so, 93 % without.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,44 +21,109 @@ import numpy as np
 
 from mmn_fast.demo.agreement import Agreement, LabelledSplit, agreement, draw_split
 from mmn_fast.engine import load
-from mmn_fast.export.manifest import GRAPHS, TOKENIZER, Manifest, sha256
-from mmn_fast.features import pre_clips
+from mmn_fast.evaluation.datasets import read_annotations
+from mmn_fast.export.manifest import GRAPHS, MAX_RECALL_LOSS, TOKENIZER, Manifest, sha256
+from mmn_fast.features import open_features, pre_clips
 from mmn_fast.presets import PRESETS, Preset
 from mmn_fast.tokenizer import load_tokenizer
-from mmn_fast.types import InputError
+from mmn_fast.types import InputError, Query, Video
 
-MAX_RECALL_LOSS = 0.5  # points of R@1
-_CALIBRATION_VIDEOS = 16  # of the training split; about 100 sentences
-_EVALUATION_VIDEOS = 150  # of the test split: 1,036 sentences, so one of them is 0.1 points
-_RECALLS = ("R@1,IoU@0.5", "R@1,IoU@0.7")
-"""Recalls that quantisation may not cost more than its limit; the worse counts."""
+_CALIBRATION_VIDEOS = 16  # of the demo's training split; about 100 sentences
+_EVALUATION_VIDEOS = 150  # of its test split: 1,036 sentences, so one of them is 0.1 points
+_EVALUATION_SENTENCES = 1000  # of a split of the caller's, if it has as many
+_FEWEST_SENTENCES = 200  # of which one is 0.5 points
 
 
-def check_wish(preset: Preset, what: list[str], raw_features: bool, max_recall_loss: float) -> None:
-    """Refuse an int8 export whose R@1 cannot be measured, before any work is done.
+@dataclass(frozen=True)
+class Labelled:
+    """Annotated videos of the caller's, as `mmn-fast eval` takes them.
+
+    Attributes:
+        annotations: see `evaluation.datasets.read_annotations`.
+        features: see `features.open_features`.
+        durations: of Charades-STA's text format.
+    """
+
+    annotations: Path
+    features: Path
+    durations: Path | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Splits:
+    """What ranges are taken from, what R@1 is measured on, and what they are called in the manifest."""
+
+    calibration: LabelledSplit
+    evaluation: LabelledSplit
+    names: tuple[str, str]
+
+
+def check_wish(
+    preset: Preset, what: list[str], raw_features: bool, max_recall_loss: float, data: Labelled | None
+) -> Splits:
+    """Find what an int8 export is calibrated and measured on, before any work is done.
 
     Raises:
-        InputError: another world than the demo's, not all graphs, source rows, or no usable limit.
+        InputError: another world than the demo's and no annotated videos, too few of them or damaged ones, not all
+            graphs, source rows, or no usable limit.
     """
     if not max_recall_loss >= 0:
         raise InputError(f"max_recall_loss: expected points of R@1, 0 or more, got {max_recall_loss!r}")
+    if list(GRAPHS) != what or raw_features:
+        raise InputError("precision: R@1 of int8 is measured with all graphs on pre-clips; expected --what all alone")
+    if data is not None:
+        return _splits_of(data, preset)
     width = PRESETS["shapes"].input_size
     if preset.input_size != width:
         raise InputError(
             f"precision: int8 is exported only with its R@1 difference on the demo's videos, whose features have"
-            f" {width} values, preset {preset.name!r} takes {preset.input_size}; expected fp32 or fp16"
+            f" {width} values, preset {preset.name!r} takes {preset.input_size}; give --annotations and --features to"
+            " measure it on videos of your own, or export fp32 or fp16"
         )
-    if list(GRAPHS) != what or raw_features:
-        raise InputError("precision: R@1 of int8 is measured with all graphs on pre-clips; expected --what all alone")
+    return demo_splits()
 
 
-def quantise(directory: Path, manifest: Manifest, max_recall_loss: float = MAX_RECALL_LOSS) -> Manifest:
+def demo_splits() -> Splits:
+    """Videos of the demo's world."""
+    return Splits(
+        draw_split(_CALIBRATION_VIDEOS, split="train"),
+        draw_split(_EVALUATION_VIDEOS),
+        ("demo train split", "demo test split"),
+    )
+
+
+def _splits_of(data: Labelled, preset: Preset) -> Splits:
+    """Videos of a data set in a drawn order: the first for calibration, the next for evaluation."""
+    samples = read_annotations(data.annotations, preset, durations=data.durations)
+    calibration, evaluation = LabelledSplit([], []), LabelledSplit([], [])
+    with open_features(data.features, preset.feature_key) as store:
+        for number in np.random.default_rng(0).permutation(len(samples)).tolist():
+            sample = samples[number]
+            if sample.video_id not in store:
+                raise InputError(f"features: {data.features} has no video {sample.video_id!r} of {data.annotations}")
+            split = evaluation if len(calibration.batch) == _CALIBRATION_VIDEOS else calibration
+            video = Video(store[sample.video_id], sample.duration_s, sample.video_id)
+            split.batch.append(Query(video, list(sample.sentences)))
+            split.moments_s.append(sample.moments_s)
+            if evaluation.num_sentences >= _EVALUATION_SENTENCES:
+                break
+    if evaluation.num_sentences < _FEWEST_SENTENCES:
+        raise InputError(
+            f"annotations: expected {_FEWEST_SENTENCES} sentences or more beside those of the {_CALIBRATION_VIDEOS}"
+            f" videos that int8 is calibrated on, got {evaluation.num_sentences} in {data.annotations}"
+        )
+    name = data.annotations.name
+    return Splits(calibration, evaluation, (name, f"{name}, other videos"))
+
+
+def quantise(directory: Path, manifest: Manifest, splits: Splits, max_recall_loss: float = MAX_RECALL_LOSS) -> Manifest:
     """Replace the video and text graphs of a float32 export by int8 ones and measure what that costs.
 
     Args:
         directory: the export, whose graphs are replaced.
         manifest: its manifest.
-        max_recall_loss: points of R@1 (at IoU 0.5 and at 0.7) that it may cost on the demo's test split.
+        splits: what ranges are taken from and R@1 is measured on.
+        max_recall_loss: points of R@1, at the worst of the preset's IoUs, that it may cost.
 
     Returns:
         The manifest of the int8 export; `verification["quantisation"]` says what it was calibrated and measured on,
@@ -67,32 +134,33 @@ def quantise(directory: Path, manifest: Manifest, max_recall_loss: float = MAX_R
     """
     manifest.write(directory)
     float32 = load(directory, backend="onnx")  # keeps its sessions when the files change
-    calibration = draw_split(_CALIBRATION_VIDEOS, split="train")
     for name, operator, inputs in (
-        ("video", "Conv", _videos(calibration, manifest.preset)),
-        ("text", "MatMul", _sentences(calibration, directory, manifest)),
+        ("video", "Conv", _videos(splits.calibration, manifest.preset)),
+        ("text", "MatMul", _sentences(splits.calibration, directory, manifest)),
     ):
         _quantise_graph(directory / manifest.graphs[name], operator, inputs)
     files = {name: sha256(directory / name) for name in manifest.files}
     manifest = dataclasses.replace(manifest, precision="int8", files=files, verification={})
     manifest.write(directory)
-    found = agreement(load(directory, backend="onnx"), float32, draw_split(_EVALUATION_VIDEOS))
+    found = agreement(load(directory, backend="onnx"), float32, splits.evaluation)
     points = {name: round(100 * difference, 3) for name, difference in found.recall_difference.items()}
-    loss = max(-points[name] for name in _RECALLS)
+    loss = max(-difference for name, difference in points.items() if name.startswith("R@1,"))
     if loss > max_recall_loss:
         raise InputError(
-            f"precision: int8 costs {loss:.2f} points of R@1 on {found.num_sentences} sentences of the demo's test"
-            f" split, more than {max_recall_loss:g}; export fp32 or fp16, or allow it with --max-recall-loss"
+            f"precision: int8 costs {loss:.2f} points of R@1 on {found.num_sentences} sentences of the"
+            f" {splits.names[1]}, more than {max_recall_loss:g}; export fp32 or fp16, or allow it with"
+            " --max-recall-loss"
         )
-    manifest.verification["quantisation"] = _report(found, points, calibration, max_recall_loss)
+    manifest.verification["quantisation"] = _report(found, points, splits, max_recall_loss)
     return manifest
 
 
-def _report(found: Agreement, points: dict[str, float], calibration: LabelledSplit, limit: float) -> dict[str, Any]:
+def _report(found: Agreement, points: dict[str, float], splits: Splits, limit: float) -> dict[str, Any]:
+    calibration, (calibrated_on, measured_on) = splits.calibration, splits.names
     return {
         "method": "static, per channel, QDQ; uint8 activations, int8 weights of 7 bits",
-        "calibration": f"{len(calibration.batch)} videos, {calibration.num_sentences} sentences, demo train split",
-        "evaluation": f"{found.num_sentences} sentences, demo test split",
+        "calibration": f"{len(calibration.batch)} videos, {calibration.num_sentences} sentences, {calibrated_on}",
+        "evaluation": f"{found.num_sentences} sentences, {measured_on}",
         "recall": found.recall,
         "recall_difference_points": points,
         "max_recall_loss_points": limit,

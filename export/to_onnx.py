@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import platform
@@ -18,16 +19,17 @@ import numpy as np
 from mmn_fast.checkpoint import LoadedModel, load_model
 from mmn_fast.export.manifest import (
     GRAPHS,
+    MAX_RECALL_LOSS,
     PRECISIONS,
     TOKENIZER,
     Manifest,
     Signature,
     sha256,
-    signature,
     state_sha256,
 )
+from mmn_fast.export.mixed import attempts, listed
 from mmn_fast.export.reference import record_reference
-from mmn_fast.export.to_int8 import MAX_RECALL_LOSS, check_wish, quantise
+from mmn_fast.export.to_int8 import Labelled, Splits, check_wish, quantise
 from mmn_fast.presets import Preset
 from mmn_fast.types import InputError
 from mmn_fast.version import __version__
@@ -39,12 +41,13 @@ _EXTERNAL_DATA_BYTES = 2**31 - 2**26
 _PACKAGES = ("torch", "onnx", "onnxruntime", "onnxscript", "numpy")
 
 
-def missing_extra() -> str | None:
-    """Why models cannot be exported here, as a sentence; None if they can."""
+def missing_extra(names: Sequence[str] = ("torch", "onnx", "onnxruntime", "onnxscript")) -> str | None:
+    """Which of these packages are not installed, as a sentence; None if all are."""
     from importlib.util import find_spec
 
-    missing = [name for name in ("onnx", "onnxruntime", "onnxscript") if find_spec(name) is None]
-    return f"{' and '.join(missing)} not installed (pip install mmn_fast[onnx])" if missing else None
+    missing = [name for name in names if find_spec(name) is None]
+    wanted = ["torch"] * ("torch" in missing) + ["mmn_fast[onnx]"] * (missing not in ([], ["torch"]))
+    return f"{' and '.join(missing)} not installed (pip install {' '.join(wanted)})" if missing else None
 
 
 def export(
@@ -56,6 +59,7 @@ def export(
     raw_features: bool = False,
     top_k: int | None = None,
     max_recall_loss: float = MAX_RECALL_LOSS,
+    int8_data: Labelled | None = None,
     preset: str | Path | Preset | None = None,
     tokenizer: str | Path | None = None,
 ) -> Path:
@@ -68,7 +72,8 @@ def export(
         what: the graphs, of "video", "text" and "score".
         raw_features: video.onnx takes source rows and lengths instead of pre-clips.
         top_k: score.onnx also gives the K best moments of each sentence, after non-maximum suppression.
-        max_recall_loss: points of R@1 on the demo's test split that int8 may cost.
+        max_recall_loss: points of R@1 that int8 may cost.
+        int8_data: annotated videos that int8 is calibrated and measured on; None for the demo's.
         preset: as for `mmn_fast.load`.
         tokenizer: as for `mmn_fast.load`.
 
@@ -77,15 +82,18 @@ def export(
 
     Raises:
         InputError: an argument cannot be used, an extra is missing, int8 costs too much, or a graph differs from the
-            float32 reference by more than its precision's bound (the first difference is named); nothing is
-            left behind then.
+            float32 reference by more than its precision's bound (the first difference is named), in fp16 also with
+            all in float32 that `mixed.attempts` has; nothing is left behind then.
     """
     output = Path(output)
     what = _check_arguments(output, precision, what, top_k)
     loaded = load_model(model, preset, tokenizer)
+    if int8_data is not None and precision != "int8":
+        raise InputError(f"annotations: they are for int8, got precision {precision!r}")
+    splits = None
     if precision == "int8":
-        check_wish(loaded.preset, what, raw_features, max_recall_loss)
-    return export_loaded(loaded, output, precision, what, raw_features, top_k, max_recall_loss)
+        splits = check_wish(loaded.preset, what, raw_features, max_recall_loss, int8_data)
+    return export_loaded(loaded, output, precision, what, raw_features, top_k, splits, max_recall_loss)
 
 
 def export_loaded(
@@ -95,21 +103,19 @@ def export_loaded(
     what: Sequence[str],
     raw_features: bool,
     top_k: int | None,
+    splits: Splits | None = None,
     max_recall_loss: float = MAX_RECALL_LOSS,
 ) -> Path:
-    """`export` of a model in memory, its arguments checked."""
+    """`export` of a model in memory, its arguments checked; int8 if there are splits to measure it on."""
     from mmn_fast.export.verify import verify_directory
 
     if model.exported is not None:
         raise InputError(f"model: {model.source} is an export already; name the model that it was made from")
-    written = "fp32" if precision == "int8" else precision  # int8 is made of verified float32 graphs
+    written = precision if splits is None else "fp32"  # int8 is made of verified float32 graphs
     partial = output.with_name(f".{output.name}.partial-{os.getpid()}")
     try:
         partial.mkdir(parents=True)
         graphs = {name: f"{name}.onnx" for name in what}
-        for name in what:
-            shapes = signature(name, model.preset, raw_features=raw_features, top_k=top_k)
-            write_graph(_module(name, model, written, raw_features, top_k), shapes, partial / graphs[name])
         model.tokenizer.save(partial / TOKENIZER)
         record_reference(model, partial)
         manifest = Manifest(
@@ -119,16 +125,17 @@ def export_loaded(
             source=Path(model.source).name,
             source_sha256=state_sha256(model.state),
             precision=written,
+            fp32_stages=(),
             raw_features=raw_features,
             top_k=top_k,
             opset=OPSET,
             graphs=graphs,
-            files={file.name: sha256(file) for file in sorted(partial.iterdir())},
+            files={},
             versions=_versions(),
         )
-        manifest.verification.update(verify_directory(partial, manifest))
-        if precision == "int8":
-            manifest = quantise(partial, manifest, max_recall_loss)
+        manifest = _write_verified(model, manifest, partial)
+        if splits is not None:
+            manifest = quantise(partial, manifest, splits, max_recall_loss)
             manifest.verification.update(verify_directory(partial, manifest))
         manifest.write(partial)
         partial.rename(output)
@@ -162,12 +169,48 @@ def _check_arguments(output: Path, precision: str, what: Sequence[str], top_k: i
     return [name for name in GRAPHS if name in what]
 
 
-def _module(name: str, model: LoadedModel, precision: str, raw_features: bool, top_k: int | None) -> Any:
+def _write_verified(model: LoadedModel, manifest: Manifest, directory: Path) -> Manifest:
+    """Write the graphs, the video's in fp16 with as few stages in float32 as verification needs, and verify them."""
+    from mmn_fast.export.verify import VerificationError, verify_directory
+
+    for name in manifest.graphs:
+        if name != "video":
+            _write(name, model, manifest, directory)
+    found: dict[str, Any] | None = None
+    tried: list[dict[str, Any]] = []
+    for fp32_stages in attempts(model.preset, manifest.precision):
+        manifest = dataclasses.replace(manifest, fp32_stages=fp32_stages)
+        if "video" in manifest.graphs:
+            _write("video", model, manifest, directory)
+        try:
+            found = verify_directory(directory, manifest)
+        except VerificationError as error:
+            if "video" not in manifest.graphs or error.array not in ("fused_from_video", "fused"):
+                raise
+            tried.append({"fp32_stages": fp32_stages, "max_error": error.difference})
+            failed = error
+        else:
+            tried.append({"fp32_stages": fp32_stages, "max_error": max(found["max_error"].values())})
+            break
+    if found is None:
+        raise VerificationError(f"{failed}{f', also with {listed(fp32_stages)} in float32' if fp32_stages else ''}")
+    if manifest.precision == "fp16":
+        found["attempts"] = tried
+    files = {file.name: sha256(file) for file in sorted(directory.iterdir())}
+    return dataclasses.replace(manifest, files=files, verification=found)
+
+
+def _write(name: str, model: LoadedModel, manifest: Manifest, directory: Path) -> None:
     from mmn_fast.export.graphs import ScoreGraph, TextGraph, VideoGraph
 
+    module: Any
     if name == "video":
-        return VideoGraph(model, precision, raw_features)
-    return TextGraph(model, precision) if name == "text" else ScoreGraph(model, top_k)
+        module = VideoGraph(model, manifest.precision, manifest.raw_features, manifest.fp32_stages)
+    elif name == "text":
+        module = TextGraph(model, manifest.precision)
+    else:
+        module = ScoreGraph(model, manifest.top_k)
+    write_graph(module, manifest.signature(name), directory / manifest.graphs[name])
 
 
 def write_graph(module: Any, shapes: Signature, path: Path) -> None:

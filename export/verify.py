@@ -20,6 +20,7 @@ from mmn_fast.export.manifest import (
     check_files,
     read_manifest,
 )
+from mmn_fast.export.mixed import listed
 from mmn_fast.export.reference import read_reference
 from mmn_fast.geometry import cells_to_moments, plan_for
 from mmn_fast.postprocess import fuse_scores, select_moments
@@ -56,7 +57,15 @@ _ORT_TYPES = {"tensor(float)": "float32", "tensor(int64)": "int64"}
 
 
 class VerificationError(InputError):
-    """An export that is not what its manifest says or not what the reference computes."""
+    """An export that is not what its manifest says or not what the reference computes.
+
+    Attributes:
+        array: name of the scores that are out of tolerance; None if something else is wrong.
+        difference: their largest difference in the comparison that failed, the first; None if it is no number.
+    """
+
+    array: str | None = None
+    difference: float | None = None
 
 
 def verify(directory: str | Path) -> dict[str, Any]:
@@ -76,7 +85,7 @@ def verify(directory: str | Path) -> dict[str, Any]:
     manifest = read_manifest(directory)
     from mmn_fast.export.to_onnx import missing_extra
 
-    missing = missing_extra()
+    missing = missing_extra(("onnx", "onnxruntime"))
     if missing:
         raise InputError(f"verify: {missing}")
     check_files(directory, manifest)
@@ -114,6 +123,7 @@ def verify_runs(
         "batch_sizes": list(BATCH_SIZES),
         "token_lengths": sorted(set(reference["attention_mask"].sum(1).tolist())),
         "bound": bound,
+        "fp32_stages": list(manifest.fp32_stages),
         "max_error": {},
     }
     checker = _Checker(manifest, reference, bound, found["max_error"])
@@ -236,10 +246,13 @@ class _Checker:
         bad = ~(difference <= self.bound)
         if bad.any():
             place = tuple(np.argwhere(bad)[0].tolist())
-            raise VerificationError(
+            failed = VerificationError(
                 f"{where}: {name} {list(place)}: expected {theirs[place]:.6f} within {self.bound:g}, got"
                 f" {ours[place]:.6f}"
             )
+            largest = float(difference.max())
+            failed.array, failed.difference = name, largest if np.isfinite(largest) else None
+            raise failed
         self.errors[name] = max(self.errors.get(name, 0.0), float(difference.max(initial=0.0)))
 
     def top1(self) -> float:
@@ -302,8 +315,9 @@ def _listed(specs: tuple[TensorSpec, ...]) -> str:
 def summary(directory: Path, found: dict[str, Any]) -> str:
     """One line about a verified export."""
     worst = max(found["max_error"].values())
+    mixed = f"; mixed: {listed(found['fp32_stages'])} of video in float32" if found["fp32_stages"] else ""
     return (
         f"{directory}: {MANIFEST} and graphs agree; batches of {', '.join(map(str, found['batch_sizes']))}; largest"
         f" difference of a score {worst:.1e} (bound {found['bound']:g}), same best proposal for"
-        f" {100 * found['top1_agreement']:.1f} % of {found['sentences']} sentences"
+        f" {100 * found['top1_agreement']:.1f} % of {found['sentences']} sentences{mixed}"
     )

@@ -129,6 +129,7 @@ def save_model(model: LoadedModel, output: str | Path) -> Path:
     Raises:
         InputError: the output exists or cannot be written.
     """
+    from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
     output = Path(output)
@@ -151,8 +152,8 @@ def save_model(model: LoadedModel, output: str | Path) -> Path:
         (partial / "model.safetensors").chmod((partial / "config.json").stat().st_mode)
         model.tokenizer.save(partial / "tokenizer.json")
         partial.rename(output)
-    except OSError as error:
-        raise InputError(f"output: {output}: {error.strerror or error}") from None
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"output: {output}: {getattr(error, 'strerror', None) or error}") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return output

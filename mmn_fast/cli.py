@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mmn_fast.export.manifest import MAX_RECALL_LOSS
 from mmn_fast.types import BackendUnavailable, InputError
 
 if TYPE_CHECKING:
@@ -329,8 +330,13 @@ def export(
         int | None, typer.Option("--top-k", "-k", help="score.onnx also gives the K best moments, after NMS.")
     ] = None,
     max_recall_loss: Annotated[
-        float, typer.Option("--max-recall-loss", help="Points of R@1 on the demo's test split that int8 may cost.")
-    ] = 0.5,
+        float, typer.Option("--max-recall-loss", help="Points of R@1 that int8 may cost.")
+    ] = MAX_RECALL_LOSS,
+    annotations: Annotated[
+        Path | None, typer.Option("--annotations", help="What int8 is measured on, as of eval; default: the demo's.")
+    ] = None,
+    features: Annotated[Path | None, typer.Option("--features", help="Features of those videos, as of eval.")] = None,
+    durations: Annotated[Path | None, typer.Option("--durations", help="As of eval.")] = None,
     tensorrt: Annotated[bool, typer.Option("--tensorrt", help="Also build plans, for this machine's GPU.")] = False,
     hardware: Annotated[
         str, typer.Option("--hardware", help="GPUs of the plans: same-gpu, same-compute-capability or ampere-plus.")
@@ -350,11 +356,15 @@ def export(
     """Write a model as ONNX graphs with a manifest, verified against the reference before they appear."""
     from mmn_fast.export.deploy import Deployment
     from mmn_fast.export.manifest import GRAPHS, is_export, read_manifest
+    from mmn_fast.export.to_int8 import Labelled
     from mmn_fast.export.to_onnx import export as run
     from mmn_fast.export.verify import summary
 
     if tensorrt and precision == "int8":
         raise InputError("--tensorrt: int8 is for CPUs, expected --precision fp16 or fp32")
+    if (annotations is None) != (features is None) or (durations is not None and annotations is None):
+        raise InputError("--annotations, --features: expected both or neither; --durations: only with them")
+    int8_data = None if annotations is None or features is None else Labelled(annotations, features, durations)
     deployment = Deployment(tensorrt, hardware, version_compatible, tf32, triton_repository)
     if output is None:
         if not (deployment.wanted and is_export(Path(model))):
@@ -374,6 +384,7 @@ def export(
         raw_features=raw_features,
         top_k=top_k,
         max_recall_loss=max_recall_loss,
+        int8_data=int8_data,
         preset=preset,
         tokenizer=tokenizer,
     )

@@ -65,7 +65,7 @@ class Tokenizer:
 
     def save(self, path: Path) -> None:
         """Write tokenizer.json."""
-        self._inner.save(str(path))  # type: ignore[attr-defined]
+        path.write_text(self._inner.to_str(pretty=True), encoding="utf-8")  # type: ignore[attr-defined]
 
 
 def load_tokenizer(source: str | Path, max_tokens: int = 512) -> Tokenizer:

@@ -17,6 +17,8 @@ from tests.golden import cases
 if not torch.cuda.is_available():
     triton_interpreter.enable()  # before any test imports kernels in Triton
 
+Exports = Callable[..., Path]
+
 
 @pytest.fixture(autouse=True)
 def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,8 +73,27 @@ def golden_engine(golden_model: Callable[[str], Path]) -> Callable[[str], mmn_fa
 
 
 @pytest.fixture(scope="session")
-def demo_export(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demo model's export in float32; tests that change it take a copy."""
+def exports(golden_model: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Exports:
+    """An export of a golden case or of "demo" by precision, made once; score.onnx of the demo's chooses 5 moments.
+
+    Tests that change one take a copy.
+    """
     from mmn_fast.export.to_onnx import export
 
-    return export("demo", tmp_path_factory.mktemp("demo") / "exported")
+    made: dict[tuple[str, str], Path] = {}
+
+    def get(name: str, precision: str = "fp32") -> Path:
+        key = name, precision
+        if key not in made:
+            output = tmp_path_factory.mktemp("export") / f"{name}-{precision}"
+            model, top_k = ("demo", 5) if name == "demo" else (golden_model(name), None)
+            made[key] = export(model, output, precision=precision, top_k=top_k)
+        return made[key]
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def demo_export(exports: Exports) -> Path:
+    """The demo model's export in float32."""
+    return exports("demo")

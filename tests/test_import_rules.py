@@ -163,3 +163,22 @@ def test_public_names_resolve() -> None:
 def test_package_is_typed() -> None:
     assert (PACKAGE / "py.typed").is_file()
     assert (PACKAGE / "_C.pyi").is_file()
+
+
+@pytest.mark.parametrize(
+    "path", sorted((Path(__file__).parents[1] / "benchmarks").glob("*.py")), ids=lambda path: path.stem
+)
+def test_benchmarks_take_names_of_each_other_that_are_there(path: Path) -> None:
+    """Without importing them: their peers are not installed everywhere."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("benchmarks."):
+            other = ast.parse((path.parent / f"{node.module.removeprefix('benchmarks.')}.py").read_text())
+            there = {name.id for name in ast.walk(other) if isinstance(name, ast.Name)}
+            there |= {one.name for one in other.body if isinstance(one, (ast.FunctionDef, ast.ClassDef))}
+            there |= {
+                alias.asname or alias.name
+                for one in other.body
+                if isinstance(one, ast.ImportFrom)
+                for alias in one.names
+            }
+            assert {alias.name for alias in node.names} <= there

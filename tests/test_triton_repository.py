@@ -123,6 +123,11 @@ def test_the_warm_up_runs(graph: str, repository: Path, utils: Any) -> None:
     assert not response.has_error()
 
 
+def test_a_score_graph_with_moments_takes_a_duration(repository: Path) -> None:
+    config = read_config(repository / "mmn_score" / "config.pbtxt")
+    assert [list(spec.dims) for spec in config.input if spec.name == "duration_s"] == [[1]]
+
+
 def test_the_config_of_ground_is_that_of_its_model(repository: Path, utils: Any, model: Any) -> None:
     config = read_config(repository / "mmn_ground" / "config.pbtxt")
     assert (config.name, config.backend, config.max_batch_size) == ("mmn_ground", "python", 0)
@@ -234,18 +239,18 @@ def test_plans_are_served_with_all_their_profiles(
     assert not (tmp_path / "other").exists()
 
 
-def test_a_score_graph_with_moments_is_given_its_duration(
+def test_a_score_graph_without_moments_is_given_no_duration(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, demo_export: Path
 ) -> None:
-    scored = export("demo", tmp_path / "scored", what=["score"], top_k=3)
+    scored = export("demo", tmp_path / "scored", what=["score"])
     directory = Path(shutil.copytree(demo_export, tmp_path / "exported"))
     shutil.copyfile(scored / "score.onnx", directory / "score.onnx")
     old, new = read_manifest(directory), read_manifest(scored)
     files = old.files | {"score.onnx": new.files["score.onnx"]}
-    dataclasses.replace(old, top_k=3, files=files).write(directory)
+    dataclasses.replace(old, top_k=None, files=files).write(directory)
     repository = write_repository(directory, tmp_path / "models")
     config = read_config(repository / "mmn_score" / "config.pbtxt")
-    assert [list(spec.dims) for spec in config.input if spec.name == "duration_s"] == [[1]]
+    assert "duration_s" not in [spec.name for spec in config.input]
     utils = make_utils(repository)
     monkeypatch.setitem(sys.modules, "triton_python_backend_utils", utils)
     spec = importlib.util.spec_from_file_location("scored_model", repository / "mmn_ground" / "1" / "model.py")

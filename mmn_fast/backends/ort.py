@@ -77,17 +77,23 @@ class OnnxBackend(Backend):
                 f"backend 'onnx': precision {precision!r}: {model.source} was exported as {manifest.precision};"
                 f" mmn-fast export --precision {precision} makes the other"
             )
-        self.precision = manifest.precision
+        self.precision, self._fp32_stages = manifest.precision, manifest.fp32_stages
         kind, _, number = device.partition(":")
         if kind == "cuda" and manifest.precision == "int8":
             raise BackendUnavailable(f"backend 'onnx': {self.unavailable_reason(device, 'int8')}")
-        self._cuda = kind == "cuda" or (device == "auto" and self.unavailable_reason("cuda", self.precision) is None)
-        self._device = ("cuda", int(number or 0)) if self._cuda else ("cpu", 0)
         self._takes_duration = manifest.top_k is not None
-        self._graphs = {
-            name: _Graph(model.exported / manifest.graphs[name], manifest.signature(name), self._device, threads)
-            for name in GRAPHS
-        }
+        self._device: tuple[str, int] = kind, int(number or 0)
+        self._not_cuda: str | None = None  # why auto is the CPU
+        if kind == "auto":
+            self._not_cuda = self.unavailable_reason("cuda", self.precision)
+            self._device = ("cpu" if self._not_cuda else "cuda"), 0
+        try:
+            self._graphs = _open_graphs(model.exported, manifest, self._device, threads)
+        except BackendUnavailable as error:
+            if kind != "auto" or self._device[0] == "cpu":
+                raise
+            self._device, self._not_cuda = ("cpu", 0), str(error)
+            self._graphs = _open_graphs(model.exported, manifest, self._device, threads)
         P, J = manifest.signature("score").inputs[0].shape
         self._sizes = int(P), int(J)
 
@@ -130,12 +136,21 @@ class OnnxBackend(Backend):
 
         graph = self._graphs["video"]
         return {
-            "device": ":".join(map(str, self._device)) if self._cuda else "cpu",
+            "device": ":".join(map(str, self._device)) if self._device[0] == "cuda" else "cpu",
+            **({"not_cuda": self._not_cuda} if self._not_cuda else {}),
             "precision": self.precision,
+            **({"fp32_stages": self._fp32_stages} if self._fp32_stages else {}),
             "threads": self.threads or "ONNX Runtime's default",
             "providers": graph.session.get_providers(),
             "onnxruntime": onnxruntime.__version__,
         }
+
+
+def _open_graphs(directory: Path, manifest: Any, device: tuple[str, int], threads: int | None) -> dict[str, _Graph]:
+    return {
+        name: _Graph(directory / file, manifest.signature(name), device, threads)
+        for name, file in manifest.graphs.items()
+    }
 
 
 class _Graph:
@@ -155,12 +170,12 @@ class _Graph:
             # TF32 would round fp32 operands to 11 bits.
             wanted.insert(0, (_CUDA, {"device_id": str(device[1]), "use_tf32": "0"}))
         try:
-            self.session = onnxruntime.InferenceSession(str(path), settings, providers=wanted)
+            # With its fallback it would print what CUDA said, and run on the CPU.
+            self.session = onnxruntime.InferenceSession(str(path), settings, providers=wanted, enable_fallback=0)
         except Exception as error:  # ONNX Runtime's own classes, by kind of failure
             raise BackendUnavailable(
-                f"backend 'onnx': {path}: ONNX Runtime does not load it ({str(error).splitlines()[0]})"
+                f"backend 'onnx': {path}: ONNX Runtime does not load it on {device[0]} ({str(error).splitlines()[0]})"
             ) from None
-        self.session.disable_fallback()
         loaded = self.session.get_providers()
         if device[0] == "cuda" and _CUDA not in loaded:
             raise BackendUnavailable(

@@ -18,15 +18,15 @@ from mmn_fast.types import FloatArray, Query, ScoreMaps, Video
 
 @dataclass(frozen=True, eq=False)
 class LabelledSplit:
-    """Videos of the world with their sentences and true spans.
+    """Videos with their sentences and true spans.
 
     Attributes:
         batch: one query per video.
-        moments_s: per video float32 [S, 2], start and end of each sentence's moment in seconds.
+        moments_s: per video the true spans in seconds, as `evaluation.evaluate_maps` takes them.
     """
 
     batch: list[Query]
-    moments_s: list[FloatArray]
+    moments_s: list[FloatArray | Sequence[FloatArray]]
 
     @property
     def num_sentences(self) -> int:
