@@ -11,8 +11,8 @@ from mmn_fast.geometry import ProposalPlan
 from mmn_fast.geometry_crops import Box, crop_layer
 
 # What one more Conv node costs beside its cells, in cells: it reads the layer's weights and k - 1 rows of input again.
-# ActivityNet Captions in ONNX Runtime on a Zen 4 core: 5.0 s with 16, 5.6 s with 64, 6.1 s with 256, dense 7.8 s; on two
-# threads 8 and 16 are equal there, and 8 takes 1 to 3 % less for Charades-STA, 2 and 4 no less.
+# ActivityNet Captions in ONNX Runtime on a Zen 4 core: 5.0 s with 16, 5.6 s with 64, 6.1 s with 256, dense 7.8 s. On
+# two threads 8 is equal to 16 there and takes 1 to 3 % less for Charades-STA; 2 and 4 take no less.
 _CELLS_PER_BAND = 8
 
 
