@@ -60,8 +60,8 @@ def fourier_fp16(x: Tensor, weights: Sequence[FloatArray], biases: Sequence[Floa
         spectra = x.new_empty(POINTS, len(inputs), *x.shape[1:])
         fourier_tiles(x, inputs, spectra)
         values = spectra.float().flatten(1, 2)  # [256, tiles B, C]
-        points, scale = spectral_weights(weights[number])
-        planes = rounded(torch.from_numpy(points))
+        points, scale = spectral_weights(torch.from_numpy(weights[number]))
+        planes = rounded(points)
         paired = planes[: 3 * PAIRS].unflatten(0, (PAIRS, 3))  # Im, Re, -Im
         re, im = values[: 2 * PAIRS : 2], values[1 : 2 * PAIRS : 2]
         product = torch.empty(*values.shape[:2], planes.shape[2])

@@ -74,22 +74,24 @@ def product_kernel(
     tl.store(out_ptr + place[:, None] + col[None, :], sums, mask=keep)
 
 
-def spectral_weights(weight: FloatArray) -> tuple[FloatArray, float]:
+def spectral_weights(weight: Tensor) -> tuple[Tensor, float]:
     """Weights at every spectral point, and the power of two that was divided out to bring the largest to 1 or less.
 
     Args:
         weight: float32 [C_out, C_in, k, k].
 
     Returns:
-        float32 [3 * 126 + 4, C_in, C_out]: Im, Re and -Im of every pair, then the real points; and the power of two.
+        float32 [3 * 126 + 4, C_in, C_out] on its device: Im, Re and -Im of every pair, then the real points; and the
+        power of two.
     """
-    points = fourier(weight.shape[2]).points(weight).transpose(0, 2, 1)
-    largest = float(np.abs(points).max(initial=0))
-    scale = 2.0 ** np.ceil(np.log2(largest)) if largest > 0 else 1.0
-    points = points / np.float32(scale)
+    matrix = torch.from_numpy(fourier(weight.shape[2]).weight_points).to(weight.device)
+    points = torch.tensordot(matrix, weight.flatten(2).permute(2, 1, 0).double(), 1).float()
+    largest = float(points.abs().max()) if points.numel() else 0.0
+    scale = 2.0 ** math.ceil(math.log2(largest)) if largest > 0 else 1.0
+    points /= scale
     re, im = points[: 2 * PAIRS : 2], points[1 : 2 * PAIRS : 2]
-    paired = np.stack([im, re, -im], axis=1).reshape(3 * PAIRS, *points.shape[1:])
-    return np.concatenate([paired, points[2 * PAIRS :]]), scale
+    paired = torch.stack([im, re, -im], 1).flatten(0, 1)
+    return torch.cat([paired, points[2 * PAIRS :]]), scale
 
 
 class _Layer:
@@ -116,8 +118,8 @@ class _Layer:
         self.inputs, self.outputs = torch.from_numpy(inputs).to(device), torch.from_numpy(outputs).to(device)
         self.cell_weights = torch.from_numpy(cell_weights).to(device)
         self.bias = torch.from_numpy(bias).to(device, torch.float32)
-        points, self.weight_scale = spectral_weights(weight)
-        self._packed = {points.shape[1:]: torch.from_numpy(points).to(device, dtype)}
+        points, self.weight_scale = spectral_weights(torch.from_numpy(weight).to(device))
+        self._packed = {tuple(points.shape[1:]): points.to(dtype)}
 
     def packed(self, config: GatherConfig) -> Tensor:
         """The spectral weights, zero beyond the channels up to whole blocks."""
