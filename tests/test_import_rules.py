@@ -30,7 +30,10 @@ LAYERS: list[set[str]] = [
         *("kernels.gather_schedule", "kernels.gather_choices", "kernels.triton_interpreter"),
         "kernels.gpu_conv_plan",
     },
-    {"kernels.tuning", "kernels.gpu_ops", "kernels.gpu_moment_ops", "kernels.triton_stack"},
+    {
+        *("kernels.tuning", "kernels.triton_stack"),
+        *("kernels.gpu_ops", "kernels.gpu_moment_ops", "kernels.gpu_fourier_ops", "kernels.gpu_copies"),
+    },
     {"kernels.gpu_video", "kernels.gpu_runner", "kernels.triton_conv", "kernels.triton_fourier"},
     {"kernels.gpu_programs", "kernels.triton_mixed", "kernels.triton_tuning"},
     {"kernels.gpu_convs"},
