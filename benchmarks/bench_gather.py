@@ -38,7 +38,7 @@ from benchmarks.bench_gpu import INPUT_SETS, Bench, measure_rates
 from mmn_fast.geometry import FloatArray, ProposalPlan, cover_with_tiles, input_cells, plan_for, proposal_plan
 from mmn_fast.geometry_crops import border_of, cropped_taps, padded_rows
 from mmn_fast.kernels import gpu_conv_plan, gpu_device, triton_interpreter
-from mmn_fast.kernels.conv_transforms import fourier
+from mmn_fast.kernels.conv_transforms import REAL_POINTS, SPECTRAL_POINTS, fourier
 from mmn_fast.kernels.folding import folded_layers
 from mmn_fast.kernels.gather_choices import (
     SHIPPED,
@@ -163,8 +163,6 @@ def go_or_not(bench: Bench, layers: Layers, conv: Any) -> None:
         layers: a preset's.
         conv: their `FourierProposalConv`.
     """
-    from mmn_fast.kernels.triton_fourier import POINTS, REAL_POINTS
-
     plan, number = layers.plan, len(layers.plan.layers) // 2
     c_in, c_out = layers.widths[number : number + 2]
     side = side_of_input(plan, number)
@@ -179,7 +177,7 @@ def go_or_not(bench: Bench, layers: Layers, conv: Any) -> None:
     windows = torch.where((under >= 0)[..., None, None], map_in[at[under.clamp(min=0)]], 0)  # [tiles, 256, B, C]
     windows = windows.movedim(1, -1).unflatten(-1, (tile.tile, tile.tile)).float().contiguous()
     points = torch.from_numpy(tile.points(layers.weights[number])).to(map_in).mT.contiguous()  # [256, C_in, C_out]
-    real = slice(POINTS - REAL_POINTS, POINTS)
+    real = slice(SPECTRAL_POINTS - REAL_POINTS, SPECTRAL_POINTS)
 
     def library_products() -> Tensor:
         return spectra_in @ points
@@ -192,7 +190,7 @@ def go_or_not(bench: Bench, layers: Layers, conv: Any) -> None:
     product, means = spectra_in[real].float() @ points[real].float(), windows.mean((-2, -1)).flatten(0, 1)
     errors = {
         ("transform", "library"): _difference(library_transform()[..., 0, 0].real.flatten(0, 1), means),
-        ("transform", "mmn_fast"): _difference(spectra_in[POINTS - REAL_POINTS], means),
+        ("transform", "mmn_fast"): _difference(spectra_in[SPECTRAL_POINTS - REAL_POINTS], means),
         ("products", "library"): _difference(library_products()[real], product),
         ("products", "mmn_fast"): _difference(spectra_out[real], product),
     }
@@ -206,8 +204,8 @@ def go_or_not(bench: Bench, layers: Layers, conv: Any) -> None:
     for what, peer, flop, moved, predicted_ms, run in (
         ("transform", "library", 0.0, 2 * windows.nbytes, None, library_transform),
         ("transform", "mmn_fast", 0.0, 2 * moved_in, transform_ms, partial(conv.transform, number, map_in)),
-        ("products", "library", unit * c_out * POINTS, moved_in + moved_out + points.nbytes,
-         unit * c_out * POINTS / per_product, library_products),
+        ("products", "library", unit * c_out * SPECTRAL_POINTS, moved_in + moved_out + points.nbytes,
+         unit * c_out * SPECTRAL_POINTS / per_product, library_products),
         ("products", "mmn_fast", unit * c_out * tile.products, moved_in + moved_out + weights,
          unit * c_out * tile.products / per_product, partial(conv.multiply, number, _GO_VIDEOS)),
     ):  # fmt: skip

@@ -23,9 +23,9 @@ from mmn_fast.backends.torch_ref import TorchBackend
 from mmn_fast.demo.agreement import Agreement, LabelledSplit, agreement, draw_split
 from mmn_fast.features import pre_clips
 from mmn_fast.geometry import FloatArray, ProposalPlan, cover_with_tiles, plan_for
-from mmn_fast.kernels.conv_transforms import fourier
+from mmn_fast.kernels.conv_transforms import SPECTRAL_POINTS, fourier
 from mmn_fast.kernels.folding import folded_layers
-from mmn_fast.kernels.gpu_fourier_ops import POINTS, fourier_cells, fourier_tiles
+from mmn_fast.kernels.gpu_fourier_ops import fourier_cells, fourier_tiles
 from mmn_fast.kernels.reference import proposal_conv_packed
 from mmn_fast.kernels.triton_fourier import PAIRS, spectral_weights
 from mmn_fast.model import MMN, build_model
@@ -57,7 +57,7 @@ def fourier_fp16(x: Tensor, weights: Sequence[FloatArray], biases: Sequence[Floa
     for number, layer in enumerate(plan.layers):
         cover = cover_with_tiles(plan, number, fourier(plan.kernel).m)
         inputs, outputs = (torch.from_numpy(rows) for rows in (cover.inputs, cover.outputs))
-        spectra = x.new_empty(POINTS, len(inputs), *x.shape[1:])
+        spectra = x.new_empty(SPECTRAL_POINTS, len(inputs), *x.shape[1:])
         fourier_tiles(x, inputs, spectra)
         values = spectra.float().flatten(1, 2)  # [256, tiles B, C]
         points, scale = spectral_weights(torch.from_numpy(weights[number]))

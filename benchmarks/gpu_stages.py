@@ -69,18 +69,31 @@ def text_flop(model: LoadedModel) -> float:
 
 
 def bench_stages(bench: Bench, model: LoadedModel, batches: Sequence[int], sets: int) -> None:
-    """Write a line per stage and number of videos, in fp16."""
+    """Write a line per stage and number of videos, in fp16.
+
+    Args:
+        bench: where and how long.
+        model: whose stages.
+        batches: numbers of videos.
+        sets: inputs that are rotated.
+    """
     for videos in batches:
-        if bench.out_of_time(f"{model.preset.name}, batch {videos}, stages"):
+        what = f"{model.preset.name}, batch {videos}, stages"
+        if bench.out_of_time(what):
             return
-        for stage in _stages(model, torch.device(bench.device), videos, sets):
-            error = stage.error(stage.run(*stage.inputs[0]))
-            runs = [_captured(stage.run, inputs) for inputs in stage.inputs]
-            taken = bench.time_ms(lambda number, runs=runs: runs[number]())  # type: ignore[misc]
-            facts = {"preset": model.preset.name, "batch": videos}
-            bench.write(
-                stage.name, "mmn_fast fp16", taken, error, **facts, **bench.roofline(stage.flop, stage.moved, taken)
-            )
+        try:
+            _bench_batch(bench, model, videos, sets)
+        except (RuntimeError, MemoryError) as problem:
+            print(f"not measured: {what}: {str(problem).splitlines()[0]}", flush=True)
+
+
+def _bench_batch(bench: Bench, model: LoadedModel, videos: int, sets: int) -> None:
+    for stage in _stages(model, torch.device(bench.device), videos, sets):
+        error = stage.error(stage.run(*stage.inputs[0]))
+        runs = [_captured(stage.run, inputs) for inputs in stage.inputs]
+        taken = bench.time_ms(lambda number, runs=runs: runs[number]())  # type: ignore[misc]
+        facts = {"preset": model.preset.name, "batch": videos, **bench.roofline(stage.flop, stage.moved, taken)}
+        bench.write(stage.name, "mmn_fast fp16", taken, error, **facts)
 
 
 def _captured(run: Callable[..., Tensors], inputs: Tensors) -> Callable[[], Any]:

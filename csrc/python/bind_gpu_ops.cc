@@ -1,5 +1,5 @@
 // The GPU engine's ops: addresses, sizes and a stream as integers; whoever owns the tensors (kernels/gpu_ops.py,
-// kernels/gpu_moment_ops.py) has checked them. A negative device means host memory and runs the twin.
+// kernels/gpu_moment_ops.py, kernels/gpu_fourier_ops.py) has checked them. A negative device means host memory and runs the twin.
 #include <pybind11/stl.h>
 
 #include <cstdint>
@@ -176,7 +176,7 @@ void cuda_twin_temporal_nms(uintptr_t scores, uintptr_t moments, uintptr_t keys,
 }  // namespace
 
 void register_gpu_ops(py::module_& m) {
-  const char* doc = "See csrc/ops/gpu_ops.h; called by kernels/gpu_ops.py and kernels/gpu_moment_ops.py.";
+  const char* doc = "See csrc/ops/gpu_ops.h; called by the operators in mmn_fast/kernels/gpu_*_ops.py.";
   m.def("gpu_feature_pool", &feature_pool, doc);
   m.def("gpu_clip_pool", &clip_pool, doc);
   m.def("gpu_moment_map", &moment_map, doc);

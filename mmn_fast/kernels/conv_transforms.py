@@ -24,6 +24,9 @@ Float64 = npt.NDArray[np.float64]
 # 1803.10986); with 7/4 in place of 2 the rounding errors of a layer are a fifth smaller.
 _WINOGRAD_POINTS = [Fraction(p) for p in ("0", "1", "-1", "1/2", "-1/2", "7/4", "-7/4")]
 SPECTRAL_TILE = 16
+SPECTRAL_POINTS = SPECTRAL_TILE**2
+"""Real values of a tile's spectrum: two for each complex point, one for each of the last, real ones."""
+REAL_POINTS = 4
 _COSINES = SPECTRAL_TILE // 2 + 1
 
 
@@ -48,7 +51,7 @@ class TileTransform:
     @cached_property
     def products(self) -> int:
         """Real multiplications per tile and channel pair: a complex one is four."""
-        return self.tile**2 if self.tile != SPECTRAL_TILE else 4 * (self.tile**2 - 4) // 2 + 4
+        return self.tile**2 if self.tile != SPECTRAL_TILE else 2 * (SPECTRAL_POINTS - REAL_POINTS) + REAL_POINTS
 
     def points(self, weight: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """Transform [C_out, C_in, k, k] in float64 to float32 [n * n, C_out, C_in]."""

@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mmn_fast.geometry import ProposalPlan, cover_with_tiles
-from mmn_fast.kernels.conv_transforms import SPECTRAL_TILE, fourier
+from mmn_fast.kernels.conv_transforms import REAL_POINTS, SPECTRAL_POINTS, fourier
 from mmn_fast.kernels.gather_choices import GatherConfig, Times, choose_splits, chosen_config
 from mmn_fast.kernels.gather_schedule import schedule_layer
 
 _BYTES = 2  # of an operand in fp16 or bf16
-SPECTRAL_PLANES = 3 * (SPECTRAL_TILE**2 - 4) // 2 + 4
+SPECTRAL_PLANES = 3 * (SPECTRAL_POINTS - REAL_POINTS) // 2 + REAL_POINTS
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ def _fourier_ms(
 ) -> float:
     c_in, c_out = widths
     per_ms = rates.memory_gbps * 1e6
-    spectra = SPECTRAL_TILE**2 * _tiles(plan, number) * videos * (c_in + c_out) * _BYTES
+    spectra = SPECTRAL_POINTS * _tiles(plan, number) * videos * (c_in + c_out) * _BYTES
     weights = SPECTRAL_PLANES * c_in * c_out * _BYTES
     multiplied = product_flop(plan, number, c_in, c_out, videos, config) / (rates.product_tflops * 1e9)
     # The transforms move bytes, the products multiply.

@@ -12,12 +12,10 @@ from math import isqrt
 from torch import Tensor
 
 from mmn_fast.kernels import native
-from mmn_fast.kernels.conv_transforms import SPECTRAL_TILE
+from mmn_fast.kernels.conv_transforms import SPECTRAL_POINTS, SPECTRAL_TILE
 from mmn_fast.kernels.gpu_operator import DTYPES, ELEMENTS, FLOAT, INT, check, operator, where
 
 __all__ = ["fourier_cells", "fourier_tiles"]
-
-POINTS = SPECTRAL_TILE**2
 
 
 @operator("(Tensor rows, Tensor inputs, Tensor(a!) spectra) -> ()", mutates=["spectra"])
@@ -41,8 +39,8 @@ def fourier_tiles(rows: Tensor, inputs: Tensor, spectra: Tensor) -> None:
     """
     check("rows", rows, ELEMENTS, (None, None, None))
     _, videos, channels = rows.shape
-    check("inputs", inputs, INT, (None, POINTS), rows.device)
-    check("spectra", spectra, (rows.dtype,), (POINTS, len(inputs), videos, channels), rows.device)
+    check("inputs", inputs, INT, (None, SPECTRAL_POINTS), rows.device)
+    check("spectra", spectra, (rows.dtype,), (SPECTRAL_POINTS, len(inputs), videos, channels), rows.device)
     native.extension.gpu_fourier_tiles(
         rows.data_ptr(),
         inputs.data_ptr(),
@@ -77,7 +75,7 @@ def fourier_cells(spectra: Tensor, outputs: Tensor, bias: Tensor, cell_weights: 
         TypeError: an argument is no tensor, or of another dtype.
         ValueError: a device, shape, layout or value differs.
     """
-    check("spectra", spectra, ELEMENTS, (POINTS, None, None, None))
+    check("spectra", spectra, ELEMENTS, (SPECTRAL_POINTS, None, None, None))
     _, tiles, videos, channels = spectra.shape
     check("outputs", outputs, INT, (tiles, None), spectra.device)
     m = isqrt(outputs.shape[1])

@@ -16,14 +16,13 @@ import triton.language as tl
 from torch import Tensor
 
 from mmn_fast.geometry import FloatArray, ProposalPlan, cover_with_tiles, input_cells
-from mmn_fast.kernels.conv_transforms import SPECTRAL_TILE, fourier
+from mmn_fast.kernels.conv_transforms import REAL_POINTS, SPECTRAL_POINTS, SPECTRAL_TILE, fourier
 from mmn_fast.kernels.gather_choices import GatherConfig
 from mmn_fast.kernels.gather_schedule import side_of_input
-from mmn_fast.kernels.gpu_fourier_ops import POINTS, fourier_cells, fourier_tiles
+from mmn_fast.kernels.gpu_fourier_ops import fourier_cells, fourier_tiles
 from mmn_fast.kernels.triton_stack import ConfigFor, ConvStack, round_up
 
-REAL_POINTS = 4
-PAIRS = (POINTS - REAL_POINTS) // 2
+PAIRS = (SPECTRAL_POINTS - REAL_POINTS) // 2
 _PAIRED: tl.constexpr = tl.constexpr(2 * PAIRS)
 _PAIRS: tl.constexpr = tl.constexpr(PAIRS)
 
@@ -184,8 +183,8 @@ class FourierProposalConv(ConvStack):
         """Values of the spectra of a layer's input and output that hold those of any of some layers."""
         layers = [self._layers[number] for number in numbers]
         return (
-            max((layer.tiles * layer.c_in for layer in layers), default=0) * videos * POINTS,
-            max((layer.tiles * layer.c_out for layer in layers), default=0) * videos * POINTS,
+            max((layer.tiles * layer.c_in for layer in layers), default=0) * videos * SPECTRAL_POINTS,
+            max((layer.tiles * layer.c_out for layer in layers), default=0) * videos * SPECTRAL_POINTS,
         )
 
     def _values_indexed(self) -> int:
@@ -200,7 +199,7 @@ class FourierProposalConv(ConvStack):
     def spectra(self, number: int, videos: int) -> tuple[Tensor, Tensor]:
         """Where the spectra of a prepared layer's input and output lie, [256, tiles, B, C] each."""
         layer, (_, *both) = self._layers[number], self._prepared[videos]
-        shapes = [(POINTS, layer.tiles, videos, channels) for channels in (layer.c_in, layer.c_out)]
+        shapes = [(SPECTRAL_POINTS, layer.tiles, videos, channels) for channels in (layer.c_in, layer.c_out)]
         spectra_in, spectra_out = (
             flat[: math.prod(shape)].view(shape) for flat, shape in zip(both, shapes, strict=True)
         )
@@ -217,7 +216,7 @@ class FourierProposalConv(ConvStack):
         tile_rows = layer.tiles * videos
         weights = layer.packed(config)
         _, c_pad, n_pad = weights.shape
-        product_kernel[(triton.cdiv(tile_rows, config.block_rows), n_pad // config.block_cols, POINTS)](
+        product_kernel[(triton.cdiv(tile_rows, config.block_rows), n_pad // config.block_cols, SPECTRAL_POINTS)](
             *(spectra_in, weights, spectra_out, tile_rows, layer.weight_scale),
             **{"C_IN": layer.c_in, "C_OUT": layer.c_out, "C_PAD": c_pad, "N_PAD": n_pad},
             **{"BLOCK_M": config.block_rows, "BLOCK_N": config.block_cols, "BLOCK_K": config.block_k},

@@ -5,12 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mmn_fast.kernels.conv_transforms import fourier
-from mmn_fast.kernels.gpu_fourier_ops import POINTS, fourier_cells, fourier_tiles
+from mmn_fast.kernels.conv_transforms import REAL_POINTS, SPECTRAL_POINTS, fourier
+from mmn_fast.kernels.gpu_fourier_ops import fourier_cells, fourier_tiles
 from tests.kernels.conftest import PRECISIONS
 from tests.tolerances import check_close
-
-REAL_POINTS = 4
 
 
 def _random(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -20,8 +18,8 @@ def _random(*shape: int, seed: int = 0) -> torch.Tensor:
 def _matrix() -> torch.Tensor:
     """float64 [256, 256], the transform: orthogonal rows, by the planes' order of `conv_transforms`."""
     points = torch.from_numpy(fourier(16).weight_points.copy())  # one place: the conjugate spectrum of every tap
-    points[1 : POINTS - REAL_POINTS : 2] *= -1
-    points[: POINTS - REAL_POINTS] *= 2**0.5
+    points[1 : SPECTRAL_POINTS - REAL_POINTS : 2] *= -1
+    points[: SPECTRAL_POINTS - REAL_POINTS] *= 2**0.5
     return points / 16
 
 
@@ -35,8 +33,8 @@ def _tables(tiles: int, rows: int, places: int, seed: int) -> torch.Tensor:
 )
 def test_tiles_become_orthogonal_spectra(tiles: int, B: int, C: int, precision: str, device: str) -> None:
     rows = _random(40, B, C).to(PRECISIONS[precision])
-    inputs = _tables(tiles, 40, POINTS, seed=tiles)
-    spectra = torch.full((POINTS, tiles, B, C), torch.nan, dtype=rows.dtype, device=device)
+    inputs = _tables(tiles, 40, SPECTRAL_POINTS, seed=tiles)
+    spectra = torch.full((SPECTRAL_POINTS, tiles, B, C), torch.nan, dtype=rows.dtype, device=device)
     fourier_tiles(rows.to(device), inputs.to(device), spectra)
     windows = rows.double()[inputs.long().clamp(min=0)] * (inputs >= 0)[..., None, None]
     expected = torch.einsum("pq,tqbc->ptbc", _matrix() / 16, windows)
@@ -46,20 +44,20 @@ def test_tiles_become_orthogonal_spectra(tiles: int, B: int, C: int, precision: 
 def test_the_planes_are_those_of_the_library_transform(device: str) -> None:
     """F(u, v) and F(u, -v) of every inner pair, and the mean, from torch.fft: the order is not this test's own."""
     tile = _random(16, 16)
-    spectra = torch.empty(POINTS, 1, 1, 1, device=device)
-    inputs = torch.arange(POINTS, dtype=torch.int32)[None]
-    fourier_tiles(tile.reshape(POINTS, 1, 1).to(device), inputs.to(device), spectra)
+    spectra = torch.empty(SPECTRAL_POINTS, 1, 1, 1, device=device)
+    inputs = torch.arange(SPECTRAL_POINTS, dtype=torch.int32)[None]
+    fourier_tiles(tile.reshape(SPECTRAL_POINTS, 1, 1).to(device), inputs.to(device), spectra)
     found, spectrum = spectra.flatten().cpu().double(), torch.fft.fft2(tile.double()) * 2**0.5 / 256
     inner = [(u, w) for u in range(1, 8) for v in range(1, 8) for w in (v, -v)]
     expected = torch.stack([torch.view_as_real(spectrum[u, v]) for u, v in inner]).flatten()
     check_close(found[: len(expected)], expected, "fourier_tiles", "fp32")
-    check_close(found[POINTS - REAL_POINTS], tile.double().mean(), "fourier_tiles", "fp32")
+    check_close(found[SPECTRAL_POINTS - REAL_POINTS], tile.double().mean(), "fourier_tiles", "fp32")
 
 
 @pytest.mark.parametrize(("m", "tiles", "B", "C"), [(1, 1, 1, 1), (8, 2, 3, 34), (12, 3, 1, 5), (16, 1, 2, 32)])
 def test_spectra_become_cells(m: int, tiles: int, B: int, C: int, precision: str, device: str) -> None:
     dtype = PRECISIONS[precision]
-    spectra = (_random(POINTS, tiles, B, C) / 4).to(dtype)
+    spectra = (_random(SPECTRAL_POINTS, tiles, B, C) / 4).to(dtype)
     # Each row once, some places without one.
     order = torch.randperm(tiles * m * m + 3, generator=torch.Generator().manual_seed(m))[: tiles * m * m]
     outputs = torch.where(order % 5 == 4, -1, order).int().view(tiles, m * m)
@@ -79,12 +77,12 @@ def test_spectra_become_cells(m: int, tiles: int, B: int, C: int, precision: str
 def test_a_nan_stays_in_its_tile_its_video_and_its_channel(device: str) -> None:
     rows = _random(512, 2, 4)
     rows[3, 1, 2] = torch.nan
-    inputs = torch.arange(512, dtype=torch.int32).view(2, POINTS)
-    spectra = torch.zeros(POINTS, 2, 2, 4, device=device)
+    inputs = torch.arange(512, dtype=torch.int32).view(2, SPECTRAL_POINTS)
+    spectra = torch.zeros(SPECTRAL_POINTS, 2, 2, 4, device=device)
     fourier_tiles(rows.to(device), inputs.to(device), spectra)
     assert spectra[:, 0, 1, 2].isnan().any()
     out = torch.zeros(512, 2, 4, device=device)
     fourier_cells(spectra, inputs.to(device), torch.zeros(4, device=device), torch.ones(512, device=device), out)
     spoiled = torch.zeros(512, 2, 4, dtype=torch.bool)
-    spoiled[:POINTS, 1, 2] = True
+    spoiled[:SPECTRAL_POINTS, 1, 2] = True
     assert torch.equal(out.isnan().cpu(), spoiled)

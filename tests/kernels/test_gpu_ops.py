@@ -270,7 +270,7 @@ def test_the_twins_round_to_elements_as_torch_does(dtype: torch.dtype) -> None:
 def _arguments() -> dict[str, Callable[[], tuple[Any, ...]]]:
     ints = torch.zeros(4, dtype=torch.int32)
     ones = torch.ones(2, 4, 8)
-    spectra = torch.zeros(gpu_fourier_ops.POINTS, 2, 3, 8)
+    spectra = torch.zeros(gpu_fourier_ops.SPECTRAL_POINTS, 2, 3, 8)
     return {
         "feature_pool": lambda: (torch.ones(5, 8), ints, ints + 1, [5, 3], torch.float16),
         "clip_pool": lambda: (ones, torch.ones(8), 2, 2),

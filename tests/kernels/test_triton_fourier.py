@@ -111,7 +111,8 @@ def test_spectral_weights_fit_float16(size: float) -> None:
     assert points.shape == (382, 2, 3)
     largest = points.abs().max()
     assert largest == 0 if size == 0 else 0.5 < largest <= 1
-    np.testing.assert_allclose(points[378] * scale, weight.sum(axis=(2, 3)).T, rtol=1e-4, atol=1e-5 * size)
+    unit = size or 1.0
+    check_close(points[378] * scale / unit, weight.sum(axis=(2, 3)).T / unit, "spectral_weights")
 
 
 def test_fourier_conv_refuses() -> None:
