@@ -1,4 +1,4 @@
-"""The proposal convolution's layers on a GPU: dense and cropped in cuDNN, gathered, by FFT tiles, and each by its best.
+"""The proposal convolution's layers on a GPU: dense and cropped in cuDNN, gathered, by FFT tiles, each by its best.
 
 Weights are those of the full-size golden cases, maps are random; all is fp16 with maps on the device, timed with CUDA
 events over rotated maps. The error is the largest difference from dense convolutions in fp32 without TF32, of the
@@ -6,9 +6,10 @@ largest value of two videos; `of_direct_error` is that error over the one of den
 what was executed. Beside every time stand the predicted one (`gpu_conv_plan`) and the gate that it was given, if any.
 
 First, per preset, what FFT tiles stand or fall with: the products and the transform of one layer of eight videos, by
-the library and by our kernels.
+the library and by our kernels, in tiles of the size that was predicted to be fastest. "fft" is each layer by its
+fastest tiles, "mixed" each by the fastest of all.
 
-    python -m benchmarks.bench_gather [--presets tacos ...] [--batches 8 1 48] [--seconds 65] [--tune] [--compiled]
+    python -m benchmarks.bench_gather [--presets tacos ...] [--batches 8 1 48] [--seconds 90] [--tune] [--compiled]
         [--rehearse]
 
 Layers' times go to the choices that come with the package (`gather_choices.json`): what "auto" takes from then on.
@@ -38,7 +39,7 @@ from benchmarks.bench_gpu import INPUT_SETS, Bench, measure_rates
 from mmn_fast.geometry import FloatArray, ProposalPlan, cover_with_tiles, input_cells, plan_for, proposal_plan
 from mmn_fast.geometry_crops import border_of, cropped_taps, padded_rows
 from mmn_fast.kernels import gpu_conv_plan, gpu_device, triton_interpreter
-from mmn_fast.kernels.conv_transforms import REAL_POINTS, SPECTRAL_POINTS, fourier
+from mmn_fast.kernels.conv_transforms import REAL_POINTS
 from mmn_fast.kernels.folding import folded_layers
 from mmn_fast.kernels.gather_choices import (
     SHIPPED,
@@ -51,7 +52,7 @@ from mmn_fast.kernels.gather_choices import (
     times_key,
 )
 from mmn_fast.kernels.gather_schedule import side_of_input
-from mmn_fast.kernels.gpu_buckets import VIDEO_BUCKETS
+from mmn_fast.kernels.gpu_conv_plan import ALGORITHMS, TILES, chosen_ms, usable_algorithms
 from mmn_fast.kernels.gpu_device import capability_of, precision_of
 from mmn_fast.kernels.gpu_video import CropProposalConv
 from tests.golden import cases
@@ -161,7 +162,7 @@ def go_or_not(bench: Bench, layers: Layers, conv: Any) -> None:
     Args:
         bench: where and how long.
         layers: a preset's.
-        conv: their `FourierProposalConv`.
+        conv: their `FourierProposalConv` of some tiles.
     """
     plan, number = layers.plan, len(layers.plan.layers) // 2
     c_in, c_out = layers.widths[number : number + 2]
@@ -169,15 +170,16 @@ def go_or_not(bench: Bench, layers: Layers, conv: Any) -> None:
     map_in = torch.rand((side**2, _GO_VIDEOS, c_in), device=layers.device).to(layers.dtype)
     conv.prepare_layers([number], _GO_VIDEOS)
     spectra_in, spectra_out = (spectra.flatten(1, 2) for spectra in conv.spectra(number, _GO_VIDEOS))
-    rows, tile = spectra_in.shape[1], fourier(plan.kernel)
+    rows, tile = spectra_in.shape[1], conv.transform_of_tiles
 
     cover = cover_with_tiles(plan, number, tile.m)
     at = torch.from_numpy(input_cells(plan, number) @ [side, 1]).to(layers.device)
     under = torch.from_numpy(cover.inputs).long().to(layers.device)
-    windows = torch.where((under >= 0)[..., None, None], map_in[at[under.clamp(min=0)]], 0)  # [tiles, 256, B, C]
+    windows = torch.where((under >= 0)[..., None, None], map_in[at[under.clamp(min=0)]], 0)  # [tiles, n * n, B, C]
     windows = windows.movedim(1, -1).unflatten(-1, (tile.tile, tile.tile)).float().contiguous()
-    points = torch.from_numpy(tile.points(layers.weights[number])).to(map_in).mT.contiguous()  # [256, C_in, C_out]
-    real = slice(SPECTRAL_POINTS - REAL_POINTS, SPECTRAL_POINTS)
+    points = torch.from_numpy(tile.points(layers.weights[number])).to(map_in).mT.contiguous()  # [n * n, C_in, C_out]
+    values = tile.points_per_tile
+    real = slice(values - REAL_POINTS, values)
 
     def library_products() -> Tensor:
         return spectra_in @ points
@@ -190,23 +192,22 @@ def go_or_not(bench: Bench, layers: Layers, conv: Any) -> None:
     product, means = spectra_in[real].float() @ points[real].float(), windows.mean((-2, -1)).flatten(0, 1)
     errors = {
         ("transform", "library"): _difference(library_transform()[..., 0, 0].real.flatten(0, 1), means),
-        ("transform", "mmn_fast"): _difference(spectra_in[SPECTRAL_POINTS - REAL_POINTS], means),
+        ("transform", "mmn_fast"): _difference(spectra_in[values - REAL_POINTS], means),
         ("products", "library"): _difference(library_products()[real], product),
         ("products", "mmn_fast"): _difference(spectra_out[real], product),
     }
     rates = gpu_conv_plan.rates_of(capability_of(layers.device))
     unit = 2.0 * rows * c_in
     moved_in, moved_out = spectra_in.nbytes, spectra_out.nbytes
-    weights = gpu_conv_plan.SPECTRAL_PLANES * c_in * c_out * map_in.itemsize
     transform_ms, per_product = 2 * moved_in / rates.memory_gbps / 1e6, rates.product_tflops * 1e9
     # The library multiplies a real matrix per spectral value, half of the complex products; its transform reads and
     # writes float32, windows that were gathered for it.
     for what, peer, flop, moved, predicted_ms, run in (
         ("transform", "library", 0.0, 2 * windows.nbytes, None, library_transform),
         ("transform", "mmn_fast", 0.0, 2 * moved_in, transform_ms, partial(conv.transform, number, map_in)),
-        ("products", "library", unit * c_out * SPECTRAL_POINTS, moved_in + moved_out + points.nbytes,
-         unit * c_out * SPECTRAL_POINTS / per_product, library_products),
-        ("products", "mmn_fast", unit * c_out * tile.products, moved_in + moved_out + weights,
+        ("products", "library", unit * c_out * values, moved_in + moved_out + points.nbytes,
+         unit * c_out * values / per_product, library_products),
+        ("products", "mmn_fast", unit * c_out * tile.products, moved_in + moved_out + points.nbytes,
          unit * c_out * tile.products / per_product, partial(conv.multiply, number, _GO_VIDEOS)),
     ):  # fmt: skip
         if bench.out_of_time(f"{layers.preset}, {what}, {peer}"):
@@ -214,7 +215,13 @@ def go_or_not(bench: Bench, layers: Layers, conv: Any) -> None:
         taken = bench.time_ms(lambda _, run=run: run())  # type: ignore[misc]
         median = float(np.median(taken))
         reached = {"tflops": flop / median / 1e9, "gbps": moved / median / 1e6}
-        facts: dict[str, Any] = {"preset": layers.preset, "batch": _GO_VIDEOS, "layer": number, **reached}
+        facts: dict[str, Any] = {
+            "preset": layers.preset,
+            "batch": _GO_VIDEOS,
+            "layer": number,
+            "tile": tile.tile,
+            **reached,
+        }
         if predicted_ms is not None:
             facts["predicted_ms"] = predicted_ms
         bench.write(f"fft {what}", peer, taken, errors[what, peer], **facts, **bench.roofline(flop, moved, taken))
@@ -311,7 +318,7 @@ class _Measurement:
         if conv.name == "gather":
             flop = sum(gpu_conv_plan.gather_flop(plan, n, *pair, self.videos, config) for n, pair in pairs)
         else:
-            flop = sum(gpu_conv_plan.product_flop(plan, n, *pair, self.videos, config) for n, pair in pairs)
+            flop = sum(gpu_conv_plan.product_flop(plan, n, *pair, self.videos, config, conv.name) for n, pair in pairs)
         if self.write(conv.name, conv, flop, sum(predicted[conv.name])) is None:
             return
         rows = self.maps[0].new_empty((plan.num_proposals, self.videos, self.layers.widths[-1]))
@@ -330,11 +337,13 @@ def measure(bench: Bench, layers: Layers, stacks: dict[str, Any], videos: int, c
     for stack in stacks.values():
         ways.stack(stack, predicted)
         stack.release()
-    if {"gather", "fft"} <= ways.times.keys():
-        chosen = gpu_conv_plan.choose_layers(ways.times)
-        print(f"{'':15}fastest: {' '.join(chosen)}; predicted {' '.join(gpu_conv_plan.choose_layers(predicted))}")
-        mixed = MixedProposalConv(*layers.arguments, dict.fromkeys(VIDEO_BUCKETS, chosen), stacks)
-        ways.write("mixed", mixed, None, gpu_conv_plan.chosen_ms(predicted, chosen))
+    for name, among in (("fft", TILES), ("mixed", ALGORITHMS)):
+        if not ways.times.keys() & set(among):
+            continue
+        chosen, expected = (gpu_conv_plan.choose_layers(times, among) for times in (ways.times, predicted))
+        print(f"{'':15}{name}: {' '.join(chosen)}; predicted {' '.join(expected)}")
+        mixed = MixedProposalConv(*layers.arguments, {videos: chosen}, stacks, name=name)
+        ways.write(name, mixed, None, chosen_ms(predicted, chosen))
         mixed.release()
     return ways.times
 
@@ -343,7 +352,7 @@ def _tune(layers: Layers, batches: list[int]) -> dict[str, GatherConfig]:
     from mmn_fast.kernels.triton_tuning import Tuner
 
     tuner, found = Tuner(*layers.arguments), {}
-    for algorithm, videos in itertools.product(("gather", "fft"), batches):
+    for algorithm, videos in itertools.product(usable_algorithms(layers.plan.kernel), batches):
         key = algorithm_key(algorithm, choice_key(layers.plan, layers.widths[-1], videos))
         found[key] = tuner.measure_config(algorithm, videos)
         print(f"{layers.preset}, batch {videos}, {algorithm}: {found[key]}", flush=True)
@@ -355,7 +364,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--presets", nargs="+", default=["activitynet", "tacos", "charades"])
     parser.add_argument("--batches", nargs="+", type=int, default=[8, 1, 48])
-    parser.add_argument("--seconds", type=float, default=65.0)
+    parser.add_argument("--seconds", type=float, default=90.0)
     parser.add_argument("--tune", action="store_true")
     parser.add_argument("--compiled", action="store_true")
     parser.add_argument("--rehearse", action="store_true")
@@ -369,8 +378,7 @@ def main() -> None:
     device = "cpu" if options.rehearse else "cuda"
     deadline = math.inf if options.rehearse else time.monotonic() + options.seconds
     bench = Bench(device, options.rehearse, deadline, "bench_gather")
-    from mmn_fast.kernels.triton_conv import GatherProposalConv
-    from mmn_fast.kernels.triton_fourier import FourierProposalConv
+    from mmn_fast.kernels.triton_mixed import make_stack
 
     measure_rates(bench)
     found: dict[str, GatherConfig | Times] = {}
@@ -380,9 +388,10 @@ def main() -> None:
                 continue
             layers = _load(name, options.rehearse)
             stacks: dict[str, Any] = {
-                kind.name: kind(*layers.arguments) for kind in (GatherProposalConv, FourierProposalConv)
+                name: make_stack(name, layers.arguments) for name in usable_algorithms(layers.plan.kernel)
             }
-            go_or_not(bench, layers, stacks["fft"])
+            predicted = gpu_conv_plan.predicted_on(capability_of(layers.device), layers.plan, layers.widths, _GO_VIDEOS)
+            go_or_not(bench, layers, stacks[min(TILES.keys() & stacks.keys(), key=lambda name: sum(predicted[name]))])
             if options.tune and not options.rehearse:
                 tuned = _tune(layers, options.batches)
                 for key, config in tuned.items():

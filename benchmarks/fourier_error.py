@@ -1,4 +1,4 @@
-"""What FFT tiles in fp16 cost in accuracy, without a GPU: the transforms' twins around the products in PyTorch.
+"""What FFT tiles in fp16 cost in accuracy, per size and without a GPU: the transforms' twins, products in PyTorch.
 
 Every value that the kernels store is rounded to fp16 where they round it, sums are float32. Beside it a direct
 convolution with the same maps and operands in fp16, the yardstick. All else of the model is float64; the error is that
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import cast
 
 import torch
@@ -23,11 +24,12 @@ from mmn_fast.backends.torch_ref import TorchBackend
 from mmn_fast.demo.agreement import Agreement, LabelledSplit, agreement, draw_split
 from mmn_fast.features import pre_clips
 from mmn_fast.geometry import FloatArray, ProposalPlan, cover_with_tiles, plan_for
-from mmn_fast.kernels.conv_transforms import SPECTRAL_POINTS, fourier
+from mmn_fast.kernels.conv_transforms import SPECTRAL_TILE, fourier
 from mmn_fast.kernels.folding import folded_layers
+from mmn_fast.kernels.gpu_conv_plan import TILES
 from mmn_fast.kernels.gpu_fourier_ops import fourier_cells, fourier_tiles
 from mmn_fast.kernels.reference import proposal_conv_packed
-from mmn_fast.kernels.triton_fourier import PAIRS, spectral_weights
+from mmn_fast.kernels.triton_fourier import spectral_weights
 from mmn_fast.model import MMN, build_model
 from mmn_fast.postprocess import fuse_scores
 from tests.golden import cases
@@ -51,23 +53,30 @@ def direct_fp16(x: Tensor, weights: Sequence[FloatArray], biases: Sequence[Float
     return x
 
 
-def fourier_fp16(x: Tensor, weights: Sequence[FloatArray], biases: Sequence[FloatArray], plan: ProposalPlan) -> Tensor:
+def fourier_fp16(
+    x: Tensor,
+    weights: Sequence[FloatArray],
+    biases: Sequence[FloatArray],
+    plan: ProposalPlan,
+    tile: int = SPECTRAL_TILE,
+) -> Tensor:
     """`triton_fourier.FourierProposalConv` in fp16."""
+    transform = fourier(plan.kernel, tile)
+    paired = 2 * transform.pairs
     x = x.transpose(0, 1).half().contiguous()
     for number, layer in enumerate(plan.layers):
-        cover = cover_with_tiles(plan, number, fourier(plan.kernel).m)
+        cover = cover_with_tiles(plan, number, transform.m)
         inputs, outputs = (torch.from_numpy(rows) for rows in (cover.inputs, cover.outputs))
-        spectra = x.new_empty(SPECTRAL_POINTS, len(inputs), *x.shape[1:])
+        spectra = x.new_empty(transform.points_per_tile, len(inputs), *x.shape[1:])
         fourier_tiles(x, inputs, spectra)
-        values = spectra.float().flatten(1, 2)  # [256, tiles B, C]
-        points, scale = spectral_weights(torch.from_numpy(weights[number]))
+        values = spectra.float().flatten(1, 2)  # [n * n, tiles B, C]
+        points, scale = spectral_weights(torch.from_numpy(weights[number]), transform)
         planes = rounded(points)
-        paired = planes[: 3 * PAIRS].unflatten(0, (PAIRS, 3))  # Im, Re, -Im
-        re, im = values[: 2 * PAIRS : 2], values[1 : 2 * PAIRS : 2]
+        re, im, w_re, w_im = values[:paired:2], values[1:paired:2], planes[:paired:2], planes[1:paired:2]
         product = torch.empty(*values.shape[:2], planes.shape[2])
-        product[: 2 * PAIRS : 2] = re @ paired[:, 1] + im @ paired[:, 2]
-        product[1 : 2 * PAIRS : 2] = re @ paired[:, 0] + im @ paired[:, 1]
-        product[2 * PAIRS :] = values[2 * PAIRS :] @ planes[3 * PAIRS :]
+        product[:paired:2] = re @ w_re - im @ w_im
+        product[1:paired:2] = re @ w_im + im @ w_re
+        product[paired:] = values[paired:] @ planes[paired:]
         product = (product * scale).half().unflatten(1, spectra.shape[1:3])
         x = x.new_empty(len(layer.cells), x.shape[1], planes.shape[2])
         bias, cell_weights = torch.from_numpy(biases[number]), torch.from_numpy(layer.cell_weights)
@@ -116,7 +125,10 @@ def exact(x: Tensor, weights: Sequence[FloatArray], biases: Sequence[FloatArray]
     return proposal_conv_packed(x.double(), to64[0], to64[1], plan)
 
 
-WAYS: dict[str, Conv] = {"direct": direct_fp16, "fft": fourier_fp16}
+WAYS: dict[str, Conv] = {
+    "direct": direct_fp16,
+    **{name: partial(fourier_fp16, tile=tile) for name, tile in TILES.items()},
+}
 
 
 def demo_agreement(conv: Conv, split: LabelledSplit) -> Agreement:
@@ -139,7 +151,7 @@ def errors(name: str) -> dict[str, float]:
 
 
 def main() -> None:
-    """Print the errors and their ratio, case by case."""
+    """Print the errors, and in brackets how many times the direct one they are, case by case."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", nargs="+", default=[*cases.SMALL, *cases.FULL], choices=[*cases.SMALL, *cases.FULL])
     parser.add_argument("--videos", type=int, default=0, help="of the demo's test split, instead of golden cases")
@@ -153,9 +165,9 @@ def main() -> None:
             print(f"  same best proposal {found.top1:.4f}; points of {lost}")
         return
     for name in options.cases:
-        found = errors(name)
-        ratio = found["fft"] / found["direct"]
-        print(f"{name:20} direct fp16 {found['direct']:.1e}  FFT tiles fp16 {found['fft']:.1e}  ratio {ratio:.2f}")
+        direct, *tiles = errors(name).items()
+        ratios = "  ".join(f"{way} {error:.1e} ({error / direct[1]:.2f})" for way, error in tiles)
+        print(f"{name:20} direct fp16 {direct[1]:.1e}  {ratios}", flush=True)
 
 
 if __name__ == "__main__":

@@ -79,7 +79,7 @@ else
 fi
 
 check 105 "benchmark" "$PYTHON" -m benchmarks.bench_gpu $rehearse
-check 80 "benchmark of the proposal convolution" "$PYTHON" -m benchmarks.bench_gather $rehearse
+check 105 "benchmark of the proposal convolution" "$PYTHON" -m benchmarks.bench_gather $rehearse
 
 if [ -n "$failed" ]; then
   echo "gpu_suite.sh: failed: ${failed#, }" >&2

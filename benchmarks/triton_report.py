@@ -21,7 +21,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from mmn_fast.kernels import triton_fourier
-from mmn_fast.kernels.gather_choices import PRODUCT_CONFIG, GatherConfig, shipped_choices
+from mmn_fast.kernels.gather_choices import GatherConfig, shipped_choices
 from mmn_fast.kernels.gather_schedule import WORD_BITS
 from mmn_fast.kernels.triton_conv import gather_conv_kernel
 
@@ -69,17 +69,17 @@ def compile_gather(
     return _compile(gather_conv_kernel, arch, signature, constants, options)
 
 
-def compile_fourier(arch: int, width: int = 512) -> dict[str, Any]:
+def compile_products(arch: int, config: GatherConfig, width: int = 512) -> dict[str, Any]:
     """Compile the products of a layer by FFT tiles in fp16 ahead of time.
 
     Args:
         arch: 80 or 90.
+        config: block sizes.
         width: C_in = C_out, a multiple of the blocks.
 
     Returns:
         What `compile_gather` returns.
     """
-    config = PRODUCT_CONFIG
     return _compile(
         triton_fourier.product_kernel,
         arch,
@@ -88,8 +88,9 @@ def compile_fourier(arch: int, width: int = 512) -> dict[str, Any]:
             **{"tile_rows": "i32", "weight_scale": "fp32"},
         },
         {
-            **{"C_IN": width, "C_OUT": width, "C_PAD": width, "N_PAD": width},
+            **{"PAIRED": 252, "C_IN": width, "C_OUT": width, "C_PAD": width, "N_PAD": width},
             **{"BLOCK_M": config.block_rows, "BLOCK_N": config.block_cols, "BLOCK_K": config.block_k},
+            "OVERLAP": arch >= 90,
         },
         {"num_warps": config.warps, "num_stages": config.stages},
     )
@@ -133,16 +134,19 @@ def _resource_usage(cubin: Path) -> dict[str, int]:
 
 
 def report_shipped() -> dict[str, dict[str, Any]]:
-    """Every shipped choice and the products of FFT tiles, compiled for what they are shipped for.
+    """Every shipped choice, compiled for what it is shipped for.
 
     The gathering kernel is compiled for the kernel width that takes most registers.
     """
     reports = {}
     for arch, configs in shipped_choices().items():
         for name, config in configs.items():
-            splits = config.max_splits if name == "few" else 1
-            reports[f"{arch} {name}"] = compile_gather(int(arch.removeprefix("sm_")), config, 9, splits=splits)
-        reports[f"{arch} fourier product"] = compile_fourier(int(arch.removeprefix("sm_")))
+            number = int(arch.removeprefix("sm_"))
+            if name == "products" or name.startswith("fft"):
+                reports[f"{arch} {name}"] = compile_products(number, config)
+            else:
+                splits = config.max_splits if name == "few" else 1
+                reports[f"{arch} {name}"] = compile_gather(number, config, 9, splits=splits)
     return reports
 
 

@@ -16,10 +16,11 @@ import mmn_fast
 from mmn_fast.backends.native_gpu import NativeGpuBackend
 from mmn_fast.checkpoint import load_model
 from mmn_fast.engine import Engine
-from mmn_fast.geometry import plan_for
+from mmn_fast.geometry import ProposalPlan, plan_for
 from mmn_fast.kernels import gather_choices, gpu_convs
-from mmn_fast.kernels.gpu_convs import make_conv, unavailable_reason
+from mmn_fast.kernels.gpu_convs import layer_choices, make_conv, unavailable_reason
 from mmn_fast.kernels.gpu_video import CropProposalConv
+from mmn_fast.presets import PRESETS
 from mmn_fast.types import InputError
 from tests.golden import cases
 from tests.kernels import conv_cases
@@ -113,7 +114,9 @@ def test_autotune_keeps_times_and_auto_takes_what_they_say(
     monkeypatch.setenv("MMN_FAST_CACHE", str(tmp_path))
     engine = _engine(golden_model("charades_small"), "fp32", autotune=True)  # one video at a time
     kept = json.loads(gather_choices.cache_path().read_text())["times"]
-    assert [set(one) for times in kept.values() for one in times.values()] == [{"crop", "gather", "fft"}]
+    assert [set(one) for times in kept.values() for one in times.values()] == [
+        {"crop", "gather", "fft12", "fft16", "fft24"}
+    ]
     again = _engine(golden_model("charades_small"), "fp32")
     assert again.info()["proposal_conv"] == engine.info()["proposal_conv"]
     for maps, expected in zip(
@@ -128,7 +131,7 @@ def test_each_reason_not_to_take_a_convolution_is_a_sentence(monkeypatch: pytest
         assert unavailable_reason(conv, torch.bfloat16, 99, CPU) is None
     assert unavailable_reason("gather", torch.bfloat16, 9, cuda) is None
     assert unavailable_reason("fft", torch.float16, 16, cuda) is None
-    for conv, kernel, most in (("gather", 10, 9), ("mixed", 10, 9), ("fft", 17, 16)):
+    for conv, kernel, most in (("gather", 10, 9), ("mixed", 10, 9), ("fft", 25, 24)):
         expected = f"conv: expected auto or crop for a kernel of {kernel}, got {conv!r}, which takes at most {most}"
         assert unavailable_reason(conv, torch.float16, kernel, cuda) == expected
     from triton import knobs
@@ -162,7 +165,7 @@ def test_auto_takes_the_crop_until_something_was_measured_that_beats_it(
         return make_conv("auto", weights, biases, plan, dtype, torch.device(DEVICE))
 
     def measured(videos: int, crop: float, gather: float, fft: float, precision: str = "fp16") -> None:
-        times = {"crop": [crop], "gather": [gather] * layers, "fft": [gather * 2] + [fft] * (layers - 1)}
+        times = {"crop": [crop], "gather": [gather] * layers, "fft12": [gather * 2] + [fft] * (layers - 1)}
         gather_choices.keep(arch, gather_choices.times_key(plan, 4, videos, precision), times)
 
     assert isinstance(made(), CropProposalConv)
@@ -176,9 +179,54 @@ def test_auto_takes_the_crop_until_something_was_measured_that_beats_it(
     conv = made()
     assert conv.info()["proposal_conv"] == "mixed"
     assert conv.choices[4] == ("gather",) * layers
-    assert conv.choices[48] == ("gather", *["fft"] * (layers - 1))
+    assert conv.choices[48] == ("gather", *["fft12"] * (layers - 1))
     measured(8, 9.0, 1.0, 2.0)
     assert made().name == "gather"
     assert isinstance(made(torch.float32), CropProposalConv)  # another precision
     monkeypatch.setattr(gpu_convs, "capability_of", lambda _: (8, 0))
     assert isinstance(made(), CropProposalConv)  # another architecture
+
+
+def test_what_is_too_coarse_in_16_bits_is_not_chosen_however_fast(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("MMN_FAST_CACHE", str(tmp_path))
+    monkeypatch.setattr(gpu_convs, "capability_of", lambda _: (9, 0))
+    small, large = (plan_for(PRESETS[name]) for name in ("charades-sta", "tacos"))
+    for plan, precision in ((small, "fp16"), (small, "fp32"), (large, "fp16"), (large, "bf16")):
+        layers = [3.0] * len(plan.layers)
+        times = {"crop": [99.0], "gather": layers, "fft16": [2.0 for _ in layers], "fft24": [1.0 for _ in layers]}
+        gather_choices.keep("sm_90", gather_choices.times_key(plan, 512, 1, precision), times)
+
+    def chosen(conv: str, plan: ProposalPlan, dtype: torch.dtype, width: int = 512) -> set[str]:
+        choices = layer_choices(conv, plan, [width] * (len(plan.layers) + 1), dtype, CPU, (1,))
+        assert choices is not None
+        return set(choices[1])
+
+    for conv in ("auto", "mixed"):
+        assert chosen(conv, small, torch.float16) == {"fft16"}
+        assert chosen(conv, small, torch.float32) == {"fft24"}
+        assert chosen(conv, large, torch.float16) == {"fft24"}
+        assert chosen(conv, large, torch.bfloat16) == {"gather"}
+    assert chosen("fft", small, torch.float16) == {"fft24"}
+    assert "gather" in chosen("mixed", small, torch.float16, 48)
+    assert layer_choices("gather", small, [512] * 9, torch.float16, CPU) is None
+    assert layer_choices("auto", large, [512] * 9, torch.float32, CPU) is None
+
+
+def test_spectral_weights_are_counted_once_for_each_size_of_tiles_that_a_layer_takes(golden_model: Models) -> None:
+    choices = {1: ("gather", "fft12"), 2: ("fft16", "fft12"), 8: ("fft24", "gather")}
+    assert gpu_convs.spectral_values(choices, [3, 5, 7]) == (16**2 + 24**2) * 3 * 5 + 12**2 * 5 * 7
+    assert gpu_convs.spectral_values(None, [3, 5, 7]) == 0
+    backend = _engine(golden_model("hcstvg_small"), "fp32", conv="fft")._backend
+    assert isinstance(backend, NativeGpuBackend)
+    conv = backend._programs.video.conv
+    held = [
+        tensor
+        for stack in conv._stacks.values()
+        for layer in stack._layers.values()
+        for tensor in layer._packed.values()
+    ]  # type: ignore[attr-defined]
+    preset = cases.load("hcstvg_small").preset
+    widths = [preset.hidden_size] + [preset.conv_hidden_size] * preset.conv_layers
+    assert sum(tensor.numel() for tensor in held) == gpu_convs.spectral_values(conv.choices, widths)  # type: ignore[attr-defined]

@@ -1,16 +1,15 @@
 // Bodies of fourier_tiles and fourier_cells; see ops/gpu_ops.h. A block holds some channels of one tile of one video: in
-// phases, lines of 16 go through registers, and the tile in between through shared memory. The spectrum of a line has its
-// cosine sums in places 0..8, its sine sums in places 9..15.
+// phases, lines of N go through registers, and the tile in between through shared memory. The spectrum of a line has its
+// cosine sums in places 0..N/2, its sine sums behind.
 #pragma once
 
-#include "common/fourier_lines.h"
+#include "cuda/fourier_sums.h"
 #include "cuda/run.h"
 
 namespace mmn_fast {
 
-constexpr int kTileSide = 16, kTilePlaces = kTileSide * kTileSide, kTileQuads = kTilePlaces / 4;
-constexpr int kTileLanes = kRunThreads / kTileSide;  // threads of a line, V channels each
-constexpr int kSines = 8;                            // the sine sum of frequency u is at place 8 + u
+constexpr int kTileLanes = 16;                        // threads of a line, V channels each
+constexpr int kTileLines = kRunThreads / kTileLanes;  // lines that a block works on at once
 constexpr float kRoot2 = 1.41421356237309505f;
 
 // V lines side by side.
@@ -48,28 +47,29 @@ struct Lines {
   }
 };
 
-// Planes 4 q .. 4 q + 3 of a spectrum, and the places of the line sums that they are made of. In the order of
-// cpu/tile_transform.h: 49 quads Re and Im of F(u, v) and F(u, -v), which mix their four sums; 14 quads of two points
-// with a frequency of 0 or 8, each plane one sum (Im minus it); the four real points.
+// Planes 4 q .. 4 q + 3 of a spectrum of an N x N tile, and the places of the line sums that they are made of. In the
+// order of cpu/tile_transform.h: quads Re and Im of F(u, v) and F(u, -v), which mix their four sums; quads of two points
+// with a frequency of 0 or N/2, each plane one sum (Im minus it); the four real points.
 struct Quad {
   int places[4];
   bool mixed, real;
 };
 
+template <int N>
 MMN_DEVICE Quad quad_of(int q) {
-  constexpr int kRow = kTileSide, kInner = 7, kLast = 8;
+  constexpr int kLast = N / 2, kInner = kLast - 1;  // the sine sum of frequency u is at place kLast + u
   if (q < kInner * kInner) {
     const int u = q / kInner + 1, v = q % kInner + 1;
-    return {{u * kRow + v, (kSines + u) * kRow + kSines + v, (kSines + u) * kRow + v, u * kRow + kSines + v}, true, false};
+    return {{u * N + v, (kLast + u) * N + kLast + v, (kLast + u) * N + v, u * N + kLast + v}, true, false};
   }
   q -= kInner * kInner;
-  if (q < kInner) return {{q + 1, kSines + q + 1, kLast * kRow + q + 1, kLast * kRow + kSines + q + 1}, false, false};
+  if (q < kInner) return {{q + 1, kLast + q + 1, kLast * N + q + 1, kLast * N + kLast + q + 1}, false, false};
   q -= kInner;
   if (q < kInner) {
-    const int cosine = (q + 1) * kRow, sine = (kSines + q + 1) * kRow;
+    const int cosine = (q + 1) * N, sine = (kLast + q + 1) * N;
     return {{cosine, sine, cosine + kLast, sine + kLast}, false, false};
   }
-  return {{0, kLast, kLast * kRow, kLast * kRow + kLast}, false, true};
+  return {{0, kLast, kLast * N, kLast * N + kLast}, false, true};
 }
 
 // What a block's threads are to each other.
@@ -86,7 +86,7 @@ struct TilePart {
   static MMN_DEVICE int64_t parts_of(int64_t channels) { return (channels + kTileLanes * V - 1) / (kTileLanes * V); }
 };
 
-template <class T, int V>
+template <class T, int V, int N>
 struct FourierTilesBody {
   using A = Lines<V>;
   using F = typename A::F;
@@ -94,45 +94,49 @@ struct FourierTilesBody {
   MMN_DEVICE int64_t items() const { return a.tiles * a.videos * TilePart<V>::parts_of(a.channels); }
   template <class Group>
   MMN_DEVICE void operator()(const Group& group, int64_t item) const {
-    MMN_SHARED F sums[kTilePlaces * kTileLanes];
+    MMN_SHARED F sums[N * N * kTileLanes];
     const TilePart<V> part(item, a.channels, a.videos);
-    const int32_t* inputs = a.inputs + part.tile * kTilePlaces;
+    const int32_t* inputs = a.inputs + part.tile * (N * N);
     group.each([&](int thread) {
-      const int line = thread / kTileLanes, lane = thread % kTileLanes;
+      const int lane = thread % kTileLanes;
       const int64_t c = part.first_channel + lane * V;
       if (c >= a.channels) return;
-      F values[kTileSide], spectrum[kTileSide];
-      MMN_UNROLL_ALL
-      for (int x = 0; x < kTileSide; ++x) {
-        const int32_t row = inputs[line * kTileSide + x];
-        Pack<T, V> value = {};
-        if (row >= 0) value = load_pack<T, V>(a.rows, (row * a.videos + part.video) * a.channels + c);
+      for (int line = thread / kTileLanes; line < N; line += kTileLines) {
+        F values[N], spectrum[N];
         MMN_UNROLL_ALL
-        for (int v = 0; v < V; ++v) values[x].values[v] = value[v];
+        for (int x = 0; x < N; ++x) {
+          const int32_t row = inputs[line * N + x];
+          Pack<T, V> value = {};
+          if (row >= 0) value = load_pack<T, V>(a.rows, (row * a.videos + part.video) * a.channels + c);
+          MMN_UNROLL_ALL
+          for (int v = 0; v < V; ++v) values[x].values[v] = value[v];
+        }
+        FourierLine<N>::template forward<A>(values, spectrum);
+        MMN_UNROLL_ALL
+        for (int x = 0; x < N; ++x) sums[(line * N + x) * kTileLanes + lane] = spectrum[x];
       }
-      fourier_line_forward<A>(values, 1, spectrum);
-      MMN_UNROLL_ALL
-      for (int x = 0; x < kTileSide; ++x) sums[(line * kTileSide + x) * kTileLanes + lane] = spectrum[x];
     });
     group.each([&](int thread) {
-      const int column = thread / kTileLanes, lane = thread % kTileLanes;
+      const int lane = thread % kTileLanes;
       if (part.first_channel + lane * V >= a.channels) return;
-      F values[kTileSide], spectrum[kTileSide];
-      MMN_UNROLL_ALL
-      for (int y = 0; y < kTileSide; ++y) values[y] = sums[(y * kTileSide + column) * kTileLanes + lane];
-      fourier_line_forward<A>(values, 1, spectrum);
-      MMN_UNROLL_ALL
-      for (int y = 0; y < kTileSide; ++y) sums[(y * kTileSide + column) * kTileLanes + lane] = spectrum[y];
+      for (int column = thread / kTileLanes; column < N; column += kTileLines) {
+        F values[N], spectrum[N];
+        MMN_UNROLL_ALL
+        for (int y = 0; y < N; ++y) values[y] = sums[(y * N + column) * kTileLanes + lane];
+        FourierLine<N>::template forward<A>(values, spectrum);
+        MMN_UNROLL_ALL
+        for (int y = 0; y < N; ++y) sums[(y * N + column) * kTileLanes + lane] = spectrum[y];
+      }
     });
     group.each([&](int thread) {
       const int lane = thread % kTileLanes;
       const int64_t c = part.first_channel + lane * V, plane = a.tiles * a.videos * a.channels;
       if (c >= a.channels) return;
-      for (int q = thread / kTileLanes; q < kTileQuads; q += kTileSide) {
-        const Quad quad = quad_of(q);
+      for (int q = thread / kTileLanes; q < N * N / 4; q += kTileLines) {
+        const Quad quad = quad_of<N>(q);
         const F cc = sums[quad.places[0] * kTileLanes + lane], ss = sums[quad.places[1] * kTileLanes + lane];
         const F sc = sums[quad.places[2] * kTileLanes + lane], cs = sums[quad.places[3] * kTileLanes + lane];
-        const F scale = A::set1((quad.real ? 1.0f : kRoot2) / kTilePlaces);
+        const F scale = A::set1((quad.real ? 1.0f : kRoot2) / (N * N));
         const F sign = A::set1(quad.real ? 1.0f : -1.0f);
         const F values[4] = {
             quad.mixed ? A::sub(cc, ss) : cc,
@@ -153,7 +157,7 @@ struct FourierTilesBody {
   }
 };
 
-template <class T, int V>
+template <class T, int V, int N>
 struct FourierCellsBody {
   using A = Lines<V>;
   using F = typename A::F;
@@ -161,15 +165,15 @@ struct FourierCellsBody {
   MMN_DEVICE int64_t items() const { return a.tiles * a.videos * TilePart<V>::parts_of(a.channels); }
   template <class Group>
   MMN_DEVICE void operator()(const Group& group, int64_t item) const {
-    MMN_SHARED F sums[kTilePlaces * kTileLanes];
+    MMN_SHARED F sums[N * N * kTileLanes];
     const TilePart<V> part(item, a.channels, a.videos);
     const int m = a.m;
     group.each([&](int thread) {
       const int lane = thread % kTileLanes;
       const int64_t c = part.first_channel + lane * V, plane = a.tiles * a.videos * a.channels;
       if (c >= a.channels) return;
-      for (int q = thread / kTileLanes; q < kTileQuads; q += kTileSide) {
-        const Quad quad = quad_of(q);
+      for (int q = thread / kTileLanes; q < N * N / 4; q += kTileLines) {
+        const Quad quad = quad_of<N>(q);
         F in[4];
         MMN_UNROLL_ALL
         for (int i = 0; i < 4; ++i) {
@@ -190,55 +194,70 @@ struct FourierCellsBody {
       }
     });
     group.each([&](int thread) {
-      const int column = thread / kTileLanes, lane = thread % kTileLanes;
+      const int lane = thread % kTileLanes;
       if (part.first_channel + lane * V >= a.channels) return;
-      F spectrum[kTileSide], values[kTileSide];
-      MMN_UNROLL_ALL
-      for (int y = 0; y < kTileSide; ++y) spectrum[y] = sums[(y * kTileSide + column) * kTileLanes + lane];
-      fourier_line_inverse<A>(spectrum, 1, kTileSide, values);
-      MMN_UNROLL_ALL
-      for (int y = 0; y < kTileSide; ++y) {
-        if (y < m) sums[(y * kTileSide + column) * kTileLanes + lane] = values[y];
+      for (int column = thread / kTileLanes; column < N; column += kTileLines) {
+        F spectrum[N], values[N];
+        MMN_UNROLL_ALL
+        for (int y = 0; y < N; ++y) spectrum[y] = sums[(y * N + column) * kTileLanes + lane];
+        FourierLine<N>::template inverse<A>(spectrum, values);
+        MMN_UNROLL_ALL
+        for (int y = 0; y < N; ++y) {
+          if (y < m) sums[(y * N + column) * kTileLanes + lane] = values[y];
+        }
       }
     });
     group.each([&](int thread) {
-      const int line = thread / kTileLanes, lane = thread % kTileLanes;
+      const int lane = thread % kTileLanes;
       const int64_t c = part.first_channel + lane * V;
-      if (line >= m || c >= a.channels) return;
-      F spectrum[kTileSide], values[kTileSide];
-      MMN_UNROLL_ALL
-      for (int x = 0; x < kTileSide; ++x) spectrum[x] = sums[(line * kTileSide + x) * kTileLanes + lane];
-      fourier_line_inverse<A>(spectrum, 1, kTileSide, values);
-      const int32_t* outputs = a.outputs + (part.tile * m + line) * m;
-      MMN_UNROLL_ALL
-      for (int x = 0; x < kTileSide; ++x) {
-        const int32_t cell = x < m ? outputs[x] : -1;
-        if (cell < 0) continue;
-        const float weight = a.cell_weights[cell];
-        Pack<T, V> out;
+      if (c >= a.channels) return;
+      for (int line = thread / kTileLanes; line < m; line += kTileLines) {
+        F spectrum[N], values[N];
         MMN_UNROLL_ALL
-        for (int v = 0; v < V; ++v) {
-          const float value = values[x].values[v] + a.bias[c + v];
-          out.set(v, (value < 0.0f ? 0.0f : value) * weight);  // as torch's ReLU: NaN stays
+        for (int x = 0; x < N; ++x) spectrum[x] = sums[(line * N + x) * kTileLanes + lane];
+        FourierLine<N>::template inverse<A>(spectrum, values);
+        const int32_t* outputs = a.outputs + (part.tile * m + line) * m;
+        MMN_UNROLL_ALL
+        for (int x = 0; x < N; ++x) {
+          const int32_t cell = x < m ? outputs[x] : -1;
+          if (cell < 0) continue;
+          const float weight = a.cell_weights[cell];
+          Pack<T, V> out;
+          MMN_UNROLL_ALL
+          for (int v = 0; v < V; ++v) {
+            const float value = values[x].values[v] + a.bias[c + v];
+            out.set(v, (value < 0.0f ? 0.0f : value) * weight);  // as torch's ReLU: NaN stays
+          }
+          store_pack<T, V>(a.out, (cell * a.videos + part.video) * a.channels + c, out);
         }
-        store_pack<T, V>(a.out, (cell * a.videos + part.video) * a.channels + c, out);
       }
     });
   }
 };
 
-// Two channels a thread where every row allows: four would take more registers than let two blocks run at once.
-template <template <class, int> class Body, class Args, class Runner>
-void run_fourier(const Args& args, const void* rows, const Runner& runner) {
-  const auto pick = [&](auto element) {
-    using T = decltype(element);
+// Two channels a thread where every row allows, in tiles of up to 16: more values would take more registers than let
+// four blocks run at once.
+template <template <class, int, int> class Body, int N, class T, class Args, class Runner>
+void run_fourier_side(const Args& args, const void* rows, const Runner& runner) {
+  if constexpr (N <= 16) {
     if (args.channels % 2 == 0 && reinterpret_cast<uintptr_t>(rows) % sizeof(Pack<T, 2>) == 0) {
-      runner.blocks_of_threads(Body<T, 2>{args});
-    } else {
-      runner.blocks_of_threads(Body<T, 1>{args});
+      return runner.blocks_of_threads(Body<T, 2, N>{args});
     }
-  };
-  with_dtype(args.dtype, pick);
+  }
+  runner.blocks_of_threads(Body<T, 1, N>{args});
+}
+
+template <template <class, int, int> class Body, class T, class Args, class Runner>
+void run_fourier_of(const Args& args, const void* rows, const Runner& runner) {
+  if (args.n == 12) return run_fourier_side<Body, 12, T>(args, rows, runner);
+  if (args.n == 24) return run_fourier_side<Body, 24, T>(args, rows, runner);
+  run_fourier_side<Body, 16, T>(args, rows, runner);
+}
+
+template <template <class, int, int> class Body, class Args, class Runner>
+void run_fourier(const Args& args, const void* rows, const Runner& runner) {
+  if (args.dtype == Dtype::kFloat16) return run_fourier_of<Body, Half>(args, rows, runner);
+  run_fourier_of<Body, float>(args, rows, runner);
 }
 
 template <class Runner>

@@ -62,14 +62,16 @@ struct ConvEpilogueArgs {
   Dtype dtype;
 };
 
-// fourier_tiles: the spectra of the tiles of 16 x 16 that cover a map. Their planes are in the order of
-// cpu/tile_transform.h, of a complex point the real part and the imaginary one; each is 1/256 of the sum over the tile,
-// complex ones times the square root of 2: an orthogonal transform over 16, so plane F(0, 0) is the tile's mean.
+// fourier_tiles: the spectra of the tiles of n x n, n 12, 16 or 24, that cover a map. Their planes are in the order of
+// cpu/tile_transform.h, of a complex point the real part and the imaginary one; each is 1/n^2 of the sum over the tile,
+// complex ones times the square root of 2: an orthogonal transform over n, so plane F(0, 0) is the tile's mean.
+// dtype is float32 or float16.
 struct FourierTilesArgs {
   const void* rows;       // dtype [., videos, channels]
-  const int32_t* inputs;  // [tiles, 16, 16], rows under the tile, -1 for zeros
-  void* spectra;          // dtype [256, tiles, videos, channels]
+  const int32_t* inputs;  // [tiles, n, n], rows under the tile, -1 for zeros
+  void* spectra;          // dtype [n * n, tiles, videos, channels]
   int64_t tiles, videos, channels;
+  int n;
   Dtype dtype;
 };
 
@@ -77,13 +79,13 @@ struct FourierTilesArgs {
 //   out[cell, b, c] = max(place + bias[c], 0) * cell_weights[cell], cell = outputs[tile, y, x]
 // where that is not -1; nothing else is written. Undoes fourier_tiles.
 struct FourierCellsArgs {
-  const void* spectra;        // dtype [256, tiles, videos, channels]
+  const void* spectra;        // dtype [n * n, tiles, videos, channels]
   const int32_t* outputs;     // [tiles, m, m], each cell at most once
   const float* bias;          // [channels]
   const float* cell_weights;  // [cells]
   void* out;                  // dtype [cells, videos, channels]
   int64_t tiles, videos, channels;
-  int m;  // 1 to 16
+  int n, m;  // m 1 to n
   Dtype dtype;
 };
 

@@ -96,15 +96,22 @@ void conv_epilogue(uintptr_t products, uintptr_t bias, uintptr_t weights, uintpt
   MMN_RUN(conv_epilogue, args);
 }
 
+void check_spectra(int n, int dtype) {
+  MMN_CHECK(n == 12 || n == 16 || n == 24, "n: expected 12, 16 or 24, got ", n);
+  MMN_CHECK(dtype_of(dtype) != Dtype::kBfloat16, "dtype: expected float32 or float16, got bfloat16");
+}
+
 void fourier_tiles(uintptr_t rows, uintptr_t inputs, uintptr_t spectra, int64_t tiles, int64_t videos, int64_t channels,
-                   int dtype, int device, uintptr_t stream) {
+                   int n, int dtype, int device, uintptr_t stream) {
+  check_spectra(n, dtype);
   const FourierTilesArgs args = {pointer<const void>(rows), pointer<const int32_t>(inputs), pointer<void>(spectra), tiles,
-                                 videos, channels, dtype_of(dtype)};
+                                 videos, channels, n, dtype_of(dtype)};
   MMN_RUN(fourier_tiles, args);
 }
 
 void fourier_cells(uintptr_t spectra, uintptr_t outputs, uintptr_t bias, uintptr_t cell_weights, uintptr_t out,
-                   int64_t tiles, int64_t videos, int64_t channels, int m, int dtype, int device, uintptr_t stream) {
+                   int64_t tiles, int64_t videos, int64_t channels, int n, int m, int dtype, int device, uintptr_t stream) {
+  check_spectra(n, dtype);
   const FourierCellsArgs args = {pointer<const void>(spectra),
                                  pointer<const int32_t>(outputs),
                                  pointer<const float>(bias),
@@ -113,6 +120,7 @@ void fourier_cells(uintptr_t spectra, uintptr_t outputs, uintptr_t bias, uintptr
                                  tiles,
                                  videos,
                                  channels,
+                                 n,
                                  m,
                                  dtype_of(dtype)};
   MMN_RUN(fourier_cells, args);

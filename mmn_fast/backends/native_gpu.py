@@ -31,7 +31,7 @@ from mmn_fast.kernels.gpu_buckets import (
     rows_for,
     split,
 )
-from mmn_fast.kernels.gpu_convs import CONVS, make_conv, spectral_values, unavailable_reason
+from mmn_fast.kernels.gpu_convs import CONVS, layer_choices, make_conv, spectral_values, unavailable_reason
 from mmn_fast.kernels.gpu_copies import DeviceCopies
 from mmn_fast.kernels.gpu_device import PRECISIONS
 from mmn_fast.kernels.gpu_graphs import MIB
@@ -99,12 +99,14 @@ class NativeGpuBackend(DeviceBackend):
             reason = f"autotune: expected a CUDA device to measure on, got {device!r}"
         if reason:
             raise InputError(f"backend_options: {reason}")
-        self._num_proposals, self._max_tokens = plan_for(model.preset).num_proposals, model.text.max_tokens
+        plan, preset = plan_for(model.preset), model.preset
+        self._num_proposals, self._max_tokens = plan.num_proposals, model.text.max_tokens
+        widths = [preset.hidden_size] + [preset.conv_hidden_size] * preset.conv_layers
+        choices = layer_choices(conv, plan, widths, dtype, place, self._video_buckets)
 
         def video() -> VideoBranch:
             layers = folded_layers(model.state, model.preset.conv_layers)
-            tuned = self._video_buckets if autotune else ()
-            made = make_conv(conv, *layers, plan_for(model.preset), dtype, place, tuned)
+            made = make_conv(conv, *layers, plan, dtype, place, self._video_buckets, autotune)
             return VideoBranch(model.preset, model.state, dtype, place, made)
 
         def text() -> TextBranch:
@@ -116,7 +118,7 @@ class NativeGpuBackend(DeviceBackend):
             model.text,
             video,
             text,
-            sum(array.size for array in model.state.values()) + spectral_values(conv, model.preset),
+            sum(array.size for array in model.state.values()) + spectral_values(choices, widths),
             dtype,
             place,
             graphs and on_cuda,

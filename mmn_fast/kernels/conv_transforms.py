@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import cache, cached_property
+from functools import cache
 
 import numpy as np
 import numpy.typing as npt
@@ -24,10 +24,10 @@ Float64 = npt.NDArray[np.float64]
 # 1803.10986); with 7/4 in place of 2 the rounding errors of a layer are a fifth smaller.
 _WINOGRAD_POINTS = [Fraction(p) for p in ("0", "1", "-1", "1/2", "-1/2", "7/4", "-7/4")]
 SPECTRAL_TILE = 16
-SPECTRAL_POINTS = SPECTRAL_TILE**2
-"""Real values of a tile's spectrum: two for each complex point, one for each of the last, real ones."""
+"""Inputs a side of a spectral tile on a CPU; on a GPU one of `SPECTRAL_TILES`."""
+SPECTRAL_TILES = (12, 16, 24)
 REAL_POINTS = 4
-_COSINES = SPECTRAL_TILE // 2 + 1
+"""The last ones of a spectrum."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,11 +35,12 @@ class TileTransform:
     """One transform.
 
     Attributes:
-        tile: n, inputs a side: 8 for Winograd, 16 for the spectral one.
+        tile: n, inputs a side: 8 for Winograd, one of `SPECTRAL_TILES` for the spectral one.
         m: outputs a side.
         bt: float64 [n, n].
         at: float64 [m, n].
         weight_points: float64 [n * n, k * k].
+        pairs: points that are complex, two real values each; all others are real.
     """
 
     tile: int
@@ -47,11 +48,17 @@ class TileTransform:
     bt: Float64
     at: Float64
     weight_points: Float64
+    pairs: int = 0
 
-    @cached_property
+    @property
+    def points_per_tile(self) -> int:
+        """Real values that a tile and a channel become."""
+        return self.tile**2
+
+    @property
     def products(self) -> int:
         """Real multiplications per tile and channel pair: a complex one is four."""
-        return self.tile**2 if self.tile != SPECTRAL_TILE else 2 * (SPECTRAL_POINTS - REAL_POINTS) + REAL_POINTS
+        return self.points_per_tile + 2 * self.pairs
 
     def points(self, weight: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """Transform [C_out, C_in, k, k] in float64 to float32 [n * n, C_out, C_in]."""
@@ -92,27 +99,26 @@ def _polynomial(roots: list[Fraction]) -> list[Fraction]:
 
 
 @cache
-def fourier(kernel: int) -> TileTransform:
-    """The discrete Fourier transform on tiles of 16, m = 17 - k, of real inputs."""
-    n, m = SPECTRAL_TILE, SPECTRAL_TILE + 1 - kernel
+def fourier(kernel: int, tile: int = SPECTRAL_TILE) -> TileTransform:
+    """The discrete Fourier transform of real inputs, m = tile + 1 - k."""
+    n, m, last = tile, tile + 1 - kernel, tile // 2
     if m < 1:
         raise ValueError(f"kernel: expected 1 to {n}, got {kernel}")
-    places = np.arange(n)
-    angles = 2 * np.pi * np.outer(np.arange(_COSINES), places) / n
+    angles = 2 * np.pi * np.outer(np.arange(last + 1), np.arange(n)) / n
     bt = np.concatenate([np.cos(angles), np.sin(angles[1:-1])])
-    once = np.isin(np.arange(n), (0, n // 2))  # cos 0 and cos 8 stand for one frequency, the others for a pair
+    once = np.isin(np.arange(n), (0, last))  # these two cosines stand for one frequency each, the others for a pair
     at = (np.where(once, 1, 2)[:, None] * bt / n).T[:m]
     # The product with the conjugate spectrum correlates, as a convolution layer does.
-    tap = np.exp(2j * np.pi * np.outer(_frequencies()[:, 0], np.arange(kernel)) / n)
-    tap2 = np.exp(2j * np.pi * np.outer(_frequencies()[:, 1], np.arange(kernel)) / n)
+    frequencies = _frequencies(last)
+    tap, tap2 = (np.exp(2j * np.pi * np.outer(axis, np.arange(kernel)) / n) for axis in frequencies.T)
     spectrum = (tap[:, :, None] * tap2[:, None, :]).reshape(-1, kernel * kernel)
-    pairs = np.stack([spectrum.real, spectrum.imag], 1)[:-4].reshape(-1, kernel * kernel)
-    return TileTransform(n, m, bt, at, np.concatenate([pairs, spectrum.real[-4:]]))
+    pairs = np.stack([spectrum.real, spectrum.imag], 1)[:-REAL_POINTS].reshape(-1, kernel * kernel)
+    points = np.concatenate([pairs, spectrum.real[-REAL_POINTS:]])
+    return TileTransform(n, m, bt, at, points, len(pairs) // 2)
 
 
-def _frequencies() -> npt.NDArray[np.int64]:
-    """(u, v) of every spectral point, in the order of csrc/cpu/tile_transform.h; the last four are real."""
-    last = _COSINES - 1
+def _frequencies(last: int) -> npt.NDArray[np.int64]:
+    """(u, v) of every spectral point of tiles of 2 `last`, in the order of csrc/cpu/tile_transform.h."""
     inner = range(1, last)
     points = [point for u in inner for v in inner for point in ((u, v), (u, -v))]
     points += [point for v in inner for point in ((0, v), (last, v))]

@@ -18,8 +18,8 @@ from mmn_fast.kernels.gpu_buckets import VIDEO_BUCKETS
 SHIPPED = Path(__file__).with_name("gather_choices.json")
 _CACHE_NAME = "gather_choices.json"
 _ABOUT = (
-    "choices: few and many are untuned defaults, from work counts and resource reports; other keys were measured."
-    " times: milliseconds per layer, measured."
+    "choices: few, many and products are untuned defaults, from work counts and resource reports; other keys were"
+    " measured. times: milliseconds per layer, measured."
 )
 
 Times = dict[str, list[float]]
@@ -57,9 +57,7 @@ class GatherConfig:
         return self.stages * self.block_k * (self.block_rows + self.block_cols) * element_size
 
 
-PRODUCT_CONFIG = GatherConfig(128, 128, 64, 8, 4, 1)
-"""Of the products of spectra where nothing was tuned."""
-_INTERPRETED = {"gather": GatherConfig(1024, 64, 64, 4, 2, 1), "fft": GatherConfig(64, 64, 64, 4, 2, 1)}
+_INTERPRETED = {"gather": GatherConfig(1024, 64, 64, 4, 2, 1), "products": GatherConfig(64, 64, 64, 4, 2, 1)}
 
 
 def choose_splits(work: int, programs: int, max_splits: int) -> int:
@@ -99,7 +97,7 @@ def chosen_config(
     """The tuned choice of this machine if there is one, else the shipped one.
 
     Args:
-        algorithm: "gather", or "fft" for the products of spectra.
+        algorithm: "gather", or the name of tiles for the products of their spectra, as in `gpu_conv_plan.ALGORITHMS`.
         capability: compute capability; one that no choice was shipped for takes that of the next lower one, and what is
             not a CUDA device (0, 0) small blocks, for the interpreter.
         plan: geometry.
@@ -110,7 +108,7 @@ def chosen_config(
         ValueError: a file of choices cannot be read; the message names it.
     """
     if capability == (0, 0):
-        return _INTERPRETED[algorithm]
+        return _INTERPRETED["gather" if algorithm == "gather" else "products"]
     key = algorithm_key(algorithm, choice_key(plan, width, videos))
     tuned = kept_config(capability, key)
     if tuned is not None:
@@ -120,9 +118,8 @@ def chosen_config(
     if not usable:
         raise ValueError(f"device: expected compute capability 8.0 or later, got {capability[0]}.{capability[1]}")
     choices = shipped[max(usable, key=lambda name: int(name.removeprefix("sm_")))]
-    if algorithm == "fft":
-        return choices.get(key, PRODUCT_CONFIG)
-    return choices.get(key) or choices["few" if videos < 8 and plan.num_proposals < 512 else "many"]
+    untuned = "few" if videos < 8 and plan.num_proposals < 512 else "many"
+    return choices.get(key) or choices[untuned if algorithm == "gather" else "products"]
 
 
 def kept_config(capability: tuple[int, int], key: str) -> GatherConfig | None:
@@ -136,7 +133,10 @@ def arch_of(capability: tuple[int, int]) -> str:
 
 
 def shipped_choices() -> dict[str, dict[str, GatherConfig]]:
-    """Choices that come with the package, by architecture and key; "few" and "many" stand for keys not listed."""
+    """Choices that come with the package, by architecture and key.
+
+    "few" and "many" stand for keys of the gathering kernel that are not listed, "products" for those of FFT tiles.
+    """
     return _read(SHIPPED).choices
 
 

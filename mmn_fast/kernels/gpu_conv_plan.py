@@ -6,16 +6,25 @@ and each layer is decided alone.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 from mmn_fast.geometry import ProposalPlan, cover_with_tiles
-from mmn_fast.kernels.conv_transforms import REAL_POINTS, SPECTRAL_POINTS, fourier
+from mmn_fast.kernels.conv_transforms import SPECTRAL_TILES, TileTransform, fourier
 from mmn_fast.kernels.gather_choices import GatherConfig, Times, choose_splits, chosen_config
-from mmn_fast.kernels.gather_schedule import schedule_layer
+from mmn_fast.kernels.gather_schedule import MAX_TAPS, schedule_layer
 
 _BYTES = 2  # of an operand in fp16 or bf16
-SPECTRAL_PLANES = 3 * (SPECTRAL_POINTS - REAL_POINTS) // 2 + REAL_POINTS
+TILES = {f"fft{tile}": tile for tile in SPECTRAL_TILES}
+"""Places of a side of the tiles of every algorithm through spectra."""
+ALGORITHMS = ("gather", *TILES)
+
+
+def usable_algorithms(kernel: int, spectra: bool = True) -> tuple[str, ...]:
+    """Those of `ALGORITHMS` that take a kernel; no spectra if they are not wanted."""
+    gather = ("gather",) if kernel**2 <= MAX_TAPS else ()
+    return (*gather, *(name for name, tile in TILES.items() if spectra and tile >= kernel))
 
 
 @dataclass(frozen=True)
@@ -51,8 +60,10 @@ def rates_of(capability: tuple[int, int]) -> DeviceRates:
 
 def predicted_on(capability: tuple[int, int], plan: ProposalPlan, widths: Sequence[int], videos: int) -> Times:
     """`predicted_times` at the rates and with the block sizes of a device."""
-    gather, product = (chosen_config(name, capability, plan, widths[-1], videos) for name in ("gather", "fft"))
-    return predicted_times(plan, widths, videos, rates_of(capability), gather, product)
+    configs = {
+        name: chosen_config(name, capability, plan, widths[-1], videos) for name in usable_algorithms(plan.kernel)
+    }
+    return predicted_times(plan, widths, videos, rates_of(capability), configs)
 
 
 def predicted_times(
@@ -60,8 +71,7 @@ def predicted_times(
     widths: Sequence[int],
     videos: int,
     rates: DeviceRates,
-    gather: GatherConfig,
-    product: GatherConfig,
+    configs: Mapping[str, GatherConfig],
 ) -> Times:
     """What each layer takes by its work, its bytes and a device's rates, in 16 bits.
 
@@ -70,28 +80,28 @@ def predicted_times(
         widths: channels of the map and of every layer, L + 1.
         videos: B.
         rates: of the device.
-        gather: block sizes of the gathering kernel.
-        product: block sizes of the products of spectra.
+        configs: block sizes per algorithm; of tiles those of the products of spectra.
 
     Returns:
-        Milliseconds of all videos per layer, of "gather" and "fft".
+        Milliseconds of all videos per layer, of every algorithm.
     """
-    numbers = range(len(plan.layers))
-    return {
-        "gather": [_gather_ms(plan, n, (widths[n], widths[n + 1]), videos, rates, gather) for n in numbers],
-        "fft": [_fourier_ms(plan, n, (widths[n], widths[n + 1]), videos, rates, product) for n in numbers],
-    }
+
+    def layer_ms(algorithm: str, number: int) -> float:
+        one = plan, number, (widths[number], widths[number + 1]), videos, rates, configs[algorithm]
+        return _gather_ms(*one) if algorithm == "gather" else _fourier_ms(*one, algorithm)
+
+    return {algorithm: [layer_ms(algorithm, number) for number in range(len(plan.layers))] for algorithm in configs}
 
 
-def choose_layers(times: Times, spectra: bool = True) -> tuple[str, ...]:
-    """The fastest algorithm of every layer among those that have times; "gather" where they are equal.
+def choose_layers(times: Times, among: Collection[str] = ALGORITHMS) -> tuple[str, ...]:
+    """The fastest algorithm of every layer among those that have times; the first of `ALGORITHMS` of equal ones.
 
     Args:
         times: milliseconds of every layer.
-        spectra: whether "fft" may be chosen.
+        among: which may be chosen.
     """
-    known = [name for name in ("gather", "fft") if name in times and (spectra or name == "gather")]
-    return tuple(min(known, key=lambda name: times[name][n]) for n in range(len(times["gather"])))
+    known = [name for name in ALGORITHMS if name in times and name in among]
+    return tuple(min(known, key=lambda name: times[name][n]) for n in range(len(times[known[0]])))
 
 
 def chosen_ms(times: Times, chosen: Sequence[str]) -> float:
@@ -104,10 +114,13 @@ def gather_flop(plan: ProposalPlan, number: int, c_in: int, c_out: int, videos: 
     return 2.0 * c_in * c_out * schedule_layer(plan, number, videos, config.block_rows).executed_taps
 
 
-def product_flop(plan: ProposalPlan, number: int, c_in: int, c_out: int, videos: int, config: GatherConfig) -> float:
+def product_flop(
+    plan: ProposalPlan, number: int, c_in: int, c_out: int, videos: int, config: GatherConfig, algorithm: str
+) -> float:
     """What the products of a layer's spectra execute, rows that fill the last block included."""
-    rows = _round_up(_tiles(plan, number) * videos, config.block_rows)
-    return 2.0 * c_in * c_out * rows * fourier(plan.kernel).products
+    transform = _transform(plan, algorithm)
+    rows = _round_up(_tiles(plan, number, transform) * videos, config.block_rows)
+    return 2.0 * c_in * c_out * rows * transform.products
 
 
 def _gather_ms(
@@ -127,19 +140,32 @@ def _gather_ms(
 
 
 def _fourier_ms(
-    plan: ProposalPlan, number: int, widths: tuple[int, int], videos: int, rates: DeviceRates, config: GatherConfig
+    plan: ProposalPlan,
+    number: int,
+    widths: tuple[int, int],
+    videos: int,
+    rates: DeviceRates,
+    config: GatherConfig,
+    algorithm: str,
 ) -> float:
     c_in, c_out = widths
+    transform = _transform(plan, algorithm)
     per_ms = rates.memory_gbps * 1e6
-    spectra = SPECTRAL_POINTS * _tiles(plan, number) * videos * (c_in + c_out) * _BYTES
-    weights = SPECTRAL_PLANES * c_in * c_out * _BYTES
-    multiplied = product_flop(plan, number, c_in, c_out, videos, config) / (rates.product_tflops * 1e9)
+    rows = _tiles(plan, number, transform) * videos
+    spectra = transform.points_per_tile * rows * (c_in + c_out) * _BYTES
+    weights = transform.points_per_tile * c_in * c_out * _BYTES
+    multiplied = product_flop(plan, number, c_in, c_out, videos, config, algorithm) / (rates.product_tflops * 1e9)
     # The transforms move bytes, the products multiply.
     return max(multiplied, (weights + spectra) / per_ms) + spectra / per_ms + 3 * rates.launch_us / 1e3
 
 
-def _tiles(plan: ProposalPlan, number: int) -> int:
-    return len(cover_with_tiles(plan, number, fourier(plan.kernel).m).outputs)
+def _transform(plan: ProposalPlan, algorithm: str) -> TileTransform:
+    return fourier(plan.kernel, TILES[algorithm])
+
+
+@cache
+def _tiles(plan: ProposalPlan, number: int, transform: TileTransform) -> int:
+    return len(cover_with_tiles(plan, number, transform.m).outputs)
 
 
 def _round_up(value: int, multiple: int) -> int:

@@ -4,32 +4,29 @@ from __future__ import annotations
 
 import importlib.util
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 
 import torch
 
 from mmn_fast.geometry import FloatArray, ProposalPlan
-from mmn_fast.kernels.conv_transforms import SPECTRAL_TILE
+from mmn_fast.kernels.conv_transforms import SPECTRAL_TILES
 from mmn_fast.kernels.gather_choices import Times, arch_of, measured_times
 from mmn_fast.kernels.gather_schedule import MAX_TAPS
 from mmn_fast.kernels.gpu_buckets import VIDEO_BUCKETS
-from mmn_fast.kernels.gpu_conv_plan import SPECTRAL_PLANES, choose_layers, chosen_ms, predicted_on
+from mmn_fast.kernels.gpu_conv_plan import ALGORITHMS, TILES, choose_layers, chosen_ms, predicted_on
 from mmn_fast.kernels.gpu_device import capability_of, precision_of
 from mmn_fast.kernels.gpu_video import CropProposalConv, GpuProposalConv
-from mmn_fast.presets import Preset
 
 CONVS = {
     "auto": "what was measured to be fastest on this kind of GPU, and crop where nothing was measured",
     "crop": "the library's convolutions, cropped to boxes of needed cells",
     "gather": "needed cells and taps alone, in Triton",
-    "fft": "products of spectra of 16 x 16 tiles, in Triton; fp16 and fp32",
-    "mixed": "every layer by gather or by fft, by times that were measured, else predicted",
+    "fft": "products of spectra of tiles of 12, 16 or 24 a side, by measured times, else predicted ones; fp16 and fp32",
+    "mixed": "every layer by gather or by fft, by the same times",
 }
-# In fp16 each spectral value's rounding meets every cell of a tile, and averages out over channels alone: models of 48
-# channels were beyond three times the error of fp16 operands (benchmarks/NOTES.md).
-_SPECTRAL_CHANNELS = 128
-_MOST_KERNEL = {"gather": math.isqrt(MAX_TAPS), "fft": SPECTRAL_TILE, "mixed": math.isqrt(MAX_TAPS)}
+_SPECTRAL_CHANNELS, _SMALL_TILE = 128, 16
+_MOST_KERNEL = {"gather": math.isqrt(MAX_TAPS), "fft": max(SPECTRAL_TILES), "mixed": math.isqrt(MAX_TAPS)}
 
 
 def unavailable_reason(conv: str, dtype: torch.dtype, kernel: int, device: torch.device) -> str | None:
@@ -65,7 +62,8 @@ def make_conv(
     plan: ProposalPlan,
     dtype: torch.dtype,
     device: torch.device,
-    autotune: Sequence[int] = (),
+    buckets: Sequence[int] = VIDEO_BUCKETS,
+    autotune: bool = False,
 ) -> GpuProposalConv:
     """Make a proposal convolution.
 
@@ -76,53 +74,84 @@ def make_conv(
         plan: which cells are needed.
         dtype: of operands.
         device: where to run.
-        autotune: numbers of videos for which "auto" and "mixed" now measure what was not measured before; if there are
-            any, "gather" and "fft" measure block sizes when a number of videos comes for the first time.
+        buckets: numbers of videos that it will run for.
+        autotune: whether "auto", "fft" and "mixed" now measure what was not measured before, and each kernel its block
+            sizes when a number of videos comes for the first time.
     """
     arguments = (weights, biases, plan, dtype, device)
     if conv == "auto" and unavailable_reason("gather", dtype, plan.kernel, device):
         conv = "crop"
     if conv == "crop":
         return CropProposalConv(*arguments)
-    from mmn_fast.kernels.triton_conv import GatherProposalConv
-    from mmn_fast.kernels.triton_fourier import FourierProposalConv
-    from mmn_fast.kernels.triton_mixed import MixedProposalConv, spectral_layers
+    from mmn_fast.kernels.triton_mixed import MixedProposalConv, make_stack
     from mmn_fast.kernels.triton_tuning import Tuner
 
     tuner = Tuner(*arguments) if autotune else None
-    gather_config, fft_config = (partial(tuner.config_for, name) if tuner else None for name in ("gather", "fft"))
-    if conv == "fft":
-        return FourierProposalConv(*arguments, fft_config)
-    gather = GatherProposalConv(*arguments, gather_config)
-    if conv == "gather":
-        return gather
-    if tuner:
-        tuner.measure(autotune)
-    capability = capability_of(device)
-    widths = [weights[0].shape[1], *map(len, biases)]
-    spectra = dtype is not torch.float16 or min(widths) >= _SPECTRAL_CHANNELS
-    width, precision = widths[-1], precision_of(dtype)
-    times = {bucket: measured_times(arch_of(capability), plan, width, bucket, precision) for bucket in VIDEO_BUCKETS}
-    choices = measured_choices(times, spectra)
-    if conv == "auto" and choices is None:
+    configs = {name: partial(tuner.config_for, name) for name in ALGORITHMS} if tuner else {}
+    if tuner and conv != "gather":
+        tuner.measure(buckets)
+    choices = layer_choices(conv, plan, [weights[0].shape[1], *map(len, biases)], dtype, device, buckets)
+    if conv == "gather" or (choices and conv == "auto" and set().union(*choices.values()) == {"gather"}):
+        return make_stack("gather", arguments, configs.get("gather"))
+    if choices is None:
         return CropProposalConv(*arguments)
-    if conv == "mixed":
-        known = {n: one or predicted_on(capability, plan, widths, n) for n, one in times.items()}
-        choices = {n: choose_layers(one, spectra) for n, one in known.items()}
-    assert choices is not None
-    spectral = spectral_layers(choices)
-    if conv == "auto" and not spectral:
-        return gather
-    fft = FourierProposalConv(*arguments, fft_config, spectral)
-    return MixedProposalConv(*arguments, choices, {"gather": gather, "fft": fft})
+    return MixedProposalConv(*arguments, choices, configs=configs, name="fft" if conv == "fft" else "mixed")
 
 
-def measured_choices(times: Mapping[int, Times | None], spectra: bool = True) -> dict[int, tuple[str, ...]] | None:
+def layer_choices(
+    conv: str,
+    plan: ProposalPlan,
+    widths: Sequence[int],
+    dtype: torch.dtype,
+    device: torch.device,
+    buckets: Sequence[int] = VIDEO_BUCKETS,
+) -> dict[int, tuple[str, ...]] | None:
+    """What every layer runs by for every bucket of videos, by what is known now.
+
+    Args:
+        conv: a key of `CONVS`.
+        plan: which cells are needed.
+        widths: channels of the map and of every layer, L + 1.
+        dtype: of operands.
+        device: where it is to run.
+        buckets: of `gpu_buckets.VIDEO_BUCKETS`.
+
+    Returns:
+        Per bucket names of `gpu_conv_plan.ALGORITHMS`; None where layers are not chosen: for "crop" and "gather", and
+        for "auto" where the crop stays.
+    """
+    if conv in ("crop", "gather"):
+        return None
+    among: Collection[str] = TILES if conv == "fft" else ALGORITHMS
+    if conv != "fft" and dtype is not torch.float32:
+        among = ["gather", *(name for name, tile in TILES.items() if _accurate(tile, plan, widths, dtype))]
+    capability, precision = capability_of(device), precision_of(dtype)
+    arch = arch_of(capability)
+    times = {bucket: measured_times(arch, plan, widths[-1], bucket, precision) for bucket in buckets}
+    if conv == "auto":
+        return measured_choices(times, among)
+    known = {n: one or predicted_on(capability, plan, widths, n) for n, one in times.items()}
+    return {n: choose_layers(one, among) for n, one in known.items()}
+
+
+def _accurate(tile: int, plan: ProposalPlan, widths: Sequence[int], dtype: torch.dtype) -> bool:
+    """Whether tiles stay within three times the error of operands in 16 bits (benchmarks/NOTES.md).
+
+    In fp16 each spectral value's rounding meets every cell of a tile, and averages out over channels alone: models of
+    48 channels were beyond that, and tiles of 24 over a whole map of 16. bf16 is too coarse for any.
+    """
+    small = tile <= max(_SMALL_TILE, plan.num_clips)
+    return dtype is torch.float16 and small and min(widths) >= _SPECTRAL_CHANNELS
+
+
+def measured_choices(
+    times: Mapping[int, Times | None], among: Collection[str] = ALGORITHMS
+) -> dict[int, tuple[str, ...]] | None:
     """Per bucket of videos the fastest algorithm of every layer, if together they beat the crop for every bucket.
 
     Args:
         times: per bucket what was measured.
-        spectra: whether "fft" may be chosen.
+        among: which may be chosen.
 
     Returns:
         None where a bucket was not measured, or the crop is faster for one.
@@ -131,15 +160,13 @@ def measured_choices(times: Mapping[int, Times | None], spectra: bool = True) ->
     for videos, measured in times.items():
         if measured is None:
             return None
-        choices[videos] = choose_layers(measured, spectra)
+        choices[videos] = choose_layers(measured, among)
         if chosen_ms(measured, choices[videos]) >= sum(measured["crop"]):
             return None
     return choices
 
 
-def spectral_values(conv: str, preset: Preset) -> int:
-    """Values of the spectral weights that a proposal convolution holds at most, for the count of memory."""
-    if conv not in ("fft", "mixed"):
-        return 0
-    channels = preset.hidden_size + (preset.conv_layers - 1) * preset.conv_hidden_size
-    return SPECTRAL_PLANES * channels * preset.conv_hidden_size
+def spectral_values(choices: Mapping[int, Sequence[str]] | None, widths: Sequence[int]) -> int:
+    """Values of the spectral weights that layers chosen like this hold, but for channels filled up to whole blocks."""
+    used = {(number, name) for names in (choices or {}).values() for number, name in enumerate(names) if name in TILES}
+    return sum(TILES[name] ** 2 * widths[number] * widths[number + 1] for number, name in used)

@@ -1,4 +1,4 @@
-"""proposal_conv through discrete Fourier transforms of 16 x 16 tiles.
+"""proposal_conv through discrete Fourier transforms of tiles of 12, 16 or 24 places a side.
 
 Per layer three kernels: windows to spectra (`gpu_fourier_ops`), one matrix product per spectral point, in Triton on
 tensor cores, and spectra to needed cells.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,24 +17,21 @@ import triton.language as tl
 from torch import Tensor
 
 from mmn_fast.geometry import FloatArray, ProposalPlan, cover_with_tiles, input_cells
-from mmn_fast.kernels.conv_transforms import REAL_POINTS, SPECTRAL_POINTS, SPECTRAL_TILE, fourier
+from mmn_fast.kernels.conv_transforms import SPECTRAL_TILE, TileTransform, fourier
 from mmn_fast.kernels.gather_choices import GatherConfig
 from mmn_fast.kernels.gather_schedule import side_of_input
 from mmn_fast.kernels.gpu_fourier_ops import fourier_cells, fourier_tiles
 from mmn_fast.kernels.triton_stack import ConfigFor, ConvStack, round_up
 
-PAIRS = (SPECTRAL_POINTS - REAL_POINTS) // 2
-_PAIRED: tl.constexpr = tl.constexpr(2 * PAIRS)
-_PAIRS: tl.constexpr = tl.constexpr(PAIRS)
-
 
 @triton.jit
 def product_kernel(
-    spectra_ptr,  # [256, tiles * B, C_IN]
-    weights_ptr,  # [3 * 126 + 4, C_PAD, N_PAD]: Im, Re, -Im of every pair, then the real points
-    out_ptr,  # [256, tiles * B, C_OUT]
+    spectra_ptr,  # [VALUES, tiles * B, C_IN]: Re and Im of every pair, then the real points
+    weights_ptr,  # [VALUES, C_PAD, N_PAD], in the same order
+    out_ptr,  # [VALUES, tiles * B, C_OUT]
     tile_rows,
     weight_scale,
+    PAIRED: tl.constexpr,
     C_IN: tl.constexpr,
     C_OUT: tl.constexpr,
     C_PAD: tl.constexpr,
@@ -41,56 +39,85 @@ def product_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     """One real value of every point's product: the real or the imaginary part of a pair, or a real point."""
+    if OVERLAP:
+        # These blocks may start as those of the transform leave; they wait here for its spectra.
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
     K_STEPS: tl.constexpr = C_PAD // BLOCK_K
     value = tl.program_id(2)
-    paired = value < _PAIRED
+    paired = value < PAIRED
     part = value % 2
-    # Re = Re Re + Im (-Im); Im = Re Im + Im Re: two neighbouring planes of weights each.
-    x_plane = tl.where(paired, value - part, value)
-    w_plane = tl.where(paired, 3 * (value // 2) + 1 - part, value + _PAIRS)
+    pair = value - part
     row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     held = tl.minimum(row, tile_rows - 1)
-    col = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
-    offs_k = tl.arange(0, BLOCK_K)
+    n0 = tl.program_id(1) * BLOCK_N
     x_rows = spectra_ptr + held.to(tl.int64) * C_IN
+    x_size = tile_rows.to(tl.int64) * C_IN
     acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
-    for step in range(tl.where(paired, 2 * K_STEPS, K_STEPS)):
-        half = step // K_STEPS
-        k0 = (step - half * K_STEPS) * BLOCK_K
-        x_shift = (x_plane + half).to(tl.int64) * tile_rows * C_IN + k0
-        if C_IN % BLOCK_K == 0:
-            x = tl.load(x_rows[:, None] + (x_shift + offs_k)[None, :])
-        else:
-            x = tl.load(x_rows[:, None] + (x_shift + offs_k)[None, :], mask=(k0 + offs_k < C_IN)[None, :], other=0.0)
-        w_rows = ((w_plane + half) * C_PAD + k0 + offs_k).to(tl.int64) * N_PAD
-        w = tl.load(weights_ptr + w_rows[:, None] + col[None, :])
-        acc = tl.dot(x, w, acc, input_precision="ieee")
+    # Re = Re Re - Im Im, Im = Re Im + Im Re: first what the imaginary part of the spectrum adds, negated for Re.
+    acc = _add_plane(
+        *(acc, x_rows + (pair + 1) * x_size, weights_ptr, pair + 1 - part, n0, tl.where(paired, K_STEPS, 0)),
+        *(C_IN, C_PAD, N_PAD, BLOCK_N, BLOCK_K),
+    )
+    acc *= tl.where(part == 0, -1.0, 1.0)
+    acc = _add_plane(
+        *(acc, x_rows + tl.where(paired, pair, value) * x_size, weights_ptr, value, n0, K_STEPS),
+        *(C_IN, C_PAD, N_PAD, BLOCK_N, BLOCK_K),
+    )
+    col = n0 + tl.arange(0, BLOCK_N)
     place = (value.to(tl.int64) * tile_rows + held) * C_OUT
     keep = (row < tile_rows)[:, None] & (col < C_OUT)[None, :]
     sums = (acc * weight_scale).to(out_ptr.dtype.element_ty)
     tl.store(out_ptr + place[:, None] + col[None, :], sums, mask=keep)
 
 
-def spectral_weights(weight: Tensor) -> tuple[Tensor, float]:
+@triton.jit
+def _add_plane(
+    acc,
+    x_rows,
+    weights_ptr,
+    w_plane,
+    n0,
+    steps,
+    C_IN: tl.constexpr,
+    C_PAD: tl.constexpr,
+    N_PAD: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    offs_k = tl.arange(0, BLOCK_K)
+    col = n0 + tl.arange(0, BLOCK_N)
+    w_rows = weights_ptr + w_plane.to(tl.int64) * (C_PAD * N_PAD)
+    for step in range(steps):
+        k = step * BLOCK_K + offs_k
+        if C_IN % BLOCK_K == 0:
+            x = tl.load(x_rows[:, None] + k[None, :])
+        else:
+            x = tl.load(x_rows[:, None] + k[None, :], mask=(k < C_IN)[None, :], other=0.0)
+        w = tl.load(w_rows + k[:, None] * N_PAD + col[None, :])
+        acc = tl.dot(x, w, acc, input_precision="ieee")
+    return acc
+
+
+def spectral_weights(weight: Tensor, transform: TileTransform) -> tuple[Tensor, float]:
     """Weights at every spectral point, and the power of two that was divided out to bring the largest to 1 or less.
 
     Args:
         weight: float32 [C_out, C_in, k, k].
+        transform: the points, of k x k.
 
     Returns:
-        float32 [3 * 126 + 4, C_in, C_out] on its device: Im, Re and -Im of every pair, then the real points; and the
-        power of two.
+        float32 [n * n, C_in, C_out] on its device, in the order of `conv_transforms`; and the power of two.
     """
-    matrix = torch.from_numpy(fourier(weight.shape[2]).weight_points).to(weight.device)
+    matrix = torch.from_numpy(transform.weight_points).to(weight.device)
     points = torch.tensordot(matrix, weight.flatten(2).permute(2, 1, 0).double(), 1).float()
     largest = float(points.abs().max()) if points.numel() else 0.0
     scale = 2.0 ** math.ceil(math.log2(largest)) if largest > 0 else 1.0
     points /= scale
-    re, im = points[: 2 * PAIRS : 2], points[1 : 2 * PAIRS : 2]
-    paired = torch.stack([im, re, -im], 1).flatten(0, 1)
-    return torch.cat([paired, points[2 * PAIRS :]]), scale
+    return points, scale
 
 
 class _Layer:
@@ -102,11 +129,12 @@ class _Layer:
         weight: FloatArray,
         bias: FloatArray,
         plan: ProposalPlan,
+        transform: TileTransform,
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
         self.c_out, self.c_in = weight.shape[:2]
-        layer, cover = plan.layers[number], cover_with_tiles(plan, number, fourier(plan.kernel).m)
+        layer, cover = plan.layers[number], cover_with_tiles(plan, number, transform.m)
         at = input_cells(plan, number) @ [side_of_input(plan, number), 1]
         inputs = np.where(cover.inputs < 0, -1, at[cover.inputs]).astype(np.int32)
         last = number + 1 == len(plan.layers)
@@ -117,7 +145,7 @@ class _Layer:
         self.inputs, self.outputs = torch.from_numpy(inputs).to(device), torch.from_numpy(outputs).to(device)
         self.cell_weights = torch.from_numpy(cell_weights).to(device)
         self.bias = torch.from_numpy(bias).to(device, torch.float32)
-        points, self.weight_scale = spectral_weights(torch.from_numpy(weight).to(device))
+        points, self.weight_scale = spectral_weights(torch.from_numpy(weight).to(device), transform)
         self._packed = {tuple(points.shape[1:]): points.to(dtype)}
 
     def packed(self, config: GatherConfig) -> Tensor:
@@ -139,11 +167,10 @@ class FourierProposalConv(ConvStack):
 
     Args:
         layers: numbers of the layers that will run; None for all.
+        tile: places of a tile's side, one of `conv_transforms.SPECTRAL_TILES`, at least the kernel's.
     """
 
-    name = "fft"
     dtypes = (torch.float16, torch.float32)
-    max_kernel = SPECTRAL_TILE
 
     def __init__(
         self,
@@ -154,10 +181,13 @@ class FourierProposalConv(ConvStack):
         device: torch.device,
         config: GatherConfig | ConfigFor | None = None,
         layers: Collection[int] | None = None,
+        tile: int = SPECTRAL_TILE,
     ) -> None:
+        self.name, self.max_kernel = f"fft{tile}", tile
         super().__init__(weights, biases, plan, dtype, device, config)
+        self.transform_of_tiles = fourier(plan.kernel, tile)
         self._layers = {
-            number: _Layer(number, weights[number], biases[number], plan, dtype, device)
+            number: _Layer(number, weights[number], biases[number], plan, self.transform_of_tiles, dtype, device)
             for number in (range(len(weights)) if layers is None else layers)
         }
         self._prepared: dict[int, tuple[GatherConfig, Tensor, Tensor]] = {}
@@ -181,10 +211,10 @@ class FourierProposalConv(ConvStack):
 
     def _spectra_values(self, numbers: Sequence[int], videos: int) -> tuple[int, int]:
         """Values of the spectra of a layer's input and output that hold those of any of some layers."""
-        layers = [self._layers[number] for number in numbers]
+        layers, points = [self._layers[number] for number in numbers], self.transform_of_tiles.points_per_tile
         return (
-            max((layer.tiles * layer.c_in for layer in layers), default=0) * videos * SPECTRAL_POINTS,
-            max((layer.tiles * layer.c_out for layer in layers), default=0) * videos * SPECTRAL_POINTS,
+            max((layer.tiles * layer.c_in for layer in layers), default=0) * videos * points,
+            max((layer.tiles * layer.c_out for layer in layers), default=0) * videos * points,
         )
 
     def _values_indexed(self) -> int:
@@ -197,9 +227,10 @@ class FourierProposalConv(ConvStack):
         self.transform_back(number, out)
 
     def spectra(self, number: int, videos: int) -> tuple[Tensor, Tensor]:
-        """Where the spectra of a prepared layer's input and output lie, [256, tiles, B, C] each."""
+        """Where the spectra of a prepared layer's input and output lie, [n * n, tiles, B, C] each."""
         layer, (_, *both) = self._layers[number], self._prepared[videos]
-        shapes = [(SPECTRAL_POINTS, layer.tiles, videos, channels) for channels in (layer.c_in, layer.c_out)]
+        points = self.transform_of_tiles.points_per_tile
+        shapes = [(points, layer.tiles, videos, channels) for channels in (layer.c_in, layer.c_out)]
         spectra_in, spectra_out = (
             flat[: math.prod(shape)].view(shape) for flat, shape in zip(both, shapes, strict=True)
         )
@@ -211,16 +242,27 @@ class FourierProposalConv(ConvStack):
 
     def multiply(self, number: int, videos: int) -> None:
         """Queue the second one: the products of those spectra."""
-        layer = self._layers[number]
+        layer, transform = self._layers[number], self.transform_of_tiles
         config, spectra_in, spectra_out = self._prepared[videos]
         tile_rows = layer.tiles * videos
         weights = layer.packed(config)
-        _, c_pad, n_pad = weights.shape
-        product_kernel[(triton.cdiv(tile_rows, config.block_rows), n_pad // config.block_cols, SPECTRAL_POINTS)](
+        points, c_pad, n_pad = weights.shape
+        overlap = self.capability >= (9, 0)
+        options: dict[str, Any] = {"num_warps": config.warps, "num_stages": config.stages}
+        if overlap:
+            options["launch_pdl"] = True
+        product_kernel[(triton.cdiv(tile_rows, config.block_rows), n_pad // config.block_cols, points)](
             *(spectra_in, weights, spectra_out, tile_rows, layer.weight_scale),
-            **{"C_IN": layer.c_in, "C_OUT": layer.c_out, "C_PAD": c_pad, "N_PAD": n_pad},
-            **{"BLOCK_M": config.block_rows, "BLOCK_N": config.block_cols, "BLOCK_K": config.block_k},
-            **{"num_warps": config.warps, "num_stages": config.stages},
+            PAIRED=2 * transform.pairs,
+            C_IN=layer.c_in,
+            C_OUT=layer.c_out,
+            C_PAD=c_pad,
+            N_PAD=n_pad,
+            BLOCK_M=config.block_rows,
+            BLOCK_N=config.block_cols,
+            BLOCK_K=config.block_k,
+            OVERLAP=overlap,
+            **options,
         )
 
     def transform_back(self, number: int, out: Tensor) -> None:

@@ -2,31 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from mmn_fast.geometry import FloatArray, ProposalPlan
-from mmn_fast.kernels.gather_choices import video_bucket
-from mmn_fast.kernels.gpu_buckets import VIDEO_BUCKETS
+from mmn_fast.kernels.gather_choices import GatherConfig
+from mmn_fast.kernels.gpu_conv_plan import TILES
 from mmn_fast.kernels.triton_conv import GatherProposalConv
 from mmn_fast.kernels.triton_fourier import FourierProposalConv
-from mmn_fast.kernels.triton_stack import ConvStack
+from mmn_fast.kernels.triton_stack import ConfigFor, ConvStack
+
+Arguments = tuple[Sequence[FloatArray], Sequence[FloatArray], ProposalPlan, torch.dtype, torch.device]
+"""Weights, biases, plan, dtype and device, as a `ConvStack` takes them."""
+
+
+def make_stack(
+    algorithm: str,
+    arguments: Arguments,
+    config: GatherConfig | ConfigFor | None = None,
+    layers: Collection[int] | None = None,
+) -> ConvStack:
+    """The stacked layers by one of `gpu_conv_plan.ALGORITHMS`.
+
+    Args:
+        algorithm: its name.
+        arguments: of the stack.
+        config: block sizes, as of `ConvStack`.
+        layers: numbers of those that will run, for algorithms that prepare weights of each; None for all.
+    """
+    if algorithm == "gather":
+        return GatherProposalConv(*arguments, config)
+    return FourierProposalConv(*arguments, config, layers, TILES[algorithm])
 
 
 class MixedProposalConv(ConvStack):
-    """The stacked layers, each by gathering or by FFT tiles: `ConvStack` in float16 or float32.
+    """The stacked layers, each by gathering or by FFT tiles of some size: `ConvStack` in float16 or float32.
 
     Args:
-        choices: per bucket of videos (`gpu_buckets.VIDEO_BUCKETS`) "gather" or "fft" for every layer.
+        choices: per number of videos one of `gpu_conv_plan.ALGORITHMS` for every layer; a call takes those of the
+            largest number that is not larger than its own.
         stacks: of the same arguments, per name; those that are missing are made. Their scratch memory is shared.
+        configs: block sizes of those that are made, per name; None takes those that are shipped or were tuned.
+        name: what `info` calls it.
     """
 
-    name = "mixed"
     dtypes = FourierProposalConv.dtypes
-    max_kernel = GatherProposalConv.max_kernel
+    max_kernel = max(TILES.values())
 
     def __init__(
         self,
@@ -37,19 +61,22 @@ class MixedProposalConv(ConvStack):
         device: torch.device,
         choices: Mapping[int, Sequence[str]],
         stacks: Mapping[str, ConvStack] | None = None,
+        configs: Mapping[str, ConfigFor] | None = None,
+        name: str = "mixed",
     ) -> None:
-        super().__init__(weights, biases, plan, dtype, device)
-        self.choices = {bucket: tuple(choices[bucket]) for bucket in VIDEO_BUCKETS}
+        self.name = name
+        arguments = weights, biases, plan, dtype, device
+        super().__init__(*arguments)
+        self.choices = {videos: tuple(names) for videos, names in choices.items()}
         self._stacks: dict[str, ConvStack] = dict(stacks or {})
-        arguments = (weights, biases, plan, dtype, device)
-        if "gather" not in self._stacks:
-            self._stacks["gather"] = GatherProposalConv(*arguments)
-        if "fft" not in self._stacks:
-            self._stacks["fft"] = FourierProposalConv(*arguments, layers=spectral_layers(self.choices))
+        for algorithm, layers in layers_by_algorithm(self.choices).items():
+            if algorithm not in self._stacks:
+                config = (configs or {}).get(algorithm)
+                self._stacks[algorithm] = make_stack(algorithm, arguments, config, layers)
 
     def algorithms_for(self, videos: int) -> tuple[str, ...]:
         """What a call with so many videos runs each layer by."""
-        return self.choices[video_bucket(videos)]
+        return self.choices[max(known for known in self.choices if known <= videos)]
 
     def prepare_layers(self, numbers: Sequence[int], videos: int) -> None:
         for stack, own in self._parts(numbers, videos):
@@ -76,9 +103,13 @@ class MixedProposalConv(ConvStack):
         return [part for part in parts if part[1]]
 
     def _values_indexed(self) -> int:
-        return max(stack._values_indexed() for stack in self._stacks.values())
+        return max(super()._values_indexed(), *(stack._values_indexed() for stack in self._stacks.values()))
 
 
-def spectral_layers(choices: Mapping[int, Sequence[str]]) -> set[int]:
-    """Layers that run by FFT tiles for any number of videos."""
-    return {number for names in choices.values() for number, name in enumerate(names) if name == "fft"}
+def layers_by_algorithm(choices: Mapping[int, Sequence[str]]) -> dict[str, set[int]]:
+    """Per algorithm the layers that run by it for some number of videos."""
+    layers: dict[str, set[int]] = {}
+    for names in choices.values():
+        for number, name in enumerate(names):
+            layers.setdefault(name, set()).add(number)
+    return layers

@@ -72,7 +72,7 @@ class ConvStack(ABC):
 
     name: str
     dtypes: ClassVar[tuple[torch.dtype, ...]]
-    max_kernel: ClassVar[int]
+    max_kernel: int
 
     def __init__(
         self,

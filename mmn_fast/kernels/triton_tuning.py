@@ -27,15 +27,15 @@ from mmn_fast.kernels.gather_choices import (
     kept_times,
     times_key,
 )
+from mmn_fast.kernels.gpu_conv_plan import usable_algorithms
 from mmn_fast.kernels.gpu_device import capability_of, precision_of
 from mmn_fast.kernels.gpu_video import CropProposalConv
-from mmn_fast.kernels.triton_conv import GatherProposalConv
 from mmn_fast.kernels.triton_fourier import FourierProposalConv
+from mmn_fast.kernels.triton_mixed import make_stack
 from mmn_fast.kernels.triton_stack import ConvStack
 
 _LOG = logging.getLogger(__name__)
 _REPEATS = 5
-_STACKS: dict[str, type[ConvStack]] = {"gather": GatherProposalConv, "fft": FourierProposalConv}
 
 Timer = Callable[[Callable[[], Any]], float]
 """Milliseconds that the work takes which a function queues."""
@@ -58,7 +58,7 @@ def candidates(algorithm: str, shared_bytes: int, width: int) -> list[GatherConf
     """Block sizes worth timing.
 
     Args:
-        algorithm: "gather" or "fft".
+        algorithm: one of `gpu_conv_plan.ALGORITHMS`.
         shared_bytes: shared memory that a block can have.
         width: C; no block is more than twice as wide.
     """
@@ -123,7 +123,7 @@ class Tuner:
         self._capability = capability_of(device)
 
     def config_for(self, algorithm: str, videos: int) -> GatherConfig:
-        """The fastest block sizes of "gather" or "fft" for a number of videos, measured if none are kept."""
+        """The fastest block sizes of an algorithm for a number of videos, measured if none are kept."""
         key = algorithm_key(algorithm, choice_key(self._plan, self._width, videos))
         found = kept_config(self._capability, key)
         if found is None:
@@ -139,18 +139,17 @@ class Tuner:
         return fastest(every, lambda config: self._stack_ms(algorithm, videos, config))
 
     def times(self, videos: int) -> Times:
-        """Milliseconds of "crop" as a whole and of every layer of "gather" and "fft", measured if none are kept."""
+        """Milliseconds of "crop" as a whole and of every layer by every algorithm, measured if none are kept."""
         dtype = self._arguments[3]
         key = times_key(self._plan, self._width, videos, precision_of(dtype))
         found = kept_times(arch_of(self._capability), key)
         if found is None:
             _LOG.info("timing the proposal convolution's layers for %d videos, once for this device", videos)
             found = {}
-            for name, kind in _STACKS.items():
-                if dtype in kind.dtypes:
-                    stack = kind(*self._arguments, partial(self.config_for, name))
-                    map_padded, rows = self._maps(stack, videos)
-                    found[name] = [self._timer(run) for run in stack.layer_runs(map_padded, rows)]
+            for name in usable_algorithms(self._plan.kernel, dtype in FourierProposalConv.dtypes):
+                stack = make_stack(name, self._arguments, partial(self.config_for, name))
+                map_padded, rows = self._maps(stack, videos)
+                found[name] = [self._timer(run) for run in stack.layer_runs(map_padded, rows)]
             found["crop"] = [self._timer(partial(CropProposalConv(*self._arguments), map_padded))]
             keep(arch_of(self._capability), key, found)
         return found
@@ -165,7 +164,7 @@ class Tuner:
                 break
 
     def _stack_ms(self, algorithm: str, videos: int, config: GatherConfig) -> float:
-        stack = _STACKS[algorithm](*self._arguments, config)
+        stack = make_stack(algorithm, self._arguments, config)
         return self._timer(partial(stack, self._maps(stack, videos)[0]))
 
     def _maps(self, stack: ConvStack, videos: int) -> tuple[Tensor, Tensor]:

@@ -5,12 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mmn_fast.geometry import ProposalPlan, plan_for, proposal_plan
+from mmn_fast.geometry import plan_for, proposal_plan
 from mmn_fast.kernels.gather_choices import GatherConfig
-from mmn_fast.kernels.gpu_buckets import VIDEO_BUCKETS
-from mmn_fast.kernels.triton_conv import GatherProposalConv
-from mmn_fast.kernels.triton_fourier import FourierProposalConv
-from mmn_fast.kernels.triton_mixed import MixedProposalConv
+from mmn_fast.kernels.triton_mixed import Arguments, MixedProposalConv, make_stack
 from mmn_fast.kernels.triton_stack import ConvStack
 from mmn_fast.presets import PRESETS
 from tests.kernels.conv_cases import DEVICE, ConvCase, padded_map
@@ -25,29 +22,27 @@ PLANS = {
 BLOCKS = GatherConfig(64, 64, 64, 4, 3, 4)
 
 
-def _stack(kind: str, *arguments: object) -> ConvStack:
+def _stack(kind: str, arguments: Arguments) -> ConvStack:
     if kind == "mixed":
-        plan = arguments[2]
-        assert isinstance(plan, ProposalPlan)
-        layers = [("fft", "gather")[number % 2] for number in range(len(plan.layers))]
-        return MixedProposalConv(*arguments, dict.fromkeys(VIDEO_BUCKETS, layers))  # type: ignore[arg-type]
-    made = {"gather": GatherProposalConv, "fft": FourierProposalConv}[kind]
-    return made(*arguments, BLOCKS)  # type: ignore[arg-type]
+        layers = [("fft16", "gather")[number % 2] for number in range(len(arguments[2].layers))]
+        return MixedProposalConv(*arguments, {1: layers})
+    return make_stack(kind, arguments, BLOCKS)
 
 
 @pytest.mark.parametrize(
     ("name", "kind", "precision"),
     [
         ("k4-even", "gather", "fp32"),
-        ("k4-even", "fft", "fp32"),
+        ("k4-even", "fft12", "fp32"),
         ("k4-even", "mixed", "fp16"),
         ("k9", "gather", "fp16"),
-        ("k9", "fft", "fp16"),
+        ("k9", "fft16", "fp16"),
+        ("k9", "fft24", "fp16"),
     ],
 )
 def test_a_graph_gives_the_bits_of_a_call_a_thousand_times(name: str, kind: str, precision: str) -> None:
     case = ConvCase(*PLANS[name], precision)
-    conv = _stack(kind, *case.arguments)
+    conv = _stack(kind, case.arguments)
     map_padded = case.padded(conv)
     expected = conv(map_padded)
     scale = case.expected.abs().max()
@@ -76,8 +71,9 @@ def _capture_unprepared(conv: ConvStack, map_padded: torch.Tensor) -> None:
         ("charades-sta", "gather"),
         ("activitynet-captions", "gather"),
         ("tacos", "gather"),
-        ("activitynet-captions", "fft"),
-        ("tacos", "fft"),
+        ("charades-sta", "fft12"),
+        ("activitynet-captions", "fft24"),
+        ("tacos", "fft16"),
     ],
 )
 def test_repeated_runs_are_bit_equal(name: str, kind: str) -> None:
@@ -87,8 +83,7 @@ def test_repeated_runs_are_bit_equal(name: str, kind: str) -> None:
     k, layers = plan.kernel, len(plan.layers)
     weights = [torch.randn(width, width, k, k, generator=generator).numpy() * 0.1 for _ in range(layers)]
     biases = [torch.randn(width, generator=generator).numpy() / 8 for _ in range(layers)]
-    made = {"gather": GatherProposalConv, "fft": FourierProposalConv}[kind]
-    conv = made(weights, biases, plan, torch.float16, DEVICE)
+    conv = make_stack(kind, (weights, biases, plan, torch.float16, DEVICE))
     map_padded = padded_map(conv, torch.rand(1, len(plan.inputs), width, generator=generator).half())
     first = conv(map_padded)
     assert first.isfinite().all()

@@ -31,7 +31,7 @@ BUFFERS = {
 
 
 def test_every_shipped_choice_is_reported(reports: dict[str, Any]) -> None:
-    assert set(reports) == {*BUFFERS, *(f"{arch} fourier product" for arch in ("sm_80", "sm_90"))}
+    assert set(reports) == {*BUFFERS, "sm_80 products", "sm_90 products"}
 
 
 @pytest.mark.parametrize("name", BUFFERS)
@@ -53,14 +53,18 @@ def test_hopper_multiplies_with_wgmma_and_copies_weights_in_bulk(
     assert reports[name]["tma"]
 
 
-@pytest.mark.parametrize(("arch", "depth"), [("sm_80", 3), ("sm_90", 4)])
+@pytest.mark.parametrize(("arch", "depth"), [("sm_80", 3), ("sm_90", 3)])
 def test_spectral_products_run_on_tensor_cores_with_copies_as_designed(
     arch: str, depth: int, reports: dict[str, Any]
 ) -> None:
-    report = reports[f"{arch} fourier product"]
+    report = reports[f"{arch} products"]
     assert report["spill_bytes"] == 0
     assert bool(report["wgmma"]) == (arch == "sm_90")
     assert bool(report["mma"]) == (arch == "sm_80")
-    assert report["buffers"] == [f"{depth}x128x64xf16", f"{depth}x64x128xf16"]
+    # Two loops, the second in the memory of the first.
+    assert report["buffers"] == [f"{depth}x128x64xf16"] * 2 + [f"{depth}x64x128xf16"] * 2
+    assert report["shared_bytes"] == depth * 2 * 128 * 64 * 2
     assert report["copies_16"] > 0
     assert report["copies_other"] == 0
+    if arch == "sm_90":  # two blocks of 256 threads at once
+        assert report["registers"] <= 128
