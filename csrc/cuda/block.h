@@ -119,7 +119,7 @@ MMN_DEVICE Pack<T, V> load_pack(const void* base, int64_t element) {
   const T* const from = static_cast<const T*>(base) + element;
   Pack<T, V> pack;
 #if defined(__CUDACC__)
-  const auto word = __ldg(reinterpret_cast<const typename Word<sizeof(pack)>::Type*>(from));
+  const auto word = *reinterpret_cast<const typename Word<sizeof(pack)>::Type*>(from);
   memcpy(&pack, &word, sizeof(pack));
 #else
   memcpy(&pack, from, sizeof(pack));
