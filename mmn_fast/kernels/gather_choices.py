@@ -59,6 +59,8 @@ class GatherConfig:
 
 PRODUCT_CONFIG = GatherConfig(128, 128, 64, 8, 4, 1)
 """Of the products of spectra where nothing was tuned."""
+SINGLE_CONFIG = GatherConfig(64, 64, 16, 4, 3, 4)
+"""Of float32 operands, without tensor cores: larger blocks spill or do not fit a block's shared memory."""
 _INTERPRETED = {"gather": GatherConfig(1024, 64, 64, 4, 2, 1), "fft": GatherConfig(64, 64, 64, 4, 2, 1)}
 
 
