@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import gc
 import json
 import math
 import re
@@ -412,6 +413,7 @@ def main() -> None:
             except Exception:  # what the other steps measure is worth having
                 traceback.print_exc()
                 failed.append(f"{name}, {what}")
+            gc.collect()  # an engine is in reference cycles, and its graphs hold gigabytes
     if failed:
         parser.exit(1, f"bench_gpu: failed: {'; '.join(failed)}\n")
 
