@@ -44,7 +44,7 @@ def official_moments(
         order = score2d[cells[:, 0], cells[:, 1]].argsort(descending=True)
         cells[:, 1] += 1
         moments = (cells * duration_s / side)[order]
-        suppressed = torch.zeros(len(moments), dtype=torch.bool)
+        suppressed = torch.zeros(len(moments), dtype=torch.bool, device=moments.device)
         for i in range(len(moments) - 1):
             if suppressed[i]:
                 continue

@@ -19,14 +19,19 @@ RESULTS = ROOT / "benchmarks" / "results"
 
 
 def environment() -> dict[str, Any]:
-    """The commit and the machine."""
+    """The commit and the machine; without git or outside of a repository no commit, and so dirty."""
 
     def git(*arguments: str) -> str:
-        return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
+        try:
+            found = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+        except FileNotFoundError:
+            return ""
+        return found.stdout.strip()
 
     # The results are not what was measured: the first line of a run does not make the tree dirty for the second.
     changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!benchmarks/results")
-    return {"commit": git("rev-parse", "--short=10", "HEAD"), "dirty": bool(changed), **machine()}
+    commit = git("rev-parse", "--short=10", "HEAD")
+    return {"commit": commit, "dirty": bool(changed) or not commit, **machine()}
 
 
 def record(benchmark: str, timings: Mapping[str, Timing], max_error: float, **facts: Any) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from benchmarks import report
+from benchmarks import report, timing
 from mmn_fast.benchmarking.stages import table
 from mmn_fast.benchmarking.timing import Timing, alternate
 from mmn_fast.benchmarking.turns import Call, Candidate, take_turns
@@ -148,6 +148,12 @@ def line(**changes: Any) -> dict[str, Any]:
         "timings": {"mmn_fast fp32": {"median_ms": 10.0, **timing}, "peer": {"median_ms": 45.0, **timing}},
         **changes,
     }
+
+
+def test_without_git_a_figure_names_no_commit_and_is_not_clean(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    found = timing.environment()
+    assert (found["commit"], found["dirty"]) == ("", True)
 
 
 def test_report_takes_the_latest_clean_line_of_each_measurement_and_processor():

@@ -70,7 +70,8 @@ def test_what_a_convolution_keeps_is_counted_and_let_go_with_the_graphs(golden_m
     conv = gather._programs.video.conv
     counted = conv.workspace_bytes(2)
     conv.prepare(2)  # type: ignore[attr-defined]
-    held = [*conv._maps[2], *filter(None, [conv._prepared[2].partial])]  # type: ignore[attr-defined]
+    partial = conv._prepared[2].partial  # type: ignore[attr-defined]
+    held = [*conv._maps[2], *([] if partial is None else [partial])]  # type: ignore[attr-defined]
     assert counted == sum(tensor.nbytes for tensor in held)
     sizes = {"videos": 48}
     more = gather._programs._needed_mib("video", sizes) - crop._programs._needed_mib("video", sizes)

@@ -499,6 +499,18 @@ def test_warmup_refuses_sizes_that_are_none_and_does_nothing_elsewhere(golden_en
         engine.warmup(tokens=[2.5])  # type: ignore[list-item]
 
 
+def test_the_reference_takes_no_tf32_for_float32(
+    golden_engine: Callable[[str], Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = golden_engine("charades_small")
+    net, seen, before = engine._backend.net, [], torch.backends.cudnn.allow_tf32  # type: ignore[attr-defined]
+    encode = net.encode_video
+    monkeypatch.setattr(net, "encode_video", lambda x: (seen.append(torch.backends.cudnn.allow_tf32), encode(x))[1])
+    engine.encode_video([_batch(cases.load("charades_small"))[0].video])
+    assert (seen, torch.backends.cudnn.allow_tf32) == ([False], before)
+    assert before
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["fp16", "bf16", "fp32"])
 def test_graphs_give_the_bits_of_the_same_call_without(precision: str, golden_model: Models) -> None:

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+from benchmarks import bench_gpu
+from benchmarks.bench_moments import official_moments
+from mmn_fast.model import build_model
+from mmn_fast.presets import PRESETS
+from tests.golden import cases
 
 ROOT = Path(__file__).parents[1]
 
@@ -53,16 +61,44 @@ def test_what_fails_is_named_and_does_not_keep_the_rest_from_running(tmp_path: P
     assert "ran benchmarks.bench_gather\n" in result.stdout
 
 
+def test_every_file_with_tests_for_a_device_is_run() -> None:
+    """Not all of tests: each of its processes would import what they need."""
+    script = (ROOT / "benchmarks" / "gpu_suite.sh").read_text(encoding="utf-8")
+    line = next(line for line in script.splitlines() if "tests/kernels" in line and "faulthandler" in line)
+    run = {path for pattern in line.split() if pattern.startswith("tests/") for path in ROOT.glob(pattern)}
+    marked = [p for p in (ROOT / "tests").rglob("test_*.py") if "pytest.mark." + "gpu" in p.read_text(encoding="utf-8")]
+    assert len(marked) > 5
+    assert [path for path in marked if run.isdisjoint({path, path.parent})] == []
+
+
 def test_an_unknown_argument_is_refused() -> None:
     result = _suite("--rehearsal")
     assert result.returncode == 2
     assert result.stderr == "gpu_suite.sh: expected no argument or --rehearse, got '--rehearsal'\n"
 
 
+def test_the_official_post_processing_makes_nothing_on_another_device_than_its_inputs() -> None:
+    preset, generator = PRESETS["shapes"], torch.Generator().manual_seed(0)
+    sizes = (4, preset.num_clips, preset.num_clips), (2, 4)
+    maps, sentences = ([torch.randn(*size, generator=generator) for _ in range(2)] for size in sizes)
+    mask = torch.ones(sizes[0][1:]).triu().bool()
+    expected = official_moments(maps, sentences, mask, preset, 9.0)
+    with torch.device("meta"):  # what names no device goes there
+        found = official_moments(maps, sentences, mask, preset, 9.0)
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(found, expected, strict=True))
+
+
+def test_a_peer_leaves_the_weights_of_the_others_as_they_are() -> None:
+    case = cases.load("charades_small")
+    net = build_model(case.preset, case.text, case.state())
+    before = {name: weight.stride() for name, weight in net.named_parameters()}
+    make = bench_gpu._peers(net, bench_gpu.Bench("cpu", True, math.inf), [], compiled=False)
+    make["PyTorch fp16 channels-last"]()
+    assert {name: weight.stride() for name, weight in net.named_parameters()} == before
+
+
 @pytest.mark.parametrize("name", ["bench_gpu", "bench_gather"])
 def test_without_a_device_a_benchmark_says_so_and_names_the_rehearsal(name: str) -> None:
-    import torch
-
     if torch.cuda.is_available():
         pytest.skip("there is a device")
     command = [sys.executable, "-m", f"benchmarks.{name}"]

@@ -90,14 +90,59 @@ struct alignas(sizeof(T) * V) Pack {
   MMN_DEVICE void set(int v, float value) { from_float(value, values[v]); }
 };
 
+#if defined(__CUDACC__)
+
+// The register type of so many bytes: nvcc cuts an access to a struct of elements into smaller ones, of this never.
+template <int kBytes>
+struct Word;
+template <>
+struct Word<2> {
+  using Type = uint16_t;
+};
+template <>
+struct Word<4> {
+  using Type = uint32_t;
+};
+template <>
+struct Word<8> {
+  using Type = uint2;
+};
+template <>
+struct Word<16> {
+  using Type = uint4;
+};
+
+#endif
+
 template <class T, int V>
 MMN_DEVICE Pack<T, V> load_pack(const void* base, int64_t element) {
-  return *reinterpret_cast<const Pack<T, V>*>(static_cast<const T*>(base) + element);
+  const T* const from = static_cast<const T*>(base) + element;
+  Pack<T, V> pack;
+#if defined(__CUDACC__)
+  const auto word = *reinterpret_cast<const typename Word<sizeof(pack)>::Type*>(from);
+  memcpy(&pack, &word, sizeof(pack));
+#else
+  memcpy(&pack, from, sizeof(pack));
+#endif
+  return pack;
 }
 
 template <class T, int V>
 MMN_DEVICE void store_pack(void* base, int64_t element, const Pack<T, V>& pack) {
-  *reinterpret_cast<Pack<T, V>*>(static_cast<T*>(base) + element) = pack;
+  T* const to = static_cast<T*>(base) + element;
+#if defined(__CUDACC__)
+  typename Word<sizeof(pack)>::Type word;
+  memcpy(&word, &pack, sizeof(pack));
+  if constexpr (sizeof(pack) == sizeof(uint4)) {
+    // All packs are global memory; by an assignment nvcc makes four stores of it where the address is computed late.
+    asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(word.x), "r"(word.y), "r"(word.z),
+                 "r"(word.w));
+  } else {
+    *reinterpret_cast<decltype(word)*>(to) = word;
+  }
+#else
+  memcpy(to, &pack, sizeof(pack));
+#endif
 }
 
 struct Sum {

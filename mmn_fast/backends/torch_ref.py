@@ -65,7 +65,9 @@ class TorchBackend(Backend):
 
     @contextmanager
     def _running(self) -> Iterator[None]:
-        with torch.inference_mode(), torch_threads(self.threads):
+        # cuDNN would take TF32 for a float32 convolution.
+        exact = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
+        with torch.inference_mode(), torch_threads(self.threads), exact:
             yield
 
     def encode_video(self, pre_clips: FloatArray) -> Branches:

@@ -26,7 +26,8 @@ _WORD_BITS: tl.constexpr = tl.constexpr(WORD_BITS)
 _ITEM_WORDS: tl.constexpr = tl.constexpr(ITEM_WORDS)
 
 
-@triton.jit
+# Sizes that change from layer to layer are compiled in by none: C_IN alone says how rows are aligned.
+@triton.jit(do_not_specialize=["rows", "videos", "side_in", "n_items"])
 def gather_conv_kernel(
     x_ptr,  # [side_in^2, B, C_IN]
     weights,  # [k*k * C_PAD, N_PAD]: a tensor descriptor of blocks [BLOCK_K, BLOCK_N], or a pointer
@@ -130,7 +131,7 @@ def gather_conv_kernel(
             tl.store(out_ptr + place[:, None] + offs_n[None, :], acc, mask=keep)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "videos"])
 def add_splits_kernel(
     partial_ptr,  # float32 [SPLITS, rows, C_OUT]
     bias_ptr,

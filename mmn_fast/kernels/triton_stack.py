@@ -14,7 +14,7 @@ import triton
 from torch import Tensor
 
 from mmn_fast.geometry import FloatArray, ProposalPlan
-from mmn_fast.kernels.gather_choices import GatherConfig, chosen_config
+from mmn_fast.kernels.gather_choices import SINGLE_CONFIG, GatherConfig, chosen_config
 from mmn_fast.kernels.gather_schedule import side_of_input
 from mmn_fast.kernels.gpu_device import capability_of
 
@@ -64,7 +64,7 @@ class ConvStack(ABC):
         dtype: of operands and maps, one of `dtypes`; float32 multiplies in float32, without tensor cores.
         device: a CUDA device; the CPU only in Triton's interpreter (`triton_interpreter`).
         config: block sizes for every number of videos, or what chooses them for a number of videos; None takes those
-            that are shipped or were tuned (`gather_choices`).
+            that are shipped or were tuned (`gather_choices`), which are for 16 bits, and in float32 small ones.
 
     Raises:
         ValueError: an argument cannot be used; the message says what was expected.
@@ -113,6 +113,8 @@ class ConvStack(ABC):
             return self._chosen[videos]
         if isinstance(self._config, GatherConfig):
             return self._config
+        if self.dtype is torch.float32 and self.capability >= (8, 0):
+            return SINGLE_CONFIG
         return chosen_config(self.name, self.capability, self.plan, self.widths[-1], videos)
 
     def prepare(self, videos: int) -> None:

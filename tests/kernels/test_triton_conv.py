@@ -71,6 +71,7 @@ def test_gather_conv_matches_the_reference(name: str, precision: str) -> None:
     check_close(out.cpu().double() / scale, c.expected / scale, "gather_conv", precision, name)
 
 
+@on_device
 @pytest.mark.usefixtures("poisoned_outputs")
 def test_split_taps_give_the_same_sums() -> None:
     """Work for less than the device's blocks is split; on one cell some shares have no tap at all."""
@@ -88,6 +89,7 @@ def test_split_taps_give_the_same_sums() -> None:
             check_close(out.double() / scale, c.expected / scale, "gather_conv", "fp32", name)
 
 
+@on_device
 def test_videos_do_not_meet() -> None:
     """A video's rows are the same bits beside others, even beside one that is all NaN, and so is a second call."""
     c = Case("k4-even", "fp16")
@@ -100,6 +102,18 @@ def test_videos_do_not_meet() -> None:
     out = conv(c.padded(conv, spoiled))
     assert out[:, 0].isnan().all()
     assert torch.equal(out[:, 1:], together[:, 1:])
+
+
+def test_blocks_of_float32_fit_where_those_of_16_bits_do_not(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("MMN_FAST_CACHE", str(tmp_path))
+    limit = 227 * 1024
+    for precision, element_size in (("fp16", 2), ("fp32", 4)):
+        conv = GatherProposalConv(*Case("k3", precision).arguments)
+        conv.capability = (9, 0)
+        for videos in (1, 8):
+            assert conv.known_config(videos).shared_bytes(element_size) <= limit
+    many = gather_choices.chosen_config("gather", (9, 0), conv.plan, 18, 8)
+    assert many.shared_bytes(4) > limit
 
 
 def test_no_videos_give_no_rows() -> None:
