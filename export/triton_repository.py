@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from mmn_fast.export.manifest import GRAPHS, MANIFEST, TOKENIZER, Manifest, TensorSpec, check_files, read_manifest
-from mmn_fast.export.plans import BUCKETS, check_sidecar, plan_path, profiles_for, read_sidecar
+from mmn_fast.export.plans import BUCKETS, check_sidecar, plan_path, profiles_for, read_sidecar, token_buckets
 from mmn_fast.types import InputError
 
 GROUND = "mmn_ground"
@@ -165,7 +165,7 @@ def graph_config(name: str, manifest: Manifest, options: RepositoryOptions) -> d
             "max_queue_delay_microseconds": options.queue_delay_us,
         }
     if options.warm_up:
-        config["model_warmup"] = [_warm_up(signature.inputs, batch > 0)]
+        config["model_warmup"] = [_warm_up(signature.inputs, batch > 0, manifest)]
     return config
 
 
@@ -203,16 +203,16 @@ def _instances(name: str, manifest: Manifest, options: RepositoryOptions) -> dic
     return group
 
 
-def _warm_up(inputs: Sequence[TensorSpec], batched: bool) -> dict[str, Any]:
+def _warm_up(inputs: Sequence[TensorSpec], batched: bool, manifest: Manifest) -> dict[str, Any]:
     """One run of zeros: token 0 of any vocabulary, no random ones, which may be beyond it."""
-    sizes = {"S": 1, "L": BUCKETS["L"][0]}
+    sizes = {"S": 1, "L": token_buckets(manifest.text.max_tokens)[0]}
     values = []
     for spec in inputs:
         dims = [size if isinstance(size, int) else sizes.get(size, 1) for size in spec.shape[int(batched) :]]
         values.append(
             {"key": spec.name, "value": {"data_type": _Word(_TYPES[spec.dtype]), "dims": dims, "zero_data": True}}
         )
-    return {"name": "zeros", "batch_size": int(batched), "inputs": values}
+    return {"name": "zeros", "batch_size": 1, "inputs": values}  # also without batches: the server skips samples of 0
 
 
 def _tensor(spec: TensorSpec, batched: bool) -> dict[str, Any]:
