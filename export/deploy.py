@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from mmn_fast.export.manifest import read_manifest
-from mmn_fast.export.plans import plan_path, read_sidecar, sidecar_path
+from mmn_fast.export.plans import check_bounds, plan_path, read_sidecar, sidecar_path
 from mmn_fast.export.to_tensorrt import BuildOptions, build_plans
 from mmn_fast.export.to_tensorrt import unavailable_reason as tensorrt_unavailable
-from mmn_fast.export.triton_repository import RepositoryOptions, write_repository
+from mmn_fast.export.triton_repository import RepositoryOptions, check_graphs, write_repository
 from mmn_fast.export.verify import BOUNDS, VerificationError, verify_runs
 from mmn_fast.kernels.cuda_runtime import Cuda
 from mmn_fast.kernels.tensorrt_plan import open_plans
@@ -81,6 +82,28 @@ class Deployment:
     def wanted(self) -> bool:
         """Whether there is anything to make."""
         return self.tensorrt or self.triton_repository is not None
+
+    def check(self, output: Path, what: Sequence[str], raw_features: bool) -> None:
+        """Refuse graphs that will not do, before they are made.
+
+        Args:
+            output: where the export will be.
+            what: its graphs.
+            raw_features: whether video.onnx will take source rows.
+
+        Raises:
+            InputError: a plan needs pre-clips, a repository needs all graphs too, or a place of its own.
+        """
+        if self.tensorrt and "video" in what:
+            check_bounds("video", raw_features)
+        if self.triton_repository is not None:
+            check_graphs(output, what, raw_features)
+            place = self.triton_repository.resolve()
+            if place in (output.resolve(), *output.resolve().parents):
+                raise InputError(
+                    f"--triton-repository: {self.triton_repository} is to hold the export {output} itself; name another"
+                    " directory"
+                )
 
     def run(self, directory: Path) -> list[Path]:
         """Make it from an export, and list what was written."""

@@ -11,7 +11,7 @@ import dataclasses
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,14 +78,7 @@ def write_repository(directory: str | Path, output: str | Path, options: Reposit
     if output.exists():
         raise InputError(f"triton_repository: {output} exists; name a directory that does not")
     manifest = read_manifest(directory)
-    missing = [name for name in GRAPHS if name not in manifest.graphs]
-    if missing:
-        raise InputError(f"triton_repository: {directory} has no {missing[0]} graph; export the model with --what all")
-    if manifest.raw_features:
-        raise InputError(
-            "triton_repository: video.onnx takes source rows, a batch needs pre-clips; export the model without raw"
-            " features"
-        )
+    check_graphs(directory, manifest.graphs, manifest.raw_features)
     if manifest.precision == "int8":
         if options.plans or options.device == "gpu":
             raise InputError("device: int8 graphs are for CPUs, expected auto or cpu without plans")
@@ -105,6 +98,22 @@ def write_repository(directory: str | Path, output: str | Path, options: Reposit
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return output
+
+
+def check_graphs(directory: Path, graphs: Collection[str], raw_features: bool) -> None:
+    """Refuse graphs that cannot be served, of an export that is there or will be.
+
+    Raises:
+        InputError: not all of them, or not from pre-clips.
+    """
+    missing = [name for name in GRAPHS if name not in graphs]
+    if missing:
+        raise InputError(f"triton_repository: {directory} has no {missing[0]} graph; export the model with --what all")
+    if raw_features:
+        raise InputError(
+            "triton_repository: video.onnx takes source rows, a batch needs pre-clips; export the model without raw"
+            " features"
+        )
 
 
 def _write_graph(directory: Path, repository: Path, name: str, manifest: Manifest, options: RepositoryOptions) -> None:
