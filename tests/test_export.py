@@ -23,7 +23,7 @@ from mmn_fast.cli import app
 from mmn_fast.demo.agreement import agreement, draw_split
 from mmn_fast.export.crops import crop
 from mmn_fast.export.graphs import PreClips, ScoreGraph, VideoGraph
-from mmn_fast.export.manifest import read_manifest, signature
+from mmn_fast.export.manifest import plain_sha256, read_manifest, signature
 from mmn_fast.export.to_onnx import OPSET, export
 from mmn_fast.export.verify import BOUNDS, OPERATORS, VerificationError, verify
 from mmn_fast.features import pre_clips
@@ -259,7 +259,7 @@ def test_files_that_the_manifest_does_not_list_so_are_refused(copy: Path) -> Non
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format_version": 99}, "format_version: expected 2, got 99; export the model again"),
+        ({"format_version": 2}, "format_version: expected 3, got 2; export the model again"),
         ({"kind": "other"}, "is not the manifest of an mmn_fast export"),
         ({"files": {"../model": "00"}}, "expected names of files in the same directory, got '../model'"),
         ({"files": {}}, "graph 'video' is in 'video.onnx', which is not among its files"),
@@ -267,11 +267,39 @@ def test_files_that_the_manifest_does_not_list_so_are_refused(copy: Path) -> Non
         ({"text": {"layers": 1}}, "manifest.json is damaged"),
     ],
 )
-def test_a_changed_manifest_is_refused(change: dict[str, object], message: str, copy: Path) -> None:
-    manifest = json.loads((copy / "manifest.json").read_text())
-    (copy / "manifest.json").write_text(json.dumps(manifest | change))
+def test_a_manifest_of_something_else_is_refused(change: dict[str, object], message: str, copy: Path) -> None:
+    manifest = json.loads((copy / "manifest.json").read_text()) | change
+    del manifest["sha256"]
+    (copy / "manifest.json").write_text(json.dumps(manifest | {"sha256": plain_sha256(manifest)}))
     with pytest.raises(InputError, match=message):
         verify(copy)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"precision": "bf16"}, {"precision": 7}, {"files": None}, {"text": {}}, {"opset": "x"}, {"sha256": "00"}),
+        *({"preset": {"nms_iou": 0.9}}, {"preset": {"score_power": 7}}, {"files": {"reference.safetensors": "00"}}),
+        *({"fingerprint": "00"}, {"more": 1}),
+    ],
+)
+def test_a_manifest_that_was_changed_is_refused(change: dict[str, object], copy: Path) -> None:
+    """Also where the change is one that no graph shows, such as another threshold of suppression."""
+    manifest = json.loads((copy / "manifest.json").read_text())
+    for name, value in change.items():
+        manifest[name] = manifest[name] | value if isinstance(value, dict) else value
+    if change == {"text": {}}:
+        del manifest["text"]["max_tokens"]
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    for call in (verify, mmn_fast.load):
+        with pytest.raises(InputError, match=r"manifest.json is not as it was written: its sha256 differs"):
+            call(copy)
+
+
+def test_a_manifest_may_be_laid_out_otherwise(copy: Path) -> None:
+    manifest = json.loads((copy / "manifest.json").read_text())
+    (copy / "manifest.json").write_text(json.dumps(dict(reversed(manifest.items()))))
+    assert json.loads(json.dumps(read_manifest(copy).to_dict())) == {k: manifest[k] for k in manifest if k != "sha256"}
 
 
 def test_verification_names_the_first_difference(copy: Path) -> None:
