@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -41,10 +41,15 @@ def verify_plans(directory: Path) -> dict[str, Any]:
         runs = {name: partial(plan.run, stream=stream.handle) for name, plan in plans.items()}
         return verify_runs(directory, manifest, runs, bound)
     except VerificationError as error:
-        for name in plans:
-            plan_path(directory, name).unlink()
-            sidecar_path(directory, name).unlink()
+        remove_plans(directory, plans)
         raise VerificationError(f"tensorrt: {error}; the plans are removed") from None
+
+
+def remove_plans(directory: Path, graphs: Iterable[str]) -> None:
+    """Remove the plans of some graphs and their sidecars, those that are there."""
+    for name in graphs:
+        for path in (plan_path(directory, name), sidecar_path(directory, name)):
+            path.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
@@ -106,12 +111,16 @@ class Deployment:
                 )
 
     def run(self, directory: Path) -> list[Path]:
-        """Make it from an export, and list what was written."""
+        """Make it from an export, and list what was written; plans that could not be verified are removed."""
         written = []
         if self.tensorrt:
             options = BuildOptions(self.version_compatible, self.hardware, self.tf32, progress=True)
             written += build_plans(directory, options=options)
-            verify_plans(directory)
+            try:
+                verify_plans(directory)
+            except BaseException:  # TensorRT refuses them, memory ran out, somebody stopped it
+                remove_plans(directory, read_manifest(directory).graphs)
+                raise
         if self.triton_repository is not None:
             repository = RepositoryOptions(plans=self.tensorrt)
             written.append(write_repository(directory, self.triton_repository, repository))

@@ -16,7 +16,7 @@ import pytest
 
 import mmn_fast
 from mmn_fast.export import deploy, plans, to_tensorrt
-from mmn_fast.export.manifest import read_manifest
+from mmn_fast.export.manifest import check_files, read_manifest
 from mmn_fast.export.plans import BUCKETS, Profile, Sidecar, choose_profile, profiles_for, unfit_reason
 from mmn_fast.export.to_tensorrt import BuildOptions, build_plans
 from mmn_fast.export.verify import BOUNDS
@@ -376,6 +376,41 @@ def test_a_run_that_fails_says_so(cuda: CudaRuntime, built: Path, monkeypatch: p
         fresh.run({"pre_clips": clips(4)}, backend._stream.handle)
 
 
+def test_a_run_goes_well_again_when_memory_is_free_again(
+    cuda: CudaRuntime, built: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend, one = load(built)._backend, clips(1)
+    plan = backend._plans["video"]
+    plan._new_slot(0, backend._stream.handle)  # has the scratch memory reserved
+    plan._input(0, "pre_clips", one.nbytes)
+    monkeypatch.setattr(cuda, "cudaMalloc", lambda size: (CudaError.INVALID_VALUE, None))
+    for _ in range(2):
+        with pytest.raises(BackendUnavailable, match="CUDA: cudaMalloc failed"):
+            backend.encode_video(one)
+    monkeypatch.undo()
+    expected = mmn_fast.load(built, backend="onnx")._backend.encode_video(one)
+    for ours, theirs in zip(backend.encode_video(one), expected, strict=True):
+        check_close(ours, theirs, "golden_maps")
+
+
+def test_a_recording_that_cuda_voids_says_how_to_do_without(
+    cuda: CudaRuntime, built: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend, one = load(built)._backend, clips(1)
+    backend.encode_video(one)
+    end = cuda.cudaStreamEndCapture
+
+    def void(stream: int) -> tuple[Any, ...]:
+        if cuda.captured is not None:
+            end(stream)
+        return CudaError.CAPTURE_UNSUPPORTED, None
+
+    monkeypatch.setattr(cuda, "cudaStreamEndCapture", void)
+    message = "CUDA: cudaStreamEndCapture failed .*; it cannot be captured as a CUDA graph, load it with .*cuda_graphs"
+    with pytest.raises(BackendUnavailable, match=message):
+        backend.encode_video(one)
+
+
 def test_plans_take_device_pointers_on_the_callers_stream(cuda: CudaRuntime, built: Path) -> None:
     backend = load(built)._backend
     plan, device = backend._plans["video"], backend._cuda
@@ -409,6 +444,20 @@ def test_plans_are_verified_and_removed_if_they_are_off(
     with pytest.raises(InputError, match="tensorrt: .*: expected .*; the plans are removed"):
         deploy.verify_plans(exported)
     assert not list(exported.glob("*.plan*"))
+
+
+@pytest.mark.parametrize("error", [BackendUnavailable("TensorRT refuses to run"), KeyboardInterrupt()])
+def test_plans_that_could_not_be_verified_are_removed(
+    error: BaseException, cuda: CudaRuntime, exported: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: Any, inputs: Any, stream: int) -> Any:
+        raise error
+
+    monkeypatch.setattr(tensorrt_plan.Plan, "run", refuse)
+    with pytest.raises(type(error)):
+        deploy.Deployment(True, "same-gpu", False, False, None).run(exported)
+    assert not list(exported.glob("*.plan*"))
+    check_files(exported, read_manifest(exported))
 
 
 def test_the_command_builds_verifies_and_serves_plans(cuda: CudaRuntime, demo_export: Path, tmp_path: Path) -> None:

@@ -155,6 +155,7 @@ class Plan:
         return _Slot(context, outputs)
 
     def _execute(self, slot: _Slot, stream: int) -> None:
+        slot.outputs.error = None  # of an earlier run
         done = slot.context.execute_async_v3(stream)
         if slot.outputs.error is not None:
             raise slot.outputs.error
@@ -170,12 +171,12 @@ class Plan:
         self._cuda.begin_capture(stream)
         try:
             self._execute(slot, stream)
+            return self._cuda.end_capture(stream)
         except BackendUnavailable as error:
             self._cuda.abandon_capture(stream)
             raise BackendUnavailable(
                 f"{error}; it cannot be captured as a CUDA graph, load it with backend_options={{'cuda_graphs': False}}"
             ) from None
-        return self._cuda.end_capture(stream)
 
     def _must(self, done: bool, what: str) -> None:
         if not done:
