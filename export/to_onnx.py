@@ -239,6 +239,8 @@ def write_graph(module: Any, shapes: Signature, path: Path) -> None:
             verbose=False,
         )
         assert program is not None
+        for node in program.model.graph.all_nodes():
+            node.metadata_props.clear()  # stack traces: paths of this machine and lines of code
         weights = sum(np.prod(v.shape) * v.dtype.itemsize for v in program.model.graph.initializers.values())  # type: ignore[union-attr]
         program.save(str(path), external_data=bool(weights > _EXTERNAL_DATA_BYTES))
 
