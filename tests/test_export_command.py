@@ -1,4 +1,4 @@
-"""`mmn-fast export`: what it refuses before any work, and what it leaves behind where it is stopped."""
+"""`mmn-fast export`: what it refuses before any work, which files it makes, and what it leaves where it is stopped."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from typer.testing import CliRunner
 
 from mmn_fast.cli import app
 from mmn_fast.export.deploy import Deployment
+from mmn_fast.export.to_onnx import export
+from mmn_fast.export.verify import verify
 from mmn_fast.types import InputError
 
 
@@ -62,6 +64,18 @@ def test_plans_of_source_rows_are_refused_before_the_graphs_are_made(
         wish.check(tmp_path / "out", ["video"], True)
     wish.check(tmp_path / "out", ["text", "score"], True)
     wish.check(tmp_path / "out", ["video"], False)
+
+
+def test_weights_that_pass_two_gigabytes_stand_in_a_file_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mmn_fast.export.to_onnx._EXTERNAL_DATA_BYTES", 1000)
+    output = export("demo", tmp_path / "out", what=["text"]).rename(tmp_path / "a moved éxport")
+    assert (output / "text.onnx").stat().st_size < (output / "text.onnx.data").stat().st_size
+    verify(output)
+    (output / "text.onnx.data").rename(output / "other.data")
+    with pytest.raises(InputError, match=r"text.onnx.data is missing; the manifest lists it"):
+        verify(output)
 
 
 @pytest.mark.parametrize(("stop", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])

@@ -194,7 +194,8 @@ def test_no_sentence_gives_no_moments(utils: Any, model: Any) -> None:
     [
         ({"duration_s": [-1]}, "duration_s: expected a positive, finite number of seconds, got -1.0"),
         ({"duration_s": [1, 2]}, "duration_s: expected one value, got 2"),
-        ({"top_k": [0]}, "top_k: expected an integer >= 1, got 0"),
+        ({"top_k": [0]}, "top_k: expected an integer from 1 to 136, got 0"),
+        ({"top_k": [2**31 - 1]}, "top_k: expected an integer from 1 to 136, got 2147483647"),
         ({"sentences": [b"ok", b"\xff"]}, "sentences[1]: expected UTF-8, got b'\\xff'"),
         ({"features": np.zeros((4, 3))}, "features: expected"),
         ({"features": np.full((4, 357), np.nan)}, "features: "),
