@@ -376,21 +376,25 @@ def test_a_run_that_fails_says_so(cuda: CudaRuntime, built: Path, monkeypatch: p
         fresh.run({"pre_clips": clips(4)}, backend._stream.handle)
 
 
-def test_a_run_goes_well_again_when_memory_is_free_again(
-    cuda: CudaRuntime, built: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("allocations", [0, 1, 2, 3])
+def test_runs_go_well_again_when_memory_is_free_again(
+    allocations: int, cuda: CudaRuntime, built: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    backend, one = load(built)._backend, clips(1)
-    plan = backend._plans["video"]
-    plan._new_slot(0, backend._stream.handle)  # has the scratch memory reserved
-    plan._input(0, "pre_clips", one.nbytes)
-    monkeypatch.setattr(cuda, "cudaMalloc", lambda size: (CudaError.INVALID_VALUE, None))
+    """Whatever was allocated before memory ran out: input, scratch, outputs; also of a profile that ran before."""
+    backend, one, many = load(built)._backend, clips(1), clips(48)
+    backend.encode_video(one)
+    allocate, left = cuda.cudaMalloc, [None] * allocations
+    monkeypatch.setattr(
+        cuda, "cudaMalloc", lambda size: (left.pop(), allocate(size))[1] if left else (CudaError.INVALID_VALUE, None)
+    )
     for _ in range(2):
         with pytest.raises(BackendUnavailable, match="CUDA: cudaMalloc failed"):
-            backend.encode_video(one)
+            backend.encode_video(many)
     monkeypatch.undo()
-    expected = mmn_fast.load(built, backend="onnx")._backend.encode_video(one)
-    for ours, theirs in zip(backend.encode_video(one), expected, strict=True):
-        check_close(ours, theirs, "golden_maps")
+    same = mmn_fast.load(built, backend="onnx")._backend
+    for array in (one, many, one):
+        for ours, theirs in zip(backend.encode_video(array), same.encode_video(array), strict=True):
+            check_close(ours, theirs, "golden_maps")
 
 
 def test_a_recording_that_cuda_voids_says_how_to_do_without(
