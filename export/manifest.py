@@ -161,8 +161,8 @@ def read_manifest(directory: str | Path) -> Manifest:
     """Read manifest.json and hold it to itself and to the table of names; files are looked at by `check_files`.
 
     Raises:
-        InputError: not an export, another format version, changed or damaged, or its graphs are not those of its
-            preset.
+        InputError: not an export, another format version, unreadable, changed or damaged, or its graphs are not those
+            of its preset.
     """
     path = Path(directory) / MANIFEST
     if not path.is_file():
@@ -189,6 +189,8 @@ def read_manifest(directory: str | Path) -> Manifest:
         values["graphs"] = {name: str(graph["file"]) for name, graph in plain["graphs"].items()}
         manifest = Manifest(**values)
         listed = json.loads(json.dumps(manifest.to_dict()))["graphs"]
+    except OSError as error:
+        raise InputError(f"export: {path} cannot be read ({error.strerror or error})") from None
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"export: {path} is damaged ({type(error).__name__}: {error})") from None
     if listed != plain["graphs"]:
@@ -213,13 +215,16 @@ def check_files(directory: Path, manifest: Manifest, names: Iterable[str] | None
         names: files to look at; None for all.
 
     Raises:
-        InputError: a file is missing or its sha256 differs.
+        InputError: a file is missing or cannot be read, or its sha256 differs.
     """
     for name in manifest.files if names is None else names:
         path = directory / name
         if not path.is_file():
             raise InputError(f"export: {path} is missing; the manifest lists it")
-        found = sha256(path)
+        try:
+            found = sha256(path)
+        except OSError as error:
+            raise InputError(f"export: {path} cannot be read ({error.strerror or error})") from None
         if found != manifest.files[name]:
             raise InputError(
                 f"export: {path} is not the file that was verified: sha256 expected {manifest.files[name]}, got {found}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import os
 import shutil
@@ -10,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -266,6 +268,22 @@ def test_files_that_the_manifest_does_not_list_so_are_refused(copy: Path) -> Non
     video.unlink()
     with pytest.raises(InputError, match="video.onnx is missing; the manifest lists it"):
         verify(copy)
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "text.onnx"])
+def test_a_file_that_cannot_be_read_is_refused(name: str, copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of another user's; the superuser, who may run this, reads those too."""
+    opened = Path.open
+
+    def refuse(self: Path, *arguments: Any, **named: Any) -> Any:
+        if self.name == name:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self))
+        return opened(self, *arguments, **named)
+
+    monkeypatch.setattr(Path, "open", refuse)
+    for call in (verify, mmn_fast.load):
+        with pytest.raises(InputError, match=rf"export: .*{name} cannot be read \(Permission denied\)"):
+            call(copy)
 
 
 @pytest.mark.parametrize(
