@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
+import secrets
 import shutil
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -87,7 +87,7 @@ def write_repository(directory: str | Path, output: str | Path, options: Reposit
     if options.plans:
         for name in GRAPHS:
             check_sidecar(directory, read_sidecar(directory, name), name, manifest)
-    partial = output.with_name(f".{output.name}.partial-{os.getpid()}")
+    partial = output.with_name(f".{output.name}.partial-{secrets.token_hex(6)}")
     try:
         for name in GRAPHS:
             _write_graph(directory, partial, name, manifest, options)

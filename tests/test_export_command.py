@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -76,6 +77,15 @@ def test_weights_that_pass_two_gigabytes_stand_in_a_file_of_their_own(
     (output / "text.onnx.data").rename(output / "other.data")
     with pytest.raises(InputError, match=r"text.onnx.data is missing; the manifest lists it"):
         verify(output)
+
+
+def test_an_export_keeps_off_what_another_process_is_writing(tmp_path: Path) -> None:
+    """Of the same number too: in containers it often is."""
+    other = tmp_path / f".out.partial-{os.getpid()}"
+    other.mkdir()
+    (other / "video.onnx").write_bytes(b"half")
+    export("demo", tmp_path / "out", what=["score"])
+    assert (other / "video.onnx").read_bytes() == b"half"
 
 
 @pytest.mark.parametrize(("stop", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
