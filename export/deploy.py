@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from mmn_fast.export.manifest import read_manifest
-from mmn_fast.export.plans import plan_path, read_sidecar, sidecar_path
+from mmn_fast.export.plans import check_bounds, plan_path, read_sidecar, sidecar_path
 from mmn_fast.export.to_tensorrt import BuildOptions, build_plans
 from mmn_fast.export.to_tensorrt import unavailable_reason as tensorrt_unavailable
-from mmn_fast.export.triton_repository import RepositoryOptions, write_repository
+from mmn_fast.export.triton_repository import RepositoryOptions, check_graphs, write_repository
 from mmn_fast.export.verify import BOUNDS, VerificationError, verify_runs
 from mmn_fast.kernels.cuda_runtime import Cuda
 from mmn_fast.kernels.tensorrt_plan import open_plans
@@ -40,10 +41,15 @@ def verify_plans(directory: Path) -> dict[str, Any]:
         runs = {name: partial(plan.run, stream=stream.handle) for name, plan in plans.items()}
         return verify_runs(directory, manifest, runs, bound)
     except VerificationError as error:
-        for name in plans:
-            plan_path(directory, name).unlink()
-            sidecar_path(directory, name).unlink()
+        remove_plans(directory, plans)
         raise VerificationError(f"tensorrt: {error}; the plans are removed") from None
+
+
+def remove_plans(directory: Path, graphs: Iterable[str]) -> None:
+    """Remove the plans of some graphs and their sidecars, those that are there."""
+    for name in graphs:
+        for path in (plan_path(directory, name), sidecar_path(directory, name)):
+            path.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
@@ -82,13 +88,39 @@ class Deployment:
         """Whether there is anything to make."""
         return self.tensorrt or self.triton_repository is not None
 
+    def check(self, output: Path, what: Sequence[str], raw_features: bool) -> None:
+        """Refuse graphs that will not do, before they are made.
+
+        Args:
+            output: where the export will be.
+            what: its graphs.
+            raw_features: whether video.onnx will take source rows.
+
+        Raises:
+            InputError: a plan needs pre-clips, a repository needs all graphs too, or a place of its own.
+        """
+        if self.tensorrt and "video" in what:
+            check_bounds("video", raw_features)
+        if self.triton_repository is not None:
+            check_graphs(output, what, raw_features)
+            place = self.triton_repository.resolve()
+            if place in (output.resolve(), *output.resolve().parents):
+                raise InputError(
+                    f"--triton-repository: {self.triton_repository} is to hold the export {output} itself; name another"
+                    " directory"
+                )
+
     def run(self, directory: Path) -> list[Path]:
-        """Make it from an export, and list what was written."""
+        """Make it from an export, and list what was written; plans that could not be verified are removed."""
         written = []
         if self.tensorrt:
             options = BuildOptions(self.version_compatible, self.hardware, self.tf32, progress=True)
             written += build_plans(directory, options=options)
-            verify_plans(directory)
+            try:
+                verify_plans(directory)
+            except BaseException:  # TensorRT refuses them, memory ran out, somebody stopped it
+                remove_plans(directory, read_manifest(directory).graphs)
+                raise
         if self.triton_repository is not None:
             repository = RepositoryOptions(plans=self.tensorrt)
             written.append(write_repository(directory, self.triton_repository, repository))

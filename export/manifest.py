@@ -18,7 +18,7 @@ from mmn_fast.geometry import plan_for
 from mmn_fast.presets import Preset
 from mmn_fast.types import InputError, TextEncoderConfig
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 KIND = "mmn_fast export"
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.json"
@@ -27,6 +27,7 @@ GRAPHS = ("video", "text", "score")
 PRECISIONS = ("fp32", "fp16", "int8")
 MAX_RECALL_LOSS = 0.5  # points of R@1 that int8 may cost
 DYNAMIC_AXES = ("B", "R", "S", "L")
+_OWN = "sha256"  # of everything else in manifest.json
 
 
 @dataclass(frozen=True)
@@ -145,8 +146,10 @@ class Manifest:
         return plain
 
     def write(self, directory: Path) -> None:
-        """Write manifest.json."""
-        (directory / MANIFEST).write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+        """Write manifest.json: the plain values and, last, their own sha256."""
+        plain = self.to_dict()
+        text = json.dumps({**plain, _OWN: plain_sha256(plain)}, indent=2)
+        (directory / MANIFEST).write_text(text + "\n", encoding="utf-8")
 
 
 def is_export(directory: Path) -> bool:
@@ -158,7 +161,8 @@ def read_manifest(directory: str | Path) -> Manifest:
     """Read manifest.json and hold it to itself and to the table of names; files are looked at by `check_files`.
 
     Raises:
-        InputError: not an export, another format version, damaged, or its graphs are not those of its preset.
+        InputError: not an export, another format version, unreadable, changed or damaged, or its graphs are not those
+            of its preset.
     """
     path = Path(directory) / MANIFEST
     if not path.is_file():
@@ -172,6 +176,12 @@ def read_manifest(directory: str | Path) -> Manifest:
                 f"export: {path}: format_version: expected {FORMAT_VERSION}, got {plain['format_version']!r};"
                 f" export the model again, or install the mmn_fast that wrote it"
             )
+        own = plain.pop(_OWN, None)
+        if own != plain_sha256(plain):
+            raise InputError(
+                f"export: {path} is not as it was written: its sha256 differs from the one that it names; copy it"
+                " again, or export the model again"
+            )
         values = {field.name: plain[field.name] for field in dataclasses.fields(Manifest)}
         values["preset"] = Preset.from_dict(plain["preset"])
         values["text"] = TextEncoderConfig(**plain["text"])
@@ -179,6 +189,8 @@ def read_manifest(directory: str | Path) -> Manifest:
         values["graphs"] = {name: str(graph["file"]) for name, graph in plain["graphs"].items()}
         manifest = Manifest(**values)
         listed = json.loads(json.dumps(manifest.to_dict()))["graphs"]
+    except OSError as error:
+        raise InputError(f"export: {path} cannot be read ({error.strerror or error})") from None
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"export: {path} is damaged ({type(error).__name__}: {error})") from None
     if listed != plain["graphs"]:
@@ -203,13 +215,16 @@ def check_files(directory: Path, manifest: Manifest, names: Iterable[str] | None
         names: files to look at; None for all.
 
     Raises:
-        InputError: a file is missing or its sha256 differs.
+        InputError: a file is missing or cannot be read, or its sha256 differs.
     """
     for name in manifest.files if names is None else names:
         path = directory / name
         if not path.is_file():
             raise InputError(f"export: {path} is missing; the manifest lists it")
-        found = sha256(path)
+        try:
+            found = sha256(path)
+        except OSError as error:
+            raise InputError(f"export: {path} cannot be read ({error.strerror or error})") from None
         if found != manifest.files[name]:
             raise InputError(
                 f"export: {path} is not the file that was verified: sha256 expected {manifest.files[name]}, got {found}"
@@ -223,6 +238,11 @@ def sha256(path: Path) -> str:
         while block := file.read(2**20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def plain_sha256(plain: Mapping[str, Any]) -> str:
+    """sha256 of plain values, however they are laid out as JSON."""
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
 def state_sha256(state: Mapping[str, Any]) -> str:

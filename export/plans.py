@@ -64,10 +64,7 @@ def profiles_for(graph: str, manifest: Manifest) -> tuple[Profile, ...]:
     Raises:
         InputError: video.onnx takes source rows, whose number has no bounds to tune for.
     """
-    if graph == "video" and manifest.raw_features:
-        raise InputError(
-            "tensorrt: video.onnx takes source rows, a plan needs pre-clips; export the model without raw features"
-        )
+    check_bounds(graph, manifest.raw_features)
     symbols = sorted(
         {size for spec in manifest.signature(graph).inputs for size in spec.shape if isinstance(size, str)},
         key="BSL".index,
@@ -78,6 +75,18 @@ def profiles_for(graph: str, manifest: Manifest) -> tuple[Profile, ...]:
         ranges = [(low + 1, high) for low, high in zip((0, *buckets), buckets, strict=False)]
         profiles = [(*axes, (symbol, low, high)) for axes in profiles for low, high in ranges]
     return tuple(map(Profile, profiles))
+
+
+def check_bounds(graph: str, raw_features: bool) -> None:
+    """Refuse a graph with an axis that has no bounds to tune for.
+
+    Raises:
+        InputError: video.onnx takes source rows.
+    """
+    if graph == "video" and raw_features:
+        raise InputError(
+            "tensorrt: video.onnx takes source rows, a plan needs pre-clips; export the model without raw features"
+        )
 
 
 def token_buckets(max_tokens: int) -> tuple[int, ...]:

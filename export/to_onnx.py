@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import os
 import platform
+import secrets
 import shutil
 import warnings
 from collections.abc import Iterator, Sequence
@@ -112,7 +112,8 @@ def export_loaded(
     if model.exported is not None:
         raise InputError(f"model: {model.source} is an export already; name the model that it was made from")
     written = precision if splits is None else "fp32"  # int8 is made of verified float32 graphs
-    partial = output.with_name(f".{output.name}.partial-{os.getpid()}")
+    # Not the process's number: containers that share a disk have equal ones.
+    partial = output.with_name(f".{output.name}.partial-{secrets.token_hex(6)}")
     try:
         partial.mkdir(parents=True)
         graphs = {name: f"{name}.onnx" for name in what}
@@ -239,6 +240,8 @@ def write_graph(module: Any, shapes: Signature, path: Path) -> None:
             verbose=False,
         )
         assert program is not None
+        for node in program.model.graph.all_nodes():
+            node.metadata_props.clear()  # stack traces: paths of this machine and lines of code
         weights = sum(np.prod(v.shape) * v.dtype.itemsize for v in program.model.graph.initializers.values())  # type: ignore[union-attr]
         program.save(str(path), external_data=bool(weights > _EXTERNAL_DATA_BYTES))
 

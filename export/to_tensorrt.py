@@ -22,7 +22,6 @@ from mmn_fast.kernels.tensorrt_module import BUILDER, make_logger, tensorrt_modu
 from mmn_fast.types import InputError
 
 TIMING_CACHE = "tensorrt.timing"
-_BF16_CAPABILITY = (8, 0)
 _LEVELS = dict(zip(HARDWARE, ("NONE", "SAME_COMPUTE_CAPABILITY", "AMPERE_PLUS"), strict=True))
 
 
@@ -124,12 +123,6 @@ class _Builder:
         self.trt, _ = tensorrt_module(BUILDER)
         self.directory, self.manifest, self.options = directory, manifest, options
         self.gpu = cuda_runtime.Cuda(0).gpu()
-        if manifest.precision == "bf16" and self.gpu.compute_capability < _BF16_CAPABILITY:
-            major, minor = self.gpu.compute_capability
-            raise InputError(
-                f"tensorrt: a bf16 export needs a GPU of compute capability 8.0 or higher, {self.gpu.name} has"
-                f" {major}.{minor}"
-            )
         self.logger = make_logger(self.trt)
         self.cache = options.timing_cache or directory / TIMING_CACHE
 

@@ -3,7 +3,8 @@
 Copied into the repository as `model.py` of Triton's Python backend; the server's Python needs mmn_fast (not torch). The
 embeddings and scores come from `mmn_video`, `mmn_text` and `mmn_score` of the same server.
 
-Inputs: features float32 [R, D], duration_s float32 [1], sentences string [S], top_k int32 [1] (5 if absent).
+Inputs: features float32 [R, D], duration_s float32 [1], sentences string [S], top_k int32 [1], at most the number of
+proposals (if absent 5, or that number if it is less).
 Outputs: moments float32 [S, K, 2] in seconds, scores float32 [S, K], proposals int32 [S, K]; where suppression leaves
 fewer than K, proposals are -1 and the rest 0. Bad input is an error of that request alone.
 """
@@ -60,9 +61,9 @@ class TritonPythonModel:
     def _ground(self, request: Any) -> Arrays:
         duration_s = float(_one(request, "duration_s"))
         check_duration(duration_s, "duration_s")
-        top_k = int(_one(request, "top_k", _TOP_K))
-        if top_k < 1:
-            raise InputError(f"top_k: expected an integer >= 1, got {top_k}")
+        top_k = int(_one(request, "top_k", min(_TOP_K, len(self.cells))))
+        if not 1 <= top_k <= len(self.cells):  # more would be padding alone, as much as a client likes to ask for
+            raise InputError(f"top_k: expected an integer from 1 to {len(self.cells)}, got {top_k}")
         features = pb_utils.get_input_tensor_by_name(request, "features").as_numpy()
         clips = pre_clips(features, self.preset, "features")
         sentences = _sentences(pb_utils.get_input_tensor_by_name(request, "sentences").as_numpy())

@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
+import secrets
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mmn_fast.export.manifest import GRAPHS, MANIFEST, TOKENIZER, Manifest, TensorSpec, check_files, read_manifest
-from mmn_fast.export.plans import BUCKETS, check_sidecar, plan_path, profiles_for, read_sidecar
+from mmn_fast.export.plans import BUCKETS, check_sidecar, plan_path, profiles_for, read_sidecar, token_buckets
 from mmn_fast.types import InputError
 
 GROUND = "mmn_ground"
@@ -78,14 +78,7 @@ def write_repository(directory: str | Path, output: str | Path, options: Reposit
     if output.exists():
         raise InputError(f"triton_repository: {output} exists; name a directory that does not")
     manifest = read_manifest(directory)
-    missing = [name for name in GRAPHS if name not in manifest.graphs]
-    if missing:
-        raise InputError(f"triton_repository: {directory} has no {missing[0]} graph; export the model with --what all")
-    if manifest.raw_features:
-        raise InputError(
-            "triton_repository: video.onnx takes source rows, a batch needs pre-clips; export the model without raw"
-            " features"
-        )
+    check_graphs(directory, manifest.graphs, manifest.raw_features)
     if manifest.precision == "int8":
         if options.plans or options.device == "gpu":
             raise InputError("device: int8 graphs are for CPUs, expected auto or cpu without plans")
@@ -94,7 +87,7 @@ def write_repository(directory: str | Path, output: str | Path, options: Reposit
     if options.plans:
         for name in GRAPHS:
             check_sidecar(directory, read_sidecar(directory, name), name, manifest)
-    partial = output.with_name(f".{output.name}.partial-{os.getpid()}")
+    partial = output.with_name(f".{output.name}.partial-{secrets.token_hex(6)}")
     try:
         for name in GRAPHS:
             _write_graph(directory, partial, name, manifest, options)
@@ -105,6 +98,22 @@ def write_repository(directory: str | Path, output: str | Path, options: Reposit
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return output
+
+
+def check_graphs(directory: Path, graphs: Collection[str], raw_features: bool) -> None:
+    """Refuse graphs that cannot be served, of an export that is there or will be.
+
+    Raises:
+        InputError: not all of them, or not from pre-clips.
+    """
+    missing = [name for name in GRAPHS if name not in graphs]
+    if missing:
+        raise InputError(f"triton_repository: {directory} has no {missing[0]} graph; export the model with --what all")
+    if raw_features:
+        raise InputError(
+            "triton_repository: video.onnx takes source rows, a batch needs pre-clips; export the model without raw"
+            " features"
+        )
 
 
 def _write_graph(directory: Path, repository: Path, name: str, manifest: Manifest, options: RepositoryOptions) -> None:
@@ -165,7 +174,7 @@ def graph_config(name: str, manifest: Manifest, options: RepositoryOptions) -> d
             "max_queue_delay_microseconds": options.queue_delay_us,
         }
     if options.warm_up:
-        config["model_warmup"] = [_warm_up(signature.inputs, batch > 0)]
+        config["model_warmup"] = [_warm_up(signature.inputs, batch > 0, manifest)]
     return config
 
 
@@ -203,16 +212,16 @@ def _instances(name: str, manifest: Manifest, options: RepositoryOptions) -> dic
     return group
 
 
-def _warm_up(inputs: Sequence[TensorSpec], batched: bool) -> dict[str, Any]:
+def _warm_up(inputs: Sequence[TensorSpec], batched: bool, manifest: Manifest) -> dict[str, Any]:
     """One run of zeros: token 0 of any vocabulary, no random ones, which may be beyond it."""
-    sizes = {"S": 1, "L": BUCKETS["L"][0]}
+    sizes = {"S": 1, "L": token_buckets(manifest.text.max_tokens)[0]}
     values = []
     for spec in inputs:
         dims = [size if isinstance(size, int) else sizes.get(size, 1) for size in spec.shape[int(batched) :]]
         values.append(
             {"key": spec.name, "value": {"data_type": _Word(_TYPES[spec.dtype]), "dims": dims, "zero_data": True}}
         )
-    return {"name": "zeros", "batch_size": int(batched), "inputs": values}
+    return {"name": "zeros", "batch_size": 1, "inputs": values}  # also without batches: the server skips samples of 0
 
 
 def _tensor(spec: TensorSpec, batched: bool) -> dict[str, Any]:

@@ -7,7 +7,10 @@ argument, what was expected and what came.
 from __future__ import annotations
 
 import json
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -48,6 +51,11 @@ Options = Annotated[
 ]
 Html = Annotated[Path | None, typer.Option("--html", help="Write a self-contained page here; must not exist.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+_OF_THE_GRAPHS = (  # options of export that plans and repositories of an export do not take
+    *("precision", "what", "raw_features", "top_k", "max_recall_loss"),
+    *("annotations", "features", "durations", "preset", "tokenizer"),
+)
 
 
 @app.command()
@@ -315,8 +323,20 @@ def train(
     typer.echo(f"{result}: preset {chosen.name}, {_size(result)}")
 
 
+@contextmanager
+def _removing_what_is_half_written() -> Iterator[None]:
+    """SIGTERM ends the process as Ctrl-C does, through every `finally`."""
+    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 @app.command()
+@_removing_what_is_half_written()
 def export(
+    context: typer.Context,
     model: Annotated[str, typer.Argument(help="Converted directory, hub id, official .pth or demo.")],
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Directory to create; not needed if MODEL is an export.")
@@ -372,10 +392,18 @@ def export(
                 "--output: name a directory to create (only an export as MODEL, with --tensorrt or --triton-repository,"
                 " needs none)"
             )
+        for name in _OF_THE_GRAPHS:
+            source = context.get_parameter_source(name)
+            if source is not None and source.name == "COMMANDLINE":
+                raise InputError(
+                    f"--{name.replace('_', '-')}: it is for graphs that are made now, {model} is an export and has its"
+                    " own; name the model that it was made from and --output"
+                )
         written = deployment.run(Path(model))
         typer.echo(json.dumps(list(map(str, written)), indent=2) if as_json else "\n".join(map(str, written)))
         return
     names = list(GRAPHS) if what == "all" else [name.strip() for name in what.split(",")]
+    deployment.check(output, names, raw_features)
     run(
         model,
         output,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import os
 import shutil
@@ -10,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,7 +25,7 @@ from mmn_fast.cli import app
 from mmn_fast.demo.agreement import agreement, draw_split
 from mmn_fast.export.crops import crop
 from mmn_fast.export.graphs import PreClips, ScoreGraph, VideoGraph
-from mmn_fast.export.manifest import read_manifest, signature
+from mmn_fast.export.manifest import plain_sha256, read_manifest, signature
 from mmn_fast.export.to_onnx import OPSET, export
 from mmn_fast.export.verify import BOUNDS, OPERATORS, VerificationError, verify
 from mmn_fast.features import pre_clips
@@ -231,10 +233,22 @@ def test_graphs_have_only_the_listed_operators(exports: Exports) -> None:
     for name, file in read_manifest(exports("demo")).graphs.items():
         model = onnx.load(exports("demo") / file)
         onnx.checker.check_model(model, full_check=True)
+        assert model.ir_version <= 10, "the newest that the ONNX of TensorRT 10.0, 1.16, reads"
         used = {node.op_type for node in model.graph.node}
         assert used <= OPERATORS, name
         assert "BatchNormalization" not in used
         assert all(node.domain == "" for node in model.graph.node)
+
+
+def test_graphs_do_not_say_where_they_were_made(exports: Exports) -> None:
+    """So that the same model gives the same bytes anywhere."""
+    import onnx
+
+    for file in read_manifest(exports("demo")).graphs.values():
+        content = (exports("demo") / file).read_bytes()
+        for package in (mmn_fast, torch):
+            assert str(package.__file__).removesuffix("__init__.py").encode() not in content
+        assert not any(node.metadata_props for node in onnx.load_from_string(content).graph.node)
 
 
 def test_verify_command_accepts_a_good_export(exports: Exports) -> None:
@@ -256,10 +270,26 @@ def test_files_that_the_manifest_does_not_list_so_are_refused(copy: Path) -> Non
         verify(copy)
 
 
+@pytest.mark.parametrize("name", ["manifest.json", "text.onnx"])
+def test_a_file_that_cannot_be_read_is_refused(name: str, copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of another user's; the superuser, who may run this, reads those too."""
+    opened = Path.open
+
+    def refuse(self: Path, *arguments: Any, **named: Any) -> Any:
+        if self.name == name:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self))
+        return opened(self, *arguments, **named)
+
+    monkeypatch.setattr(Path, "open", refuse)
+    for call in (verify, mmn_fast.load):
+        with pytest.raises(InputError, match=rf"export: .*{name} cannot be read \(Permission denied\)"):
+            call(copy)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format_version": 99}, "format_version: expected 2, got 99; export the model again"),
+        ({"format_version": 2}, "format_version: expected 3, got 2; export the model again"),
         ({"kind": "other"}, "is not the manifest of an mmn_fast export"),
         ({"files": {"../model": "00"}}, "expected names of files in the same directory, got '../model'"),
         ({"files": {}}, "graph 'video' is in 'video.onnx', which is not among its files"),
@@ -267,11 +297,39 @@ def test_files_that_the_manifest_does_not_list_so_are_refused(copy: Path) -> Non
         ({"text": {"layers": 1}}, "manifest.json is damaged"),
     ],
 )
-def test_a_changed_manifest_is_refused(change: dict[str, object], message: str, copy: Path) -> None:
-    manifest = json.loads((copy / "manifest.json").read_text())
-    (copy / "manifest.json").write_text(json.dumps(manifest | change))
+def test_a_manifest_of_something_else_is_refused(change: dict[str, object], message: str, copy: Path) -> None:
+    manifest = json.loads((copy / "manifest.json").read_text()) | change
+    del manifest["sha256"]
+    (copy / "manifest.json").write_text(json.dumps(manifest | {"sha256": plain_sha256(manifest)}))
     with pytest.raises(InputError, match=message):
         verify(copy)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"precision": "bf16"}, {"precision": 7}, {"files": None}, {"text": {}}, {"opset": "x"}, {"sha256": "00"}),
+        *({"preset": {"nms_iou": 0.9}}, {"preset": {"score_power": 7}}, {"files": {"reference.safetensors": "00"}}),
+        *({"fingerprint": "00"}, {"more": 1}),
+    ],
+)
+def test_a_manifest_that_was_changed_is_refused(change: dict[str, object], copy: Path) -> None:
+    """Also where the change is one that no graph shows, such as another threshold of suppression."""
+    manifest = json.loads((copy / "manifest.json").read_text())
+    for name, value in change.items():
+        manifest[name] = manifest[name] | value if isinstance(value, dict) else value
+    if change == {"text": {}}:
+        del manifest["text"]["max_tokens"]
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    for call in (verify, mmn_fast.load):
+        with pytest.raises(InputError, match=r"manifest.json is not as it was written: its sha256 differs"):
+            call(copy)
+
+
+def test_a_manifest_may_be_laid_out_otherwise(copy: Path) -> None:
+    manifest = json.loads((copy / "manifest.json").read_text())
+    (copy / "manifest.json").write_text(json.dumps(dict(reversed(manifest.items()))))
+    assert json.loads(json.dumps(read_manifest(copy).to_dict())) == {k: manifest[k] for k in manifest if k != "sha256"}
 
 
 def test_verification_names_the_first_difference(copy: Path) -> None:

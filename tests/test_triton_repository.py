@@ -20,7 +20,7 @@ from mmn_fast.export.manifest import GRAPHS, read_manifest
 from mmn_fast.export.plans import BUCKETS, plan_path, profiles_for, sidecar_path
 from mmn_fast.export.to_onnx import export
 from mmn_fast.export.to_tensorrt import build_plans
-from mmn_fast.export.triton_repository import RepositoryOptions, write_repository
+from mmn_fast.export.triton_repository import RepositoryOptions, graph_config, write_repository
 from mmn_fast.types import InputError
 from tests.tensorrt_double import CudaRuntime
 from tests.test_tensorrt import install
@@ -109,6 +109,7 @@ def test_configs_are_those_of_the_onnx_files(graph: str, repository: Path) -> No
 def test_the_warm_up_runs(graph: str, repository: Path, utils: Any) -> None:
     config = read_config(repository / f"mmn_{graph}" / "config.pbtxt")
     (warm_up,) = config.model_warmup
+    assert warm_up.batch_size == 1, "the server skips samples of batch size 0; 1 stands for no batches too"
     assert set(warm_up.inputs) == {spec.name for spec in config.input}
     tensors = []
     for spec in config.input:
@@ -121,6 +122,13 @@ def test_the_warm_up_runs(graph: str, repository: Path, utils: Any) -> None:
     outputs = [spec.name for spec in config.output]
     response = utils.InferenceRequest(tensors, f"mmn_{graph}", outputs).exec()
     assert not response.has_error()
+
+
+def test_the_warm_up_is_no_longer_than_the_encoder_takes(demo_export: Path) -> None:
+    manifest = read_manifest(demo_export)
+    short = dataclasses.replace(manifest, text=dataclasses.replace(manifest.text, max_tokens=9))
+    (warm_up,) = graph_config("text", short, RepositoryOptions())["model_warmup"]
+    assert [one["value"]["dims"] for one in warm_up["inputs"]] == [[9], [9]]
 
 
 def test_a_score_graph_with_moments_takes_a_duration(repository: Path) -> None:
@@ -186,7 +194,8 @@ def test_no_sentence_gives_no_moments(utils: Any, model: Any) -> None:
     [
         ({"duration_s": [-1]}, "duration_s: expected a positive, finite number of seconds, got -1.0"),
         ({"duration_s": [1, 2]}, "duration_s: expected one value, got 2"),
-        ({"top_k": [0]}, "top_k: expected an integer >= 1, got 0"),
+        ({"top_k": [0]}, "top_k: expected an integer from 1 to 136, got 0"),
+        ({"top_k": [2**31 - 1]}, "top_k: expected an integer from 1 to 136, got 2147483647"),
         ({"sentences": [b"ok", b"\xff"]}, "sentences[1]: expected UTF-8, got b'\\xff'"),
         ({"features": np.zeros((4, 3))}, "features: expected"),
         ({"features": np.full((4, 357), np.nan)}, "features: "),

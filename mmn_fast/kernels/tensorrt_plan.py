@@ -82,6 +82,7 @@ class Plan:
         slot = self._slots.get(profile)
         if slot is None:
             slot = self._slots[profile] = self._new_slot(profile, stream)
+        self._scratch.reserve(slot.scratch_size)
         if slot.scratch != self._scratch.memory:
             slot.scratch, slot.graph = self._scratch.memory, None
             slot.context.set_device_memory(self._scratch.address, self._scratch.size)
@@ -148,13 +149,13 @@ class Plan:
         sizes = self.profiles[number].sizes
         for spec in self.signature.inputs:
             self._must(context.set_input_shape(spec.name, _shape(spec.shape, sizes)), f"the shape of {spec.name}")
-        self._scratch.reserve(self._engine.get_device_memory_size_for_profile_v2(number))
         outputs = _output_allocator(self._trt, self._cuda)
         for spec in self.signature.outputs:
             self._must(context.set_output_allocator(spec.name, outputs), f"the allocator of {spec.name}")
-        return _Slot(context, outputs)
+        return _Slot(context, outputs, self._engine.get_device_memory_size_for_profile_v2(number))
 
     def _execute(self, slot: _Slot, stream: int) -> None:
+        slot.outputs.error = None  # of an earlier run
         done = slot.context.execute_async_v3(stream)
         if slot.outputs.error is not None:
             raise slot.outputs.error
@@ -170,12 +171,12 @@ class Plan:
         self._cuda.begin_capture(stream)
         try:
             self._execute(slot, stream)
+            return self._cuda.end_capture(stream)
         except BackendUnavailable as error:
             self._cuda.abandon_capture(stream)
             raise BackendUnavailable(
                 f"{error}; it cannot be captured as a CUDA graph, load it with backend_options={{'cuda_graphs': False}}"
             ) from None
-        return self._cuda.end_capture(stream)
 
     def _must(self, done: bool, what: str) -> None:
         if not done:
@@ -222,8 +223,8 @@ class Plan:
 class _Slot:
     """One profile at work: its context, where its inputs and outputs lie, and its captured graph."""
 
-    def __init__(self, context: Any, outputs: Any) -> None:
-        self.context, self.outputs = context, outputs
+    def __init__(self, context: Any, outputs: Any, scratch_size: int) -> None:
+        self.context, self.outputs, self.scratch_size = context, outputs, scratch_size
         self.addresses: dict[str, int] = {}
         self.scratch: Resource | None = None
         self.graph: Resource | None = None
@@ -244,7 +245,7 @@ class _Scratch:
     def reserve(self, size: int) -> None:
         """Have at least so many bytes; nothing may be running."""
         if size > self.size:
-            self.memory = None  # first, so that both are never held at once
+            self.memory, self.size = None, 0  # first, so that both are never held at once
             self.memory, self.size = self._cuda.allocate(size), size
 
 
