@@ -1,9 +1,10 @@
 """The proposal convolution's layers on a GPU: dense and cropped in cuDNN, gathered, by FFT tiles, each by its best.
 
-Weights are those of the full-size golden cases, maps are random; all is fp16 with maps on the device, timed with CUDA
-events over rotated maps. The error is the largest difference from dense convolutions in fp32 without TF32, of the
-largest value of two videos; `of_direct_error` is that error over the one of dense convolutions in fp16. TFLOP/s are of
-what was executed. Beside every time stand the predicted one (`gpu_conv_plan`) and the gate that it was given, if any.
+Weights are those of the full-size golden cases, maps are random; all is fp16 with maps on the device, replayed from
+CUDA graphs (torch.compile apart) and timed with CUDA events over rotated maps. The error is the largest difference
+from dense convolutions in fp32 without TF32, of the largest value of two videos; `of_direct_error` is that error over
+the one of dense convolutions in fp16. TFLOP/s are of what was executed. Beside every time stand the predicted one
+(`gpu_conv_plan`) and the gate that it was given, if any.
 
 First, per preset, what FFT tiles stand or fall with: the products and the transform of one layer of eight videos, by
 the library and by our kernels, in tiles of the size that was predicted to be fastest. "fft" is each layer by its
@@ -36,6 +37,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.bench_gpu import INPUT_SETS, Bench, measure_rates
+from benchmarks.gpu_stages import captured
 from mmn_fast.geometry import FloatArray, ProposalPlan, cover_with_tiles, input_cells, plan_for, proposal_plan
 from mmn_fast.geometry_crops import border_of, cropped_taps, padded_rows
 from mmn_fast.kernels import gpu_conv_plan, gpu_device, triton_interpreter
@@ -45,9 +47,8 @@ from mmn_fast.kernels.gather_choices import (
     SHIPPED,
     GatherConfig,
     Times,
-    algorithm_key,
     arch_of,
-    choice_key,
+    config_key,
     keep,
     times_key,
 )
@@ -212,7 +213,8 @@ def go_or_not(bench: Bench, layers: Layers, conv: Any) -> None:
     ):  # fmt: skip
         if bench.out_of_time(f"{layers.preset}, {what}, {peer}"):
             continue
-        taken = bench.time_ms(lambda _, run=run: run())  # type: ignore[misc]
+        replay = captured(run, map_in.is_cuda)
+        taken = bench.time_ms(lambda _, replay=replay: replay())  # type: ignore[misc]
         median = float(np.median(taken))
         reached = {"tflops": flop / median / 1e9, "gbps": moved / median / 1e6}
         facts: dict[str, Any] = {
@@ -248,6 +250,7 @@ class _Measurement:
         predicted_ms: float | None = None,
         inputs: list[Tensor] | None = None,
         rows_of: Conv = lambda found: found,
+        in_graphs: bool = True,
     ) -> float | None:
         """Time one way and write its line.
 
@@ -258,6 +261,7 @@ class _Measurement:
             predicted_ms: what it was predicted to take.
             inputs: None for `maps`.
             rows_of: from its results to rows of the plan's cells; not timed.
+            in_graphs: whether to replay it; torch.compile records graphs of its own.
 
         Returns:
             The median, None where it was not measured.
@@ -268,7 +272,8 @@ class _Measurement:
             return None
         try:
             error = _difference(rows_of(conv(inputs[0]))[:, :_COMPARED], self._exact)
-            taken = self.bench.time_ms(lambda number: conv(inputs[number]))
+            runs = [captured(partial(conv, one), one.is_cuda and in_graphs) for one in inputs]
+            taken = self.bench.time_ms(lambda number: runs[number]())
         except (RuntimeError, MemoryError) as problem:
             print(f"not measured: {what}: {str(problem).splitlines()[0]}", flush=True)
             return None
@@ -302,7 +307,7 @@ class _Measurement:
         if compiled:
             ways["dense, compiled"] = torch.compile(run, mode="max-autotune")
         for peer, way in ways.items():
-            self.write(peer, way, flop, None, images, partial(_as_rows, layers))
+            self.write(peer, way, flop, None, images, partial(_as_rows, layers), way is run)
 
     def crop(self) -> None:
         """Boxes of needed cells by the library."""
@@ -322,7 +327,7 @@ class _Measurement:
         if self.write(conv.name, conv, flop, sum(predicted[conv.name])) is None:
             return
         rows = self.maps[0].new_empty((plan.num_proposals, self.videos, self.layers.widths[-1]))
-        runs = conv.layer_runs(self.maps[0], rows)
+        runs = [captured(run, rows.is_cuda) for run in conv.layer_runs(self.maps[0], rows)]
         self.times[conv.name] = [float(np.median(self.bench.time_ms(lambda _, one=one: one(), 5))) for one in runs]  # type: ignore[misc]
 
 
@@ -348,15 +353,17 @@ def measure(bench: Bench, layers: Layers, stacks: dict[str, Any], videos: int, c
     return ways.times
 
 
-def _tune(layers: Layers, batches: list[int]) -> dict[str, GatherConfig]:
+def _tune(layers: Layers, batches: list[int]) -> None:
+    """Measure block sizes, and take and ship them."""
     from mmn_fast.kernels.triton_tuning import Tuner
 
-    tuner, found = Tuner(*layers.arguments), {}
+    tuner, precision = Tuner(*layers.arguments), precision_of(layers.dtype)
     for algorithm, videos in itertools.product(usable_algorithms(layers.plan.kernel), batches):
-        key = algorithm_key(algorithm, choice_key(layers.plan, layers.widths[-1], videos))
-        found[key] = tuner.measure_config(algorithm, videos)
-        print(f"{layers.preset}, batch {videos}, {algorithm}: {found[key]}", flush=True)
-    return found
+        config = tuner.measure_config(algorithm, videos)
+        print(f"{layers.preset}, batch {videos}, {algorithm}: {config}", flush=True)
+        key = config_key(algorithm, layers.plan, layers.widths[-1], videos, precision)
+        keep(arch_of(capability_of(layers.device)), key, config)
+        _ship(layers, key, config)
 
 
 def main() -> None:
@@ -381,33 +388,31 @@ def main() -> None:
     from mmn_fast.kernels.triton_mixed import make_stack
 
     measure_rates(bench)
-    found: dict[str, GatherConfig | Times] = {}
     with gpu_device.strict_arithmetic():
         for name in ["tiny"] if options.rehearse else options.presets:
             if bench.out_of_time(name):
                 continue
             layers = _load(name, options.rehearse)
-            stacks: dict[str, Any] = {
-                name: make_stack(name, layers.arguments) for name in usable_algorithms(layers.plan.kernel)
-            }
+            # Interpreted, tiles of other sizes take seconds more and run the same kernels.
+            algorithms = usable_algorithms(layers.plan.kernel)[: 2 if options.rehearse else None]
+            stacks: dict[str, Any] = {algorithm: make_stack(algorithm, layers.arguments) for algorithm in algorithms}
             predicted = gpu_conv_plan.predicted_on(capability_of(layers.device), layers.plan, layers.widths, _GO_VIDEOS)
-            go_or_not(bench, layers, stacks[min(TILES.keys() & stacks.keys(), key=lambda name: sum(predicted[name]))])
+            tiles = min(TILES.keys() & stacks.keys(), key=lambda tiles: sum(predicted[tiles]))
+            go_or_not(bench, layers, stacks[tiles])
             if options.tune and not options.rehearse:
-                tuned = _tune(layers, options.batches)
-                for key, config in tuned.items():
-                    keep(arch_of(capability_of(layers.device)), key, config)
-                found |= tuned
+                _tune(layers, options.batches)
             for videos in [2] if options.rehearse else options.batches:
                 compiled = options.compiled and layers.plan.num_clips <= 16 and videos == 1
                 times = measure(bench, layers, stacks, videos, compiled)
-                if {"crop", "gather"} <= times.keys():
+                if {"crop", "gather"} <= times.keys() and not options.rehearse:
                     precision = precision_of(layers.dtype)
-                    found[times_key(layers.plan, layers.widths[-1], videos, precision)] = times
-    if options.rehearse:
-        return
-    for key, one in found.items():
-        keep(arch_of(torch.cuda.get_device_capability()), key, one, SHIPPED)
-    print(f"kept {len(found)} choices in {SHIPPED}: what auto takes on such a device from now on")
+                    _ship(layers, times_key(layers.plan, layers.widths[-1], videos, precision), times)
+
+
+def _ship(layers: Layers, key: str, found: GatherConfig | Times) -> None:
+    """Keep what was found at once: a run that is stopped loses nothing."""
+    keep(arch_of(capability_of(layers.device)), key, found, SHIPPED)
+    print(f"kept {key} in {SHIPPED.name}: what auto takes on such a device from now on", flush=True)
 
 
 if __name__ == "__main__":

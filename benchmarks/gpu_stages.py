@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -90,18 +91,19 @@ def bench_stages(bench: Bench, model: LoadedModel, batches: Sequence[int], sets:
 def _bench_batch(bench: Bench, model: LoadedModel, videos: int, sets: int) -> None:
     for stage in _stages(model, torch.device(bench.device), videos, sets):
         error = stage.error(stage.run(*stage.inputs[0]))
-        runs = [_captured(stage.run, inputs) for inputs in stage.inputs]
+        runs = [captured(partial(stage.run, *inputs), inputs[0].is_cuda) for inputs in stage.inputs]
         taken = bench.time_ms(lambda number, runs=runs: runs[number]())  # type: ignore[misc]
         facts = {"preset": model.preset.name, "batch": videos, **bench.roofline(stage.flop, stage.moved, taken)}
         bench.write(stage.name, "mmn_fast fp16", taken, error, **facts)
 
 
-def _captured(run: Callable[..., Tensors], inputs: Tensors) -> Callable[[], Any]:
-    if not inputs[0].is_cuda:
-        return lambda: run(*inputs)
+def captured(run: Callable[[], Any], on_device: bool) -> Callable[[], Any]:
+    """What replays work from a graph, as the engine does, once it has run; on the CPU the work itself."""
+    if not on_device:
+        return run
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        held = run(*inputs)
+        held = run()
     return lambda: (graph.replay(), held)
 
 

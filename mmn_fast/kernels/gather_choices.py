@@ -88,13 +88,15 @@ def choice_key(plan: ProposalPlan, width: int, videos: int) -> str:
     )
 
 
-def algorithm_key(algorithm: str, key: str) -> str:
-    """What choices of an algorithm are kept under: those of the gathering kernel have no prefix."""
-    return key if algorithm == "gather" else f"{algorithm}-{key}"
+def config_key(algorithm: str, plan: ProposalPlan, width: int, videos: int, precision: str) -> str:
+    """What block sizes are kept under: those of the gathering kernel have no prefix, those of 16 bits no suffix."""
+    prefix = "" if algorithm == "gather" else f"{algorithm}-"
+    suffix = f"-{precision}" if precision == "fp32" else ""
+    return f"{prefix}{choice_key(plan, width, videos)}{suffix}"
 
 
 def chosen_config(
-    algorithm: str, capability: tuple[int, int], plan: ProposalPlan, width: int, videos: int
+    algorithm: str, capability: tuple[int, int], plan: ProposalPlan, width: int, videos: int, precision: str = "fp16"
 ) -> GatherConfig:
     """The tuned choice of this machine if there is one, else the shipped one.
 
@@ -105,13 +107,14 @@ def chosen_config(
         plan: geometry.
         width: C.
         videos: B, at least 1.
+        precision: "fp16", "bf16" or "fp32".
 
     Raises:
         ValueError: a file of choices cannot be read; the message names it.
     """
     if capability == (0, 0):
         return _INTERPRETED["gather" if algorithm == "gather" else "products"]
-    key = algorithm_key(algorithm, choice_key(plan, width, videos))
+    key = config_key(algorithm, plan, width, videos, precision)
     tuned = kept_config(capability, key)
     if tuned is not None:
         return tuned
@@ -120,6 +123,8 @@ def chosen_config(
     if not usable:
         raise ValueError(f"device: expected compute capability 8.0 or later, got {capability[0]}.{capability[1]}")
     choices = shipped[max(usable, key=lambda name: int(name.removeprefix("sm_")))]
+    if precision == "fp32":
+        return choices.get(key, SINGLE_CONFIG)
     untuned = "few" if videos < 8 and plan.num_proposals < 512 else "many"
     return choices.get(key) or choices[untuned if algorithm == "gather" else "products"]
 
@@ -182,7 +187,7 @@ def keep(arch: str, key: str, found: GatherConfig | Times, path: Path | None = N
 
     Args:
         arch: as `arch_of` gives it.
-        key: of `algorithm_key` for block sizes, of `times_key` for times.
+        key: of `config_key` for block sizes, of `times_key` for times.
         found: block sizes or times.
         path: the file; None for that of this machine.
 

@@ -24,7 +24,7 @@ from mmn_fast.kernels.gpu_fourier_ops import fourier_cells, fourier_tiles
 from mmn_fast.kernels.triton_stack import ConfigFor, ConvStack, round_up
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tile_rows"])
 def product_kernel(
     spectra_ptr,  # [VALUES, tiles * B, C_IN]: Re and Im of every pair, then the real points
     weights_ptr,  # [VALUES, C_PAD, N_PAD], in the same order

@@ -14,9 +14,9 @@ import triton
 from torch import Tensor
 
 from mmn_fast.geometry import FloatArray, ProposalPlan
-from mmn_fast.kernels.gather_choices import SINGLE_CONFIG, GatherConfig, chosen_config
+from mmn_fast.kernels.gather_choices import GatherConfig, chosen_config
 from mmn_fast.kernels.gather_schedule import side_of_input
-from mmn_fast.kernels.gpu_device import capability_of
+from mmn_fast.kernels.gpu_device import capability_of, precision_of
 
 ConfigFor = Callable[[int], GatherConfig]
 """From a number of videos to block sizes."""
@@ -64,7 +64,7 @@ class ConvStack(ABC):
         dtype: of operands and maps, one of `dtypes`; float32 multiplies in float32, without tensor cores.
         device: a CUDA device; the CPU only in Triton's interpreter (`triton_interpreter`).
         config: block sizes for every number of videos, or what chooses them for a number of videos; None takes those
-            that are shipped or were tuned (`gather_choices`), which are for 16 bits, and in float32 small ones.
+            that are shipped or were tuned (`gather_choices`).
 
     Raises:
         ValueError: an argument cannot be used; the message says what was expected.
@@ -113,9 +113,8 @@ class ConvStack(ABC):
             return self._chosen[videos]
         if isinstance(self._config, GatherConfig):
             return self._config
-        if self.dtype is torch.float32 and self.capability >= (8, 0):
-            return SINGLE_CONFIG
-        return chosen_config(self.name, self.capability, self.plan, self.widths[-1], videos)
+        precision = precision_of(self.dtype)
+        return chosen_config(self.name, self.capability, self.plan, self.widths[-1], videos, precision)
 
     def prepare(self, videos: int) -> None:
         """Lay out tables, maps and scratch memory; a call does it by itself unless a graph is captured.

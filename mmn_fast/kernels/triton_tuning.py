@@ -18,10 +18,9 @@ from mmn_fast.geometry import FloatArray, ProposalPlan
 from mmn_fast.kernels.gather_choices import (
     GatherConfig,
     Times,
-    algorithm_key,
     arch_of,
-    choice_key,
     chosen_config,
+    config_key,
     keep,
     kept_config,
     kept_times,
@@ -42,32 +41,47 @@ Timer = Callable[[Callable[[], Any]], float]
 
 
 def time_on_device(queue: Callable[[], Any]) -> float:
-    """Milliseconds between events around what a function queues, the median of a few runs after one."""
-    taken = []
+    """Milliseconds between events around what a function queues, as the engine runs it: replayed from a graph.
+
+    Queued from Python, small work would be timed by how fast kernels are launched. The median of a few runs after one.
+    """
+    queue()  # kernels are compiled, and whatever is laid out once is
+    graph, taken = torch.cuda.CUDAGraph(), []
+    with torch.cuda.graph(graph):
+        queue()
     for _ in range(1 + _REPEATS):
         first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         first.record()
-        queue()
+        graph.replay()
         last.record()
         last.synchronize()
         taken.append(first.elapsed_time(last))
     return statistics.median(taken[1:])
 
 
-def candidates(algorithm: str, shared_bytes: int, width: int) -> list[GatherConfig]:
+def candidates(algorithm: str, shared_bytes: int, width: int, precision: str = "fp16") -> list[GatherConfig]:
     """Block sizes worth timing.
 
     Args:
         algorithm: one of `gpu_conv_plan.ALGORITHMS`.
         shared_bytes: shared memory that a block can have.
         width: C; no block is more than twice as wide.
+        precision: "fp16", "bf16" or "fp32", which has no tensor cores: blocks that do not spill.
     """
     splits = 8 if algorithm == "gather" else 1
-    every = [
-        GatherConfig(rows, cols, 64, 4 if rows * cols <= 64 * 128 else 8, stages, splits)
-        for rows, cols, stages in product((64, 128), (128, 256), (4, 3))
+    if precision == "fp32":
+        every = [GatherConfig(rows, cols, 16, 4, 3, splits) for rows, cols in product((32, 64), (32, 64))]
+    else:
+        every = [
+            GatherConfig(rows, cols, 64, 4 if rows * cols <= 64 * 128 else 8, stages, splits)
+            for rows, cols, stages in product((64, 128), (128, 256), (4, 3))
+        ]
+    element_size = 4 if precision == "fp32" else 2
+    return [
+        config
+        for config in every
+        if config.shared_bytes(element_size) <= shared_bytes and config.block_cols < 2 * width
     ]
-    return [config for config in every if config.shared_bytes() <= shared_bytes and config.block_cols < 2 * width]
 
 
 def _shared_bytes(device: torch.device) -> int:
@@ -120,11 +134,11 @@ class Tuner:
         self._arguments = weights, biases, plan, dtype, device
         self._plan, self._width, self._timer = plan, len(biases[-1]), timer
         self._shared_bytes = _shared_bytes(device) if shared_bytes is None else shared_bytes
-        self._capability = capability_of(device)
+        self._capability, self._precision = capability_of(device), precision_of(dtype)
 
     def config_for(self, algorithm: str, videos: int) -> GatherConfig:
         """The fastest block sizes of an algorithm for a number of videos, measured if none are kept."""
-        key = algorithm_key(algorithm, choice_key(self._plan, self._width, videos))
+        key = config_key(algorithm, self._plan, self._width, videos, self._precision)
         found = kept_config(self._capability, key)
         if found is None:
             _LOG.info("tuning %s for %d videos, once for this device", algorithm, videos)
@@ -134,14 +148,14 @@ class Tuner:
 
     def measure_config(self, algorithm: str, videos: int) -> GatherConfig:
         """The fastest block sizes now."""
-        known = chosen_config(algorithm, self._capability, self._plan, self._width, videos)
-        every = dict.fromkeys([known, *candidates(algorithm, self._shared_bytes, self._width)])
+        known = chosen_config(algorithm, self._capability, self._plan, self._width, videos, self._precision)
+        every = dict.fromkeys([known, *candidates(algorithm, self._shared_bytes, self._width, self._precision)])
         return fastest(every, lambda config: self._stack_ms(algorithm, videos, config))
 
     def times(self, videos: int) -> Times:
         """Milliseconds of "crop" as a whole and of every layer by every algorithm, measured if none are kept."""
         dtype = self._arguments[3]
-        key = times_key(self._plan, self._width, videos, precision_of(dtype))
+        key = times_key(self._plan, self._width, videos, self._precision)
         found = kept_times(arch_of(self._capability), key)
         if found is None:
             _LOG.info("timing the proposal convolution's layers for %d videos, once for this device", videos)

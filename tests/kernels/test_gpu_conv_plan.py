@@ -130,6 +130,7 @@ def test_candidates_fit_shared_memory_and_the_width() -> None:
             assert all(config.shared_bytes() <= limit * 1024 for config in found)
     assert len(candidates("gather", 227 * 1024, 512)) == 8
     assert all(config.block_cols == 128 for config in candidates("gather", 227 * 1024, 128))
+    assert {config.block_k for config in candidates("gather", 227 * 1024, 512, "fp32")} == {16}
 
 
 def test_the_fastest_wins_and_what_does_not_fit_is_passed_over(caplog: pytest.LogCaptureFixture) -> None:
@@ -172,14 +173,15 @@ def test_block_sizes_are_measured_once_and_kept(tuner: Callable[[], tuple[Tuner,
     plan = proposal_plan(3, (2,), 3, 2)
     for algorithm, splits in (("gather", 8), ("fft24", 1)):
         before = len(asked)
-        known = gather_choices.chosen_config(algorithm, (9, 0), plan, 70, 2)
-        every = list(dict.fromkeys([known, *candidates(algorithm, 227 * 1024, 70)]))
+        known = gather_choices.chosen_config(algorithm, (9, 0), plan, 70, 2, "fp32")
+        every = list(dict.fromkeys([known, *candidates(algorithm, 227 * 1024, 70, "fp32")]))
         found = first.config_for(algorithm, 2)
         assert len(asked) == before + len(every)
         assert asked[-1].func.config_for(2) == found == every[-1]  # the last one was the fastest
         assert found.max_splits == splits
-        assert gather_choices.chosen_config(algorithm, (9, 0), plan, 70, 3) == found  # of the same bucket
-        assert gather_choices.chosen_config(algorithm, (9, 0), plan, 70, 1) == known
+        assert gather_choices.chosen_config(algorithm, (9, 0), plan, 70, 3, "fp32") == found  # of the same bucket
+        assert gather_choices.chosen_config(algorithm, (9, 0), plan, 70, 1, "fp32") == known
+        assert gather_choices.chosen_config(algorithm, (9, 0), plan, 70, 2, "fp16").block_k == 64  # of others
         again, untouched = tuner()
         assert again.config_for(algorithm, 3) == found
         assert not untouched
