@@ -130,7 +130,10 @@ def layer_choices(
     times = {bucket: measured_times(arch, plan, widths[-1], bucket, precision) for bucket in buckets}
     if conv == "auto":
         return measured_choices(times, among)
-    known = {n: one or predicted_on(capability, plan, widths, n) for n, one in times.items()}
+    known = {
+        n: one if one and one.keys() & set(among) else predicted_on(capability, plan, widths, n)
+        for n, one in times.items()
+    }
     return {n: choose_layers(one, among) for n, one in known.items()}
 
 
