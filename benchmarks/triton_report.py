@@ -88,7 +88,7 @@ def compile_products(arch: int, config: GatherConfig, width: int = 512) -> dict[
             **{"tile_rows": "i32", "weight_scale": "fp32"},
         },
         {
-            **{"PAIRED": 252, "C_IN": width, "C_OUT": width, "C_PAD": width, "N_PAD": width},
+            **{"COMPLEX": 126, "C_IN": width, "C_OUT": width, "C_PAD": width, "N_PAD": width},
             **{"BLOCK_M": config.block_rows, "BLOCK_N": config.block_cols, "BLOCK_K": config.block_k},
             "OVERLAP": arch >= 90,
         },

@@ -53,12 +53,12 @@ class GatherConfig:
                 raise ValueError(f"{name}: expected a power of two (stages: any count), at least 1, got {value!r}")
 
     def shared_bytes(self, element_size: int = 2) -> int:
-        """Shared memory that the operands of all stages take."""
+        """Shared memory that the operands of all stages take; of products of spectra twice as much."""
         return self.stages * self.block_k * (self.block_rows + self.block_cols) * element_size
 
 
-SINGLE_CONFIG = GatherConfig(64, 64, 16, 4, 3, 4)
-"""Of float32 operands, without tensor cores: larger blocks spill or do not fit a block's shared memory."""
+# Of float32 operands, without tensor cores: larger blocks spill or do not fit a block's shared memory.
+_SINGLE = {"gather": GatherConfig(64, 64, 16, 4, 3, 4), "products": GatherConfig(32, 64, 16, 4, 3, 1)}
 _INTERPRETED = {"gather": GatherConfig(1024, 64, 64, 4, 2, 1), "products": GatherConfig(64, 64, 64, 4, 2, 1)}
 
 
@@ -112,8 +112,9 @@ def chosen_config(
     Raises:
         ValueError: a file of choices cannot be read; the message names it.
     """
+    kind = "gather" if algorithm == "gather" else "products"
     if capability == (0, 0):
-        return _INTERPRETED["gather" if algorithm == "gather" else "products"]
+        return _INTERPRETED[kind]
     key = config_key(algorithm, plan, width, videos, precision)
     tuned = kept_config(capability, key)
     if tuned is not None:
@@ -124,9 +125,9 @@ def chosen_config(
         raise ValueError(f"device: expected compute capability 8.0 or later, got {capability[0]}.{capability[1]}")
     choices = shipped[max(usable, key=lambda name: int(name.removeprefix("sm_")))]
     if precision == "fp32":
-        return choices.get(key, SINGLE_CONFIG)
+        return choices.get(key, _SINGLE[kind])
     untuned = "few" if videos < 8 and plan.num_proposals < 512 else "many"
-    return choices.get(key) or choices[untuned if algorithm == "gather" else "products"]
+    return choices.get(key) or choices[untuned if kind == "gather" else kind]
 
 
 def kept_config(capability: tuple[int, int], key: str) -> GatherConfig | None:

@@ -48,7 +48,7 @@ class DeviceRates:
 
 PREDICTED_RATES = {
     "sm_80": DeviceRates(108, 200, 190, 1500, 3),
-    "sm_90": DeviceRates(132, 600, 550, 3400, 3),
+    "sm_90": DeviceRates(132, 600, 500, 3400, 3),
 }
 """Of an A100 and an H200: some nine tenths of a library's matrix product, and four fifths of the memory's rate."""
 

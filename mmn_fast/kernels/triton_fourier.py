@@ -26,12 +26,12 @@ from mmn_fast.kernels.triton_stack import ConfigFor, ConvStack, round_up
 
 @triton.jit(do_not_specialize=["tile_rows"])
 def product_kernel(
-    spectra_ptr,  # [VALUES, tiles * B, C_IN]: Re and Im of every pair, then the real points
-    weights_ptr,  # [VALUES, C_PAD, N_PAD], in the same order
-    out_ptr,  # [VALUES, tiles * B, C_OUT]
+    spectra_ptr,  # [2 * points, tiles * B, C_IN]: Re and Im of every complex point, then the real points, two by two
+    weights_ptr,  # [2 * points, C_PAD, N_PAD], in the same order
+    out_ptr,  # [2 * points, tiles * B, C_OUT]
     tile_rows,
     weight_scale,
-    PAIRED: tl.constexpr,
+    COMPLEX: tl.constexpr,
     C_IN: tl.constexpr,
     C_OUT: tl.constexpr,
     C_PAD: tl.constexpr,
@@ -41,65 +41,55 @@ def product_kernel(
     BLOCK_K: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
-    """One real value of every point's product: the real or the imaginary part of a pair, or a real point."""
+    """Both values of a complex point's product, or the products of two real points.
+
+    Four products of four blocks: half of what each value by itself would read, which is what bounds them.
+    """
     if OVERLAP:
         # These blocks may start as those of the transform leave; they wait here for its spectra.
         tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()
-    K_STEPS: tl.constexpr = C_PAD // BLOCK_K
-    value = tl.program_id(2)
-    paired = value < PAIRED
-    part = value % 2
-    pair = value - part
+    point = tl.program_id(2)
     row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-    held = tl.minimum(row, tile_rows - 1)
-    n0 = tl.program_id(1) * BLOCK_N
-    x_rows = spectra_ptr + held.to(tl.int64) * C_IN
-    x_size = tile_rows.to(tl.int64) * C_IN
-    acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
-    # Re = Re Re - Im Im, Im = Re Im + Im Re: first what the imaginary part of the spectrum adds, negated for Re.
-    acc = _add_plane(
-        *(acc, x_rows + (pair + 1) * x_size, weights_ptr, pair + 1 - part, n0, tl.where(paired, K_STEPS, 0)),
-        *(C_IN, C_PAD, N_PAD, BLOCK_N, BLOCK_K),
-    )
-    acc *= tl.where(part == 0, -1.0, 1.0)
-    acc = _add_plane(
-        *(acc, x_rows + tl.where(paired, pair, value) * x_size, weights_ptr, value, n0, K_STEPS),
-        *(C_IN, C_PAD, N_PAD, BLOCK_N, BLOCK_K),
-    )
-    col = n0 + tl.arange(0, BLOCK_N)
-    place = (value.to(tl.int64) * tile_rows + held) * C_OUT
+    held = tl.minimum(row, tile_rows - 1).to(tl.int64)  # rows beyond the last repeat it, and are not stored
+    col = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    offs_k = tl.arange(0, BLOCK_K)
+    rows = tile_rows.to(tl.int64)
+    x0_ptr = spectra_ptr + 2 * point * rows * C_IN + (held * C_IN)[:, None] + offs_k[None, :]
+    w0_ptr = weights_ptr + 2 * point.to(tl.int64) * (C_PAD * N_PAD) + offs_k[:, None] * N_PAD + col[None, :]
+    x1_ptr = x0_ptr + rows * C_IN
+    w1_ptr = w0_ptr + C_PAD * N_PAD
+    sum0 = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
+    sum1 = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
+    if point < COMPLEX:
+        for k in range(0, C_PAD, BLOCK_K):
+            x0 = _load_channels(x0_ptr, k, offs_k, C_IN, BLOCK_K)
+            x1 = _load_channels(x1_ptr, k, offs_k, C_IN, BLOCK_K)
+            w0 = tl.load(w0_ptr + k * N_PAD)
+            w1 = tl.load(w1_ptr + k * N_PAD)
+            # In this order the last two are still at work when the next step begins.
+            sum0 = tl.dot(-x1, w1, sum0, input_precision="ieee")
+            sum1 = tl.dot(x1, w0, sum1, input_precision="ieee")
+            sum0 = tl.dot(x0, w0, sum0, input_precision="ieee")
+            sum1 = tl.dot(x0, w1, sum1, input_precision="ieee")
+    else:
+        for k in range(0, C_PAD, BLOCK_K):
+            x0 = _load_channels(x0_ptr, k, offs_k, C_IN, BLOCK_K)
+            x1 = _load_channels(x1_ptr, k, offs_k, C_IN, BLOCK_K)
+            sum0 = tl.dot(x0, tl.load(w0_ptr + k * N_PAD), sum0, input_precision="ieee")
+            sum1 = tl.dot(x1, tl.load(w1_ptr + k * N_PAD), sum1, input_precision="ieee")
     keep = (row < tile_rows)[:, None] & (col < C_OUT)[None, :]
-    sums = (acc * weight_scale).to(out_ptr.dtype.element_ty)
-    tl.store(out_ptr + place[:, None] + col[None, :], sums, mask=keep)
+    out = out_ptr + ((2 * point * rows + held) * C_OUT)[:, None] + col[None, :]
+    tl.store(out, (sum0 * weight_scale).to(out_ptr.dtype.element_ty), mask=keep)
+    tl.store(out + rows * C_OUT, (sum1 * weight_scale).to(out_ptr.dtype.element_ty), mask=keep)
 
 
 @triton.jit
-def _add_plane(
-    acc,
-    x_rows,
-    weights_ptr,
-    w_plane,
-    n0,
-    steps,
-    C_IN: tl.constexpr,
-    C_PAD: tl.constexpr,
-    N_PAD: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-):
-    offs_k = tl.arange(0, BLOCK_K)
-    col = n0 + tl.arange(0, BLOCK_N)
-    w_rows = weights_ptr + w_plane.to(tl.int64) * (C_PAD * N_PAD)
-    for step in range(steps):
-        k = step * BLOCK_K + offs_k
-        if C_IN % BLOCK_K == 0:
-            x = tl.load(x_rows[:, None] + k[None, :])
-        else:
-            x = tl.load(x_rows[:, None] + k[None, :], mask=(k < C_IN)[None, :], other=0.0)
-        w = tl.load(w_rows + k[:, None] * N_PAD + col[None, :])
-        acc = tl.dot(x, w, acc, input_precision="ieee")
-    return acc
+def _load_channels(pointers, k, offs_k, C_IN: tl.constexpr, BLOCK_K: tl.constexpr):
+    if C_IN % BLOCK_K == 0:
+        return tl.load(pointers + k)
+    else:
+        return tl.load(pointers + k, mask=(k + offs_k < C_IN)[None, :], other=0.0)
 
 
 def spectral_weights(weight: Tensor, transform: TileTransform) -> tuple[Tensor, float]:
@@ -251,9 +241,9 @@ class FourierProposalConv(ConvStack):
         options: dict[str, Any] = {"num_warps": config.warps, "num_stages": config.stages}
         if overlap:
             options["launch_pdl"] = True
-        product_kernel[(triton.cdiv(tile_rows, config.block_rows), n_pad // config.block_cols, points)](
+        product_kernel[(triton.cdiv(tile_rows, config.block_rows), n_pad // config.block_cols, points // 2)](
             *(spectra_in, weights, spectra_out, tile_rows, layer.weight_scale),
-            PAIRED=2 * transform.pairs,
+            COMPLEX=transform.pairs,
             C_IN=layer.c_in,
             C_OUT=layer.c_out,
             C_PAD=c_pad,

@@ -68,19 +68,24 @@ def candidates(algorithm: str, shared_bytes: int, width: int, precision: str = "
         width: C; no block is more than twice as wide.
         precision: "fp16", "bf16" or "fp32", which has no tensor cores: blocks that do not spill.
     """
-    splits = 8 if algorithm == "gather" else 1
-    if precision == "fp32":
+    single, gather = precision == "fp32", algorithm == "gather"
+    operands, splits = (1, 8) if gather else (2, 1)  # blocks of either operand, shares of a sum
+    if single:
         every = [GatherConfig(rows, cols, 16, 4, 3, splits) for rows, cols in product((32, 64), (32, 64))]
-    else:
+    elif gather:
         every = [
             GatherConfig(rows, cols, 64, 4 if rows * cols <= 64 * 128 else 8, stages, splits)
             for rows, cols, stages in product((64, 128), (128, 256), (4, 3))
         ]
-    element_size = 4 if precision == "fp32" else 2
+    else:
+        every = [
+            GatherConfig(rows, cols, k, 8, stages, splits)
+            for rows, cols, (k, stages) in product((64, 128), (64, 128), ((64, 3), (32, 4)))
+        ]
     return [
         config
         for config in every
-        if config.shared_bytes(element_size) <= shared_bytes and config.block_cols < 2 * width
+        if operands * config.shared_bytes(4 if single else 2) <= shared_bytes and config.block_cols < 2 * width
     ]
 
 

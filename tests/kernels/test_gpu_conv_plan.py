@@ -101,9 +101,9 @@ def test_predictions_are_those_that_are_written_down() -> None:
         ("tacos", 1): "bbbbbbbb",
         ("tacos", 8): "cbbcbbcb",
     }
-    assert milliseconds["tacos", 8] == (3.41, 3.54)
-    assert milliseconds["activitynet-captions", 8] == (0.9, 1.29)
-    assert milliseconds["charades-sta", 8] == (0.4, 0.62)
+    assert milliseconds["tacos", 8] == (3.67, 3.8)
+    assert milliseconds["activitynet-captions", 8] == (0.97, 1.39)
+    assert milliseconds["charades-sta", 8] == (0.43, 0.67)
 
 
 def test_a_kernel_that_an_algorithm_does_not_take_is_not_planned_for_it() -> None:
@@ -127,7 +127,8 @@ def test_candidates_fit_shared_memory_and_the_width() -> None:
         for limit in (227, 163, 99):
             found = candidates(algorithm, limit * 1024, 512)
             assert len(found) == len(set(found)) >= 3
-            assert all(config.shared_bytes() <= limit * 1024 for config in found)
+            operands = 1 if algorithm == "gather" else 2
+            assert all(operands * config.shared_bytes() <= limit * 1024 for config in found)
     assert len(candidates("gather", 227 * 1024, 512)) == 8
     assert all(config.block_cols == 128 for config in candidates("gather", 227 * 1024, 128))
     assert {config.block_k for config in candidates("gather", 227 * 1024, 512, "fp32")} == {16}
