@@ -336,7 +336,7 @@ def test_operators_refuse_bad_arguments_with_a_sentence(
     [
         ("feature_pool", "gpu_feature_pool", [0, 0, 0, 0, 0, 1, 1, [4], 0]),
         ("clip_pool", "gpu_clip_pool", [0, 0, 0, 1, 1, 4, 1, 1, 1, 0]),
-        ("moment_map", "gpu_moment_map", [0, 0, 0, 1, 1, 4, 16, 0]),
+        ("moment_map", "gpu_moment_map", [0, 0, 0, 1, 1, 4, 0]),
         ("conv_epilogue", "gpu_conv_epilogue", [0, 0, 0, 0, 0, 1, 1, 4, 4, 4, 0]),
         ("heads", "gpu_heads", [0, 0, 0, 0, 1, 1, 4, 0]),
         ("pair_scores", "gpu_pair_scores", [0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 4, 0.5, False, 0]),
