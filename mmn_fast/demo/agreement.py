@@ -95,9 +95,14 @@ def agreement(engine: Engine, reference: Engine, split: LabelledSplit) -> Agreem
         reference: backend "torch" in fp32 with the same model.
         split: what to compare on.
     """
-    ours, theirs = engine.score_maps(split.batch), reference.score_maps(split.batch)
+    return agreement_with(engine, reference.score_maps(split.batch), split)
+
+
+def agreement_with(engine: Engine, theirs: Sequence[ScoreMaps], split: LabelledSplit) -> Agreement:
+    """`agreement` with what the reference gave for the split."""
+    ours = engine.score_maps(split.batch)
     same = [a.fused.argmax(1) == b.fused.argmax(1) for a, b in zip(ours, theirs, strict=True)]
-    figures, expected = recall(engine, split, ours), recall(reference, split, theirs)
+    figures, expected = recall(engine, split, ours), recall(engine, split, theirs)
     return Agreement(
         num_sentences=split.num_sentences,
         max_fused_difference=max(float(np.abs(a.fused - b.fused).max()) for a, b in zip(ours, theirs, strict=True)),

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import mmn_fast.kernels.gpu_fourier_ops  # noqa: F401  its operators are called by name
 from mmn_fast.features import pre_clip_spans, pre_clips
 from mmn_fast.geometry import cells_to_moments, plan_for, proposal_cells, proposal_mask
 from mmn_fast.geometry_crops import border_of, padded_rows
