@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import re
@@ -28,6 +29,7 @@ from mmn_fast.kernels.gpu_runner import Input
 from mmn_fast.kernels.gpu_video import CropProposalConv
 from mmn_fast.postprocess import fuse_scores
 from mmn_fast.presets import PRESETS
+from mmn_fast.torch_threads import without_tf32
 from mmn_fast.types import BackendUnavailable, InputError
 from tests.golden import cases
 from tests.test_backends_agree import fused_in_float64
@@ -509,6 +511,17 @@ def test_the_reference_takes_no_tf32_for_float32(
     engine.encode_video([_batch(cases.load("charades_small"))[0].video])
     assert (seen, torch.backends.cudnn.allow_tf32) == ([False], before)
     assert before
+
+
+def test_tf32_is_back_when_the_last_of_several_calls_is_done() -> None:
+    before = torch.backends.cudnn.allow_tf32
+    first, second = contextlib.ExitStack(), contextlib.ExitStack()
+    for call in (first, second):
+        call.enter_context(without_tf32)
+    first.close()  # not the last to have come
+    assert not torch.backends.cudnn.allow_tf32
+    second.close()
+    assert torch.backends.cudnn.allow_tf32 == before
 
 
 @pytest.mark.gpu

@@ -14,7 +14,7 @@ from torch import nn
 from mmn_fast.backends.base import NO_OPTIONS, Backend, Branches
 from mmn_fast.checkpoint import LoadedModel
 from mmn_fast.model import MMN, build_model
-from mmn_fast.torch_threads import torch_threads
+from mmn_fast.torch_threads import torch_threads, without_tf32
 from mmn_fast.types import FloatArray
 
 _PRECISIONS: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -65,9 +65,7 @@ class TorchBackend(Backend):
 
     @contextmanager
     def _running(self) -> Iterator[None]:
-        # cuDNN would take TF32 for a float32 convolution.
-        exact = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
-        with torch.inference_mode(), torch_threads(self.threads), exact:
+        with torch.inference_mode(), torch_threads(self.threads), without_tf32:
             yield
 
     def encode_video(self, pre_clips: FloatArray) -> Branches:
