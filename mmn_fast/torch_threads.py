@@ -1,4 +1,4 @@
-"""PyTorch's settings of the process, for the time of a call: its number of CPU threads, and cuDNN's TF32."""
+"""PyTorch's settings of the process, for the time of a call: its number of CPU threads, and how a GPU calculates."""
 
 from __future__ import annotations
 
@@ -12,28 +12,37 @@ import torch
 _LOCK = threading.RLock()
 
 
-class _WithoutTf32:
-    """Calls without TF32 that are under way: the first one switches it off, the last one puts the setting back."""
+class _StrictSettings:
+    """Calls under way that need them: the first sets them, the last puts back what was, whatever order calls end in."""
 
     def __init__(self) -> None:
-        self._lock, self._calls, self._before = threading.Lock(), 0, True
+        self._lock, self._calls = threading.Lock(), 0
+        self._before: tuple[bool, bool, bool, str]
 
     def __enter__(self) -> None:
         with self._lock:
             if self._calls == 0:
-                self._before = torch.backends.cudnn.allow_tf32
-                torch.backends.cudnn.allow_tf32 = False
+                cudnn = torch.backends.cudnn
+                matmul = torch.get_float32_matmul_precision()
+                self._before = cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32, matmul
+                self._set(False, True, False, "highest")
             self._calls += 1
 
     def __exit__(self, *_: object) -> None:
         with self._lock:
             self._calls -= 1
             if self._calls == 0:
-                torch.backends.cudnn.allow_tf32 = self._before
+                self._set(*self._before)
+
+    @staticmethod
+    def _set(benchmark: bool, deterministic: bool, allow_tf32: bool, matmul: str) -> None:
+        cudnn = torch.backends.cudnn
+        cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32 = benchmark, deterministic, allow_tf32
+        torch.set_float32_matmul_precision(matmul)
 
 
-without_tf32 = _WithoutTf32()
-"""A context in which cuDNN, which would take TF32, convolves float32 in float32."""
+strict_settings = _StrictSettings()
+"""A context without TF32, which cuDNN would take for float32, and without algorithms that are picked by the clock."""
 
 
 @contextmanager

@@ -29,7 +29,7 @@ from mmn_fast.kernels.gpu_runner import Input
 from mmn_fast.kernels.gpu_video import CropProposalConv
 from mmn_fast.postprocess import fuse_scores
 from mmn_fast.presets import PRESETS
-from mmn_fast.torch_threads import without_tf32
+from mmn_fast.torch_threads import strict_settings
 from mmn_fast.types import BackendUnavailable, InputError
 from tests.golden import cases
 from tests.test_backends_agree import fused_in_float64
@@ -504,50 +504,28 @@ def test_warmup_refuses_sizes_that_are_none_and_does_nothing_elsewhere(golden_en
 def test_the_reference_takes_no_tf32_for_float32(
     golden_engine: Callable[[str], Engine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine = golden_engine("charades_small")
-    net, seen, before = engine._backend.net, [], torch.backends.cudnn.allow_tf32  # type: ignore[attr-defined]
+    engine, cudnn = golden_engine("charades_small"), torch.backends.cudnn
+    monkeypatch.setattr(cudnn, "allow_tf32", True)
+    net, seen = engine._backend.net, []  # type: ignore[attr-defined]
     encode = net.encode_video
-    monkeypatch.setattr(net, "encode_video", lambda x: (seen.append(torch.backends.cudnn.allow_tf32), encode(x))[1])
+    monkeypatch.setattr(net, "encode_video", lambda x: (seen.append(cudnn.allow_tf32), encode(x))[1])
     engine.encode_video([_batch(cases.load("charades_small"))[0].video])
-    assert (seen, torch.backends.cudnn.allow_tf32) == ([False], before)
-    assert before
+    assert (seen, cudnn.allow_tf32) == ([False], True)
 
 
-def test_tf32_is_back_when_the_last_of_several_calls_is_done() -> None:
-    before = torch.backends.cudnn.allow_tf32
+def test_settings_are_back_when_the_last_of_several_calls_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    cudnn = torch.backends.cudnn
+    for name, value in (("allow_tf32", True), ("benchmark", True), ("deterministic", False)):
+        monkeypatch.setattr(cudnn, name, value)
+
+    def settings() -> tuple[bool, bool, bool, str]:
+        return cudnn.allow_tf32, cudnn.benchmark, cudnn.deterministic, torch.get_float32_matmul_precision()
+
+    before = settings()
     first, second = contextlib.ExitStack(), contextlib.ExitStack()
     for call in (first, second):
-        call.enter_context(without_tf32)
-    first.close()  # not the last to have come
-    assert not torch.backends.cudnn.allow_tf32
+        call.enter_context(strict_settings)
+    first.close()  # it began first and ends first: what it found is not put back yet
+    assert settings() == (False, False, True, "highest")
     second.close()
-    assert torch.backends.cudnn.allow_tf32 == before
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("precision", ["fp16", "bf16", "fp32"])
-def test_graphs_give_the_bits_of_the_same_call_without(precision: str, golden_model: Models) -> None:
-    reason = NativeGpuBackend.unavailable_reason("cuda", precision)
-    if reason:
-        pytest.skip(reason)
-    batch = _batch(cases.load("tacos_small"))
-    plain = _engine(golden_model("tacos_small"), "cuda", precision, graphs=False)
-    engine = _engine(golden_model("tacos_small"), "cuda", precision)
-    assert engine.ground(batch) == plain.ground(batch)
-    many = mmn_fast.Query(batch[0].video, [f"{number}" for number in range(200)])  # beyond the largest bucket
-    assert engine.ground([many]) == plain.ground([many])
-    video, text = engine.encode_video([batch[0].video]), engine.encode_text(many.sentences)
-    assert engine.score(video, text) == plain.score(video, text)
-    assert engine.info()["graphs"] >= 5
-
-
-@pytest.mark.gpu
-def test_a_thousand_runs_give_one_result(golden_model: Models) -> None:
-    reason = NativeGpuBackend.unavailable_reason("cuda", "fp16")
-    if reason:
-        pytest.skip(reason)
-    batch = _batch(cases.load("tacos_small"))
-    engine = _engine(golden_model("tacos_small"), "cuda", "fp16")
-    video, text = engine.encode_video([batch[0].video]), engine.encode_text(batch[0].sentences)
-    first = engine.ground(batch), engine.score(video, text)
-    assert all((engine.ground(batch), engine.score(video, text)) == first for _ in range(1000))
+    assert settings() == before

@@ -14,7 +14,7 @@ from torch import nn
 from mmn_fast.backends.base import NO_OPTIONS, Backend, Branches
 from mmn_fast.checkpoint import LoadedModel
 from mmn_fast.model import MMN, build_model
-from mmn_fast.torch_threads import torch_threads, without_tf32
+from mmn_fast.torch_threads import strict_settings, torch_threads
 from mmn_fast.types import FloatArray
 
 _PRECISIONS: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -65,7 +65,7 @@ class TorchBackend(Backend):
 
     @contextmanager
     def _running(self) -> Iterator[None]:
-        with torch.inference_mode(), torch_threads(self.threads), without_tf32:
+        with torch.inference_mode(), torch_threads(self.threads), strict_settings:
             yield
 
     def encode_video(self, pre_clips: FloatArray) -> Branches:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import torch
 
 from mmn_fast.kernels import native
+from mmn_fast.torch_threads import strict_settings
 
 PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 _LEAST_CAPABILITY = (8, 0)  # of the machine code in csrc/cuda
@@ -59,14 +60,8 @@ def capability_of(device: torch.device) -> tuple[int, int]:
 @contextmanager
 def strict_arithmetic() -> Iterator[None]:
     """Inference without TF32 and without algorithms that are picked by the clock."""
-    cudnn = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
-    with torch.inference_mode(), cudnn:
-        before = torch.get_float32_matmul_precision()
-        torch.set_float32_matmul_precision("highest")
-        try:
-            yield
-        finally:
-            torch.set_float32_matmul_precision(before)
+    with torch.inference_mode(), strict_settings:
+        yield
 
 
 def out_of_memory(error: BaseException | None) -> BaseException | None:
