@@ -66,7 +66,7 @@ def candidates(algorithm: str, shared_bytes: int, width: int, precision: str = "
         algorithm: one of `gpu_conv_plan.ALGORITHMS`.
         shared_bytes: shared memory that a block can have.
         width: C; no block is more than twice as wide.
-        precision: "fp16", "bf16" or "fp32", which has no tensor cores: blocks that do not spill.
+        precision: "fp16", "bf16" or "fp32", which has no tensor cores: small blocks.
     """
     single, gather = precision == "fp32", algorithm == "gather"
     operands, splits = (1, 8) if gather else (2, 1)  # blocks of either operand, shares of a sum

@@ -63,6 +63,7 @@ PLANS = [
     ("charades-sta", 12, "fp32"),
     ("tacos", 16, "fp32"),
     ("activitynet-captions", 24, "fp32"),
+    ("hc-stvg", 12, "fp32"),
     ("shapes", 16, "fp16"),
 ]
 PLANS_ON_DEMAND = [
