@@ -1,8 +1,8 @@
 """The three seams as modules to be traced, one ONNX graph each. Names and axes of the graphs: `manifest.signature`.
 
 They compute what `model.MMN` computes, with BatchNorm folded, the proposal convolution cropped (`crops.crop`), masks
-and cell weights as constants, and only operators that ONNX Runtime and TensorRT both have. In fp16 the weights and
-products are of that type; norms, softmax, means and scores stay float32, and so does what goes in and out.
+and cell weights as constants, and only operators that ONNX Runtime and TensorRT both have. In fp16 and bf16 the
+weights and products are of that type; norms, softmax, means and scores stay float32, and so does what goes in and out.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from mmn_fast.presets import Preset
 from mmn_fast.text_encoder import TextEncoder
 
 _NORM_EPS = 1e-12  # of torch.nn.functional.normalize, in the model and of the source rows
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def _tensor(array: Any, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -36,6 +36,11 @@ def _tensor(array: Any, dtype: torch.dtype = torch.float32) -> Tensor:
 def _unit(x: Tensor) -> Tensor:
     """Unit norm over the last axis, in float32."""
     return x / (x * x).sum(-1, keepdim=True).sqrt().clamp(min=_NORM_EPS)
+
+
+def _wide(x: Tensor) -> Tensor:
+    """bf16 as float32: ONNX Runtime's CUDA provider multiplies bf16, but pads and pools none (`bf16.OPERATORS`)."""
+    return x.float() if x.dtype == torch.bfloat16 else x
 
 
 class PreClips(nn.Module):
@@ -74,7 +79,7 @@ class VideoGraph(nn.Module):
 
     Args:
         model: the model's values.
-        precision: "fp32" or "fp16".
+        precision: "fp32", "fp16" or "bf16".
         raw_features: take source rows.
         fp32: of `mixed.stages`, those that keep float32 weights, products and sums in every precision.
     """
@@ -101,7 +106,7 @@ class VideoGraph(nn.Module):
         if self.pre_clips is not None:
             assert lengths is not None
             pre_clips = self.pre_clips(pre_clips, lengths)
-        clips = (pre_clips.to(self.project.dtype) @ self.project + self.project_bias).relu().mT
+        clips = _wide(pre_clips.to(self.project.dtype) @ self.project + self.project_bias).relu().mT
         # Pools and convolutions along one axis are written with a second one of size 1: TensorRT has 2D ones only.
         clips = F.avg_pool2d(clips[:, :, None], (1, self.pool[0]), (1, self.pool[1]))  # [B, C, 1, N]
         proposals = self.convs(self.map(clips))  # [B, P, C]
@@ -153,7 +158,7 @@ class _Map(nn.Module):
                     clips = F.max_pool2d(clips, (1, kernel), (1, stride))
                 parts.append(clips)
                 number += 1
-        rows = F.pad(torch.cat(parts, -1)[:, :, 0], (0, 1)).mT  # [B, cells + 1, C]
+        rows = F.pad(_wide(torch.cat(parts, -1))[:, :, 0], (0, 1)).mT  # [B, cells + 1, C]
         return rows.index_select(1, self.source).mT.unflatten(-1, self.size)
 
 
@@ -171,7 +176,8 @@ class _CroppedConvs(nn.Module):
             layer = self.plan.layers[number]
             for index, b in enumerate(self.crops.layers[number].bands):
                 weights = layer.weights[b.top : b.bottom, b.left : b.right]
-                self.register_buffer(f"cells{number}_{index}", _tensor(weights, dtype))
+                kept = torch.float32 if dtype == torch.bfloat16 else dtype  # of what `_wide` gives
+                self.register_buffer(f"cells{number}_{index}", _tensor(weights, kept))
         last = self.plan.layers[-1].cells
         for index, b in enumerate(self.crops.layers[-1].bands):
             rows = last[(last[:, 0] >= b.top) & (last[:, 0] < b.bottom)] - (b.top, b.left)
@@ -187,7 +193,7 @@ class _CroppedConvs(nn.Module):
             for index, b in enumerate(layer.bands):
                 top, left = b.top - frame.top, b.left - frame.left
                 under = x[:, :, top : top + b.bottom - b.top + k - 1, left : left + b.right - b.left + k - 1]
-                outputs.append(F.conv2d(under, weight, bias).relu() * getattr(self, f"cells{number}_{index}"))
+                outputs.append(_wide(F.conv2d(under, weight, bias)).relu() * getattr(self, f"cells{number}_{index}"))
             if number + 1 < len(self.crops.layers):
                 x, frame = _lay_together(outputs, layer.bands, layer.frame), layer.frame
         packed = [out.flatten(2).mT.index_select(1, getattr(self, f"chosen{n}")) for n, out in enumerate(outputs)]

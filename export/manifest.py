@@ -24,7 +24,7 @@ MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.json"
 REFERENCE = "reference.safetensors"
 GRAPHS = ("video", "text", "score")
-PRECISIONS = ("fp32", "fp16", "int8")
+PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 MAX_RECALL_LOSS = 0.5  # points of R@1 that int8 may cost
 DYNAMIC_AXES = ("B", "R", "S", "L")
 _OWN = "sha256"  # of everything else in manifest.json
@@ -103,8 +103,8 @@ class Manifest:
         source: name of the model that was exported.
         source_sha256: of its weights: over name and bytes of every array, in the order of names.
         precision: one of `PRECISIONS`: what the weights and products of video and text are; score is float32 always.
-        fp32_stages: of `mixed.stages`, those of the video graph that are float32 although precision is fp16: without
-            them it was out of its bound.
+        fp32_stages: of `mixed.stages`, those of the video graph that are float32 although precision is fp16 or bf16:
+            without them it was out of its bound.
         raw_features: see `signature`.
         top_k: see `signature`.
         opset: version of the standard operator set.

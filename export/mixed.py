@@ -1,4 +1,4 @@
-"""Which stages of the video graph an fp16 export computes in float32. Needs no torch.
+"""Which stages of the video graph an fp16 or bf16 export computes in float32. Needs no torch.
 
 What rounding to 11 bits costs differs between models: small random ones lose 4e-3 to 1.2e-2 of a score or overflow,
 most of it in the last half of the convolutions; a learned map's values may be too large for fp16.
@@ -29,14 +29,14 @@ def attempts(preset: Preset, precision: str) -> list[tuple[str, ...]]:
 
     Args:
         preset: gives the stages.
-        precision: "fp32" or "fp16".
+        precision: "fp32", "fp16" or "bf16".
 
     Returns:
-        For fp16: none; then all but the second to the middle layer of the convolution; then all but the second layer.
-        One stage at least stays fp16. For fp32: none, all are.
+        For fp16 and bf16: none; then all but the second to the middle layer of the convolution; then all but the second
+        layer. One stage at least stays narrow. For fp32: none, all are.
     """
     found: list[tuple[str, ...]] = [()]
-    if precision == "fp16":
+    if precision != "fp32":
         convs = conv_stages(preset)
         for kept in (convs[1 : len(convs) // 2], convs[1:2]):
             wide = tuple(stage for stage in stages(preset) if stage not in kept)

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from mmn_fast.checkpoint import LoadedModel, load_model
+from mmn_fast.export import bf16
 from mmn_fast.export.manifest import (
     GRAPHS,
     MAX_RECALL_LOSS,
@@ -35,7 +36,7 @@ from mmn_fast.types import InputError
 from mmn_fast.version import __version__
 
 # The newest operator set that TensorRT 10.0 reads (its docs/operators.md: opset 9 to 20); TensorRT 11 reads up to 25.
-OPSET = 20
+OPSET = 20  # of all precisions but bf16
 # A protobuf message ends at 2 GiB; the rest is for the graph itself.
 _EXTERNAL_DATA_BYTES = 2**31 - 2**26
 _PACKAGES = ("torch", "onnx", "onnxruntime", "onnxscript", "numpy")
@@ -68,7 +69,8 @@ def export(
     Args:
         model: as for `mmn_fast.load`.
         output: directory to create; must not exist.
-        precision: "fp32", "fp16" or "int8": of the weights and products of video and text; see `to_int8` for int8.
+        precision: "fp32", "fp16", "bf16" or "int8": of the weights and products of video and text; bf16 is for GPUs,
+            int8 for CPUs (see `to_int8`).
         what: the graphs, of "video", "text" and "score".
         raw_features: video.onnx takes source rows and lengths instead of pre-clips.
         top_k: score.onnx also gives the K best moments of each sentence, after non-maximum suppression.
@@ -82,8 +84,8 @@ def export(
 
     Raises:
         InputError: an argument cannot be used, an extra is missing, int8 costs too much, or a graph differs from the
-            float32 reference by more than its precision's bound (the first difference is named), in fp16 also with
-            all in float32 that `mixed.attempts` has; nothing is left behind then.
+            float32 reference by more than its precision's bound (the first difference is named), in fp16 and bf16
+            also with all in float32 that `mixed.attempts` has; nothing is left behind then.
     """
     output = Path(output)
     what = _check_arguments(output, precision, what, top_k)
@@ -129,7 +131,7 @@ def export_loaded(
             fp32_stages=(),
             raw_features=raw_features,
             top_k=top_k,
-            opset=OPSET,
+            opset=bf16.OPSET if precision == "bf16" else OPSET,
             graphs=graphs,
             files={},
             versions=_versions(),
@@ -149,12 +151,6 @@ def export_loaded(
 
 def _check_arguments(output: Path, precision: str, what: Sequence[str], top_k: int | None) -> list[str]:
     """The graphs in the order of `GRAPHS`; everything is checked before any work is done."""
-    if precision == "bf16":
-        raise InputError(
-            f"precision: bf16 cannot be exported verified: ONNX's Conv takes bfloat16 from opset 22 on, the graphs are"
-            f" of opset {OPSET} for TensorRT 10, and ONNX Runtime's CPU provider, which verifies, has no bf16 product;"
-            " expected fp16 or fp32"
-        )
     if precision not in PRECISIONS:
         raise InputError(f"precision: expected one of {', '.join(PRECISIONS)}, got {precision!r}")
     unknown = [name for name in what if name not in GRAPHS]
@@ -171,7 +167,7 @@ def _check_arguments(output: Path, precision: str, what: Sequence[str], top_k: i
 
 
 def _write_verified(model: LoadedModel, manifest: Manifest, directory: Path) -> Manifest:
-    """Write the graphs, the video's in fp16 with as few stages in float32 as verification needs, and verify them."""
+    """Write the graphs, the narrow video's with as few stages in float32 as verification needs, and verify them."""
     from mmn_fast.export.verify import VerificationError, verify_directory
 
     for name in manifest.graphs:
@@ -195,7 +191,7 @@ def _write_verified(model: LoadedModel, manifest: Manifest, directory: Path) -> 
             break
     if found is None:
         raise VerificationError(f"{failed}{f', also with {listed(fp32_stages)} in float32' if fp32_stages else ''}")
-    if manifest.precision == "fp16":
+    if manifest.precision != "fp32":
         found["attempts"] = tried
     files = {file.name: sha256(file) for file in sorted(directory.iterdir())}
     return dataclasses.replace(manifest, files=files, verification=found)
@@ -211,10 +207,10 @@ def _write(name: str, model: LoadedModel, manifest: Manifest, directory: Path) -
         module = TextGraph(model, manifest.precision)
     else:
         module = ScoreGraph(model, manifest.top_k)
-    write_graph(module, manifest.signature(name), directory / manifest.graphs[name])
+    write_graph(module, manifest.signature(name), directory / manifest.graphs[name], manifest.opset)
 
 
-def write_graph(module: Any, shapes: Signature, path: Path) -> None:
+def write_graph(module: Any, shapes: Signature, path: Path, opset: int = OPSET) -> None:
     """Trace a module into an ONNX file with the names and axes of a signature; weights beside it above 2 GB."""
     import torch
 
@@ -230,7 +226,7 @@ def write_graph(module: Any, shapes: Signature, path: Path) -> None:
             module.eval(),
             tuple(inputs),
             dynamo=True,
-            opset_version=OPSET,
+            opset_version=opset,
             input_names=[spec.name for spec in shapes.inputs],
             output_names=[spec.name for spec in shapes.outputs],
             dynamic_shapes=tuple(

@@ -88,7 +88,7 @@ def build_plans(
         if name not in manifest.graphs:
             raise InputError(f"graphs: expected some of {', '.join(manifest.graphs)}, got {name!r}")
     if manifest.precision == "int8":
-        raise InputError(f"tensorrt: {directory} is int8, which is for CPUs; export the model as fp16 or fp32")
+        raise InputError(f"tensorrt: {directory} is int8, which is for CPUs; export the model as fp16, bf16 or fp32")
     profiles = {name: profiles_for(name, manifest) for name in chosen}
     reason = unavailable_reason()
     if reason is not None:

@@ -83,6 +83,10 @@ def write_repository(directory: str | Path, output: str | Path, options: Reposit
         if options.plans or options.device == "gpu":
             raise InputError("device: int8 graphs are for CPUs, expected auto or cpu without plans")
         options = dataclasses.replace(options, device="cpu")
+    if manifest.precision == "bf16":
+        if options.device == "cpu":
+            raise InputError("device: ONNX Runtime multiplies bf16 on CUDA alone, expected auto or gpu, got 'cpu'")
+        options = dataclasses.replace(options, device="gpu")
     check_files(directory, manifest)
     if options.plans:
         for name in GRAPHS:

@@ -1,18 +1,21 @@
 """`mmn-fast verify`: holds an export to its manifest and to the reference. Needs no torch.
 
 In order: files, operators, names and axes of each graph; then what each graph gives at several batch sizes and sentence
-lengths, as scores, since those rank moments; then the moments, and which proposal is best for each sentence.
+lengths, as scores, since those rank moments; then the moments, and which proposal is best for each sentence. A bf16
+graph runs as `bf16.to_float32` makes it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from mmn_fast.export import bf16
 from mmn_fast.export.manifest import (
     MANIFEST,
     Manifest,
@@ -31,9 +34,9 @@ Arrays = dict[str, npt.NDArray[Any]]
 BATCH_SIZES = (1, 2, 8, 33)
 
 # Largest difference of a fused score from the reference's, and of score.onnx's other scores. fp32: float32 sums of
-# 12,800 terms in up to 8 layers. fp16: operands of 11 bits. int8: tells a broken graph from a rounded one (3e-2 seen);
-# what decides there is the measured R@1.
-BOUNDS = {"fp32": 2e-5, "fp16": 2e-3, "int8": 0.1}
+# 12,800 terms in up to 8 layers. fp16 and bf16: operands of 11 and of 8 bits. int8: tells a broken graph from a rounded
+# one (3e-2 seen); what decides there is the measured R@1.
+BOUNDS = {"fp32": 2e-5, "fp16": 2e-3, "bf16": 1e-2, "int8": 0.1}
 
 # Sources: ONNX Runtime's docs/OperatorKernels.md (CPU and CUDA), and onnx-tensorrt's docs/operators.md of TensorRT 10.0
 # (every operator here is marked supported, pools as 2D and 3D only); TensorRT 11 reads operator sets up to 25.
@@ -98,7 +101,10 @@ def verify_directory(directory: Path, manifest: Manifest) -> dict[str, Any]:
     for name, file in manifest.graphs.items():
         _check_operators(directory / file, manifest)
         runs[name] = _open(name, directory / file, manifest)
-    return verify_runs(directory, manifest, runs, BOUNDS[manifest.precision])
+    found = verify_runs(directory, manifest, runs, BOUNDS[manifest.precision])
+    if manifest.precision == "bf16":
+        found["arithmetic"] = "float32 operators, results rounded to bf16"
+    return found
 
 
 def verify_runs(
@@ -290,10 +296,12 @@ def _check_operators(path: Path, manifest: Manifest) -> None:
 
 def _open(name: str, path: Path, manifest: Manifest) -> Callable[[Arrays], Arrays]:
     """A graph on ONNX Runtime's CPU provider, its inputs and outputs held to the table of names."""
-    import onnxruntime
-
     try:
-        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        session = _session(path, manifest.precision)
+    except InputError as error:
+        raise VerificationError(f"{path.name}: {error}") from None
+    except OSError as error:
+        raise InputError(f"verify: {error.filename or path}: {error.strerror or error}") from None
     except Exception as error:  # ONNX Runtime's own classes, by kind of failure
         raise VerificationError(f"{path.name}: ONNX Runtime does not load it ({str(error).splitlines()[0]})") from None
     shapes = manifest.signature(name)
@@ -308,6 +316,16 @@ def _open(name: str, path: Path, manifest: Manifest) -> Callable[[Arrays], Array
     return lambda inputs: dict(zip(names, session.run(names, inputs), strict=True))
 
 
+def _session(path: Path, precision: str) -> Any:
+    import onnxruntime
+
+    providers = ["CPUExecutionProvider"]
+    if precision != "bf16":
+        return onnxruntime.InferenceSession(str(path), providers=providers)
+    with TemporaryDirectory() as scratch:
+        return onnxruntime.InferenceSession(str(bf16.write_in_float32(path, Path(scratch))), providers=providers)
+
+
 def _listed(specs: tuple[TensorSpec, ...]) -> str:
     return ", ".join(f"{s.name} {s.dtype} [{', '.join(map(str, s.shape))}]" for s in specs)
 
@@ -315,9 +333,10 @@ def _listed(specs: tuple[TensorSpec, ...]) -> str:
 def summary(directory: Path, found: dict[str, Any]) -> str:
     """One line about a verified export."""
     worst = max(found["max_error"].values())
+    arithmetic = f"; verified as {found['arithmetic']}" if "arithmetic" in found else ""
     mixed = f"; mixed: {listed(found['fp32_stages'])} of video in float32" if found["fp32_stages"] else ""
     return (
         f"{directory}: {MANIFEST} and graphs agree; batches of {', '.join(map(str, found['batch_sizes']))}; largest"
         f" difference of a score {worst:.1e} (bound {found['bound']:g}), same best proposal for"
-        f" {100 * found['top1_agreement']:.1f} % of {found['sentences']} sentences{mixed}"
+        f" {100 * found['top1_agreement']:.1f} % of {found['sentences']} sentences{mixed}{arithmetic}"
     )

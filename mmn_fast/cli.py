@@ -341,7 +341,9 @@ def export(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Directory to create; not needed if MODEL is an export.")
     ] = None,
-    precision: Annotated[str, typer.Option("--precision", help="fp32, fp16, or int8 for CPUs.")] = "fp32",
+    precision: Annotated[
+        str, typer.Option("--precision", help="fp32, fp16, bf16 (for GPUs) or int8 (for CPUs).")
+    ] = "fp32",
     what: Annotated[str, typer.Option("--what", help="all, or some of video,text,score.")] = "all",
     raw_features: Annotated[
         bool, typer.Option("--raw-features", help="video.onnx takes source rows and lengths, not pre-clips.")
@@ -381,7 +383,7 @@ def export(
     from mmn_fast.export.verify import summary
 
     if tensorrt and precision == "int8":
-        raise InputError("--tensorrt: int8 is for CPUs, expected --precision fp16 or fp32")
+        raise InputError("--tensorrt: int8 is for CPUs, expected --precision fp16, bf16 or fp32")
     if (annotations is None) != (features is None) or (durations is not None and annotations is None):
         raise InputError("--annotations, --features: expected both or neither; --durations: only with them")
     int8_data = None if annotations is None or features is None else Labelled(annotations, features, durations)

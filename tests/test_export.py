@@ -27,7 +27,7 @@ from mmn_fast.demo.agreement import LabelledSplit, agreement_with, draw_split
 from mmn_fast.export.crops import crop
 from mmn_fast.export.graphs import PreClips, ScoreGraph, VideoGraph
 from mmn_fast.export.manifest import plain_sha256, read_manifest, signature
-from mmn_fast.export.to_onnx import OPSET, export
+from mmn_fast.export.to_onnx import export
 from mmn_fast.export.verify import BOUNDS, OPERATORS, VerificationError, verify
 from mmn_fast.features import pre_clips
 from mmn_fast.geometry import cells_to_moments, plan_for
@@ -360,11 +360,7 @@ def test_verification_names_the_first_difference(copy: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"precision": "int3"}, "precision: expected one of fp32, fp16, int8, got 'int3'"),
-        (
-            {"precision": "bf16"},
-            "precision: bf16 cannot be exported verified: ONNX's Conv takes bfloat16 from opset 22",
-        ),
+        ({"precision": "int3"}, "precision: expected one of fp32, fp16, bf16, int8, got 'int3'"),
         ({"what": ["video", "audio"]}, "what: expected all, or some of video, text, score, got 'audio'"),
         ({"what": []}, "what: expected all, or some of video, text, score, got ''"),
         ({"top_k": 0}, "top_k: expected an integer from 1 to 100, got 0"),
@@ -375,28 +371,6 @@ def test_bad_arguments_are_refused(arguments: dict[str, object], message: str, t
     with pytest.raises(InputError, match=message):
         export(**{"model": "demo", "output": tmp_path / "out", **arguments})  # type: ignore[arg-type]
     assert list(tmp_path.iterdir()) == []
-
-
-def test_onnx_still_has_no_bf16_to_verify_with() -> None:
-    """Why bf16 is refused; when this fails, export it."""
-    import onnx
-    import onnxruntime
-    from onnx import TensorProto, helper
-
-    def session(operator: str, x: list[int], weight: list[int], opset: int) -> None:
-        kind = TensorProto.BFLOAT16
-        given = [helper.make_tensor_value_info(n, kind, s) for n, s in (("x", x), ("w", weight))]
-        result = [helper.make_tensor_value_info("y", kind, None)]
-        graph = helper.make_graph([helper.make_node(operator, ["x", "w"], ["y"])], "bf16", given, result)
-        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)
-        onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-
-    bf16 = "tensor(bfloat16)"
-    types = {c.type_param_str: c.allowed_type_strs for c in onnx.defs.get_schema("Conv", OPSET).type_constraints}
-    assert bf16 not in types["T"]
-    for operator, x, weight, opset in (("MatMul", [2, 3], [3, 2], OPSET), ("Conv", [1, 2, 4, 4], [2, 2, 3, 3], 22)):
-        with pytest.raises(Exception, match="NOT_IMPLEMENTED"):
-            session(operator, x, weight, opset)
 
 
 def test_places_that_do_not_fit_are_refused(exports: Exports, tmp_path: Path) -> None:
@@ -440,7 +414,7 @@ def test_auto_runs_an_export_on_the_backend_that_can(exports: Exports) -> None:
             BackendUnavailable,
             "precision 'fp16': .* was exported as fp32; mmn-fast export",
         ),
-        ({"precision": "bf16"}, BackendUnavailable, "precision 'bf16' is not one of its precisions"),
+        ({"precision": "fp8"}, BackendUnavailable, "precision 'fp8' is not one of its precisions"),
         ({"precision": "int8"}, BackendUnavailable, "precision 'int8': .* was exported as fp32; mmn-fast export"),
         ({"precision": "int8", "device": "cuda"}, BackendUnavailable, "device 'cuda': int8 graphs are for CPUs"),
         ({"device": "cuda"}, BackendUnavailable, "device 'cuda': this onnxruntime .* has no CUDA provider, only"),
@@ -464,7 +438,7 @@ def test_onnx_refuses_a_model_with_the_command_that_exports_it() -> None:
     [
         (
             ["export", "demo", "-o", "{tmp}/out", "--precision", "int3"],
-            "precision: expected one of fp32, fp16, int8, got",
+            "precision: expected one of fp32, fp16, bf16, int8, got",
         ),
         (["export", "{tmp}", "-o", "{tmp}/out"], "is not a converted directory: no config.json"),
         (["export", "demo"], "--output: name a directory to create"),

@@ -100,7 +100,7 @@ def test_int8_that_costs_too_much_leaves_no_export(tmp_path: Path, monkeypatch: 
 def test_plans_of_int8_are_refused(exports: Exports, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(exports("demo"), tmp_path / "copy"))
     dataclasses.replace(read_manifest(copy), precision="int8").write(copy)
-    with pytest.raises(InputError, match="is int8, which is for CPUs; export the model as fp16 or fp32"):
+    with pytest.raises(InputError, match="is int8, which is for CPUs; export the model as fp16, bf16 or fp32"):
         build_plans(copy)
     with pytest.raises(InputError, match="device: int8 graphs are for CPUs, expected auto or cpu without plans"):
         write_repository(copy, tmp_path / "models", RepositoryOptions(device="gpu"))

@@ -16,7 +16,7 @@ from mmn_fast.checkpoint import LoadedModel
 from mmn_fast.types import BackendUnavailable, FloatArray, InputError
 
 _CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
-_PRECISIONS = ("fp32", "fp16", "int8")
+_PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 
 
 class OnnxBackend(Backend):
@@ -35,7 +35,9 @@ class OnnxBackend(Backend):
             return "onnxruntime is not installed (pip install mmn_fast[onnx])"
         if precision not in ("auto", *_PRECISIONS):
             return f"precision {precision!r} is not one of its precisions ({', '.join(_PRECISIONS)})"
-        if device.startswith("cuda"):
+        if device == "cpu" and precision == "bf16":
+            return "device 'cpu': ONNX Runtime multiplies bf16 on CUDA alone; export fp32 or fp16 for it"
+        if device.startswith("cuda") or precision == "bf16":
             if precision == "int8":
                 return f"device {device!r}: int8 graphs are for CPUs; export fp16 for it"
             import onnxruntime
@@ -79,8 +81,9 @@ class OnnxBackend(Backend):
             )
         self.precision, self._fp32_stages = manifest.precision, manifest.fp32_stages
         kind, _, number = device.partition(":")
-        if kind == "cuda" and manifest.precision == "int8":
-            raise BackendUnavailable(f"backend 'onnx': {self.unavailable_reason(device, 'int8')}")
+        reason = self.unavailable_reason(device, self.precision)
+        if reason is not None:
+            raise BackendUnavailable(f"backend 'onnx': {reason}")
         self._takes_duration = manifest.top_k is not None
         self._device: tuple[str, int] = kind, int(number or 0)
         self._not_cuda: str | None = None  # why auto is the CPU
@@ -90,7 +93,7 @@ class OnnxBackend(Backend):
         try:
             self._graphs = _open_graphs(model.exported, manifest, self._device, threads)
         except BackendUnavailable as error:
-            if kind != "auto" or self._device[0] == "cpu":
+            if kind != "auto" or self._device[0] == "cpu" or self.precision == "bf16":
                 raise
             self._device, self._not_cuda = ("cpu", 0), str(error)
             self._graphs = _open_graphs(model.exported, manifest, self._device, threads)

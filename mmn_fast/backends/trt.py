@@ -19,7 +19,7 @@ from mmn_fast.kernels.tensorrt_module import RUNTIME, tensorrt_module
 from mmn_fast.kernels.tensorrt_plan import Arrays, Plan, open_plans
 from mmn_fast.types import BackendUnavailable, FloatArray, InputError
 
-_PRECISIONS = ("fp32", "fp16")
+_PRECISIONS = ("fp32", "fp16", "bf16")
 
 
 class TensorRTBackend(Backend):
