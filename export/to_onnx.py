@@ -213,6 +213,7 @@ def _write(name: str, model: LoadedModel, manifest: Manifest, directory: Path) -
 def write_graph(module: Any, shapes: Signature, path: Path, opset: int = OPSET) -> None:
     """Trace a module into an ONNX file with the names and axes of a signature; weights beside it above 2 GB."""
     import torch
+    from onnxscript.optimizer import fold_constants, remove_unused_nodes
 
     # Sizes above 1 that differ from each other: the exporter takes a dynamic axis of size 1 for a fixed one.
     sizes = {"B": 2, "S": 3, "L": 7, "R": 11}
@@ -234,8 +235,13 @@ def write_graph(module: Any, shapes: Signature, path: Path, opset: int = OPSET) 
                 for spec in shapes.inputs
             ),
             verbose=False,
+            optimize=False,
         )
         assert program is not None
+        # Folded first, a graph has a third of the nodes on which `optimize` tries its patterns, most of its time.
+        fold_constants(program.model)
+        remove_unused_nodes(program.model)
+        program.optimize()
         for node in program.model.graph.all_nodes():
             node.metadata_props.clear()  # stack traces: paths of this machine and lines of code
         weights = sum(np.prod(v.shape) * v.dtype.itemsize for v in program.model.graph.initializers.values())  # type: ignore[union-attr]
