@@ -17,12 +17,13 @@ import numpy as np
 import numpy.typing as npt
 
 from mmn_fast.export.manifest import Manifest, TensorSpec, sha256
+from mmn_fast.kernels.gpu_buckets import QUERY_BUCKETS, TOKEN_BUCKETS, VIDEO_BUCKETS
 from mmn_fast.types import InputError
 
 FORMAT_VERSION = 1
 KIND = "mmn_fast TensorRT plan"
 # Sizes that plans are tuned for and that batches are padded to: B videos, S sentences, L word pieces.
-BUCKETS: dict[str, tuple[int, ...]] = {"B": (1, 2, 4, 8, 16, 32, 48), "S": (1, 8, 32, 128), "L": (16, 32, 64)}
+BUCKETS: dict[str, tuple[int, ...]] = {"B": VIDEO_BUCKETS, "S": QUERY_BUCKETS, "L": TOKEN_BUCKETS}
 HARDWARE = ("same-gpu", "same-compute-capability", "ampere-plus")
 _AMPERE = (8, 0)
 
