@@ -38,6 +38,7 @@ from mmn_fast.version import __version__
 OPSET = 20
 # A protobuf message ends at 2 GiB; the rest is for the graph itself.
 _EXTERNAL_DATA_BYTES = 2**31 - 2**26
+_MIN_TOKENS = 2  # of a text encoder: [CLS] and [SEP]
 _PACKAGES = ("torch", "onnx", "onnxruntime", "onnxscript", "numpy")
 
 
@@ -111,6 +112,11 @@ def export_loaded(
 
     if model.exported is not None:
         raise InputError(f"model: {model.source} is an export already; name the model that it was made from")
+    if model.text.max_tokens < _MIN_TOKENS:
+        raise InputError(
+            f"model: {model.source}: expected a text encoder of at least {_MIN_TOKENS} word pieces, [CLS] and [SEP],"
+            f" got {model.text.max_tokens}"
+        )
     written = precision if splits is None else "fp32"  # int8 is made of verified float32 graphs
     # Not the process's number: containers that share a disk have equal ones.
     partial = output.with_name(f".{output.name}.partial-{secrets.token_hex(6)}")
@@ -218,8 +224,8 @@ def write_graph(module: Any, shapes: Signature, path: Path) -> None:
     """Trace a module into an ONNX file with the names and axes of a signature; weights beside it above 2 GB."""
     import torch
 
-    # Sizes above 1 that differ from each other: the exporter takes a dynamic axis of size 1 for a fixed one.
-    sizes = {"B": 2, "S": 3, "L": 7, "R": 11}
+    # Sizes above 1, since the exporter takes a dynamic axis of size 1 for a fixed one; those of one graph differ.
+    sizes = {"B": 2, "S": 3, "L": _MIN_TOKENS, "R": 11}
     inputs = []
     for spec in shapes.inputs:
         shape = [size if isinstance(size, int) else sizes[size] for size in spec.shape]
