@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 import logging
 import platform
-import secrets
-import shutil
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from mmn_fast.checkpoint import LoadedModel, load_model
+from mmn_fast.directories import new_directory
 from mmn_fast.export.manifest import (
     GRAPHS,
     MAX_RECALL_LOSS,
@@ -118,10 +117,7 @@ def export_loaded(
             f" got {model.text.max_tokens}"
         )
     written = precision if splits is None else "fp32"  # int8 is made of verified float32 graphs
-    # Not the process's number: containers that share a disk have equal ones.
-    partial = output.with_name(f".{output.name}.partial-{secrets.token_hex(6)}")
-    try:
-        partial.mkdir(parents=True)
+    with new_directory(output, "output") as partial:
         graphs = {name: f"{name}.onnx" for name in what}
         model.tokenizer.save(partial / TOKENIZER)
         record_reference(model, partial)
@@ -145,11 +141,6 @@ def export_loaded(
             manifest = quantise(partial, manifest, splits, max_recall_loss)
             manifest.verification.update(verify_directory(partial, manifest))
         manifest.write(partial)
-        partial.rename(output)
-    except OSError as error:
-        raise InputError(f"output: {output}: {error.strerror or error}") from None
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return output
 
 
