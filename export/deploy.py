@@ -2,54 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any
 
-from mmn_fast.export.manifest import read_manifest
-from mmn_fast.export.plans import check_bounds, plan_path, read_sidecar, sidecar_path
+from mmn_fast.export.plans import check_bounds
 from mmn_fast.export.to_tensorrt import BuildOptions, build_plans
 from mmn_fast.export.to_tensorrt import unavailable_reason as tensorrt_unavailable
 from mmn_fast.export.triton_repository import RepositoryOptions, check_graphs, write_repository
-from mmn_fast.export.verify import BOUNDS, VerificationError, verify_runs
-from mmn_fast.kernels.cuda_runtime import Cuda
-from mmn_fast.kernels.tensorrt_plan import open_plans
 from mmn_fast.types import InputError
-
-
-def verify_plans(directory: Path) -> dict[str, Any]:
-    """Hold the plans of an export to its reference, on the GPU that they were built on.
-
-    Args:
-        directory: an export with a plan of each of its graphs.
-
-    Returns:
-        As `verify.verify`.
-
-    Raises:
-        VerificationError: a plan gives something else; plans and sidecars are removed then.
-    """
-    manifest, cuda = read_manifest(directory), Cuda(0)
-    stream = cuda.stream()
-    # Version-compatible plans hold host code of the TensorRT that has just built them here.
-    plans, _ = open_plans(directory, manifest, list(manifest.graphs), cuda, allow_host_code=True)
-    rounds = any(read_sidecar(directory, name).tf32 for name in plans)
-    bound = max(BOUNDS[manifest.precision], BOUNDS["fp16"] if rounds else 0.0)  # TF32's operands have fp16's 11 bits
-    try:
-        runs = {name: partial(plan.run, stream=stream.handle) for name, plan in plans.items()}
-        return verify_runs(directory, manifest, runs, bound)
-    except VerificationError as error:
-        remove_plans(directory, plans)
-        raise VerificationError(f"tensorrt: {error}; the plans are removed") from None
-
-
-def remove_plans(directory: Path, graphs: Iterable[str]) -> None:
-    """Remove the plans of some graphs and their sidecars, those that are there."""
-    for name in graphs:
-        for path in (plan_path(directory, name), sidecar_path(directory, name)):
-            path.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
@@ -111,16 +72,11 @@ class Deployment:
                 )
 
     def run(self, directory: Path) -> list[Path]:
-        """Make it from an export, and list what was written; plans that could not be verified are removed."""
+        """Make it from an export, and list what was written."""
         written = []
         if self.tensorrt:
             options = BuildOptions(self.version_compatible, self.hardware, self.tf32, progress=True)
             written += build_plans(directory, options=options)
-            try:
-                verify_plans(directory)
-            except BaseException:  # TensorRT refuses them, memory ran out, somebody stopped it
-                remove_plans(directory, read_manifest(directory).graphs)
-                raise
         if self.triton_repository is not None:
             repository = RepositoryOptions(plans=self.tensorrt)
             written.append(write_repository(directory, self.triton_repository, repository))

@@ -241,7 +241,7 @@ class TextGraph(nn.Module):
             inner = F.gelu(layer.ffn.lin1(x).float()).to(self.dtype)
             x = self._norm(layer.output_layer_norm, x.float() + layer.ffn.lin2(inner).float())
         weight = real[..., None].float()  # [S, L, 1]
-        mean = (x.float() * weight).sum(1) / weight.sum(1)
+        mean = (x.float() * weight).sum(1) / weight.sum(1).clamp(min=1)  # 0 word pieces: zeros, not NaN
         sentence = self._norm(self.encoder.layernorm, mean)
         # See TextEncoder: fc_out1 is the iou branch.
         return _unit(self.encoder.fc_out2(sentence).float()), _unit(self.encoder.fc_out1(sentence).float())

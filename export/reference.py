@@ -60,7 +60,8 @@ def record_reference(model: LoadedModel, directory: Path) -> dict[str, npt.NDArr
             for video, n in zip(features, lengths, strict=True)
         ]
     )
-    tokens = [n for n in _LENGTHS if n < model.text.max_tokens] * 3 + [model.text.max_tokens]
+    longest = model.text.max_tokens
+    tokens = ([n for n in _LENGTHS if n < longest] or [longest]) * 3 + [longest]
     ids = np.zeros((len(tokens), max(tokens)), np.int64)
     mask = (np.arange(ids.shape[1]) < np.array(tokens)[:, None]).astype(np.int64)
     ids[mask > 0] = rng.integers(1, model.text.vocab_size, int(mask.sum()))

@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 import logging
 import platform
-import secrets
-import shutil
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from mmn_fast.checkpoint import LoadedModel, load_model
+from mmn_fast.directories import new_directory
 from mmn_fast.export import bf16
 from mmn_fast.export.manifest import (
     GRAPHS,
@@ -39,6 +38,7 @@ from mmn_fast.version import __version__
 OPSET = 20  # of all precisions but bf16
 # A protobuf message ends at 2 GiB; the rest is for the graph itself.
 _EXTERNAL_DATA_BYTES = 2**31 - 2**26
+_MIN_TOKENS = 2  # of a text encoder: [CLS] and [SEP]
 _PACKAGES = ("torch", "onnx", "onnxruntime", "onnxscript", "numpy")
 
 
@@ -113,11 +113,13 @@ def export_loaded(
 
     if model.exported is not None:
         raise InputError(f"model: {model.source} is an export already; name the model that it was made from")
+    if model.text.max_tokens < _MIN_TOKENS:
+        raise InputError(
+            f"model: {model.source}: expected a text encoder of at least {_MIN_TOKENS} word pieces, [CLS] and [SEP],"
+            f" got {model.text.max_tokens}"
+        )
     written = precision if splits is None else "fp32"  # int8 is made of verified float32 graphs
-    # Not the process's number: containers that share a disk have equal ones.
-    partial = output.with_name(f".{output.name}.partial-{secrets.token_hex(6)}")
-    try:
-        partial.mkdir(parents=True)
+    with new_directory(output, "output") as partial:
         graphs = {name: f"{name}.onnx" for name in what}
         model.tokenizer.save(partial / TOKENIZER)
         record_reference(model, partial)
@@ -141,11 +143,6 @@ def export_loaded(
             manifest = quantise(partial, manifest, splits, max_recall_loss)
             manifest.verification.update(verify_directory(partial, manifest))
         manifest.write(partial)
-        partial.rename(output)
-    except OSError as error:
-        raise InputError(f"output: {output}: {error.strerror or error}") from None
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return output
 
 
@@ -215,8 +212,8 @@ def write_graph(module: Any, shapes: Signature, path: Path, opset: int = OPSET) 
     import torch
     from onnxscript.optimizer import fold_constants, remove_unused_nodes
 
-    # Sizes above 1 that differ from each other: the exporter takes a dynamic axis of size 1 for a fixed one.
-    sizes = {"B": 2, "S": 3, "L": 7, "R": 11}
+    # Sizes above 1, since the exporter takes a dynamic axis of size 1 for a fixed one; those of one graph differ.
+    sizes = {"B": 2, "S": 3, "L": _MIN_TOKENS, "R": 11}
     inputs = []
     for spec in shapes.inputs:
         shape = [size if isinstance(size, int) else sizes[size] for size in spec.shape]

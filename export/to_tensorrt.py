@@ -1,24 +1,29 @@
 """`mmn-fast export ... --tensorrt`: TensorRT plans from the ONNX graphs of an export, for TensorRT 10.1 to 11.
 
 Networks are strongly typed: precision is that of the ONNX file's types, and nothing is left to the builder's
-choice. A plan is built on the GPU that it is for; it stands beside its graph with a sidecar (`plans.Sidecar`).
+choice. A plan is built on the GPU that it is for, and verified there before it stands beside its graph with a sidecar
+(`plans.Sidecar`).
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
+import secrets
 import threading
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from mmn_fast.export.manifest import Manifest, check_files, read_manifest
-from mmn_fast.export.plans import HARDWARE, Profile, Sidecar, plan_path, profiles_for, sidecar_path
+from mmn_fast.export.plans import HARDWARE, Profile, Sidecar, plan_path, profiles_for, read_sidecar, sidecar_path
+from mmn_fast.export.verify import BOUNDS, VerificationError, verify_runs
 from mmn_fast.kernels import cuda_runtime
 from mmn_fast.kernels.tensorrt_module import BUILDER, make_logger, tensorrt_module
+from mmn_fast.kernels.tensorrt_plan import open_plans
 from mmn_fast.types import InputError
 
 TIMING_CACHE = "tensorrt.timing"
@@ -67,7 +72,10 @@ def unavailable_reason() -> str | None:
 def build_plans(
     directory: str | Path, graphs: Sequence[str] | None = None, options: BuildOptions | None = None
 ) -> list[Path]:
-    """Build the plans of an export's graphs; all of them appear, or none.
+    """Build the plans of an export's graphs and verify them on the GPU; all of them appear, or none.
+
+    Until they are verified they stand apart, and plans that were there before stay as they were. The timing cache is
+    kept whatever comes of the plans.
 
     Args:
         directory: what `mmn-fast export` made.
@@ -79,7 +87,9 @@ def build_plans(
 
     Raises:
         InputError: not an export, its files are not those of its manifest, an unknown graph, no TensorRT or GPU, or
-            TensorRT cannot build a graph (its first error is quoted). Plans that were there stay as they were.
+            TensorRT cannot build a graph (its first error is quoted).
+        VerificationError: a plan gives something else than the reference.
+        BackendUnavailable: TensorRT or CUDA refuses to run a plan.
     """
     directory, options = Path(directory), options or BuildOptions()
     manifest = read_manifest(directory)
@@ -95,27 +105,73 @@ def build_plans(
         raise InputError(f"tensorrt: {reason}")
     check_files(directory, manifest)
     builder = _Builder(directory, manifest, options)
-    finished: list[tuple[Path, Path]] = []
-    with ExitStack() as stack:
-        try:
-            for name in chosen:
-                plan = builder.build(name, profiles[name], stack)
-                sidecar = builder.sidecar(name, profiles[name], plan)
-                for path, content in (
-                    (plan_path(directory, name), plan),
-                    (sidecar_path(directory, name), sidecar.to_json().encode()),
-                ):
-                    partial = _partial(path)
-                    finished.append((partial, path))
-                    partial.write_bytes(content)
-            for partial, path in finished:
-                partial.replace(path)
-        except OSError as error:
-            raise InputError(f"tensorrt: {directory}: {error.strerror or error}") from None
-        finally:
-            for partial, _ in finished:
-                partial.unlink(missing_ok=True)
+    try:
+        with TemporaryDirectory(prefix=".plans.partial-", dir=directory, ignore_cleanup_errors=True) as place:
+            staging = Path(place)
+            with ExitStack() as stack:
+                for name in chosen:
+                    plan = builder.build(name, profiles[name], stack)
+                    plan_path(staging, name).write_bytes(plan)
+                    sidecar = builder.sidecar(name, profiles[name], plan)
+                    sidecar_path(staging, name).write_text(sidecar.to_json(), encoding="utf-8")
+            verify_plans(directory, staging, chosen)
+            _move_all(staging, directory)
+    except VerificationError as error:
+        raise VerificationError(f"{error}; the new plans are not kept") from None
+    except OSError as error:
+        raise InputError(f"tensorrt: {directory}: {error.strerror or error}") from None
     return [plan_path(directory, name) for name in chosen]
+
+
+def verify_plans(
+    directory: str | Path, place: str | Path | None = None, graphs: Sequence[str] | None = None
+) -> dict[str, Any]:
+    """Hold plans of an export to its reference, on the GPU that they were built on.
+
+    Args:
+        directory: the export.
+        place: where the plans and their sidecars stand; None: in the export.
+        graphs: those with a plan; None for all.
+
+    Returns:
+        As `verify.verify`.
+
+    Raises:
+        VerificationError: a plan gives something else.
+        InputError: a plan or sidecar is missing, or is of another model.
+        BackendUnavailable: a plan is for another GPU or version, or TensorRT or CUDA refuses to run it.
+    """
+    directory = Path(directory)
+    manifest, cuda = read_manifest(directory), cuda_runtime.Cuda(0)
+    place, graphs = Path(place or directory), list(manifest.graphs if graphs is None else graphs)
+    stream = cuda.stream()
+    # Version-compatible plans hold host code of the TensorRT that has just built them here.
+    plans, _ = open_plans(place, manifest, graphs, cuda, allow_host_code=True)
+    rounds = any(read_sidecar(place, name).tf32 for name in plans)
+    bound = max(BOUNDS[manifest.precision], BOUNDS["fp16"] if rounds else 0.0)  # TF32's operands have fp16's 11 bits
+    runs = {name: partial(plan.run, stream=stream.handle) for name, plan in plans.items()}
+    try:
+        return verify_runs(directory, manifest, runs, bound)
+    except VerificationError as error:
+        raise VerificationError(f"tensorrt: {error}") from None
+
+
+def _move_all(source: Path, target: Path) -> None:
+    """Move every file of a directory, in the place of one of its name if there is one; all of them or none."""
+    files, kept = list(source.iterdir()), source / "kept"
+    kept.mkdir()
+    try:
+        for file in files:
+            if (target / file.name).exists():
+                (target / file.name).replace(kept / file.name)
+            file.replace(target / file.name)
+    except BaseException:
+        for file in files:
+            if (kept / file.name).exists():
+                (kept / file.name).replace(target / file.name)
+            elif not file.exists():
+                (target / file.name).unlink(missing_ok=True)
+        raise
 
 
 class _Builder:
@@ -153,10 +209,16 @@ class _Builder:
         plan = builder.build_serialized_network(network, config)
         if plan is None:
             raise InputError(f"tensorrt: {path}: TensorRT {trt.__version__} builds no plan ({logger.last_error})")
-        partial = _partial(self.cache)
-        partial.write_bytes(bytes(config.get_timing_cache().serialize()))
-        partial.replace(self.cache)
+        self._keep(bytes(config.get_timing_cache().serialize()))
         return bytes(plan)
+
+    def _keep(self, timings: bytes) -> None:
+        unfinished = self.cache.with_name(f".{self.cache.name}.partial-{secrets.token_hex(6)}")
+        try:
+            unfinished.write_bytes(timings)
+            unfinished.replace(self.cache)
+        finally:
+            unfinished.unlink(missing_ok=True)
 
     def _configure(self, config: Any, stack: ExitStack, name: str) -> None:
         trt, options = self.trt, self.options
@@ -191,10 +253,6 @@ class _Builder:
             optimization_level=self.options.optimization_level,
             profiles=profiles,
         )
-
-
-def _partial(path: Path) -> Path:
-    return path.with_name(f".{path.name}.partial-{os.getpid()}")
 
 
 def _monitor(trt: Any, name: str, stack: ExitStack) -> Any:

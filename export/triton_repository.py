@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import secrets
 import shutil
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mmn_fast.directories import new_directory
 from mmn_fast.export.manifest import GRAPHS, MANIFEST, TOKENIZER, Manifest, TensorSpec, check_files, read_manifest
 from mmn_fast.export.plans import BUCKETS, check_sidecar, plan_path, profiles_for, read_sidecar, token_buckets
 from mmn_fast.types import InputError
@@ -91,16 +91,10 @@ def write_repository(directory: str | Path, output: str | Path, options: Reposit
     if options.plans:
         for name in GRAPHS:
             check_sidecar(directory, read_sidecar(directory, name), name, manifest)
-    partial = output.with_name(f".{output.name}.partial-{secrets.token_hex(6)}")
-    try:
+    with new_directory(output, "triton_repository") as partial:
         for name in GRAPHS:
             _write_graph(directory, partial, name, manifest, options)
         _write_ground(directory, partial, manifest, options)
-        partial.rename(output)
-    except OSError as error:
-        raise InputError(f"triton_repository: {output}: {error.strerror or error}") from None
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return output
 
 

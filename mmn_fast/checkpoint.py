@@ -9,9 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 import re
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from mmn_fast.directories import new_directory
 from mmn_fast.hub import check_arrived, download, is_hub_id
 from mmn_fast.presets import PRESETS, Preset, get_preset
 from mmn_fast.tokenizer import Tokenizer, load_tokenizer
@@ -135,7 +134,6 @@ def save_model(model: LoadedModel, output: str | Path) -> Path:
     output = Path(output)
     if output.exists():
         raise InputError(f"output: {output} exists; name a directory that does not")
-    partial = output.with_name(f".{output.name}.partial-{os.getpid()}")
     config = {
         "format_version": FORMAT_VERSION,
         "mmn_fast_version": __version__,
@@ -145,17 +143,14 @@ def save_model(model: LoadedModel, output: str | Path) -> Path:
         "source": Path(model.source).name,
     }
     try:
-        partial.mkdir(parents=True)
-        (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        save_file(model.state, str(partial / "model.safetensors"), metadata={"format": "pt"})
-        # safetensors writes for the owner alone; a model is as readable as its config.
-        (partial / "model.safetensors").chmod((partial / "config.json").stat().st_mode)
-        model.tokenizer.save(partial / "tokenizer.json")
-        partial.rename(output)
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"output: {output}: {getattr(error, 'strerror', None) or error}") from None
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        with new_directory(output, "output") as partial:
+            (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+            save_file(model.state, str(partial / "model.safetensors"), metadata={"format": "pt"})
+            # safetensors writes for the owner alone; a model is as readable as its config.
+            (partial / "model.safetensors").chmod((partial / "config.json").stat().st_mode)
+            model.tokenizer.save(partial / "tokenizer.json")
+    except SafetensorError as error:
+        raise InputError(f"output: {output}: {error}") from None
     return output
 
 

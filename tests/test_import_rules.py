@@ -17,6 +17,7 @@ PACKAGE = Path(mmn_fast.__file__).parent
 # text, features, postprocess -> backends -> engine, index -> evaluation, training -> command line, serving, demo.
 LAYERS: list[set[str]] = [
     {"version", "types", "environment"},
+    {"directories"},
     {"presets"},
     {"geometry"},
     {"geometry_crops"},
@@ -59,6 +60,7 @@ TORCH_FREE = {
         "geometry",
         "geometry_crops",
         "environment",
+        "directories",
         "hub",
         "features",
         "tokenizer",

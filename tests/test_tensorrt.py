@@ -19,7 +19,7 @@ from mmn_fast.export import deploy, plans, to_tensorrt
 from mmn_fast.export.manifest import check_files, read_manifest
 from mmn_fast.export.plans import BUCKETS, Profile, Sidecar, choose_profile, profiles_for, unfit_reason
 from mmn_fast.export.to_tensorrt import BuildOptions, build_plans
-from mmn_fast.export.verify import BOUNDS
+from mmn_fast.export.verify import BOUNDS, VerificationError
 from mmn_fast.kernels import cuda_runtime, tensorrt_module, tensorrt_plan
 from mmn_fast.types import BackendUnavailable, InputError
 from tests.tensorrt_double import CudaError, CudaRuntime, make_tensorrt
@@ -175,6 +175,19 @@ def test_the_timing_cache_is_kept_and_one_of_another_gpu_refused(cuda: CudaRunti
     with pytest.raises(InputError, match="timing_cache: .*another GPU or by another TensorRT"):
         build_plans(exported, ["score"])
     assert {file.name: file.read_bytes() for file in exported.glob("*.plan*")} == before
+
+
+def test_a_full_disk_is_one_sentence_and_changes_nothing(
+    cuda: CudaRuntime, exported: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: Path, target: Path) -> Path:
+        raise OSError(28, "No space left on device")
+
+    before = contents(exported)
+    monkeypatch.setattr(Path, "replace", refuse)
+    with pytest.raises(InputError, match="tensorrt: .*exported: No space left on device"):
+        build_plans(exported, ["score"])
+    assert contents(exported) == before
 
 
 def test_a_build_that_fails_changes_nothing(cuda: CudaRuntime, exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -432,36 +445,92 @@ def test_plans_take_device_pointers_on_the_callers_stream(cuda: CudaRuntime, bui
 # -- verification
 
 
-def test_plans_are_verified_and_removed_if_they_are_off(
-    cuda: CudaRuntime, exported: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    found = deploy.verify_plans(exported)
+def contents(directory: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(directory)): file.read_bytes() for file in directory.rglob("*") if file.is_file()}
+
+
+@pytest.fixture
+def worn(exported: Path) -> dict[str, bytes]:
+    """What an export holds whose plans are an earlier build's, one of them without its sidecar."""
+    (exported / "score.plan.json").unlink()
+    (exported / "text.plan").write_bytes(b"an earlier plan")
+    return contents(exported)
+
+
+def test_plans_are_held_to_the_reference(cuda: CudaRuntime, exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = to_tensorrt.verify_plans(exported)
     assert found["top1_agreement"] == 1
     assert found["bound"] == BOUNDS["fp32"]
     assert max(found["max_error"].values()) <= found["bound"]
+    spoil_runs(monkeypatch)
+    before = contents(exported)
+    with pytest.raises(VerificationError, match="tensorrt: .*: expected .* within 2e-05, got"):
+        to_tensorrt.verify_plans(exported)
+    assert contents(exported) == before
+
+
+def spoil_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     run = tensorrt_plan.Plan.run
 
     def slightly_off(self: Any, inputs: Any, stream: int) -> Any:
         return {name: array * np.float32(1.0001) for name, array in run(self, inputs, stream).items()}
 
     monkeypatch.setattr(tensorrt_plan.Plan, "run", slightly_off)
-    with pytest.raises(InputError, match="tensorrt: .*: expected .*; the plans are removed"):
-        deploy.verify_plans(exported)
-    assert not list(exported.glob("*.plan*"))
+
+
+def test_plans_that_are_off_leave_the_earlier_ones(
+    cuda: CudaRuntime, exported: Path, worn: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spoil_runs(monkeypatch)
+    with pytest.raises(VerificationError, match="tensorrt: .*: expected .*; the new plans are not kept"):
+        build_plans(exported, options=BuildOptions(version_compatible=True))
+    assert contents(exported) == worn
 
 
 @pytest.mark.parametrize("error", [BackendUnavailable("TensorRT refuses to run"), KeyboardInterrupt()])
-def test_plans_that_could_not_be_verified_are_removed(
-    error: BaseException, cuda: CudaRuntime, exported: Path, monkeypatch: pytest.MonkeyPatch
+def test_plans_that_could_not_be_verified_leave_the_earlier_ones(
+    error: BaseException, cuda: CudaRuntime, exported: Path, worn: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(self: Any, inputs: Any, stream: int) -> Any:
+        assert {name: (exported / name).read_bytes() for name in worn} == worn, "replaced before they are verified"
         raise error
 
     monkeypatch.setattr(tensorrt_plan.Plan, "run", refuse)
     with pytest.raises(type(error)):
         deploy.Deployment(True, "same-gpu", False, False, None).run(exported)
-    assert not list(exported.glob("*.plan*"))
+    assert contents(exported) == worn
     check_files(exported, read_manifest(exported))
+
+
+@pytest.mark.parametrize("moves", range(11))
+def test_plans_that_cannot_all_be_moved_leave_the_earlier_ones(
+    moves: int, cuda: CudaRuntime, exported: Path, worn: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Six new files and five in their places."""
+    staged, replace, left = exported / "staged", Path.replace, [None] * moves
+    staged.mkdir()
+    for graph in ("video", "text", "score"):
+        for path in (plans.plan_path(staged, graph), plans.sidecar_path(staged, graph)):
+            path.write_bytes(b"new")
+
+    def stop_once(self: Path, target: Path) -> Path:
+        if not left:
+            monkeypatch.undo()
+            raise KeyboardInterrupt
+        left.pop()
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", stop_once)
+    with pytest.raises(KeyboardInterrupt):
+        to_tensorrt._move_all(staged, exported)
+    shutil.rmtree(staged)
+    assert contents(exported) == worn
+
+
+def test_new_plans_take_the_place_of_earlier_ones(cuda: CudaRuntime, exported: Path, worn: dict[str, bytes]) -> None:
+    build_plans(exported)
+    assert contents(exported).keys() - worn.keys() == {"score.plan.json"}
+    load(exported)
 
 
 def test_the_command_builds_verifies_and_serves_plans(cuda: CudaRuntime, demo_export: Path, tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ import numpy as np
 from mmn_fast.demo.scenes import ACTION_NAMES, COLOURS, FPS, FRAME_SIZE, SHAPES, Frames, Scene, action_name, draw_scene
 from mmn_fast.demo.scenes import render as render_scene
 from mmn_fast.demo.sentences import Sentence, say, vocabulary
+from mmn_fast.directories import new_directory
 from mmn_fast.pixel_features import PixelFeatures
 from mmn_fast.types import FloatArray, InputError
 from mmn_fast.version import __version__
@@ -152,16 +152,8 @@ def write_dataset(
     if video:
         _require_video_writer()
     workers = len(os.sched_getaffinity(0)) if workers is None else workers
-    partial_path = output.with_name(f".{output.name}.partial-{os.getpid()}")
-    try:
-        partial_path.mkdir(parents=True)
-        manifest = _fill(partial_path, seed, jobs, video, min(workers, len(jobs)), progress)
-        partial_path.rename(output)
-    except OSError as error:
-        raise InputError(f"output: {output}: {error.strerror or error}") from None
-    finally:
-        shutil.rmtree(partial_path, ignore_errors=True)
-    return manifest
+    with new_directory(output, "output") as partial_path:
+        return _fill(partial_path, seed, jobs, video, min(workers, len(jobs)), progress)
 
 
 _Job = tuple[str, int, int]
