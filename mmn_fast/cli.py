@@ -477,7 +477,8 @@ def bench(
         list[str] | None, typer.Option("--backend", help="A backend; give the option again for more; default all.")
     ] = None,
     precision: Annotated[
-        list[str] | None, typer.Option("--precision", help="fp32, bf16, ...; default fp32 and bf16.")
+        list[str] | None,
+        typer.Option("--precision", help="fp32, bf16, ...; default fp32 and bf16, or an export's own."),
     ] = None,
     batch: Annotated[
         list[int] | None, typer.Option("--batch", help="Videos per call of encode_video; default 1 and 16.")
@@ -504,7 +505,7 @@ def bench(
     options = BenchOptions(
         arguments,
         backend or (),
-        precision or ("fp32", "bf16"),
+        precision or (),
         batch or ((1,) if quick else (1, 16)),
         sentences,
         min(repeats, 3) if quick else repeats,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,10 +18,11 @@ import pytest
 from rich.console import Console
 
 from benchmarks import report, timing
-from mmn_fast.benchmarking.stages import table
+from mmn_fast.benchmarking.stages import BenchOptions, _choose, table
 from mmn_fast.benchmarking.timing import Timing, alternate
 from mmn_fast.benchmarking.turns import Call, Candidate, take_turns
-from mmn_fast.types import BackendUnavailable
+from mmn_fast.export.manifest import read_manifest
+from mmn_fast.types import BackendUnavailable, InputError
 from tests.tolerances import TOLERANCES
 
 
@@ -102,6 +105,7 @@ def test_bench_command_measures_every_stage_beside_the_reference(golden_model: C
     rows = {(row["stage"], row["batch"], row["backend"]): row for row in found["rows"]}
     stages = [("encode_video", 1), ("encode_text", 3), ("score", 3)]
     assert list(rows) == [(*stage, backend) for stage in stages for backend in ("torch", "native")]
+    assert found["reference"] == "torch fp32"
     assert found["unavailable"]["onnx fp32"].startswith("it runs exports; ")
     for (_, _, backend), row in rows.items():
         assert 0 < row["p20_ms"] <= row["median_ms"] <= row["p80_ms"]
@@ -112,9 +116,39 @@ def test_bench_command_measures_every_stage_beside_the_reference(golden_model: C
     assert found["machine"]["cpu_isa"]
 
 
+def test_bench_command_measures_an_export_on_the_backends_that_run_it(demo_export: Path):
+    named = [word for name in ("torch", "onnx", "tensorrt") for word in ("--backend", name)]
+    done = _bench("--model", demo_export, *named, "--device", "cpu", "--quick", "--sentences", 3, "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    rows = {(row["stage"], row["batch"], row["backend"], row["precision"]): row for row in found["rows"]}
+    assert list(rows) == [(*stage, "onnx", "fp32") for stage in (("encode_video", 1), ("encode_text", 3), ("score", 3))]
+    assert all(row["median_ms"] > 0 for row in rows.values())
+    assert found["reference"] == "onnx fp32"
+    assert found["model"]["model"] == str(demo_export)
+    assert set(found["unavailable"]) == {"torch fp32", "tensorrt fp32"}
+    assert f"{demo_export} is an export, which backend 'torch' cannot run" in found["unavailable"]["torch fp32"]
+    assert found["unavailable"]["tensorrt fp32"] == "device 'cpu': it runs on CUDA devices only"
+
+
+def test_an_export_is_measured_in_its_own_precision(demo_export: Path, tmp_path: Path):
+    export = Path(shutil.copytree(demo_export, tmp_path / "exported"))
+    dataclasses.replace(read_manifest(export), precision="fp16").write(export)
+    assert _choose(BenchOptions({"model": export}, ["onnx"]), "auto") == ([("onnx", "fp16")], {})
+    chosen, unavailable = _choose(BenchOptions({"model": export}, ["onnx"], ["fp32", "fp16"]), "auto")
+    assert chosen == [("onnx", "fp16")]
+    assert "was exported as fp16" in unavailable["onnx fp32"]
+    with pytest.raises(BackendUnavailable, match="backend onnx fp32: .* was exported as fp16"):
+        _choose(BenchOptions({"model": export}, ["onnx"], ["fp32"]), "auto")
+    (export / "text.onnx").write_bytes(b"other")
+    with pytest.raises(InputError, match="^export: .*text.onnx is not the file that was verified"):
+        _choose(BenchOptions({"model": export}), "auto")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (("--backend", "onnx"), "mmn-fast: backend onnx fp32: it runs exports; the reference, which the others are"),
         (("--precision", "fp17"), "mmn-fast: precision: expected one of fp32, bf16, fp16, fp8, int8, got 'fp17'"),
         (("--backend", "abacus"), "mmn-fast: backend: expected one of "),
         (("--backend", "native", "--precision", "int8"), "mmn-fast: backend native int8: precision 'int8' is not"),
@@ -206,10 +240,13 @@ def test_bench_table_shows_what_to_install_as_it_is_written():
         {
             "machine": machine,
             "model": {"model": "demo", "preset": "shapes"},
+            "reference": "torch fp32",
             "unavailable": {"tensorrt fp32": reason},
             "rows": [],
         }
     )
     console = Console(width=200, record=True, file=io.StringIO())
     console.print(shown)
-    assert f"tensorrt fp32: {reason}" in " ".join(console.export_text().split())
+    shown_text = " ".join(console.export_text().split())
+    assert f"tensorrt fp32: {reason}" in shown_text
+    assert "ratio: torch fp32's median over this one" in shown_text

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 import mmn_fast
+from mmn_fast.benchmarking import stages
 from mmn_fast.export import deploy, plans, to_tensorrt
 from mmn_fast.export.manifest import check_files, read_manifest
 from mmn_fast.export.plans import BUCKETS, Profile, Sidecar, choose_profile, profiles_for, unfit_reason
@@ -553,6 +554,20 @@ def test_the_command_builds_verifies_and_serves_plans(cuda: CudaRuntime, demo_ex
     assert json.loads(result.stdout) == [*map(str, written), str(tmp_path / "models")]
     assert plans.read_sidecar(directory, "text").version_compatible
     assert (tmp_path / "models" / "mmn_text" / "1" / "model.plan").is_file()
+
+
+def test_plans_are_measured_beside_the_graphs(cuda: CudaRuntime, exported: Path) -> None:
+    options = stages.BenchOptions({"model": exported}, ["tensorrt", "onnx"])
+    assert stages._choose(options, "auto") == ([("tensorrt", "fp32"), ("onnx", "fp32")], {})
+    names = ["encode_video 1", "encode_text 2", "score 2"]
+    calls, theirs = (stages.make_stages({"model": exported}, backend, "fp32", names) for backend in options.backends)
+    for name in names:
+        for ours, expected in zip(calls[name](), theirs[name](), strict=True):
+            check_close(ours, expected, "golden_maps", what=name)
+    (exported / "text.plan").unlink()
+    chosen, unavailable = stages._choose(options, "auto")
+    assert chosen == [("onnx", "fp32")]
+    assert "text.plan is missing; build it with" in unavailable["tensorrt fp32"]
 
 
 # -- refusals

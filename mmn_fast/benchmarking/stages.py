@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,9 @@ from rich.table import Table
 from mmn_fast.backends.registry import available_backends, backend_class
 from mmn_fast.benchmarking.timing import machine
 from mmn_fast.benchmarking.turns import Arrays, Call, Candidate, take_turns
+from mmn_fast.checkpoint import load_model
 from mmn_fast.engine import PRECISIONS, Engine, load
+from mmn_fast.export.manifest import is_export, read_manifest
 from mmn_fast.presets import Preset
 from mmn_fast.types import BackendUnavailable, InputError, Video
 
@@ -22,8 +25,8 @@ TOP_K = 5
 DURATION_S = 60.0
 _WORDS = "a the person opens closes door window then walks to picks up puts down cup book red box while another sits"
 _CAPTION = (
-    "ratio: torch fp32's median over this one; peak: MiB of the candidate's own process so far, libraries included;"
-    " error: largest difference from torch fp32"
+    "ratio: {0}'s median over this one; peak: MiB of the candidate's own process so far, libraries included;"
+    " error: largest difference from {0}"
 )
 
 
@@ -35,7 +38,7 @@ class BenchOptions:
         load: arguments of `mmn_fast.load` beside backend and precision.
         backends: names, or empty for all that can run here. Then the reference takes part in fp32 alone: in any other
             precision it rounds operands and multiplies in float32, a yardstick that is slower than fp32.
-        precisions: names.
+        precisions: names, or empty for fp32 and bf16, of an export for its own.
         batches: videos per call of encode_video.
         sentences: sentences per call of encode_text and score.
         repeats: timed calls of each.
@@ -44,7 +47,7 @@ class BenchOptions:
 
     load: Mapping[str, Any]
     backends: Sequence[str] = ()
-    precisions: Sequence[str] = ("fp32", "bf16")
+    precisions: Sequence[str] = ()
     batches: Sequence[int] = (1, 16)
     sentences: int = 32
     repeats: int = 9
@@ -63,6 +66,8 @@ class BenchOptions:
 def bench_model(options: BenchOptions, on_event: Callable[[str], object] = lambda event: None) -> dict[str, Any]:
     """Measure a model's stages beside the reference's, in turn, each backend and precision in a process of its own.
 
+    The reference is torch in fp32; of an export, which torch cannot run, the first of the backends that run it.
+
     Features are random and seeded, sentences made of common words: the time does not depend on what they say. Stages
     are the engine's own calls, checks and hashing included: `encode_video` of each batch, `encode_text` and `score` of
     all sentences on one video, top 5.
@@ -72,16 +77,18 @@ def bench_model(options: BenchOptions, on_event: Callable[[str], object] = lambd
         on_event: told what starts.
 
     Returns:
-        `machine`, `model` (source, preset, proposals), `unavailable` (why a backend and precision does not run here)
-        and `rows`: stage, batch, backend, precision, median_ms, p20_ms, p80_ms, repeats, ratio (the reference's median
-        over this one), peak_mib and max_error against the reference, or failure.
+        `machine`, `model` (source, preset, proposals), `reference` (its backend and precision), `unavailable` (why a
+        backend and precision does not run here) and `rows`: stage, batch, backend, precision, median_ms, p20_ms,
+        p80_ms, repeats, ratio (the reference's median over this one), peak_mib and max_error against the reference, or
+        failure.
 
     Raises:
         InputError: the model or an option cannot be used.
         BackendUnavailable: nothing that was asked for can run here.
     """
     chosen, unavailable = _choose(options, str(options.load.get("device", "auto")))
-    engine = load(**options.load, backend=REFERENCE[0], precision=REFERENCE[1])  # refuses a bad model before any work
+    backend, precision = chosen[0]
+    engine = load(**options.load, backend=backend, precision=precision)  # refuses a bad model before any work
     stages = [f"encode_video {batch}" for batch in options.batches]
     stages += [f"encode_text {options.sentences}", f"score {options.sentences}"]
     candidates = [
@@ -106,6 +113,7 @@ def bench_model(options: BenchOptions, on_event: Callable[[str], object] = lambd
         "machine": machine(),
         "model": {name: info[name] for name in ("model", "preset", "proposals")},
         "threads": options.load.get("threads"),
+        "reference": candidates[0].name,
         "unavailable": unavailable,
         "rows": rows,
     }
@@ -131,7 +139,8 @@ def table(report: Mapping[str, Any]) -> Table:
         times = (f"{row[name]:.3f}" for name in ("median_ms", "p20_ms", "p80_ms"))
         error = "-" if row["max_error"] is None else f"{row['max_error']:.1e}"
         found.add_row(*start, *times, ratio, f"{row['peak_mib']:.0f}", error)
-    found.caption = "\n".join([_CAPTION, *(escape(f"{name}: {reason}") for name, reason in failures.items())])
+    caption = _CAPTION.format(report["reference"])
+    found.caption = "\n".join([caption, *(escape(f"{name}: {reason}") for name, reason in failures.items())])
     return found
 
 
@@ -187,16 +196,20 @@ def _call(engine: Engine, stage: str, size: str) -> Call:
 
 def _choose(options: BenchOptions, device: str) -> tuple[list[tuple[str, str]], dict[str, str]]:
     """The pairs to measure, the reference first, and why the others that were asked for do not run here."""
-    chosen, unavailable, runs = [REFERENCE], {}, False
-    for precision in options.precisions:
+    exported = _exported_precision(options.load)
+    chosen: list[tuple[str, str]] = [] if exported else [REFERENCE]
+    unavailable, runs = {}, False
+    for precision in options.precisions or ([exported] if exported else ["fp32", "bf16"]):
         reasons = available_backends(device, precision)
         for backend in options.backends or reasons:
-            if not options.backends and backend == REFERENCE[0] and precision != REFERENCE[1]:
+            if not (options.backends or exported) and backend == REFERENCE[0] and precision != REFERENCE[1]:
                 continue
             if backend not in reasons:
                 raise InputError(f"backend: expected one of {', '.join(reasons)}, got {backend!r}")
             reason = reasons[backend]
-            if reason is None and backend_class(backend, device, precision).takes_exports:
+            if reason is None and exported:
+                reason = _load_error(options.load, backend, precision)
+            elif reason is None and backend_class(backend, device, precision).takes_exports:
                 reason = "it runs exports; the reference, which the others are held to, cannot run those"
             if reason is not None:
                 unavailable[f"{backend} {precision}"] = reason
@@ -207,3 +220,20 @@ def _choose(options: BenchOptions, device: str) -> tuple[list[tuple[str, str]], 
     if not runs:
         raise BackendUnavailable("; ".join(f"backend {pair}: {reason}" for pair, reason in unavailable.items()))
     return chosen, unavailable
+
+
+def _exported_precision(arguments: Mapping[str, Any]) -> str | None:
+    """The precision of an export, whose files are those of its manifest; None of another model."""
+    if not is_export(Path(arguments["model"])):
+        return None
+    load_model(arguments["model"], arguments.get("preset"), arguments.get("tokenizer"))
+    return read_manifest(arguments["model"]).precision
+
+
+def _load_error(arguments: Mapping[str, Any], backend: str, precision: str) -> str | None:
+    """Why a backend does not take a model; None if it does."""
+    try:
+        load(**arguments, backend=backend, precision=precision)
+    except (BackendUnavailable, InputError) as error:
+        return str(error)
+    return None
