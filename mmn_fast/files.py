@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and never in the place of another by accident."""
+"""Files: names that can be used, and contents that appear whole or not at all, never in the place of another."""
 
 from __future__ import annotations
 
@@ -6,6 +6,26 @@ import os
 from pathlib import Path
 
 from mmn_fast.types import InputError
+
+
+def check_name(name: object, argument: str) -> None:
+    """Refuse what cannot name a file or directory.
+
+    Args:
+        name: a str or a path.
+        argument: name of the caller's argument, for the message.
+
+    Raises:
+        InputError: neither, empty, or longer than the system takes.
+    """
+    if not isinstance(name, (str, os.PathLike)) or not str(name):
+        raise InputError(f"{argument}: expected a name or a path, got {name!r}")
+    try:
+        os.stat(name)
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        raise InputError(f"{argument}: {str(name)[:80]!r}: {getattr(error, 'strerror', None) or error}") from None
 
 
 def refuse_existing(path: str | Path, argument: str = "path") -> Path:
@@ -38,6 +58,8 @@ def write_whole(path: str | Path, content: bytes, overwrite: bool) -> Path:
         InputError: the file exists and may not be replaced, or cannot be written.
     """
     path = Path(path) if overwrite else refuse_existing(path)
+    if not path.name:
+        raise InputError(f"path: expected the name of a file, got {str(path)!r}")
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
         partial.write_bytes(content)
