@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 
 from mmn_fast.checkpoint import LoadedModel, load_model
-from mmn_fast.directories import new_directory
 from mmn_fast.export import bf16
 from mmn_fast.export.manifest import (
     GRAPHS,
@@ -30,6 +29,7 @@ from mmn_fast.export.manifest import (
 from mmn_fast.export.mixed import attempts, listed
 from mmn_fast.export.reference import record_reference
 from mmn_fast.export.to_int8 import Labelled, Splits, check_wish, quantise
+from mmn_fast.files import new_directory
 from mmn_fast.presets import Preset
 from mmn_fast.types import InputError
 from mmn_fast.version import __version__

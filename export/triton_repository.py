@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmn_fast.directories import new_directory
 from mmn_fast.export.manifest import GRAPHS, MANIFEST, TOKENIZER, Manifest, TensorSpec, check_files, read_manifest
 from mmn_fast.export.plans import BUCKETS, check_sidecar, plan_path, profiles_for, read_sidecar, token_buckets
+from mmn_fast.files import new_directory
 from mmn_fast.types import InputError
 
 GROUND = "mmn_ground"

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mmn_fast.directories import new_directory
+from mmn_fast.files import check_name, new_directory
 from mmn_fast.hub import check_arrived, download, is_hub_id
 from mmn_fast.presets import PRESETS, Preset, get_preset
 from mmn_fast.tokenizer import Tokenizer, load_tokenizer
@@ -75,8 +75,9 @@ def load_model(
     Raises:
         InputError: nothing usable there; the message names the file, what was expected and what came.
     """
+    check_name(model, "model")
     path = Path(model)
-    if str(model) == "demo":  # before files of that name, which "./demo" still reaches
+    if model == "demo":  # before files of that name, which "./demo" and a Path still reach
         return _from_directory(DEMO_MODEL, preset, tokenizer)
     if path.is_file():
         if preset is None or tokenizer is None:

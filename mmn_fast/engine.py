@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,14 @@ import numpy as np
 
 from mmn_fast.backends import registry
 from mmn_fast.backends.base import NO_OPTIONS, Backend, Branches, DeviceBackend, Pairs
+from mmn_fast.backends.base import PRECISIONS as PRECISIONS  # those of `load`
 from mmn_fast.checkpoint import LoadedModel, load_model
 from mmn_fast.environment import default_model, requested_threads
 from mmn_fast.features import check_duration, float32_rows, pre_clips
 from mmn_fast.geometry import cells_to_moments, plan_for
 from mmn_fast.postprocess import fuse_scores, to_moments
 from mmn_fast.presets import Preset
+from mmn_fast.tokenizer import check_text
 from mmn_fast.types import (
     FloatArray,
     InputError,
@@ -32,8 +34,6 @@ from mmn_fast.version import __version__
 
 _Scores = tuple[FloatArray, FloatArray, FloatArray]
 """Contrastive, iou and fused scores of one query, float32 [S, P] each."""
-
-PRECISIONS = ("fp32", "bf16", "fp16", "fp8", "int8")
 
 # Videos whose embeddings ground() holds at a time: it bounds memory, results do not depend on it.
 _VIDEOS_AT_ONCE = 16
@@ -68,12 +68,10 @@ def load(
         InputError: an argument or file cannot be used (a ValueError; the message says what was expected).
         BackendUnavailable: the backend, device or precision cannot run here.
     """
-    kind, _, number = device.partition(":")
-    if kind not in ("auto", "cpu", "cuda") or (number and not (kind == "cuda" and number.isdecimal())):
-        raise InputError(f"device: expected auto, cpu, cuda or cuda:N, got {device!r}")
-    if precision not in ("auto", *PRECISIONS):
-        raise InputError(f"precision: expected auto or one of {', '.join(PRECISIONS)}, got {precision!r}")
     threads = requested_threads(threads)
+    backend_options = NO_OPTIONS if backend_options is None else backend_options
+    if not isinstance(backend_options, Mapping):
+        raise InputError(f"backend_options: expected a mapping, got {type(backend_options).__name__}")
     runnable, passed_over = registry.resolve(backend, device, precision)
     loaded = load_model(model, preset, tokenizer)
     chosen = registry.prefer(runnable, loaded, passed_over)
@@ -87,7 +85,7 @@ def load(
             f"model: {loaded.source} is an export, which backend {chosen.name!r} cannot run; load it with"
             " backend='onnx', or the model that it was made from"
         )
-    settings = dict(backend_options or NO_OPTIONS)
+    settings = dict(backend_options)
     chosen.check_options(settings)
     if backend == "auto":
         settings = {**chosen.AUTO_OPTIONS, **settings}
@@ -137,7 +135,7 @@ class Engine:
         Raises:
             InputError: a query cannot be used; the message names the query and what is wrong with it.
         """
-        top_k = _check_top_k(top_k)
+        top_k = self._moments_wanted(top_k)
         queries = _check_batch(batch)
         if isinstance(self._backend, DeviceBackend):
             return self._ground_on_device(self._backend, queries, top_k)
@@ -178,7 +176,9 @@ class Engine:
         Raises:
             InputError: a video cannot be used.
         """
-        items = [_check_video(video, f"videos[{number}]") for number, video in enumerate(videos)]
+        items = [
+            _check_video(video, f"videos[{number}]") for number, video in enumerate(_listed(videos, "videos", "Video"))
+        ]
         pre_clips_of, keys = self._prepare([(f"videos[{number}]", video) for number, video in enumerate(items)])
         shape = (-1, self.preset.num_pre_clips, self.preset.input_size)
         distinct = list(pre_clips_of)
@@ -227,7 +227,7 @@ class Engine:
         Raises:
             InputError: the embeddings are of another model.
         """
-        top_k = _check_top_k(top_k)
+        top_k = self._moments_wanted(top_k)
         for name, kind, embeddings in (("video", VideoEmbeddings, video), ("text", TextEmbeddings, text)):
             if not isinstance(embeddings, kind):
                 raise InputError(f"{name}: expected {kind.__name__}, got {type(embeddings).__name__}")
@@ -262,10 +262,10 @@ class Engine:
             MemoryError: the device has too little memory for one of them.
         """
         for name, sizes in (("videos", videos), ("sentences", sentences), ("tokens", tokens), ("rows", rows)):
-            for size in sizes:
+            for size in _listed(sizes, name, "integers >= 1"):
                 if isinstance(size, bool) or not isinstance(size, (int, np.integer)) or size < 1:
                     raise InputError(f"{name}: expected integers >= 1, got {size!r}")
-        top_k = _check_top_k(top_k)
+        top_k = self._moments_wanted(top_k)
         if isinstance(self._backend, DeviceBackend):
             self._backend.warmup(videos, sentences, tokens, rows, top_k)
 
@@ -286,6 +286,12 @@ class Engine:
             "passed_over": dict(self._passed_over),
             "mmn_fast": __version__,
         }
+
+    def _moments_wanted(self, top_k: int) -> int:
+        """`top_k`, checked, and no more than there are proposals: memory is taken for each of them."""
+        if isinstance(top_k, bool) or not isinstance(top_k, (int, np.integer)) or top_k < 1:
+            raise InputError(f"top_k: expected an integer >= 1, got {top_k!r}")
+        return min(int(top_k), self._plan.num_proposals)
 
     def _prepare(self, videos: Sequence[tuple[str, Video]]) -> tuple[dict[bytes, FloatArray], list[bytes]]:
         """Pre-clips of each distinct video under a hash of their content, and the hash of each video given.
@@ -427,17 +433,18 @@ def ground(
     return engine.ground(batch, top_k=top_k)
 
 
-def _check_top_k(top_k: int) -> int:
-    if isinstance(top_k, bool) or not isinstance(top_k, (int, np.integer)) or top_k < 1:
-        raise InputError(f"top_k: expected an integer >= 1, got {top_k!r}")
-    return int(top_k)
+def _listed(items: Iterable[Any], where: str, expected: str) -> list[Any]:
+    """The items of a list or of whatever else has them in an order."""
+    if isinstance(items, (str, bytes, Mapping, Set)) or not isinstance(items, Iterable):
+        raise InputError(f"{where}: expected a list of {expected}, got {type(items).__name__}")
+    return list(items)
 
 
 def _check_batch(batch: Iterable[Query]) -> list[Query]:
     if isinstance(batch, Query):
         raise InputError("batch: expected a list of Query, got one Query; put it in a list")
     queries = []
-    for number, query in enumerate(batch):
+    for number, query in enumerate(_listed(batch, "batch", "Query")):
         if not isinstance(query, Query):
             raise InputError(f"batch[{number}]: expected mmn_fast.Query, got {type(query).__name__}")
         video = _check_video(query.video, f"batch[{number}].video")
@@ -454,8 +461,6 @@ def _check_video(video: Video, where: str) -> Video:
 def _check_sentences(sentences: Sequence[str], where: str) -> list[str]:
     if isinstance(sentences, str):
         raise InputError(f"{where}: expected a list of str, got one str; put it in a list")
-    checked = list(sentences)
-    for number, sentence in enumerate(checked):
-        if not isinstance(sentence, str):
-            raise InputError(f"{where}[{number}]: expected str, got {type(sentence).__name__}")
+    checked = _listed(sentences, where, "str")
+    check_text(checked, where)
     return checked

@@ -56,14 +56,14 @@ def check_features(features: Any, width: int, name: str = "features") -> npt.NDA
 
 
 def check_duration(duration_s: Any, name: str = "duration_s") -> float:
-    """A duration in seconds, positive and finite in float32 (in which moments are computed).
+    """A duration in seconds, 1e-30 to 1e30: moments are computed in float32, and their lengths are fractions of it.
 
     Args:
         duration_s: a real number, Python's or NumPy's.
         name: the argument's name in messages.
 
     Raises:
-        InputError: no real number (a bool or text is none), not positive, or not finite.
+        InputError: no real number (a bool or text is none), not positive, not finite, or beyond the bounds above.
     """
     kind = type(duration_s).__name__
     if isinstance(duration_s, numbers.Real) and not isinstance(duration_s, bool):
@@ -71,7 +71,7 @@ def check_duration(duration_s: Any, name: str = "duration_s") -> float:
             seconds = float(duration_s)
         except OverflowError:  # a huge int, which repr may refuse as well
             seconds = duration_s = math.inf
-        if float(np.finfo(np.float32).tiny) <= seconds <= float(np.finfo(np.float32).max):
+        if 1e-30 <= seconds <= 1e30:
             return seconds
     got = " ".join(repr(duration_s).split())
     got = got if len(got) <= 60 else f"{got[:60]}..."
@@ -222,7 +222,7 @@ def _is_tensor(value: Any) -> bool:
 
 
 def _from_torch(tensor: Any) -> npt.NDArray[Any]:
-    tensor = tensor.detach().cpu()
+    tensor = tensor.detach().cpu().resolve_conj().resolve_neg()
     if tensor.is_floating_point() and str(tensor.dtype) not in ("torch.float16", "torch.float32", "torch.float64"):
         tensor = tensor.float()  # bfloat16 and float8: NumPy has neither
     array: npt.NDArray[Any] = tensor.numpy()

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from mmn_fast.files import check_name
 from mmn_fast.types import InputError
 
 
@@ -377,6 +378,7 @@ def get_preset(preset: str | Path | Preset) -> Preset:
     """
     if isinstance(preset, Preset):
         return preset
+    check_name(preset, "preset")
     if str(preset) in PRESETS:
         return PRESETS[str(preset)]
     path = Path(preset)

@@ -9,9 +9,31 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from mmn_fast.files import check_name
 from mmn_fast.types import InputError
 
 _SPECIAL = ("[CLS]", "[SEP]", "[UNK]")
+
+
+def check_text(sentences: Sequence[str], where: str) -> None:
+    """Refuse sentences that are no text.
+
+    Args:
+        sentences: any number of str.
+        where: the argument's name in messages.
+
+    Raises:
+        InputError: an entry is no str, or holds a lone surrogate, as bytes that are no UTF-8 become on a command line
+            (its index is named).
+    """
+    for index, sentence in enumerate(sentences):
+        if not isinstance(sentence, str):
+            raise InputError(f"{where}[{index}]: expected str, got {type(sentence).__name__}")
+        try:
+            sentence.encode()
+        except UnicodeEncodeError as error:
+            lone = sentence[error.start]
+            raise InputError(f"{where}[{index}]: expected text, got {lone!r} at character {error.start}") from None
 
 
 class Tokenizer:
@@ -44,11 +66,9 @@ class Tokenizer:
             One int64 [L_s] per sentence, not padded, 2 <= L_s <= max_tokens.
 
         Raises:
-            InputError: an entry is no str (its index is named).
+            InputError: as `check_text`.
         """
-        for index, sentence in enumerate(sentences):
-            if not isinstance(sentence, str):
-                raise InputError(f"sentences[{index}]: expected str, got {type(sentence).__name__}")
+        check_text(sentences, "sentences")
         encoded = []
         # encode() one by one: encode_batch starts threads of its own, which a forked worker cannot use.
         for sentence in sentences:
@@ -78,6 +98,7 @@ def load_tokenizer(source: str | Path, max_tokens: int = 512) -> Tokenizer:
     Raises:
         InputError: nothing there, or not a BERT word-piece tokenizer.
     """
+    check_name(source, "tokenizer")
     path = Path(source)
     if path.is_dir():
         found = [path / name for name in ("tokenizer.json", "vocab.txt") if (path / name).is_file()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ import torch
 
 # One call at a time may change the number of threads, and puts it back.
 _LOCK = threading.RLock()
+_LOADED_BY = os.getpid()
 
 
 class _StrictSettings:
@@ -47,7 +49,12 @@ strict_settings = _StrictSettings()
 
 @contextmanager
 def torch_threads(threads: int | None) -> Iterator[None]:
-    """Run PyTorch with that many CPU threads; None leaves the process's setting alone."""
+    """Run PyTorch with that many CPU threads; None leaves the process's setting alone.
+
+    A forked process runs on one: it has none of its parent's OpenMP threads, and would wait for them for ever.
+    """
+    if os.getpid() != _LOADED_BY:
+        threads = 1
     if threads is None:
         yield
         return

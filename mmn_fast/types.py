@@ -147,14 +147,17 @@ class _Embeddings:
     def __iter__(self: _Self) -> Iterator[_Self]:
         return (self[i] for i in range(len(self)))
 
-    def __getitem__(self: _Self, index: int | slice | Sequence[int]) -> _Self:
-        """The selected items, as embeddings of their own (an integer selects one item and keeps the axis)."""
-        if isinstance(index, slice):
-            chosen = range(len(self))[index]
-        else:
-            chosen_ids = [index] if isinstance(index, (int, np.integer)) else list(index)
-            chosen = [range(len(self))[i] for i in chosen_ids]  # type: ignore[assignment]  # IndexError past the end
-        rows = list(chosen)
+    def __getitem__(self: _Self, index: int | slice | Sequence[int] | Sequence[bool]) -> _Self:
+        """The selected items, as embeddings of their own (an integer selects one item and keeps the axis).
+
+        Args:
+            index: one item, a slice, numbers of items, or whether to take each item.
+
+        Raises:
+            IndexError: no such item.
+        """
+        chosen = index if isinstance(index, slice) else np.atleast_1d(index if np.size(index) else np.empty(0, np.intp))
+        rows = np.arange(len(self))[chosen].tolist()
         extra = {name: tuple(getattr(self, name)[i] for i in rows) for name in self._per_item}
         return type(self)(contrastive=self.contrastive[rows], iou=self.iou[rows], fingerprint=self.fingerprint, **extra)
 
@@ -163,16 +166,18 @@ class _Embeddings:
 
         Args:
             path: file to write; an existing one is replaced.
+
+        Raises:
+            InputError: it cannot be written.
         """
         from safetensors.numpy import save
+
+        from mmn_fast.files import write_whole
 
         meta = {"kind": self._kind, "fingerprint": self.fingerprint}
         meta |= {name: json.dumps(getattr(self, name)) for name in self._per_item}
         arrays = {"contrastive": np.ascontiguousarray(self.contrastive), "iou": np.ascontiguousarray(self.iou)}
-        path = Path(path)
-        partial = path.with_name(path.name + ".partial")
-        partial.write_bytes(save(arrays, metadata=meta))
-        partial.replace(path)
+        write_whole(path, save(arrays, metadata=meta), overwrite=True)
 
     @classmethod
     def load(cls: type[_Self], path: str | Path) -> _Self:

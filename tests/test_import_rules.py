@@ -16,8 +16,7 @@ PACKAGE = Path(mmn_fast.__file__).parent
 # Each module may import modules of its own layer's index or below at module level; DESIGN: values -> kernels -> model,
 # text, features, postprocess -> backends -> engine, index -> evaluation, training -> command line, serving, demo.
 LAYERS: list[set[str]] = [
-    {"version", "types", "environment"},
-    {"directories"},
+    {"version", "types", "environment", "files"},
     {"presets"},
     {"geometry"},
     {"geometry_crops"},
@@ -56,11 +55,11 @@ TORCH_FREE = {
     *(
         "__init__",
         "types",
+        "files",
         "presets",
         "geometry",
         "geometry_crops",
         "environment",
-        "directories",
         "hub",
         "features",
         "tokenizer",

@@ -41,6 +41,10 @@ class Pairs:
 NO_OPTIONS: Mapping[str, Any] = MappingProxyType({})
 
 
+PRECISIONS = ("fp32", "bf16", "fp16", "fp8", "int8")
+"""What `precision` may name; a backend refuses those that it has not."""
+
+
 class Backend(ABC):
     """Runs a model. Results do not depend on what else is in the call.
 
@@ -69,7 +73,7 @@ class Backend(ABC):
 
         Args:
             device: "auto", "cpu", "cuda" or "cuda:N".
-            precision: "auto" or one of `engine.PRECISIONS`.
+            precision: "auto" or one of `PRECISIONS`.
         """
 
     @classmethod

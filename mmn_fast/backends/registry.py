@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+import re
 from importlib import import_module
 
-from mmn_fast.backends.base import Backend
+from mmn_fast.backends.base import PRECISIONS, Backend
 from mmn_fast.checkpoint import LoadedModel
 from mmn_fast.kernels import native
 from mmn_fast.types import BackendUnavailable, InputError
@@ -24,6 +25,18 @@ BACKENDS: dict[str, str | dict[str, str]] = {
 }
 
 
+def check_device(device: str, precision: str) -> None:
+    """Refuse what names no device or no precision.
+
+    Raises:
+        InputError: `device` is not "auto", "cpu", "cuda" or "cuda:N"; `precision` not "auto" or one of `PRECISIONS`.
+    """
+    if not isinstance(device, str) or not re.fullmatch("auto|cpu|cuda(:[0-9]{1,3})?", device):
+        raise InputError(f"device: expected auto, cpu, cuda or cuda:N, got {device!r}")
+    if precision not in ("auto", *PRECISIONS):
+        raise InputError(f"precision: expected auto or one of {', '.join(PRECISIONS)}, got {precision!r}")
+
+
 def backend_class(name: str, device: str = "auto", precision: str = "auto") -> type[Backend]:
     """The class behind a name, for a device.
 
@@ -35,7 +48,7 @@ def backend_class(name: str, device: str = "auto", precision: str = "auto") -> t
     Raises:
         InputError: no such backend.
     """
-    if name not in BACKENDS:
+    if not isinstance(name, str) or name not in BACKENDS:
         raise InputError(f"backend: expected one of auto, {', '.join(BACKENDS)}, got {name!r}")
     row = BACKENDS[name]
     if isinstance(row, str):
@@ -67,24 +80,31 @@ def resolve(backend: str, device: str, precision: str) -> tuple[list[type[Backen
         The classes, at least one, and why each backend that was passed over cannot run.
 
     Raises:
+        InputError: no such backend, device or precision.
         BackendUnavailable: the named backend cannot run so, or none can; there is no fallback.
     """
+    check_device(device, precision)
     runnable: list[type[Backend]] = []
     passed_over: dict[str, str] = {}
     for name in BACKENDS if backend == "auto" else [backend]:
-        try:
-            found = backend_class(name, device, precision)
-            reason = found.unavailable_reason(device, precision)
-        except ModuleNotFoundError as error:  # PyTorch, which runs no export
-            reason = f"{error.name} is not installed (pip install {error.name})"
-        if reason is None:
+        found, reason = _found(name, device, precision)
+        if found is not None and reason is None:
             runnable.append(found)
-            continue
-        _LOG.info("backend %r passed over: %s", name, reason)
-        passed_over[name] = reason
+        elif reason is not None:
+            _LOG.info("backend %r passed over: %s", name, reason)
+            passed_over[name] = reason
     if not runnable:
         raise BackendUnavailable("; ".join(f"backend {name!r}: {reason}" for name, reason in passed_over.items()))
     return runnable, passed_over
+
+
+def _found(name: str, device: str, precision: str) -> tuple[type[Backend], str | None] | tuple[None, str]:
+    """A backend's class and why it cannot run, None if it can; no class where a package that it needs is absent."""
+    try:
+        found = backend_class(name, device, precision)
+        return found, found.unavailable_reason(device, precision)
+    except ModuleNotFoundError as error:  # PyTorch, which runs no export
+        return None, f"{error.name} is not installed (pip install {error.name})"
 
 
 def prefer(runnable: list[type[Backend]], model: LoadedModel, passed_over: dict[str, str]) -> type[Backend]:
@@ -113,5 +133,9 @@ def available_backends(device: str = "auto", precision: str = "auto") -> dict[st
     Args:
         device: "auto", "cpu", "cuda" or "cuda:N".
         precision: "auto" or a precision.
+
+    Raises:
+        InputError: no such device or precision.
     """
-    return {name: backend_class(name, device, precision).unavailable_reason(device, precision) for name in BACKENDS}
+    check_device(device, precision)
+    return {name: _found(name, device, precision)[1] for name in BACKENDS}

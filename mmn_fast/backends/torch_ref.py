@@ -13,6 +13,7 @@ from torch import nn
 
 from mmn_fast.backends.base import NO_OPTIONS, Backend, Branches
 from mmn_fast.checkpoint import LoadedModel
+from mmn_fast.kernels.native import usable_cores
 from mmn_fast.model import MMN, build_model
 from mmn_fast.torch_threads import strict_settings, torch_threads
 from mmn_fast.types import FloatArray
@@ -57,7 +58,8 @@ class TorchBackend(Backend):
             device = "cuda" if torch.cuda.is_available() else "cpu"
         self.device = torch.device(device)
         self.precision = "fp32" if precision == "auto" else precision
-        self.threads = threads
+        # Waiting threads of PyTorch's spin: many more than there are cores can take minutes over one addition.
+        self.threads = None if threads is None else min(threads, usable_cores())
         self.net = build_model(model.preset, model.text, model.state).requires_grad_(False).to(self.device)
         dtype = _PRECISIONS[self.precision]
         if dtype is not None:

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mmn_fast.files import write_whole
 from mmn_fast.version import __version__
-from mmn_fast.viz.files import write_whole
 from mmn_fast.viz.svg import palette_css, picture_css, static, text
 
 # The browser itself holds the page to its word: nothing but what is inline may load.

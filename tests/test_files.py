@@ -10,9 +10,9 @@ import pytest
 
 from mmn_fast.checkpoint import load_model, save_model
 from mmn_fast.demo.shapes import write_dataset
-from mmn_fast.directories import new_directory
 from mmn_fast.export.to_onnx import export
 from mmn_fast.export.triton_repository import write_repository
+from mmn_fast.files import new_directory
 from mmn_fast.types import InputError
 
 
