@@ -149,3 +149,12 @@ def test_backends_are_listed_without_pytorch() -> None:
     code = "import sys; sys.modules['torch'] = None\nimport mmn_fast; print(mmn_fast.available_backends()['torch'])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
     assert done.stdout.strip() == "torch is not installed (pip install torch)", done.stderr
+
+
+def test_progress_does_not_go_to_stdout(capsys: pytest.CaptureFixture[str]) -> None:
+    batch = [mmn_fast.Query(mmn_fast.Video(FEATURES * factor, 8.0), ["a"]) for factor in (1, np.float32(-1))]
+    batch += [mmn_fast.Query(mmn_fast.Video(np.roll(FEATURES, number + 1), 8.0), ["a"]) for number in range(16)]
+    mmn_fast.load("demo", progress=True).ground(batch)
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err != ""  # without a terminal the bar is one empty line
