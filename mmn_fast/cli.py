@@ -626,6 +626,11 @@ def main() -> None:
     except (InputError, BackendUnavailable) as error:
         typer.echo(f"mmn-fast: {error}", err=True)
         sys.exit(2)
+    except OSError as error:
+        if error.filename is None:  # not about a file that the user named
+            raise
+        typer.echo(f"mmn-fast: {error.filename}: {error.strerror}", err=True)
+        sys.exit(2)
 
 
 if __name__ == "__main__":

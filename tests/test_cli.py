@@ -233,6 +233,7 @@ def test_bad_options_are_refused_in_one_sentence(tmp_path: Path) -> None:
     assert _refusal("info", env={"MMN_FAST_CPU_ISA": "sse9"}) == isa
     assert "device: expected auto, cpu, cuda or cuda:N, got 'tpu'" in _refusal("info", "--device", "tpu")
     assert "sentences[1]: expected text, got" in _refusal(*ground, "-q", os.fsdecode(b"\xff"))
+    assert "File name too long" in _refusal("convert", "x", "--preset", "p", "--tokenizer", "t", "-o", "x" * 300)
     shapes = ("data", "shapes", "-o", tmp_path / "shapes")
     assert "workers: expected a number of processes >= 1, got 0" in _refusal(*shapes, "--workers", "0")
     assert [path.name for path in tmp_path.iterdir()] == ["clips.npy"]

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import mmn_fast
+from mmn_fast.features import load_features, open_features
 from mmn_fast.kernels import native
 from mmn_fast.types import InputError, TextEmbeddings
 
@@ -74,6 +75,14 @@ def test_what_names_no_file_is_refused(name: Any, option: str) -> None:
     with pytest.raises(InputError, match=f"^{option}: ") as refusal:
         mmn_fast.load(**{"model": "demo", option: name})
     assert len(str(refusal.value)) < 200
+
+
+@pytest.mark.parametrize("name", [None, 5, "", "x" * 5000], ids=lambda name: repr(name)[:9])
+def test_what_names_no_features_is_refused(name: Any) -> None:
+    for read, argument in ((load_features, "source"), (open_features, "path")):
+        with pytest.raises(InputError, match=f"^{argument}: ") as refusal:
+            read(name)
+        assert len(str(refusal.value)) < 200
 
 
 @pytest.mark.parametrize("device", [None, 0, "", "cpu:", "cuda:", "cuda:\u0663", "tpu"])
