@@ -58,7 +58,18 @@ _OF_THE_GRAPHS = (  # options of export that plans and repositories of an export
 )
 
 
+@contextmanager
+def _removing_what_is_half_written() -> Iterator[None]:
+    """SIGTERM ends the process as Ctrl-C does, through every `finally`."""
+    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 @app.command()
+@_removing_what_is_half_written()
 def convert(
     checkpoint: Annotated[Path, typer.Argument(help="Official checkpoint, a .pth file.")],
     preset: Annotated[str, typer.Option("--preset", help="Preset, or path of an official YAML file.")],
@@ -181,6 +192,7 @@ app.add_typer(data, name="data")
 
 
 @data.command()
+@_removing_what_is_half_written()
 def shapes(
     output: Annotated[Path, typer.Option("--output", "-o", help="Directory to create; must not exist.")],
     seed: Annotated[int, typer.Option("--seed", help="Another seed, other videos.")] = 0,
@@ -321,16 +333,6 @@ def train(
         typer.echo(f"mmn-fast: {stopped} (--resume)", err=True)
         raise typer.Exit(130) from None
     typer.echo(f"{result}: preset {chosen.name}, {_size(result)}")
-
-
-@contextmanager
-def _removing_what_is_half_written() -> Iterator[None]:
-    """SIGTERM ends the process as Ctrl-C does, through every `finally`."""
-    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 @app.command()
@@ -576,7 +578,12 @@ def _load(
         name, equals, value = item.partition("=")
         if not equals:
             raise InputError(f"--backend-option: expected NAME=VALUE, got {item!r}")
-        options[name] = yaml.safe_load(value)  # 512 is a number, true a bool
+        try:
+            options[name] = yaml.safe_load(value)  # 512 is a number, true a bool
+        except yaml.YAMLError:
+            raise InputError(
+                f"--backend-option: {name}: expected a number, true, false or text, got {value!r}"
+            ) from None
     return load(model, preset, tokenizer, device, precision, backend, threads, progress=True, backend_options=options)
 
 
@@ -621,6 +628,11 @@ def main() -> None:
         app()
     except (InputError, BackendUnavailable) as error:
         typer.echo(f"mmn-fast: {error}", err=True)
+        sys.exit(2)
+    except OSError as error:
+        if error.filename is None:  # not about a file that the user named
+            raise
+        typer.echo(f"mmn-fast: {error.filename}: {error.strerror}", err=True)
         sys.exit(2)
 
 

@@ -17,6 +17,7 @@ from mmn_fast.checkpoint import LoadedModel, load_model
 from mmn_fast.environment import default_model, requested_threads
 from mmn_fast.features import check_duration, float32_rows, pre_clips
 from mmn_fast.geometry import cells_to_moments, plan_for
+from mmn_fast.kernels import native
 from mmn_fast.postprocess import fuse_scores, to_moments
 from mmn_fast.presets import Preset
 from mmn_fast.tokenizer import check_text
@@ -72,6 +73,7 @@ def load(
     backend_options = NO_OPTIONS if backend_options is None else backend_options
     if not isinstance(backend_options, Mapping):
         raise InputError(f"backend_options: expected a mapping, got {type(backend_options).__name__}")
+    native.cpu_isa()  # refuses MMN_FAST_CPU_ISA before any work; every backend on the CPU chooses moments with it
     runnable, passed_over = registry.resolve(backend, device, precision)
     loaded = load_model(model, preset, tokenizer)
     chosen = registry.prefer(runnable, loaded, passed_over)
@@ -271,8 +273,6 @@ class Engine:
 
     def info(self) -> dict[str, Any]:
         """What was chosen (backend, device, ISA, precision, threads) and why other backends were not."""
-        from mmn_fast.kernels import native
-
         text = self._model.text
         return {
             "model": self._model.source,
@@ -393,9 +393,10 @@ class Engine:
     def _track(self, blocks: list[list[bytes]]) -> Iterable[list[bytes]]:
         if not self._progress or len(blocks) < 2:
             return blocks
+        from rich.console import Console
         from rich.progress import track
 
-        return track(blocks, description="grounding", transient=True)
+        return track(blocks, description="grounding", transient=True, console=Console(stderr=True))
 
 
 _engines: dict[tuple[Any, ...], Engine] = {}

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from mmn_fast.files import check_name
 from mmn_fast.hub import check_arrived
 from mmn_fast.pixel_features import PixelFeatures as PixelFeatures  # public here: features from frames
 from mmn_fast.presets import Preset
@@ -244,6 +245,7 @@ def load_features(source: str | Path, key: str | None = None) -> npt.NDArray[Any
         InputError: no such file, unknown suffix, a Git-LFS pointer, damaged, or holding pickled objects; no such key
             (with close matches), a key where the file has none, or no key where the file holds several arrays.
     """
+    check_name(source, "source")
     path, inside = Path(source), None
     if "::" in str(source) and not path.exists():
         file, _, inside = str(source).partition("::")
@@ -510,6 +512,7 @@ def open_features(path: str | Path, feature_key: str | None = None) -> FeatureSt
     Raises:
         InputError: nothing there, no HDF5 file, damaged, or no video in it.
     """
+    check_name(path, "path")
     path = Path(path)
     if path.is_dir():
         return _DirectoryStore(path, feature_key)
@@ -548,7 +551,11 @@ class _Hdf5Store(FeatureStore):
 class _DirectoryStore(FeatureStore):
     def __init__(self, path: Path, feature_key: str | None) -> None:
         self._files: dict[str, list[Path]] = {}
-        for file in sorted(path.iterdir()):
+        try:
+            files = sorted(path.iterdir())
+        except OSError as error:
+            raise InputError(f"path: {path}: {error.strerror or error}") from None
+        for file in files:
             # Only the last suffix goes: "s30-d52.avi.npy" is video "s30-d52.avi". Hidden files are no videos.
             if file.suffix.lower() in (".npy", ".npz", ".pt", ".safetensors") and not file.name.startswith("."):
                 self._files.setdefault(file.stem, []).append(file)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -220,3 +222,29 @@ def test_eval_reads_the_published_layouts(golden_model: Files, tmp_path: Path) -
         report.pop("seconds")
         reports.append(report)
     assert reports[0] == reports[1]
+
+
+def test_bad_options_are_refused_in_one_sentence(tmp_path: Path) -> None:
+    np.save(tmp_path / "clips.npy", np.ones((3, 357), np.float32))
+    ground = ("ground", "--model", "demo", "--duration", "3", "-q", "red", "--features", tmp_path / "clips.npy")
+    assert "--backend-option: exact: expected a number" in _refusal(*ground, "--backend-option", "exact=[1")
+    isa = "mmn-fast: MMN_FAST_CPU_ISA: expected generic, avx2, avx512, avx512_bf16 or amx, got 'sse9'"
+    assert _refusal(*ground, env={"MMN_FAST_CPU_ISA": "sse9"}) == isa
+    assert _refusal("info", env={"MMN_FAST_CPU_ISA": "sse9"}) == isa
+    assert "device: expected auto, cpu, cuda or cuda:N, got 'tpu'" in _refusal("info", "--device", "tpu")
+    assert "sentences[1]: expected text, got" in _refusal(*ground, "-q", os.fsdecode(b"\xff"))
+    assert "File name too long" in _refusal("convert", "x", "--preset", "p", "--tokenizer", "t", "-o", "x" * 300)
+    shapes = ("data", "shapes", "-o", tmp_path / "shapes")
+    assert "workers: expected a number of processes >= 1, got 0" in _refusal(*shapes, "--workers", "0")
+    assert [path.name for path in tmp_path.iterdir()] == ["clips.npy"]
+
+
+def test_a_terminated_command_leaves_nothing(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "mmn_fast", "data", "shapes", "-o", str(tmp_path / "shapes"), "--workers", "1"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not any(tmp_path.iterdir()) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.terminate()
+    assert process.wait(60) == 128 + signal.SIGTERM
+    assert list(tmp_path.iterdir()) == []

@@ -35,11 +35,11 @@ def test_environment_selects_an_isa_of_the_host_and_refuses_another(isa):
     if isa in _C.available_cpu_isas():
         assert result.stdout.strip() == isa
     else:
-        assert re.search(rf"ValueError: MMN_FAST_CPU_ISA: expected one of generic.*, got {isa}: ", result.stderr)
+        assert re.search(rf"InputError: MMN_FAST_CPU_ISA: expected one of generic.*, got {isa}: ", result.stderr)
 
 
 def test_environment_with_an_unknown_word_is_refused_at_first_use_and_not_at_import():
-    message = "ValueError: MMN_FAST_CPU_ISA: expected generic, avx2, avx512, avx512_bf16 or amx, got 'sse9'"
+    message = "Error: MMN_FAST_CPU_ISA: expected generic, avx2, avx512, avx512_bf16 or amx, got 'sse9'"
     assert python("import mmn_fast.kernels.native", "sse9").returncode == 0
     assert message in python(PRINT_ISA, "sse9").stderr
     assert message in python(RUN_A_KERNEL, "sse9").stderr

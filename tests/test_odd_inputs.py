@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import mmn_fast
+from mmn_fast.features import load_features, open_features
 from mmn_fast.kernels import native
 from mmn_fast.types import InputError, TextEmbeddings
 
@@ -74,6 +75,14 @@ def test_what_names_no_file_is_refused(name: Any, option: str) -> None:
     with pytest.raises(InputError, match=f"^{option}: ") as refusal:
         mmn_fast.load(**{"model": "demo", option: name})
     assert len(str(refusal.value)) < 200
+
+
+@pytest.mark.parametrize("name", [None, 5, "", "x" * 5000], ids=lambda name: repr(name)[:9])
+def test_what_names_no_features_is_refused(name: Any) -> None:
+    for read, argument in ((load_features, "source"), (open_features, "path")):
+        with pytest.raises(InputError, match=f"^{argument}: ") as refusal:
+            read(name)
+        assert len(str(refusal.value)) < 200
 
 
 @pytest.mark.parametrize("device", [None, 0, "", "cpu:", "cuda:", "cuda:\u0663", "tpu"])
@@ -149,3 +158,12 @@ def test_backends_are_listed_without_pytorch() -> None:
     code = "import sys; sys.modules['torch'] = None\nimport mmn_fast; print(mmn_fast.available_backends()['torch'])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
     assert done.stdout.strip() == "torch is not installed (pip install torch)", done.stderr
+
+
+def test_progress_does_not_go_to_stdout(capsys: pytest.CaptureFixture[str]) -> None:
+    batch = [mmn_fast.Query(mmn_fast.Video(FEATURES * factor, 8.0), ["a"]) for factor in (1, np.float32(-1))]
+    batch += [mmn_fast.Query(mmn_fast.Video(np.roll(FEATURES, number + 1), 8.0), ["a"]) for number in range(16)]
+    mmn_fast.load("demo", progress=True).ground(batch)
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err != ""  # without a terminal the bar is one empty line

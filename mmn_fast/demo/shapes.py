@@ -152,6 +152,8 @@ def write_dataset(
     if video:
         _require_video_writer()
     workers = len(os.sched_getaffinity(0)) if workers is None else workers
+    if workers < 1:
+        raise InputError(f"workers: expected a number of processes >= 1, got {workers}")
     with new_directory(output, "output") as partial_path:
         return _fill(partial_path, seed, jobs, video, min(workers, len(jobs)), progress)
 

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mmn_fast.environment import requested_threads
+from mmn_fast.types import InputError
 
 if TYPE_CHECKING:
     import torch
@@ -32,7 +33,6 @@ Int32 = npt.NDArray[np.int32]
 
 extension = _C
 build_info = _C.build_info
-cpu_isa = _C.cpu_isa
 
 __all__ = [
     "build_info",
@@ -47,6 +47,18 @@ __all__ = [
     "temporal_nms",
     "usable_cores",
 ]
+
+
+def cpu_isa() -> str:
+    """The instruction set in use, "generic", "avx2", "avx512", "avx512_bf16" or "amx".
+
+    Raises:
+        InputError: `MMN_FAST_CPU_ISA` names none, or one that this host or build lacks.
+    """
+    try:
+        return _C.cpu_isa()
+    except ValueError as error:
+        raise InputError(str(error)) from None
 
 
 def num_threads(threads: int | None = None) -> int:
