@@ -80,6 +80,8 @@ def load_model(
     if model == "demo":  # before files of that name, which "./demo" and a Path still reach
         return _from_directory(DEMO_MODEL, preset, tokenizer)
     if path.is_file():
+        if path.name in _FILES and (path.parent / _FILES[0]).is_file():
+            raise InputError(f"model: {path} is a file of a converted directory; name the directory, {path.parent}")
         if preset is None or tokenizer is None:
             missing = "preset=" if preset is None else "tokenizer="
             raise InputError(f"{path}: an official checkpoint needs preset= and tokenizer=; {missing} is missing")

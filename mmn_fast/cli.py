@@ -460,6 +460,8 @@ def demo(
 
     from mmn_fast.demo.show import demonstrate
 
+    if not html.parent.is_dir():
+        raise InputError(f"--html: cannot write {html}: no such folder {html.parent}")
     seed = secrets.randbelow(10**6) if seed is None else seed
     shown = demonstrate(_load(model, None, None, "auto", precision, backend, threads, backend_option), seed)
     shown.page().save(html, overwrite=True)

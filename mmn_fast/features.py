@@ -208,6 +208,8 @@ def _as_rows(features: Any, width: int, name: str, purpose: str = "") -> npt.NDA
         got = type(features).__name__
     if not np.issubdtype(rows.dtype, np.floating):
         raise InputError(f"{expected}, got {got}")
+    if np.ma.is_masked(features):
+        raise InputError(f"{expected}, got a masked array; fill in or leave out what is masked")
     if rows.ndim != 2 or rows.shape[1] != width:
         transposed = rows.ndim == 2 and rows.shape[0] == width
         raise InputError(f"{expected}, got {got}{'; transpose it' if transposed else ''}")

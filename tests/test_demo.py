@@ -83,6 +83,8 @@ def test_demonstration_is_the_same_for_the_same_seed(engine: mmn_fast.Engine) ->
 
 
 def test_demo_command_prints_the_table_and_writes_the_page(tmp_path: Path) -> None:
+    refused = CliRunner().invoke(app, ["demo", "--html", str(tmp_path / "absent" / "demo.html")])
+    assert str(refused.exception).startswith("--html: cannot write")
     page = tmp_path / "demo.html"
     for arguments in ([], ["--json"]):
         done = CliRunner().invoke(app, ["demo", "--seed", "5", "--html", str(page), *arguments])

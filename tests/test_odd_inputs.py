@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import mmn_fast
+from mmn_fast.checkpoint import DEMO_MODEL
 from mmn_fast.features import load_features, open_features
 from mmn_fast.kernels import native
 from mmn_fast.types import InputError, TextEmbeddings
@@ -83,6 +84,21 @@ def test_what_names_no_features_is_refused(name: Any) -> None:
         with pytest.raises(InputError, match=f"^{argument}: ") as refusal:
             read(name)
         assert len(str(refusal.value)) < 200
+
+
+def test_masked_values_are_refused_and_a_mask_of_nothing_is_not(engine: mmn_fast.Engine) -> None:
+    masked = np.ma.masked_array(FEATURES, mask=FEATURES > 3)
+    assert masked.mask.any()
+    with pytest.raises(InputError, match=r"features: expected a float array .*, got a masked array"):
+        engine.ground([mmn_fast.Query(mmn_fast.Video(masked, 8.0), ["a"])])
+    whole = mmn_fast.Query(mmn_fast.Video(np.ma.masked_array(FEATURES), 8.0), QUERY.sentences)
+    assert engine.ground([whole]) == engine.ground([QUERY])
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_a_file_of_a_directory_is_refused_with_the_directory(name: str) -> None:
+    with pytest.raises(InputError, match=f"^model: .*{name} is a file of a converted directory; name the directory"):
+        mmn_fast.load(DEMO_MODEL / name)
 
 
 @pytest.mark.parametrize("device", [None, 0, "", "cpu:", "cuda:", "cuda:\u0663", "tpu"])
