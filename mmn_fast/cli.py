@@ -60,12 +60,31 @@ _OF_THE_GRAPHS = (  # options of export that plans and repositories of an export
 
 @contextmanager
 def _removing_what_is_half_written() -> Iterator[None]:
-    """SIGTERM ends the process as Ctrl-C does, through every `finally`."""
-    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    """SIGTERM ends the process as Ctrl-C does, through every `finally`.
+
+    Where Python runs on behalf of C (a callback, a destructor) an exception gets no further, or becomes another one, so
+    it is raised again until one is on its way.
+    """
+    status, told = 128 + signal.SIGTERM, False
+
+    def stop(number: int, frame: object) -> None:
+        nonlocal told
+        if not told or sys.exc_info()[1] is None:  # else one is on its way, through what removes
+            told = True
+            signal.setitimer(signal.ITIMER_REAL, 0.2, 0.2)
+            sys.exit(status)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGALRM)}
     try:
         yield
+    except Exception:
+        if not told:
+            raise
+        sys.exit(status)
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @app.command()

@@ -248,3 +248,34 @@ def test_a_terminated_command_leaves_nothing(tmp_path: Path) -> None:
     process.terminate()
     assert process.wait(60) == 128 + signal.SIGTERM
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("broken", ["Swallows()", "type('Changes', (), {'field': Changes()})"])
+def test_sigterm_ends_a_command_whatever_code_it_interrupts(broken: str) -> None:
+    code = f"""
+import os, signal, time
+from mmn_fast.cli import _removing_what_is_half_written
+def terminate():
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(0.01)
+class Swallows:
+    def __del__(self):
+        terminate()
+class Changes:
+    def __set_name__(self, owner, name):
+        try:
+            terminate()
+        except SystemExit as error:
+            raise RuntimeError from error
+@_removing_what_is_half_written()
+def work():
+    try:
+        {broken}
+        time.sleep(60)
+    finally:
+        time.sleep(0.5)
+        print("removed", flush=True)
+work()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=50, check=False)
+    assert (done.returncode, done.stdout) == (128 + signal.SIGTERM, "removed\n"), done.stderr
