@@ -90,7 +90,7 @@ def write_in_float32(path: Path, directory: Path) -> Path:
 
     Args:
         path: a bf16 graph.
-        directory: where to write; twice as large as the graph's weights.
+        directory: where to write; the result takes twice the room of the graph's weights.
 
     Returns:
         The float32 graph.

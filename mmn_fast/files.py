@@ -64,7 +64,7 @@ def write_whole(path: str | Path, content: bytes, overwrite: bool) -> Path:
     path = Path(path) if overwrite else refuse_existing(path)
     if not path.name:
         raise InputError(f"path: expected the name of a file, got {str(path)!r}")
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    partial = _partial(path)
     try:
         partial.write_bytes(content)
         partial.replace(path)
@@ -90,8 +90,7 @@ def new_directory(output: Path, argument: str) -> Iterator[Path]:
     Raises:
         InputError: the system refuses (any OSError of the block is taken for that).
     """
-    # Not the process's number: containers that share a disk have equal ones.
-    partial = output.with_name(f".{output.name}.partial-{secrets.token_hex(6)}")
+    partial = _partial(output)
     made: list[Path] = []
     try:
         for parent in reversed(output.parents):
@@ -109,3 +108,8 @@ def new_directory(output: Path, argument: str) -> Iterator[Path]:
         for parent in reversed(made):
             with suppress(OSError):  # not empty, as always where all went well
                 parent.rmdir()
+
+
+def _partial(path: Path) -> Path:
+    """Where what will be `path` stands until it is whole. Containers that share a disk have equal process numbers."""
+    return path.with_name(f".{path.name}.partial-{secrets.token_hex(6)}")
