@@ -254,7 +254,7 @@ def test_a_terminated_command_leaves_nothing(tmp_path: Path) -> None:
 def test_sigterm_ends_a_command_whatever_code_it_interrupts(broken: str) -> None:
     code = f"""
 import os, signal, time
-from mmn_fast.cli import _removing_what_is_half_written
+from mmn_fast.cli.app import removing_what_is_half_written
 def terminate():
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(0.01)
@@ -267,7 +267,7 @@ class Changes:
             terminate()
         except SystemExit as error:
             raise RuntimeError from error
-@_removing_what_is_half_written()
+@removing_what_is_half_written()
 def work():
     try:
         {broken}

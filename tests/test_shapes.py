@@ -15,7 +15,7 @@ import pytest
 from typer.testing import CliRunner
 
 from mmn_fast.cli import app
-from mmn_fast.cli import shapes as shapes_command
+from mmn_fast.cli.train import shapes as shapes_command
 from mmn_fast.demo import scenes, sentences
 from mmn_fast.demo.scenes import ACTION_NAMES, COLOURS, FPS, SHAPES, Fact, Scene, Thing, Track, action_name
 from mmn_fast.demo.shapes import DEFAULT_COUNTS, SPLITS, ShapesVideo, held_out, make_video, write_dataset

@@ -1,0 +1,67 @@
+"""The application that commands register with, and how it ends: exit statuses, signals, one sentence for bad input.
+
+Results go to stdout, progress and messages to stderr. Exit status 2 means bad input: one sentence says which
+argument, what was expected and what came.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import typer
+
+from mmn_fast.types import BackendUnavailable, InputError
+
+app = typer.Typer(
+    name="mmn-fast",
+    help="Temporal grounding with the Mutual Matching Network: find the moments that sentences describe.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+@contextmanager
+def removing_what_is_half_written() -> Iterator[None]:
+    """SIGTERM ends the process as Ctrl-C does, through every `finally`.
+
+    Where Python runs on behalf of C (a callback, a destructor) an exception gets no further, or becomes another one, so
+    it is raised again until one is on its way.
+    """
+    status, told = 128 + signal.SIGTERM, False
+
+    def stop(number: int, frame: object) -> None:
+        nonlocal told
+        if not told or sys.exc_info()[1] is None:  # else one is on its way, through what removes
+            told = True
+            signal.setitimer(signal.ITIMER_REAL, 0.2, 0.2)
+            sys.exit(status)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGALRM)}
+    try:
+        yield
+    except Exception:
+        if not told:
+            raise
+        sys.exit(status)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def main() -> None:
+    """Run the command line; bad input is one sentence on stderr and exit status 2."""
+    try:
+        app()
+    except (InputError, BackendUnavailable) as error:
+        typer.echo(f"mmn-fast: {error}", err=True)
+        sys.exit(2)
+    except OSError as error:
+        if error.filename is None:  # not about a file that the user named
+            raise
+        typer.echo(f"mmn-fast: {error.filename}: {error.strerror}", err=True)
+        sys.exit(2)

@@ -1,0 +1,141 @@
+"""Commands that write a model in another form: convert, export, verify."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mmn_fast.cli.app import app, removing_what_is_half_written
+from mmn_fast.cli.options import AsJson, PresetOption, TokenizerOption, size_of
+from mmn_fast.export.manifest import MAX_RECALL_LOSS
+from mmn_fast.types import InputError
+
+_OF_THE_GRAPHS = (  # options of export that plans and repositories of an export do not take
+    *("precision", "what", "raw_features", "top_k", "max_recall_loss"),
+    *("annotations", "features", "durations", "preset", "tokenizer"),
+)
+
+
+@app.command()
+@removing_what_is_half_written()
+def convert(
+    checkpoint: Annotated[Path, typer.Argument(help="Official checkpoint, a .pth file.")],
+    preset: Annotated[str, typer.Option("--preset", help="Preset, or path of an official YAML file.")],
+    tokenizer: Annotated[str, typer.Option("--tokenizer", help="tokenizer.json, vocab.txt, a directory or hub id.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Directory to create; must not exist.")],
+) -> None:
+    """Turn an official checkpoint into a directory that every command and mmn_fast.load() take."""
+    from mmn_fast.checkpoint import convert as convert_checkpoint
+
+    convert_checkpoint(checkpoint, preset, tokenizer, output)
+    typer.echo(f"{output}: preset {preset}, {size_of(output)}")
+
+
+@app.command()
+@removing_what_is_half_written()
+def export(
+    context: typer.Context,
+    model: Annotated[str, typer.Argument(help="Converted directory, hub id, official .pth or demo.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Directory to create; not needed if MODEL is an export.")
+    ] = None,
+    precision: Annotated[
+        str, typer.Option("--precision", help="fp32, fp16, bf16 (for GPUs) or int8 (for CPUs).")
+    ] = "fp32",
+    what: Annotated[str, typer.Option("--what", help="all, or some of video,text,score.")] = "all",
+    raw_features: Annotated[
+        bool, typer.Option("--raw-features", help="video.onnx takes source rows and lengths, not pre-clips.")
+    ] = False,
+    top_k: Annotated[
+        int | None, typer.Option("--top-k", "-k", help="score.onnx also gives the K best moments, after NMS.")
+    ] = None,
+    max_recall_loss: Annotated[
+        float, typer.Option("--max-recall-loss", help="Points of R@1 that int8 may cost.")
+    ] = MAX_RECALL_LOSS,
+    annotations: Annotated[
+        Path | None, typer.Option("--annotations", help="What int8 is measured on, as of eval; default: the demo's.")
+    ] = None,
+    features: Annotated[Path | None, typer.Option("--features", help="Features of those videos, as of eval.")] = None,
+    durations: Annotated[Path | None, typer.Option("--durations", help="As of eval.")] = None,
+    tensorrt: Annotated[bool, typer.Option("--tensorrt", help="Also build plans, for this machine's GPU.")] = False,
+    hardware: Annotated[
+        str, typer.Option("--hardware", help="GPUs of the plans: same-gpu, same-compute-capability or ampere-plus.")
+    ] = "same-gpu",
+    version_compatible: Annotated[
+        bool, typer.Option("--version-compatible", help="Plans that newer TensorRT versions run too.")
+    ] = False,
+    tf32: Annotated[bool, typer.Option("--tf32", help="Let the plans' fp32 products use TF32.")] = False,
+    triton_repository: Annotated[
+        Path | None,
+        typer.Option("--triton-repository", help="Also write a Triton model repository here; must not exist."),
+    ] = None,
+    preset: PresetOption = None,
+    tokenizer: TokenizerOption = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a model as ONNX graphs with a manifest, verified against the reference before they appear."""
+    from mmn_fast.export.deploy import Deployment
+    from mmn_fast.export.manifest import GRAPHS, is_export, read_manifest
+    from mmn_fast.export.to_int8 import Labelled
+    from mmn_fast.export.to_onnx import export as run
+    from mmn_fast.export.verify import summary
+
+    if tensorrt and precision == "int8":
+        raise InputError("--tensorrt: int8 is for CPUs, expected --precision fp16, bf16 or fp32")
+    if (annotations is None) != (features is None) or (durations is not None and annotations is None):
+        raise InputError("--annotations, --features: expected both or neither; --durations: only with them")
+    int8_data = None if annotations is None or features is None else Labelled(annotations, features, durations)
+    deployment = Deployment(tensorrt, hardware, version_compatible, tf32, triton_repository)
+    if output is None:
+        if not (deployment.wanted and is_export(Path(model))):
+            raise InputError(
+                "--output: name a directory to create (only an export as MODEL, with --tensorrt or --triton-repository,"
+                " needs none)"
+            )
+        for name in _OF_THE_GRAPHS:
+            source = context.get_parameter_source(name)
+            if source is not None and source.name == "COMMANDLINE":
+                raise InputError(
+                    f"--{name.replace('_', '-')}: it is for graphs that are made now, {model} is an export and has its"
+                    " own; name the model that it was made from and --output"
+                )
+        written = deployment.run(Path(model))
+        typer.echo(json.dumps(list(map(str, written)), indent=2) if as_json else "\n".join(map(str, written)))
+        return
+    names = list(GRAPHS) if what == "all" else [name.strip() for name in what.split(",")]
+    deployment.check(output, names, raw_features)
+    run(
+        model,
+        output,
+        precision=precision,
+        what=names,
+        raw_features=raw_features,
+        top_k=top_k,
+        max_recall_loss=max_recall_loss,
+        int8_data=int8_data,
+        preset=preset,
+        tokenizer=tokenizer,
+    )
+    found = read_manifest(output).verification
+    size = size_of(output)
+    written = deployment.run(output)
+    if as_json:
+        more = {"written": list(map(str, written))} if written else {}
+        typer.echo(json.dumps({**found, **more}, indent=2))
+        return
+    typer.echo("\n".join([f"{summary(output, found)}, {size}", *map(str, written)]))
+
+
+@app.command()
+def verify(
+    directory: Annotated[Path, typer.Argument(help="What `mmn-fast export` made.")], as_json: AsJson = False
+) -> None:
+    """Hold an export to its manifest and to the reference's recorded outputs."""
+    from mmn_fast.export.verify import summary
+    from mmn_fast.export.verify import verify as run
+
+    found = run(directory)
+    typer.echo(json.dumps(found, indent=2) if as_json else summary(directory, found))

@@ -1,0 +1,130 @@
+"""Commands that answer: ground, eval."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mmn_fast.cli.app import app
+from mmn_fast.cli.options import (
+    AsJson,
+    BackendOption,
+    Device,
+    Html,
+    Model,
+    Options,
+    Precision,
+    PresetOption,
+    Threads,
+    TokenizerOption,
+    check_html,
+    load_engine,
+    save_html,
+)
+
+
+@app.command()
+def ground(
+    features: Annotated[str, typer.Option("--features", help="FILE or FILE::KEY: .h5, .npy, .npz, .pt, .safetensors.")],
+    duration: Annotated[float, typer.Option("--duration", help="Length of the video in seconds.")],
+    query: Annotated[list[str], typer.Option("--query", "-q", help="A sentence; give the option again for more.")],
+    model: Model = None,
+    top_k: Annotated[int, typer.Option("--top-k", "-k", help="Moments per sentence.")] = 5,
+    preset: PresetOption = None,
+    tokenizer: TokenizerOption = None,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    backend: BackendOption = "auto",
+    threads: Threads = None,
+    backend_option: Options = None,
+    html: Html = None,
+    as_json: AsJson = False,
+) -> None:
+    """Find the moments of one video that sentences describe."""
+    from mmn_fast.features import load_features
+    from mmn_fast.types import Query, Video
+
+    check_html(html)
+    video = Video(load_features(features), duration, video_id=features)
+    engine = load_engine(model, preset, tokenizer, device, precision, backend, threads, backend_option)
+    batch = [Query(video, query)]
+    (result,) = engine.ground(batch, top_k=top_k)
+    if html is not None:
+        from mmn_fast.viz import grounded, report
+
+        queries = grounded(query, result, maps=engine.score_maps(batch)[0], num_clips=engine.preset.num_clips)
+        notes = [f"preset {engine.preset.name}"]
+        save_html(report(queries, duration, video_id=features, notes=notes, max_moments=top_k), html)
+    if as_json:
+        items = [
+            {"query": sentence, "moments": [moment.to_dict() for moment in moments]}
+            for sentence, moments in zip(query, result, strict=True)
+        ]
+        typer.echo(json.dumps({"features": features, "duration_s": duration, "results": items}, indent=2))
+        return
+    for sentence, moments in zip(query, result, strict=True):
+        typer.echo(sentence)
+        for rank, moment in enumerate(moments, start=1):
+            typer.echo(f"  {rank:>3}  {moment.start_s:8.2f} s - {moment.end_s:8.2f} s   score {moment.score:.4f}")
+
+
+@app.command("eval")
+def evaluate(
+    annotations: Annotated[
+        Path, typer.Option("--annotations", help="Official JSON, Charades-STA text or QVHighlights JSONL.")
+    ],
+    features: Annotated[Path, typer.Option("--features", help="HDF5 file, or a directory with one file per video.")],
+    model: Model = None,
+    protocol: Annotated[str, typer.Option("--protocol", help="mmn or 2dtan.")] = "mmn",
+    predictions: Annotated[
+        Path | None, typer.Option("--predictions", help="Write predictions here, as QVHighlights JSONL.")
+    ] = None,
+    durations: Annotated[
+        Path | None, typer.Option("--durations", help="Durations of the videos, for Charades-STA's text format.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option("--limit", help="Only the first N videos.")] = None,
+    skip_missing: Annotated[
+        bool, typer.Option("--skip-missing", help="Leave out videos without features and say how many.")
+    ] = False,
+    batch_size: Annotated[int, typer.Option("--batch-size", help="Videos per call.")] = 8,
+    preset: PresetOption = None,
+    tokenizer: TokenizerOption = None,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    backend: BackendOption = "auto",
+    threads: Threads = None,
+    backend_option: Options = None,
+    html: Html = None,
+    as_json: AsJson = False,
+) -> None:
+    """Evaluate a model on annotations: R@n,IoU@m and mIoU."""
+    from mmn_fast.evaluation.datasets import read_annotations
+    from mmn_fast.evaluation.evaluate import QueryResult
+    from mmn_fast.evaluation.evaluate import evaluate as run
+    from mmn_fast.features import open_features
+
+    check_html(html)
+    results: list[QueryResult] = []
+    engine = load_engine(model, preset, tokenizer, device, precision, backend, threads, backend_option)
+    samples = read_annotations(annotations, engine.preset, durations=durations)
+    with open_features(features, engine.preset.feature_key) as store:
+        report = run(
+            engine,
+            samples,
+            store,
+            protocol=protocol,
+            predictions=predictions,
+            limit=limit,
+            skip_missing=skip_missing,
+            batch_size=batch_size,
+            progress=True,
+            on_result=None if html is None else results.append,
+        )
+    if html is not None:
+        from mmn_fast.viz import evaluation_report
+
+        save_html(evaluation_report(report, results, title=f"Evaluation on {annotations.name}"), html)
+    typer.echo(json.dumps(report.to_dict(), indent=2) if as_json else report.table())

@@ -1,0 +1,143 @@
+"""Commands that show: demo, bench, info."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from mmn_fast.cli.app import app
+from mmn_fast.cli.options import (
+    AsJson,
+    BackendOption,
+    Device,
+    Model,
+    Options,
+    Precision,
+    PresetOption,
+    Threads,
+    TokenizerOption,
+    lines_of,
+    load_engine,
+)
+from mmn_fast.types import InputError
+
+
+@app.command()
+def demo(
+    seed: Annotated[int | None, typer.Option("--seed", help="Which video; default another one each time.")] = None,
+    html: Annotated[Path, typer.Option("--html", help="Page to write; replaced if there.")] = Path(
+        "mmn-fast-demo.html"
+    ),
+    model: Annotated[str, typer.Option("--model", "-m", help="A model of this world.")] = "demo",
+    backend: BackendOption = "auto",
+    precision: Precision = "auto",
+    threads: Threads = None,
+    backend_option: Options = None,
+    as_json: AsJson = False,
+) -> None:
+    """Draw a new video, ground its sentences with the model in the box, and write a page that shows both."""
+    import secrets
+
+    from mmn_fast.demo.show import demonstrate
+
+    if not html.parent.is_dir():
+        raise InputError(f"--html: cannot write {html}: no such folder {html.parent}")
+    seed = secrets.randbelow(10**6) if seed is None else seed
+    shown = demonstrate(load_engine(model, None, None, "auto", precision, backend, threads, backend_option), seed)
+    shown.page().save(html, overwrite=True)
+    if as_json:
+        typer.echo(json.dumps({"seed": seed, "html": str(html), "results": shown.to_list()}, indent=2))
+        return
+    typer.echo(f"video {shown.video.video_id}, {shown.video.duration_s:.1f} s (--seed {seed})\n{shown.table()}\n{html}")
+
+
+@app.command()
+def bench(
+    model: Model = None,
+    preset: PresetOption = None,
+    tokenizer: TokenizerOption = None,
+    device: Device = "auto",
+    backend: Annotated[
+        list[str] | None, typer.Option("--backend", help="A backend; give the option again for more; default all.")
+    ] = None,
+    precision: Annotated[
+        list[str] | None,
+        typer.Option("--precision", help="fp32, bf16, ...; default fp32 and bf16, or an export's own."),
+    ] = None,
+    batch: Annotated[
+        list[int] | None, typer.Option("--batch", help="Videos per call of encode_video; default 1 and 16.")
+    ] = None,
+    sentences: Annotated[int, typer.Option("--sentences", help="Per call of encode_text and score.")] = 32,
+    repeats: Annotated[int, typer.Option("--repeats", help="Timed calls of each.")] = 9,
+    quick: Annotated[bool, typer.Option("--quick", help="Batch 1, three calls, some seconds per stage.")] = False,
+    threads: Threads = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure how fast this machine runs a model, by stage, backend and precision; default the model in the box."""
+    from rich.console import Console
+
+    from mmn_fast.benchmarking.stages import BenchOptions, bench_model, table
+    from mmn_fast.environment import default_model
+
+    arguments = {
+        "model": model or default_model() or "demo",
+        "preset": preset,
+        "tokenizer": tokenizer,
+        "device": device,
+        "threads": threads,
+    }
+    options = BenchOptions(
+        arguments,
+        backend or (),
+        precision or (),
+        batch or ((1,) if quick else (1, 16)),
+        sentences,
+        min(repeats, 3) if quick else repeats,
+        limit_s=5.0 if quick else 60.0,
+    )
+    report = bench_model(options, on_event=lambda event: typer.echo(event, err=True))
+    if as_json:
+        typer.echo(json.dumps(report, indent=2))
+        return
+    Console(width=None if sys.stdout.isatty() else 160).print(table(report))
+
+
+@app.command()
+def info(
+    model: Model = None,
+    preset: PresetOption = None,
+    tokenizer: TokenizerOption = None,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    backend: BackendOption = "auto",
+    threads: Threads = None,
+    backend_option: Options = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say what this installation can run, and with --model what would run it."""
+    import platform
+
+    from mmn_fast.backends.registry import available_backends
+    from mmn_fast.environment import default_model
+    from mmn_fast.kernels import native
+    from mmn_fast.presets import PRESETS
+    from mmn_fast.version import __version__
+
+    facts: dict[str, Any] = {
+        "mmn_fast": __version__,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "cpu_isa": native.cpu_isa(),
+        "build": native.build_info(),
+        "presets": list(PRESETS),
+        "backends": {name: reason or "available" for name, reason in available_backends(device, precision).items()},
+    }
+    if model is not None or default_model() is not None:
+        facts["engine"] = load_engine(
+            model, preset, tokenizer, device, precision, backend, threads, backend_option
+        ).info()
+    typer.echo(json.dumps(facts, indent=2) if as_json else lines_of(facts))

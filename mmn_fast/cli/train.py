@@ -1,0 +1,159 @@
+"""Commands that make: data, train."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from mmn_fast.cli.app import app, removing_what_is_half_written
+from mmn_fast.cli.options import AsJson, Device, Threads, integers, lines_of, size_of
+
+data = typer.Typer(help="Make data sets.", no_args_is_help=True)
+app.add_typer(data, name="data")
+
+
+@data.command()
+@removing_what_is_half_written()
+def shapes(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Directory to create; must not exist.")],
+    seed: Annotated[int, typer.Option("--seed", help="Another seed, other videos.")] = 0,
+    train: Annotated[int, typer.Option("--train", help="Videos to train on.")] = 2500,
+    val: Annotated[int, typer.Option("--val", help="Videos to validate on.")] = 100,
+    test: Annotated[int, typer.Option("--test", help="Videos to test on.")] = 200,
+    test_unseen: Annotated[
+        int, typer.Option("--test-unseen", help="Videos of combinations that are not in training.")
+    ] = 200,
+    video: Annotated[bool, typer.Option("--video", help="Also write mp4 files; needs imageio[ffmpeg].")] = False,
+    workers: Annotated[int | None, typer.Option("--workers", help="Processes; default one per core.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make the procedural data set: coloured shapes that enter, move, grow, swap, meet, with sentences and times."""
+    from mmn_fast.demo.shapes import write_dataset
+
+    counts = {"train": train, "val": val, "test": test, "test_unseen": test_unseen}
+    manifest = write_dataset(output, seed, counts, video, workers, progress=True)
+    typer.echo(json.dumps(manifest, indent=2) if as_json else f"{output}:\n{lines_of(manifest, '  ')}")
+
+
+@app.command()
+def train(
+    preset: Annotated[str, typer.Option("--preset", help="Preset or official YAML file.")],
+    annotations: Annotated[Path, typer.Option("--annotations", help="As for eval; the training split.")],
+    features: Annotated[Path, typer.Option("--features", help="HDF5 file, or a directory with one file per video.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Directory of the run; the result is its model/.")],
+    val_annotations: Annotated[
+        Path | None, typer.Option("--val-annotations", help="Evaluate on these and keep the best model.")
+    ] = None,
+    val_features: Annotated[Path | None, typer.Option("--val-features", help="Default: --features.")] = None,
+    durations: Annotated[
+        Path | None, typer.Option("--durations", help="Durations of the videos, for Charades-STA's text format.")
+    ] = None,
+    init: Annotated[
+        str | None, typer.Option("--init", help="Go on from a converted directory, hub id or official .pth.")
+    ] = None,
+    text_encoder: Annotated[
+        str | None,
+        typer.Option(
+            "--text-encoder",
+            help="DistilBERT directory or hub id; or sizes to start from scratch: a JSON file or 'width=128,...'.",
+        ),
+    ] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option("--tokenizer", help="Default: that of --text-encoder or --init.")
+    ] = None,
+    epochs: Annotated[int | None, typer.Option("--epochs", help="Default here and below: the preset's recipe.")] = None,
+    batch_size: Annotated[int | None, typer.Option("--batch-size", help="Videos per step, over all processes.")] = None,
+    learning_rate: Annotated[float | None, typer.Option("--learning-rate", help="The text encoder's is lower.")] = None,
+    milestones: Annotated[str | None, typer.Option("--milestones", help="Epochs, as in '8,13'.")] = None,
+    freeze_text_epochs: Annotated[int | None, typer.Option("--freeze-text-epochs")] = None,
+    all_losses_epochs: Annotated[int | None, typer.Option("--all-losses-epochs")] = None,
+    contrastive_weight: Annotated[float | None, typer.Option("--contrastive-weight")] = None,
+    text_rate: Annotated[
+        float, typer.Option("--text-rate", help="Text encoder's learning rate over the rest's.")
+    ] = 0.1,
+    warmup_steps: Annotated[int, typer.Option("--warmup-steps", help="Steps over which the rate grows.")] = 0,
+    dropout: Annotated[float, typer.Option("--dropout", help="Of the text encoder.")] = 0.1,
+    losses: Annotated[str, typer.Option("--losses", help="full, no-cross-video or iou-only.")] = "full",
+    seed: Annotated[int, typer.Option("--seed", help="Of weights, order and dropout.")] = 0,
+    precision: Annotated[str, typer.Option("--precision", help="fp32, or autocast to bf16 or fp16.")] = "fp32",
+    device: Device = "auto",
+    threads: Threads = None,
+    accumulate: Annotated[int, typer.Option("--accumulate", help="Compute a step's batch in N parts.")] = 1,
+    share_negatives: Annotated[
+        bool, typer.Option("--share-negatives", help="Negatives from all processes' videos (torchrun).")
+    ] = False,
+    share_statistics: Annotated[
+        bool, typer.Option("--share-statistics", help="BatchNorm statistics over all processes (torchrun).")
+    ] = False,
+    evaluate_every: Annotated[int, typer.Option("--evaluate-every", help="Epochs between evaluations.")] = 1,
+    checkpoint_every: Annotated[
+        int, typer.Option("--checkpoint-every", help="Steps between checkpoints, beside one per epoch; 0: none.")
+    ] = 0,
+    cache_gib: Annotated[float, typer.Option("--cache-gib", help="Keep features that fit so much memory.")] = 4.0,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Refuse annotations that the official code cuts or drops.")
+    ] = False,
+    skip_missing: Annotated[bool, typer.Option("--skip-missing", help="Leave out videos without features.")] = False,
+    official_pth: Annotated[bool, typer.Option("--official-pth", help="Write model.pth too.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's checkpoint.")] = False,
+) -> None:
+    """Train a model by the official recipe; under torchrun on several devices."""
+    import dataclasses
+
+    from mmn_fast.environment import requested_threads
+    from mmn_fast.presets import get_preset
+    from mmn_fast.training.trainer import InterruptedRunError, TrainOptions
+    from mmn_fast.training.trainer import train as run
+
+    chosen = get_preset(preset)
+    overrides = {
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+        "milestones": None if milestones is None else integers("--milestones", milestones),
+        "freeze_text_epochs": freeze_text_epochs,
+        "all_losses_epochs": all_losses_epochs,
+        "contrastive_weight": contrastive_weight,
+    }
+    given: dict[str, Any] = {name: value for name, value in overrides.items() if value is not None}
+    options = TrainOptions(
+        preset=chosen,
+        annotations=annotations,
+        features=features,
+        output=output,
+        val_annotations=val_annotations,
+        val_features=val_features,
+        durations=durations,
+        init=init,
+        tokenizer=tokenizer,
+        text_encoder=text_encoder,
+        recipe=dataclasses.replace(chosen.recipe, **given),
+        text_rate=text_rate,
+        warmup_steps=warmup_steps,
+        dropout=dropout,
+        losses=losses,  # type: ignore[arg-type]  # TrainOptions checks it
+        seed=seed,
+        precision=precision,  # type: ignore[arg-type]
+        device=device,
+        threads=requested_threads(threads),
+        accumulate=accumulate,
+        share_negatives=share_negatives,
+        share_statistics=share_statistics,
+        evaluate_every=evaluate_every,
+        checkpoint_every=checkpoint_every,
+        cache_gib=cache_gib,
+        strict=strict,
+        skip_missing=skip_missing,
+        official_pth=official_pth,
+        resume=resume,
+        progress=True,
+    )
+    try:
+        result = run(options)
+    except InterruptedRunError as stopped:
+        typer.echo(f"mmn-fast: {stopped} (--resume)", err=True)
+        raise typer.Exit(130) from None
+    typer.echo(f"{result}: preset {chosen.name}, {size_of(result)}")
