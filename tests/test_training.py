@@ -32,7 +32,9 @@ from mmn_fast.training import trainer
 from mmn_fast.training.data import TrainingData, epoch_order, epoch_parts
 from mmn_fast.training.initial import new_model, parse_text_encoder
 from mmn_fast.training.objective import Objective
-from mmn_fast.training.trainer import InterruptedRunError, TrainOptions, contrastive_weight, learning_rates, train
+from mmn_fast.training.options import TrainOptions
+from mmn_fast.training.schedule import contrastive_weight, learning_rates
+from mmn_fast.training.trainer import InterruptedRunError, train
 from mmn_fast.types import InputError
 from tests.tolerances import check_close
 from tests.training_task import CONV_PRESET, PRESET, TEXT, write_task

@@ -105,7 +105,8 @@ def train(
 
     from mmn_fast.environment import requested_threads
     from mmn_fast.presets import get_preset
-    from mmn_fast.training.trainer import InterruptedRunError, TrainOptions
+    from mmn_fast.training.options import TrainOptions
+    from mmn_fast.training.trainer import InterruptedRunError
     from mmn_fast.training.trainer import train as run
 
     chosen = get_preset(preset)

@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,106 +40,22 @@ from mmn_fast.engine import Engine
 from mmn_fast.evaluation.datasets import read_annotations
 from mmn_fast.evaluation.evaluate import evaluate
 from mmn_fast.features import open_features
-from mmn_fast.presets import Preset, Recipe, get_preset
+from mmn_fast.presets import get_preset
 from mmn_fast.training.data import TrainingData, epoch_order, epoch_parts
 from mmn_fast.training.initial import new_model
-from mmn_fast.training.objective import LOSSES, Losses, Objective
-from mmn_fast.types import InputError, TextEncoderConfig
+from mmn_fast.training.objective import Objective
+from mmn_fast.training.options import DTYPES, TrainOptions
+from mmn_fast.training.processes import device_of, joined_processes, wait
+from mmn_fast.training.progress import Log, ProgressBar
+from mmn_fast.training.schedule import contrastive_weight, learning_rates
+from mmn_fast.types import InputError
 from mmn_fast.version import __version__
-
-Precision = Literal["fp32", "bf16", "fp16"]
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 # Facts of the official training that no configuration file has.
 _BETAS, _WEIGHT_DECAY = (0.9, 0.99), 1e-5
-_GAMMA = 0.1  # of the rate at each milestone
-_LATE_CONTRASTIVE_WEIGHT = 0.01  # on the contrastive terms after `Recipe.all_losses_epochs`
 _MAX_NORM = 5.0  # of the gradients
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class TrainOptions:
-    """What to train, on what, and how.
-
-    Attributes:
-        preset: sizes, losses and recipe.
-        annotations: training annotations, any layout that `read_annotations` takes.
-        features: HDF5 file or directory of clip features.
-        output: the run's directory.
-        val_annotations: annotations to evaluate on; None keeps the last model instead of the best.
-        val_features: their features; None takes `features`.
-        durations: lengths of the videos, for annotations as Charades-STA's text.
-        init: a model to go on from, see `initial.new_model`.
-        tokenizer: see `initial.new_model`.
-        text_encoder: see `initial.new_model`.
-        recipe: the schedule; None takes the preset's.
-        text_rate: the text encoder's learning rate over that of the rest.
-        warmup_steps: steps over which the rate grows to its value.
-        dropout: dropout of the text encoder.
-        losses: "full", "no-cross-video" or "iou-only", see `objective.Objective`.
-        seed: seed of the initial weights, dropout and order; 0 has the official order.
-        precision: "fp32", or autocast to "bf16" or "fp16".
-        device: "auto", "cpu", "cuda" or "cuda:N"; with several processes each takes its own CUDA device.
-        threads: CPU threads; None leaves the process's setting alone.
-        accumulate: parts that a step's batch is computed in, one after another; negatives and BatchNorm's statistics
-            are those of a part.
-        share_negatives: negatives come from all processes' videos and sentences.
-        share_statistics: BatchNorm's statistics are those of all processes' videos.
-        evaluate_every: epochs between evaluations.
-        checkpoint_every: steps between checkpoints, beside one after every epoch.
-        cache_gib: see `TrainingData`.
-        strict: refuse annotations that the official code repairs: times outside the video, ends before starts.
-        skip_missing: leave out videos without features.
-        official_pth: write `model.pth` too.
-        resume: go on from the run's checkpoint, if it has one.
-        progress: show progress on stderr.
-    """
-
-    preset: str | Path | Preset
-    annotations: Path
-    features: Path
-    output: Path
-    val_annotations: Path | None = None
-    val_features: Path | None = None
-    durations: Path | None = None
-    init: str | Path | None = None
-    tokenizer: str | Path | None = None
-    text_encoder: str | Path | TextEncoderConfig | None = None
-    recipe: Recipe | None = None
-    text_rate: float = 0.1
-    warmup_steps: int = 0
-    dropout: float = 0.1
-    losses: Losses = "full"
-    seed: int = 0
-    precision: Precision = "fp32"
-    device: str = "auto"
-    threads: int | None = None
-    accumulate: int = 1
-    share_negatives: bool = False
-    share_statistics: bool = False
-    evaluate_every: int = 1
-    checkpoint_every: int = 0
-    cache_gib: float = 4.0
-    strict: bool = False
-    skip_missing: bool = False
-    official_pth: bool = False
-    resume: bool = False
-    progress: bool = False
-
-    def __post_init__(self) -> None:
-        for name, allowed in (("losses", LOSSES), ("precision", tuple(_DTYPES))):
-            if getattr(self, name) not in allowed:
-                raise InputError(f"{name}: expected one of {', '.join(allowed)}, got {getattr(self, name)!r}")
-        for name, least in (
-            ("accumulate", 1), ("evaluate_every", 1), ("checkpoint_every", 0), ("warmup_steps", 0), ("seed", 0),
-            ("cache_gib", 0), ("text_rate", 0), ("dropout", 0),
-        ):  # fmt: skip
-            if getattr(self, name) < least:
-                raise InputError(f"{name}: expected a number >= {least}, got {getattr(self, name)!r}")
-        if self.dropout >= 1:
-            raise InputError(f"dropout: expected a number below 1, got {self.dropout!r}")
 
 
 @dataclass
@@ -172,35 +88,12 @@ def train(options: TrainOptions) -> Path:
         InputError: an option or a file cannot be used.
         InterruptedRunError: the process was asked to stop; `resume` goes on from there.
     """
-    with _processes(options), contextlib.ExitStack() as stack:
+    with joined_processes(options), contextlib.ExitStack() as stack:
         if options.threads is not None:
             before = torch.get_num_threads()
             torch.set_num_threads(options.threads)
             stack.callback(torch.set_num_threads, before)
         return _Run(options, stack).train()
-
-
-def learning_rates(recipe: Recipe, epoch: int, step: int, text_rate: float, warmup_steps: int) -> tuple[float, float]:
-    """The rates of the text encoder's parameters and of all others.
-
-    Args:
-        recipe: the schedule.
-        epoch: from 1.
-        step: steps done in the whole run.
-        text_rate: the text encoder's over the others'.
-        warmup_steps: steps over which both grow linearly.
-
-    Returns:
-        rate of everything else, rate of the text encoder.
-    """
-    rate = recipe.learning_rate * _GAMMA ** sum(milestone < epoch for milestone in recipe.milestones)
-    rate *= min(1.0, (step + 1) / (warmup_steps + 1))
-    return rate, rate * text_rate
-
-
-def contrastive_weight(recipe: Recipe, epoch: int) -> float:
-    """Weight of the two contrastive terms beside the iou loss."""
-    return recipe.contrastive_weight * (1 if epoch <= recipe.all_losses_epochs else _LATE_CONTRASTIVE_WEIGHT)
 
 
 class _Run:
@@ -224,9 +117,9 @@ class _Run:
         self.checkpoint_file = self.output / "checkpoint.pt"
         if not options.resume and self.output.exists() and any(self.output.iterdir()):
             raise InputError(f"output: {self.output} is not empty; resume the run in it, or name a new directory")
-        self.device = _device(options.device)
+        self.device = device_of(options.device)
         self.autocast = torch.autocast(
-            self.device.type, dtype=_DTYPES[options.precision], enabled=options.precision != "fp32"
+            self.device.type, dtype=DTYPES[options.precision], enabled=options.precision != "fp32"
         )
         torch.manual_seed(options.seed)
         self.model, self.text, self.tokenizer = new_model(
@@ -303,18 +196,18 @@ class _Run:
             self.output.mkdir(parents=True, exist_ok=True)
             self._trim_log()
         shown = self.options.progress and self.rank == 0
-        with self._log() as log, _Progress(self._num_steps(), shown) as progress, self._stop_on_signals():
+        with self._log() as log, ProgressBar(self._num_steps(), shown) as progress, self._stop_on_signals():
             for epoch in range(self.position.epoch, self.recipe.epochs + 1):
                 self._epoch(epoch, log, progress)
         if self.rank == 0:
             self._write_result()
-        _wait()
+        wait()
         return self.output / "model"
 
     def _num_steps(self) -> int:
         return self.recipe.epochs * -(-len(self.data) // self.recipe.batch_size)
 
-    def _epoch(self, epoch: int, log: _Log, progress: _Progress) -> None:
+    def _epoch(self, epoch: int, log: Log, progress: ProgressBar) -> None:
         objective = self._objective_of(epoch)
         order = epoch_order(len(self.data), self.options.seed, epoch)
         steps = epoch_parts(order, self.recipe.batch_size, self.parts)
@@ -402,7 +295,7 @@ class _Run:
             "seconds": time.perf_counter() - started,
         }
 
-    def _evaluate(self, epoch: int, log: _Log) -> None:
+    def _evaluate(self, epoch: int, log: Log) -> None:
         if self.rank == 0:
             assert self.validation is not None
             started = time.perf_counter()
@@ -419,7 +312,7 @@ class _Run:
                 # A run that was interrupted before its checkpoint may have left one; it is made again.
                 shutil.rmtree(self._best(epoch), ignore_errors=True)
                 save_model(model, self._best(epoch))
-        _wait()
+        wait()
 
     def _best(self, epoch: int) -> Path:
         return self.output / f"best-{epoch}"
@@ -469,7 +362,7 @@ class _Run:
             for directory in self.output.glob("best-*"):
                 if directory != self._best(self.position.best_epoch):
                     shutil.rmtree(directory, ignore_errors=True)
-        _wait()
+        wait()
 
     def _restore(self) -> None:
         if not self.checkpoint_file.exists():
@@ -534,8 +427,8 @@ class _Run:
                 kept.append(text)
         write_whole(path, lambda partial: Path(partial).write_text("".join(kept), encoding="utf-8"))
 
-    def _log(self) -> _Log:
-        return _Log(self.output if self.rank == 0 else None, self.position.step)
+    def _log(self) -> Log:
+        return Log(self.output if self.rank == 0 else None, self.position.step)
 
     @contextlib.contextmanager
     def _stop_on_signals(self) -> Iterator[None]:
@@ -581,94 +474,3 @@ def write_whole(path: Path, write: Callable[[str], object]) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-
-
-class _Log:
-    """log.jsonl, and TensorBoard's files where it is installed; nothing without a directory."""
-
-    def __init__(self, directory: Path | None, step: int) -> None:
-        self._file = None if directory is None else (directory / "log.jsonl").open("a", encoding="utf-8")
-        self._board: Any = None
-        if directory is not None:
-            with contextlib.suppress(ImportError):
-                from torch.utils.tensorboard import SummaryWriter
-
-                self._board = SummaryWriter(str(directory / "tensorboard"), purge_step=step + 1)
-
-    def write(self, line: dict[str, Any]) -> None:
-        if self._file is not None:
-            self._file.write(json.dumps(line) + "\n")
-            self._file.flush()
-        if self._board is not None:
-            for name, value in (line.get("metrics") or line).items():
-                if isinstance(value, float):
-                    self._board.add_scalar(name, value, line["step"])
-
-    def __enter__(self) -> _Log:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for file in (self._file, self._board):
-            if file is not None:
-                file.close()
-
-
-class _Progress:
-    """A bar with the epoch, the losses and the time left."""
-
-    def __init__(self, total: int, shown: bool) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        self._bar = Progress(
-            *columns, TextColumn("{task.fields[losses]}"), console=Console(stderr=True), disable=not shown
-        )
-        self._task = self._bar.add_task("training", total=total, losses="")
-
-    def update(self, step: int, epoch: int, epochs: int, line: dict[str, Any]) -> None:
-        losses = f"loss {line['loss']:.4f} (video {line['loss_video']:.3f}, sentence {line['loss_sentence']:.3f},"
-        losses += f" iou {line['loss_iou']:.3f})"
-        self._bar.update(self._task, completed=step, description=f"epoch {epoch}/{epochs}", losses=losses)
-
-    def __enter__(self) -> _Progress:
-        self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    kind = name.partition(":")[0]
-    if kind not in ("cpu", "cuda"):
-        raise InputError(f"device: expected auto, cpu, cuda or cuda:N, got {name!r}")
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise InputError(f"device: {name!r}: PyTorch {torch.__version__} sees no CUDA device")
-    if name == "cuda" and dist.is_initialized():
-        name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
-    device = torch.device(name)
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    return device
-
-
-@contextlib.contextmanager
-def _processes(options: TrainOptions) -> Iterator[None]:
-    """Join the processes that torchrun started, if it did and nobody joined before."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
-        yield
-        return
-    cuda = options.device != "cpu" and torch.cuda.is_available()
-    dist.init_process_group("nccl" if cuda else "gloo")
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
-
-
-def _wait() -> None:
-    if dist.is_initialized():
-        dist.barrier()

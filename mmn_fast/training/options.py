@@ -1,0 +1,99 @@
+"""What a training run is asked to do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from mmn_fast.presets import Preset, Recipe
+from mmn_fast.training.objective import LOSSES, Losses
+from mmn_fast.types import InputError, TextEncoderConfig
+
+Precision = Literal["fp32", "bf16", "fp16"]
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """What to train, on what, and how.
+
+    Attributes:
+        preset: sizes, losses and recipe.
+        annotations: training annotations, any layout that `read_annotations` takes.
+        features: HDF5 file or directory of clip features.
+        output: the run's directory.
+        val_annotations: annotations to evaluate on; None keeps the last model instead of the best.
+        val_features: their features; None takes `features`.
+        durations: lengths of the videos, for annotations as Charades-STA's text.
+        init: a model to go on from, see `initial.new_model`.
+        tokenizer: see `initial.new_model`.
+        text_encoder: see `initial.new_model`.
+        recipe: the schedule; None takes the preset's.
+        text_rate: the text encoder's learning rate over that of the rest.
+        warmup_steps: steps over which the rate grows to its value.
+        dropout: dropout of the text encoder.
+        losses: "full", "no-cross-video" or "iou-only", see `objective.Objective`.
+        seed: seed of the initial weights, dropout and order; 0 has the official order.
+        precision: "fp32", or autocast to "bf16" or "fp16".
+        device: "auto", "cpu", "cuda" or "cuda:N"; with several processes each takes its own CUDA device.
+        threads: CPU threads; None leaves the process's setting alone.
+        accumulate: parts that a step's batch is computed in, one after another; negatives and BatchNorm's statistics
+            are those of a part.
+        share_negatives: negatives come from all processes' videos and sentences.
+        share_statistics: BatchNorm's statistics are those of all processes' videos.
+        evaluate_every: epochs between evaluations.
+        checkpoint_every: steps between checkpoints, beside one after every epoch.
+        cache_gib: see `TrainingData`.
+        strict: refuse annotations that the official code repairs: times outside the video, ends before starts.
+        skip_missing: leave out videos without features.
+        official_pth: write `model.pth` too.
+        resume: go on from the run's checkpoint, if it has one.
+        progress: show progress on stderr.
+    """
+
+    preset: str | Path | Preset
+    annotations: Path
+    features: Path
+    output: Path
+    val_annotations: Path | None = None
+    val_features: Path | None = None
+    durations: Path | None = None
+    init: str | Path | None = None
+    tokenizer: str | Path | None = None
+    text_encoder: str | Path | TextEncoderConfig | None = None
+    recipe: Recipe | None = None
+    text_rate: float = 0.1
+    warmup_steps: int = 0
+    dropout: float = 0.1
+    losses: Losses = "full"
+    seed: int = 0
+    precision: Precision = "fp32"
+    device: str = "auto"
+    threads: int | None = None
+    accumulate: int = 1
+    share_negatives: bool = False
+    share_statistics: bool = False
+    evaluate_every: int = 1
+    checkpoint_every: int = 0
+    cache_gib: float = 4.0
+    strict: bool = False
+    skip_missing: bool = False
+    official_pth: bool = False
+    resume: bool = False
+    progress: bool = False
+
+    def __post_init__(self) -> None:
+        for name, allowed in (("losses", LOSSES), ("precision", tuple(DTYPES))):
+            if getattr(self, name) not in allowed:
+                raise InputError(f"{name}: expected one of {', '.join(allowed)}, got {getattr(self, name)!r}")
+        for name, least in (
+            ("accumulate", 1), ("evaluate_every", 1), ("checkpoint_every", 0), ("warmup_steps", 0), ("seed", 0),
+            ("cache_gib", 0), ("text_rate", 0), ("dropout", 0),
+        ):  # fmt: skip
+            if getattr(self, name) < least:
+                raise InputError(f"{name}: expected a number >= {least}, got {getattr(self, name)!r}")
+        if self.dropout >= 1:
+            raise InputError(f"dropout: expected a number below 1, got {self.dropout!r}")

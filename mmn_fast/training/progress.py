@@ -1,0 +1,64 @@
+"""What a run says while it goes: its log, TensorBoard's files, and a bar."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from pathlib import Path
+from typing import Any
+
+
+class Log:
+    """log.jsonl, and TensorBoard's files where it is installed; nothing without a directory."""
+
+    def __init__(self, directory: Path | None, step: int) -> None:
+        self._file = None if directory is None else (directory / "log.jsonl").open("a", encoding="utf-8")
+        self._board: Any = None
+        if directory is not None:
+            with contextlib.suppress(ImportError):
+                from torch.utils.tensorboard import SummaryWriter
+
+                self._board = SummaryWriter(str(directory / "tensorboard"), purge_step=step + 1)
+
+    def write(self, line: dict[str, Any]) -> None:
+        if self._file is not None:
+            self._file.write(json.dumps(line) + "\n")
+            self._file.flush()
+        if self._board is not None:
+            for name, value in (line.get("metrics") or line).items():
+                if isinstance(value, float):
+                    self._board.add_scalar(name, value, line["step"])
+
+    def __enter__(self) -> Log:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for file in (self._file, self._board):
+            if file is not None:
+                file.close()
+
+
+class ProgressBar:
+    """A bar with the epoch, the losses and the time left."""
+
+    def __init__(self, total: int, shown: bool) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self._bar = Progress(
+            *columns, TextColumn("{task.fields[losses]}"), console=Console(stderr=True), disable=not shown
+        )
+        self._task = self._bar.add_task("training", total=total, losses="")
+
+    def update(self, step: int, epoch: int, epochs: int, line: dict[str, Any]) -> None:
+        losses = f"loss {line['loss']:.4f} (video {line['loss_video']:.3f}, sentence {line['loss_sentence']:.3f},"
+        losses += f" iou {line['loss_iou']:.3f})"
+        self._bar.update(self._task, completed=step, description=f"epoch {epoch}/{epochs}", losses=losses)
+
+    def __enter__(self) -> ProgressBar:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
