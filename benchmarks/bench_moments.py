@@ -17,10 +17,11 @@ import torch.nn.functional as F
 from benchmarks.timing import alternate, record
 from benchmarks.video_peers import load_case
 from mmn_fast.backends.native_cpu import NativeBackend
+from mmn_fast.embeddings import TextEmbeddings, VideoEmbeddings
 from mmn_fast.engine import Engine
 from mmn_fast.geometry import plan_for
 from mmn_fast.presets import Preset
-from mmn_fast.types import Moment, TextEmbeddings, VideoEmbeddings
+from mmn_fast.types import Moment
 
 TOP_K = 5
 DURATION_S = 60.0

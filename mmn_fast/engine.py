@@ -14,6 +14,7 @@ from mmn_fast.backends import registry
 from mmn_fast.backends.base import NO_OPTIONS, Backend, Branches, DeviceBackend, Pairs
 from mmn_fast.backends.base import PRECISIONS as PRECISIONS  # those of `load`
 from mmn_fast.checkpoint import LoadedModel, load_model
+from mmn_fast.embeddings import TextEmbeddings, VideoEmbeddings
 from mmn_fast.environment import default_model, requested_threads
 from mmn_fast.features import check_duration, float32_rows, pre_clips
 from mmn_fast.geometry import cells_to_moments, plan_for
@@ -27,9 +28,7 @@ from mmn_fast.types import (
     Moment,
     Query,
     ScoreMaps,
-    TextEmbeddings,
     Video,
-    VideoEmbeddings,
 )
 from mmn_fast.version import __version__
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from mmn_fast.types import InputError
+from mmn_fast.errors import InputError
 
 
 def check_name(name: object, argument: str) -> None:

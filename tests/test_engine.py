@@ -14,10 +14,11 @@ import pytest
 import torch
 
 import mmn_fast
+from mmn_fast.embeddings import TextEmbeddings, VideoEmbeddings
 from mmn_fast.engine import Engine
 from mmn_fast.geometry import cells_to_moments
 from mmn_fast.presets import Preset
-from mmn_fast.types import BackendUnavailable, InputError, TextEmbeddings, VideoEmbeddings
+from mmn_fast.types import BackendUnavailable, InputError
 from tests.golden import cases
 from tests.tolerances import check_close
 

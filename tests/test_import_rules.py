@@ -16,7 +16,7 @@ PACKAGE = Path(mmn_fast.__file__).parent
 # Each module may import modules of its own layer's index or below at module level; DESIGN: values -> kernels -> model,
 # text, features, postprocess -> backends -> engine, index -> evaluation, training -> command line, serving, demo.
 LAYERS: list[set[str]] = [
-    {"version", "types", "environment", "files"},
+    {"version", "errors", "types", "environment", "files", "embeddings"},
     {"presets"},
     {"geometry"},
     {"geometry_crops"},
@@ -54,8 +54,10 @@ NO_TORCH = ("torch", "triton", "transformers")
 TORCH_FREE = {
     *(
         "__init__",
+        "errors",
         "types",
         "files",
+        "embeddings",
         "presets",
         "geometry",
         "geometry_crops",

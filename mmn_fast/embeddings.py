@@ -1,0 +1,126 @@
+"""Joint-space embeddings of videos and sentences: values that are kept, saved and scored later.
+
+Symbols: B videos, S sentences, P proposals, J joint width.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar, TypeVar
+
+import numpy as np
+
+from mmn_fast.errors import InputError
+from mmn_fast.files import write_whole
+from mmn_fast.types import FloatArray
+
+_Self = TypeVar("_Self", bound="_Embeddings")
+
+
+@dataclass(frozen=True, eq=False)
+class _Embeddings:
+    """Two arrays of unit vectors with one entry per item, and the model that made them."""
+
+    contrastive: FloatArray
+    iou: FloatArray
+    fingerprint: str
+
+    _kind: ClassVar[str]
+    _per_item: ClassVar[tuple[str, ...]]
+
+    def __len__(self) -> int:
+        return len(self.contrastive)
+
+    def __iter__(self: _Self) -> Iterator[_Self]:
+        return (self[i] for i in range(len(self)))
+
+    def __getitem__(self: _Self, index: int | slice | Sequence[int] | Sequence[bool]) -> _Self:
+        """The selected items, as embeddings of their own (an integer selects one item and keeps the axis).
+
+        Args:
+            index: one item, a slice, numbers of items, or whether to take each item.
+
+        Raises:
+            IndexError: no such item.
+        """
+        chosen = index if isinstance(index, slice) else np.atleast_1d(index if np.size(index) else np.empty(0, np.intp))
+        rows = np.arange(len(self))[chosen].tolist()
+        extra = {name: tuple(getattr(self, name)[i] for i in rows) for name in self._per_item}
+        return type(self)(contrastive=self.contrastive[rows], iou=self.iou[rows], fingerprint=self.fingerprint, **extra)
+
+    def save(self, path: str | Path) -> None:
+        """Write the embeddings to a safetensors file; it appears whole or not at all.
+
+        Args:
+            path: file to write; an existing one is replaced.
+
+        Raises:
+            InputError: it cannot be written.
+        """
+        from safetensors.numpy import save
+
+        meta = {"kind": self._kind, "fingerprint": self.fingerprint}
+        meta |= {name: json.dumps(getattr(self, name)) for name in self._per_item}
+        arrays = {"contrastive": np.ascontiguousarray(self.contrastive), "iou": np.ascontiguousarray(self.iou)}
+        write_whole(path, save(arrays, metadata=meta), overwrite=True)
+
+    @classmethod
+    def load(cls: type[_Self], path: str | Path) -> _Self:
+        """Read embeddings that `save` wrote.
+
+        Raises:
+            InputError: the file is missing, damaged, or holds something else.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(str(path), framework="numpy") as file:
+                meta = file.metadata() or {}
+                if meta.get("kind") != cls._kind:
+                    raise InputError(f"{path}: expected {cls._kind} written by save(), got kind {meta.get('kind')!r}")
+                arrays = {name: file.get_tensor(name) for name in ("contrastive", "iou")}
+        except FileNotFoundError:
+            raise InputError(f"{path}: no such file") from None
+        except (SafetensorError, OSError) as error:
+            raise InputError(f"{path}: not a readable safetensors file ({error})") from None
+        extra = {name: tuple(json.loads(meta[name])) for name in cls._per_item}
+        return cls(contrastive=arrays["contrastive"], iou=arrays["iou"], fingerprint=meta["fingerprint"], **extra)
+
+
+@dataclass(frozen=True, eq=False)
+class VideoEmbeddings(_Embeddings):
+    """Joint-space embeddings of every proposal of some videos.
+
+    Attributes:
+        contrastive: float32 [B, P, J], unit norm over J.
+        iou: float32 [B, P, J], unit norm over J.
+        fingerprint: identifies the model; embeddings of two models are never scored together.
+        durations_s: one duration in seconds per video.
+        video_ids: one name per video.
+    """
+
+    durations_s: tuple[float, ...] = field(default=())
+    video_ids: tuple[str, ...] = field(default=())
+
+    _kind: ClassVar[str] = "mmn_fast video embeddings"
+    _per_item: ClassVar[tuple[str, ...]] = ("durations_s", "video_ids")
+
+
+@dataclass(frozen=True, eq=False)
+class TextEmbeddings(_Embeddings):
+    """Joint-space embeddings of some sentences.
+
+    Attributes:
+        contrastive: float32 [S, J], unit norm over J.
+        iou: float32 [S, J], unit norm over J.
+        fingerprint: identifies the model; embeddings of two models are never scored together.
+        sentences: the sentences.
+    """
+
+    sentences: tuple[str, ...] = field(default=())
+
+    _kind: ClassVar[str] = "mmn_fast text embeddings"
+    _per_item: ClassVar[tuple[str, ...]] = ("sentences",)
