@@ -37,7 +37,7 @@ LAYERS: list[set[str]] = [
     {"kernels.gpu_video", "kernels.gpu_runner", "kernels.triton_conv", "kernels.triton_fourier"},
     {"kernels.gpu_programs", "kernels.triton_mixed", "kernels.triton_tuning"},
     {"kernels.gpu_convs"},
-    {"hub", "features", "text_encoder", "tokenizer", "postprocess", "pixel_features"},
+    {"hub", "features", "text_encoder", "tokenizer", "postprocess"},
     {"checkpoint", "model"},
     {"backends.base"},
     {

@@ -21,8 +21,8 @@ import numpy as np
 from mmn_fast.demo.scenes import ACTION_NAMES, COLOURS, FPS, FRAME_SIZE, SHAPES, Frames, Scene, action_name, draw_scene
 from mmn_fast.demo.scenes import render as render_scene
 from mmn_fast.demo.sentences import Sentence, say, vocabulary
+from mmn_fast.features.extractors.pixels import PixelFeatures
 from mmn_fast.files import new_directory
-from mmn_fast.pixel_features import PixelFeatures
 from mmn_fast.types import FloatArray, InputError
 from mmn_fast.version import __version__
 

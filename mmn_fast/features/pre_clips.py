@@ -1,0 +1,225 @@
+"""A video's features, checked and averaged into T pre-clips: step 1 of the model.
+
+NumPy only; torch is never imported here, a tensor brings it along.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import numbers
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mmn_fast.features.messages import first_line
+from mmn_fast.presets import Preset
+from mmn_fast.types import FloatArray, InputError
+
+IntArray = npt.NDArray[np.int64]
+
+_EPS = 1e-12  # of torch.nn.functional.normalize
+# Rows are worked on in blocks that stay in a core's L2 cache (1 MiB of float32). A block has at most 128 rows so that
+# float32 sums over it lose little; longer spans add up the blocks' sums.
+_BLOCK_VALUES = 2**18
+_BLOCK_ROWS = 128
+
+
+def check_features(features: Any, width: int, name: str = "features") -> npt.NDArray[Any]:
+    """A video's features as a NumPy array, or a sentence that says why they cannot be used.
+
+    Args:
+        features: float [n_src, D], NumPy, torch (any device) or nested lists, any float dtype, any strides.
+        width: D.
+        name: the argument's name in messages.
+
+    Returns:
+        float [n_src, D], not copied where NumPy can share the memory; types that NumPy lacks (bfloat16) become
+        float32. Every value is finite in float32.
+
+    Raises:
+        InputError: not floating point, not [n_src, D] with n_src >= 1, or a value is NaN, infinite or beyond float32.
+    """
+    rows = _as_rows(features, width, name)
+    for _ in _float32_blocks(rows, name):
+        pass
+    return rows
+
+
+def check_duration(duration_s: Any, name: str = "duration_s") -> float:
+    """A duration in seconds, 1e-30 to 1e30: moments are computed in float32, and their lengths are fractions of it.
+
+    Args:
+        duration_s: a real number, Python's or NumPy's.
+        name: the argument's name in messages.
+
+    Raises:
+        InputError: no real number (a bool or text is none), not positive, not finite, or beyond the bounds above.
+    """
+    kind = type(duration_s).__name__
+    if isinstance(duration_s, numbers.Real) and not isinstance(duration_s, bool):
+        try:
+            seconds = float(duration_s)
+        except OverflowError:  # a huge int, which repr may refuse as well
+            seconds = duration_s = math.inf
+        if 1e-30 <= seconds <= 1e30:
+            return seconds
+    got = " ".join(repr(duration_s).split())
+    got = got if len(got) <= 60 else f"{got[:60]}..."
+    raise InputError(f"{name}: expected a positive, finite number of seconds, got {got} ({kind})")
+
+
+def pre_clips(features: Any, preset: Preset, name: str = "features") -> FloatArray:
+    """Normalise each stream of each row and average the rows into T pre-clips.
+
+    Equivalent to (one stream; `spans` as in `pre_clip_spans`):
+        rows = F.normalize(features.float(), dim=1)
+        return torch.stack([rows[start:end].mean(dim=0) for start, end in spans])
+
+    A row whose squares overflow float32 is normalised all the same (it would come out as zeros above).
+
+    Costs two passes over a block of rows in cache and one numpy call per span and block: about the time that it takes
+    to read the features from memory twice. Beside the result it needs a few MiB, whatever n_src is.
+
+    Args:
+        features: float [n_src, D], see `check_features`; D = preset.input_size, the streams side by side.
+        preset: gives T, the streams' widths and whether bounds are clamped.
+        name: the argument's name in messages.
+
+    Returns:
+        float32 [T, D], C-contiguous, memory of its own.
+
+    Raises:
+        InputError: as `check_features`.
+    """
+    rows = _as_rows(features, preset.input_size, name, f" for preset {preset.name!r}")
+    starts, ends = pre_clip_spans(len(rows), preset.num_pre_clips, preset.clamp_pre_clips)
+    sums = np.zeros((preset.num_pre_clips, preset.input_size), np.float32)
+    for first, block in _float32_blocks(rows, name):
+        unit = _unit_rows(block, preset.feature_streams)
+        for t in range(*_spans_in(starts, ends, first, first + len(block))):
+            sums[t] += unit[max(starts[t] - first, 0) : ends[t] - first].sum(axis=0)
+    sums /= (ends - starts).astype(np.float32)[:, None]
+    return sums
+
+
+def float32_rows(features: Any, preset: Preset, name: str = "features") -> FloatArray:
+    """A video's features as they are, checked, for an engine that makes pre-clips itself.
+
+    Args:
+        features: float [n_src, D], see `check_features`; D = preset.input_size.
+        preset: gives D.
+        name: the argument's name in messages.
+
+    Returns:
+        float32 [n_src, D], C-contiguous, finite; the memory of `features` where that is so already.
+
+    Raises:
+        InputError: as `check_features`.
+    """
+    rows = _as_rows(features, preset.input_size, name, f" for preset {preset.name!r}")
+    for _ in _float32_blocks(rows, name):
+        pass
+    return np.ascontiguousarray(rows, np.float32)
+
+
+def pre_clip_spans(num_rows: int, num_pre_clips: int, clamp: bool) -> tuple[IntArray, IntArray]:
+    """The source rows that each pre-clip is the mean of, with the official code's float32 rounding (half to even).
+
+    Args:
+        num_rows: n_src >= 1.
+        num_pre_clips: T.
+        clamp: bounds are clamped to the last row before the mean, which leaves that row out of the last mean (MMN);
+            else only the row of an empty span is (MMN-STVG).
+
+    Returns:
+        starts and ends, int64 [T] each, ascending: pre-clip t is the mean of rows starts[t] to ends[t] - 1. A span that
+        is empty in the official code has one row here; it may overlap the next span.
+    """
+    grid = np.arange(num_pre_clips + 1, dtype=np.float32) / np.float32(num_pre_clips)
+    bounds = np.rint(grid * np.float32(num_rows)).astype(np.int64)
+    if clamp:
+        bounds = np.minimum(bounds, num_rows - 1)
+    starts = np.minimum(bounds[:-1], num_rows - 1)
+    return starts, np.maximum(bounds[1:], starts + 1)
+
+
+def _spans_in(starts: IntArray, ends: IntArray, first: int, last: int) -> tuple[int, int]:
+    """First and one past the last of the spans that share a row with rows first to last - 1."""
+    return int(np.searchsorted(ends, first, "right")), int(np.searchsorted(starts, last, "left"))
+
+
+def _unit_rows(block: FloatArray, streams: tuple[int, ...]) -> FloatArray:
+    """Each stream of each row divided by its norm; float32 [rows, D].
+
+    einsum and sum, unlike a matrix product, do not go through BLAS: the result does not depend on its threads.
+    """
+    unit = np.empty_like(block)
+    for end, width in zip(itertools.accumulate(streams), streams, strict=True):
+        stream = block[:, end - width : end]
+        with np.errstate(over="ignore"):
+            squares = np.einsum("ij,ij->i", stream, stream)
+        overflowed = np.isinf(squares)
+        if overflowed.any():
+            scale: FloatArray = np.where(overflowed, np.abs(stream).max(axis=1), np.float32(1))
+            stream = np.divide(stream, scale[:, None], dtype=np.float32)
+            squares = np.einsum("ij,ij->i", stream, stream)
+        norms = np.maximum(np.sqrt(squares), np.float32(_EPS))
+        np.divide(stream, norms[:, None], out=unit[:, end - width : end])
+    return unit
+
+
+def _float32_blocks(rows: npt.NDArray[Any], name: str) -> Iterator[tuple[int, FloatArray]]:
+    """Blocks of consecutive rows as (first row's index, float32 C-contiguous [<= 128, D]), checked to be finite."""
+    step = min(_BLOCK_ROWS, max(1, _BLOCK_VALUES // rows.shape[1]))
+    for first in range(0, len(rows), step):
+        with np.errstate(over="ignore"):
+            block = np.ascontiguousarray(rows[first : first + step], dtype=np.float32)
+        finite = np.isfinite(block)
+        if not finite.all():
+            row, column = np.argwhere(~finite)[0].tolist()
+            raise InputError(
+                f"{name}: expected finite float32 values, got {rows[first + row, column]} in row {first + row}"
+            )
+        yield first, block
+
+
+def _as_rows(features: Any, width: int, name: str, purpose: str = "") -> npt.NDArray[Any]:
+    """Any array-like as a floating-point NumPy array [n_src, width] with n_src >= 1; values are not looked at."""
+    expected = f"{name}: expected a float array [n_src, {width}]{purpose}"
+    try:
+        rows = from_torch(features) if _is_tensor(features) else np.asarray(features)
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise InputError(f"{expected}, got {type(features).__name__} ({first_line(error)})") from None
+    if rows.dtype.name == "bfloat16":  # ml_dtypes, as JAX has it
+        rows = rows.astype(np.float32)
+    got = f"{rows.dtype} {list(rows.shape)}"
+    if rows.ndim == 0 and not isinstance(features, np.ndarray):
+        got = type(features).__name__
+    if not np.issubdtype(rows.dtype, np.floating):
+        raise InputError(f"{expected}, got {got}")
+    if np.ma.is_masked(features):
+        raise InputError(f"{expected}, got a masked array; fill in or leave out what is masked")
+    if rows.ndim != 2 or rows.shape[1] != width:
+        transposed = rows.ndim == 2 and rows.shape[0] == width
+        raise InputError(f"{expected}, got {got}{'; transpose it' if transposed else ''}")
+    if not len(rows):
+        raise InputError(f"{expected} with n_src >= 1, got {got}")
+    return rows
+
+
+def _is_tensor(value: Any) -> bool:
+    """Whether a value is a torch tensor; where torch was never imported nothing is."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(value, torch.Tensor)
+
+
+def from_torch(tensor: Any) -> npt.NDArray[Any]:
+    tensor = tensor.detach().cpu().resolve_conj().resolve_neg()
+    if tensor.is_floating_point() and str(tensor.dtype) not in ("torch.float16", "torch.float32", "torch.float64"):
+        tensor = tensor.float()  # bfloat16 and float8: NumPy has neither
+    array: npt.NDArray[Any] = tensor.numpy()
+    return array

@@ -1,0 +1,149 @@
+"""Features of many videos by id: an HDF5 file, or a directory with one file per video."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Collection
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy.typing as npt
+
+from mmn_fast.features.files import check_file, read_file
+from mmn_fast.features.hdf5 import read_dataset
+from mmn_fast.features.messages import close_to, first_line, listed
+from mmn_fast.files import check_name
+from mmn_fast.types import InputError
+
+
+class FeatureStore(ABC):
+    """Features of many videos by id; `open_features` makes one. A context manager.
+
+    The ids are listed once, when the store is opened, and an id is only ever looked up in that list: it never becomes
+    part of a path.
+
+    Attributes:
+        path: the file or directory.
+        feature_key: the array to take of a video that has several.
+    """
+
+    def __init__(self, path: Path, feature_key: str | None, ids: Collection[str]) -> None:
+        self.path = path
+        self.feature_key = feature_key
+        self._ids = dict.fromkeys(ids)
+        self._closed = False
+        if not ids:
+            self.close()
+            raise InputError(f"path: {path}: expected features of at least one video, got none")
+
+    def __contains__(self, vid: object) -> bool:
+        return isinstance(vid, str) and vid in self._ids
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def ids(self) -> list[str]:
+        """The videos' ids, sorted."""
+        return list(self._ids)
+
+    def __getitem__(self, vid: str) -> npt.NDArray[Any]:
+        """A video's features, as stored: float [n_src, D] in the published files.
+
+        Raises:
+            InputError: no such video, its features are damaged or not one array, or the store is closed.
+        """
+        if self._closed:
+            raise InputError(f"video {vid!r}: {self.path} has been closed")
+        if vid not in self:
+            close = close_to(vid, self._ids) if isinstance(vid, str) else ""
+            raise InputError(f"video {vid!r}: not in {self.path}{close}; {listed(self._ids, 'video')}")
+        return self._read(vid)
+
+    @abstractmethod
+    def _read(self, vid: str) -> npt.NDArray[Any]:
+        """The features of a video that is there."""
+
+    def close(self) -> None:
+        """Release the file; closing twice does no harm."""
+        self._closed = True
+
+    def __enter__(self) -> FeatureStore:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def open_features(path: str | Path, feature_key: str | None = None) -> FeatureStore:
+    """Open the features of many videos.
+
+    Args:
+        path: an HDF5 file in a published layout (`f[vid]` is a dataset, or a group of datasets), or a directory with
+            one file `<vid>.npy`, `.npz`, `.pt` or `.safetensors` per video.
+        feature_key: the array to take of a video that has several, as `Preset.feature_key`; a video that has one
+            needs none, so a store in the other layout opens under every preset.
+
+    Returns:
+        The store, to use in a `with` statement or to close.
+
+    Raises:
+        InputError: nothing there, no HDF5 file, damaged, or no video in it.
+    """
+    check_name(path, "path")
+    path = Path(path)
+    if path.is_dir():
+        return _DirectoryStore(path, feature_key)
+    check_file(path, f"path: {path}")
+    return _Hdf5Store(path, feature_key)
+
+
+class _Hdf5Store(FeatureStore):
+    def __init__(self, path: Path, feature_key: str | None) -> None:
+        import h5py
+
+        try:
+            self._file = h5py.File(path, "r")
+            ids = sorted(self._file)
+        except (OSError, RuntimeError, KeyError, ValueError) as error:
+            raise InputError(
+                f"path: {path}: expected an HDF5 file or a directory, got something else or a truncated or damaged file"
+                f" ({first_line(error)})"
+            ) from error
+        super().__init__(path, feature_key, ids)
+
+    def _read(self, vid: str) -> npt.NDArray[Any]:
+        where = f"video {vid!r}: {self.path}"
+        try:
+            return read_dataset(self._file[vid], self.feature_key, where)
+        except InputError:
+            raise
+        except Exception as error:  # see read_file
+            raise InputError(f"{where}: truncated or damaged ({first_line(error)})") from error
+
+    def close(self) -> None:
+        super().close()
+        self._file.close()
+
+
+class _DirectoryStore(FeatureStore):
+    def __init__(self, path: Path, feature_key: str | None) -> None:
+        self._files: dict[str, list[Path]] = {}
+        try:
+            files = sorted(path.iterdir())
+        except OSError as error:
+            raise InputError(f"path: {path}: {error.strerror or error}") from None
+        for file in files:
+            # Only the last suffix goes: "s30-d52.avi.npy" is video "s30-d52.avi". Hidden files are no videos.
+            if file.suffix.lower() in (".npy", ".npz", ".pt", ".safetensors") and not file.name.startswith("."):
+                self._files.setdefault(file.stem, []).append(file)
+        super().__init__(path, feature_key, sorted(self._files))
+
+    def _read(self, vid: str) -> npt.NDArray[Any]:
+        file, *others = self._files[vid]
+        if others:
+            names = " and ".join(path.name for path in self._files[vid])
+            raise InputError(f"video {vid!r}: expected one file in {self.path}, got {names}")
+        return read_file(file, self.feature_key, f"video {vid!r}: {file}", lenient=True)
