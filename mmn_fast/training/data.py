@@ -167,19 +167,26 @@ def epoch_order(num_videos: int, seed: int, epoch: int) -> IntArray:
     return order
 
 
-def epoch_parts(order: IntArray, batch_size: int, parts: int) -> list[list[IntArray]]:
+def epoch_parts(order: IntArray, batch_size: int, parts: int, as_one: bool = False) -> list[list[IntArray]]:
     """Cut an epoch into steps, and each step's batch into parts for processes and accumulation.
+
+    Where the videos are no multiple of `parts`, the epoch's first videos are repeated at its end.
 
     Args:
         order: the epoch's videos.
         batch_size: videos per step, a multiple of `parts`.
-        parts: parts of a step, none empty; the last step repeats the epoch's first videos where it has too few.
+        parts: parts of a step, none empty.
+        as_one: cut each step's batch of a single process. Otherwise part p goes through block p of the epoch's order
+            from its beginning to its end, as the official code's process p does.
 
     Returns:
         Per step its `parts` arrays of videos.
     """
     order = np.concatenate([order, np.resize(order, -len(order) % parts)])
-    return [np.array_split(order[start : start + batch_size], parts) for start in range(0, len(order), batch_size)]
+    if as_one:
+        return [np.array_split(order[start : start + batch_size], parts) for start in range(0, len(order), batch_size)]
+    blocks, size = order.reshape(parts, -1), batch_size // parts
+    return [list(blocks[:, start : start + size]) for start in range(0, blocks.shape[1], size)]
 
 
 def _track(items: Iterable[Any], description: str, progress: bool) -> Iterable[Any]:

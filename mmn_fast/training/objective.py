@@ -42,18 +42,19 @@ class Objective(nn.Module):
         self._share_negatives = share_negatives
         self._group: Any = dist.group.WORLD if share_statistics else None
 
-    def forward(self, batch: Batch, counts: Sequence[tuple[int, int]] = ()) -> Tensor:
+    def forward(self, batch: Batch, counts: Sequence[tuple[int, int]] = (), moves_statistics: bool = True) -> Tensor:
         """Compute the losses.
 
         Args:
             batch: the process's videos and sentences.
             counts: with shared negatives, numbers of videos and sentences of each process, in order of rank.
+            moves_statistics: whether BatchNorm's running statistics take in this batch's.
 
         Returns:
             [3]: loss_video, loss_sentence and loss_iou; means over the batch's sentences.
         """
         params = self.model.preset.loss
-        contrastive_v, iou_v = encode_video(self.model, batch.pre_clips, self._group)
+        contrastive_v, iou_v = encode_video(self.model, batch.pre_clips, self._group, moves_statistics)
         contrastive_s, iou_s = self.model.text_encoder(batch.token_ids, batch.lengths)
         # Losses in full precision, whatever the products were computed in.
         with torch.autocast(batch.iou.device.type, enabled=False):

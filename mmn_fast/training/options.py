@@ -40,9 +40,10 @@ class TrainOptions:
         precision: "fp32", or autocast to "bf16" or "fp16".
         device: "auto", "cpu", "cuda" or "cuda:N"; with several processes each takes its own CUDA device.
         threads: CPU threads; None leaves the process's setting alone.
-        accumulate: parts that a step's batch is computed in, one after another; negatives and BatchNorm's statistics
-            are those of a part.
-        share_negatives: negatives come from all processes' videos and sentences.
+        accumulate: parts that a step's batch is computed in, one after another. Each part stands for one process of
+            the official code, see `train`.
+        share_negatives: negatives come from all processes' videos and sentences, and the processes compute what one
+            would: a step's batch is split between them, its losses are means over all of its sentences.
         share_statistics: BatchNorm's statistics are those of all processes' videos.
         evaluate_every: epochs between evaluations.
         checkpoint_every: steps between checkpoints, beside one after every epoch.

@@ -164,13 +164,16 @@ def _diagonal_places(preset: Preset) -> IntArray:
     return place[place >= 0]
 
 
-def encode_video(model: MMN, pre_clips: Tensor, sync: dist.ProcessGroup | None = None) -> tuple[Tensor, Tensor]:
+def encode_video(
+    model: MMN, pre_clips: Tensor, sync: dist.ProcessGroup | None = None, moves_statistics: bool = True
+) -> tuple[Tensor, Tensor]:
     """`MMN.encode_video` in training mode, without the normalisation: gradients flow, running statistics move.
 
     Args:
         model: the model.
         pre_clips: [B, T, D].
         sync: processes that share BatchNorm's statistics; None takes this process's batch alone.
+        moves_statistics: whether BatchNorm's running statistics take in this batch's.
 
     Returns:
         contrastive [B, P, J] and iou [B, P, J], not normalised, proposals in row-major order.
@@ -180,7 +183,7 @@ def encode_video(model: MMN, pre_clips: Tensor, sync: dist.ProcessGroup | None =
     cells = _moment_cells(model.feat2d, model.featpool(pre_clips))[:, :, plan.map_order]  # [B, C, P]
     x = F.pad(cells.permute(2, 0, 1).flatten(0, 1), (0, 0, 0, 1))  # [P B + 1, C]
     for layer, conv, norm in zip(plan.layers, net.convs, net.bn, strict=True):
-        x = _layer(x, conv, norm, layer, num_videos, sync)
+        x = _layer(x, conv, norm, layer, num_videos, sync, moves_statistics)
     proposals = x[:-1].unflatten(0, (-1, num_videos))[plan.proposals].transpose(0, 1)  # [B, P, C]
     branches = (net.conv1x1_contrastive, net.conv1x1_iou)
     contrastive, iou = (F.linear(proposals, branch.weight[:, :, 0, 0], branch.bias) for branch in branches)
@@ -202,13 +205,17 @@ def _moment_cells(feat2d: MomentMap, clips: Tensor) -> Tensor:
     return torch.cat(diagonals, -1)
 
 
-def _layer(x: Tensor, conv: nn.Module, norm: nn.Module, plan: TrainingLayer, num_videos: int, sync: Any) -> Tensor:
+def _layer(
+    x: Tensor, conv: nn.Module, norm: nn.Module, plan: TrainingLayer, num_videos: int, sync: Any, moves_statistics: bool
+) -> Tensor:
     """Convolution, BatchNorm, ReLU and cell weights: [R_in B + 1, C_in] -> [R B + 1, C_out]."""
     assert isinstance(conv, nn.Conv2d)
     assert isinstance(norm, nn.BatchNorm2d)
     out, mean, variance = _SparseLayer.apply(
         x, conv.weight, conv.bias, norm.weight, norm.bias, norm.eps, plan, num_videos, sync
     )
+    if not moves_statistics:
+        return out
     with torch.no_grad():
         assert norm.running_mean is not None
         assert norm.running_var is not None

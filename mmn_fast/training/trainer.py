@@ -40,7 +40,7 @@ from mmn_fast.engine import Engine
 from mmn_fast.evaluation.datasets import read_annotations
 from mmn_fast.evaluation.evaluate import evaluate
 from mmn_fast.features import open_features
-from mmn_fast.presets import get_preset
+from mmn_fast.presets import Preset, get_preset
 from mmn_fast.training.data import TrainingData, epoch_order, epoch_parts
 from mmn_fast.training.initial import new_model
 from mmn_fast.training.objective import Objective
@@ -78,6 +78,13 @@ def train(options: TrainOptions) -> Path:
 
     Under `torchrun` every process calls this; the first one writes.
 
+    W processes that accumulate A parts compute what W x A processes of the official code compute. Part p (process p
+    // A) goes through block p of the epoch's order. Its negatives and BatchNorm's statistics are its own, its losses
+    are means over its own sentences, and a step's gradient is the mean of its parts' gradients: parts weigh the same,
+    whatever their sentences. The model keeps part 0's running statistics. Dropout's masks are not the official ones:
+    every process draws its own, where the official processes begin with the same seed. `share_negatives` leaves this
+    way: all processes then compute one batch, and sentences weigh the same.
+
     Args:
         options: what to train, on what, and how.
 
@@ -96,6 +103,15 @@ def train(options: TrainOptions) -> Path:
         return _Run(options, stack).train()
 
 
+def _refuse_other_losses(preset: Preset) -> None:
+    """Refuse presets whose official losses, recipe and data are not MMN's."""
+    if preset.score_fusion == "product":
+        raise InputError(
+            f"preset: {preset.name!r} ranks tubes by the product of two scores (HC-STVG), and its official losses and"
+            " recipe are not here yet; expected a preset that ranks by the power fusion"
+        )
+
+
 class _Run:
     """A training run of this process."""
 
@@ -108,6 +124,8 @@ class _Run:
         for name, least in (("epochs", 1), ("batch_size", 1), ("learning_rate", 0), ("contrastive_weight", 0)):
             if getattr(self.recipe, name) < least:
                 raise InputError(f"{name}: expected a number >= {least}, got {getattr(self.recipe, name)!r}")
+        _refuse_other_losses(self.preset)
+        self.as_one = options.share_negatives and self.world > 1  # processes that compute one batch
         self.parts = self.world * options.accumulate
         if self.recipe.batch_size % self.parts:
             raise InputError(
@@ -135,7 +153,7 @@ class _Run:
         self.objective = Objective(
             self.model,
             options.losses,
-            share_negatives=options.share_negatives and self.world > 1,
+            share_negatives=self.as_one,
             share_statistics=options.share_statistics and self.world > 1,
         )
         text = [parameter for name, parameter in self.model.named_parameters() if "bert" in name]
@@ -210,7 +228,7 @@ class _Run:
     def _epoch(self, epoch: int, log: Log, progress: ProgressBar) -> None:
         objective = self._objective_of(epoch)
         order = epoch_order(len(self.data), self.options.seed, epoch)
-        steps = epoch_parts(order, self.recipe.batch_size, self.parts)
+        steps = epoch_parts(order, self.recipe.batch_size, self.parts, self.as_one)
         for number in range(self.position.step_in_epoch, len(steps)):
             line = self._step(objective, steps[number], epoch)
             self.position.step += 1
@@ -258,12 +276,12 @@ class _Run:
             mine = self.rank * options.accumulate + number
             last = number + 1 == options.accumulate
             batch = self.data.batch(parts[mine]).to(self.device)
-            # Means over sentences add up to the mean over the batch; DistributedDataParallel divides by the processes.
-            share = counts[mine][1] / total
+            share = counts[mine][1] / total if self.as_one else 1 / self.parts
             with contextlib.nullcontext() if last or self.world == 1 else objective.no_sync():  # type: ignore[operator]
                 with self.autocast:
-                    terms: Tensor = objective(batch, counts[number :: options.accumulate])
+                    terms: Tensor = objective(batch, counts[number :: options.accumulate], number == 0)
                 loss = (terms[0] + terms[1]) * weight + terms[2]
+                # DistributedDataParallel divides by the processes.
                 self.scaler.scale(loss * share * self.world).backward()
             losses += terms.detach() * share
         self.scaler.unscale_(self.optimizer)

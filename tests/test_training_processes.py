@@ -1,0 +1,163 @@
+"""Processes and accumulated parts do what the official code's processes do; tubes are not trained by MMN's losses."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from mmn_fast.checkpoint import load_model
+from mmn_fast.cli import app
+from mmn_fast.presets import PRESETS, Preset, get_preset
+from mmn_fast.training.data import epoch_order, epoch_parts
+from mmn_fast.training.initial import new_model
+from mmn_fast.training.objective import Objective
+from mmn_fast.training.trainer import train
+from mmn_fast.types import InputError
+from tests.test_training import ROOT, command, data_of, lines, options, task  # noqa: F401 - a fixture
+from tests.tolerances import check_close
+from tests.training_task import PRESET, TEXT
+
+LAUNCHER = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node")
+
+
+class OfficialSampler(torch.utils.data.DistributedSampler):  # type: ignore[type-arg]
+    """One process's videos, as the official samplers.py draws them."""
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator()
+        generator.manual_seed(self.epoch)
+        indices = torch.randperm(len(self.dataset), generator=generator).tolist()  # type: ignore[arg-type]
+        indices += indices[: (self.total_size - len(indices))]
+        offset = self.num_samples * self.rank
+        return iter(indices[offset : offset + self.num_samples])
+
+
+def official_batches(videos: int, batch: int, world: int, rank: int, epoch: int) -> list[list[int]]:
+    sampler = OfficialSampler(list(range(videos)), num_replicas=world, rank=rank)  # type: ignore[arg-type]
+    sampler.set_epoch(epoch)
+    return list(torch.utils.data.BatchSampler(sampler, batch // world, drop_last=False))
+
+
+@pytest.mark.parametrize(("videos", "batch", "world"), [(21, 8, 2), (20, 8, 4), (17, 6, 3), (9, 4, 1), (5, 8, 4)])
+def test_parts_are_the_batches_of_the_official_processes(videos: int, batch: int, world: int) -> None:
+    steps = epoch_parts(epoch_order(videos, seed=0, epoch=3), batch, world)
+    for rank in range(world):
+        assert [step[rank].tolist() for step in steps] == official_batches(videos, batch, world, rank, epoch=3)
+
+
+@pytest.fixture(scope="module")
+def uneven(task: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:  # noqa: F811
+    """The task with one, two or four sentences per video, so that parts of a step differ in their sentences."""
+    annotations = json.loads(task["annotations"].read_text())
+    for number, entry in enumerate(annotations.values()):
+        for name in ("timestamps", "sentences"):
+            entry[name] = (entry[name] * 2)[: (1, 2, 4)[number % 3]]
+    path = tmp_path_factory.mktemp("uneven") / "uneven.json"
+    path.write_text(json.dumps(annotations))
+    return {**task, "annotations": path}
+
+
+def official_steps(task: dict[str, Path], preset: Preset, world: int, steps: int) -> tuple[list[dict[str, float]], Any]:  # noqa: F811
+    """Steps of `world` official processes at a rate of 0: losses, gradient norms, and the model of process 0.
+
+    DistributedDataParallel gives every process the mean of all gradients; each has running statistics of its own.
+    """
+    torch.manual_seed(0)
+    model, _, _ = new_model(preset, TEXT, task["tokenizer"], None, dropout=0.0)
+    recipe, data = preset.recipe, data_of(task)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("bert" not in name)
+    batches = [official_batches(len(data), recipe.batch_size, world, rank, epoch=1) for rank in range(world)]
+    found = []
+    for number in range(steps):
+        model.zero_grad()
+        losses, statistics = torch.zeros(3), copy.deepcopy(dict(model.named_buffers()))
+        for rank in range(world):
+            terms = Objective(model)(data.batch(batches[rank][number]))
+            ((terms[0] + terms[1]) * recipe.contrastive_weight + terms[2]).div(world).backward()
+            losses += terms.detach() / world
+            if rank == 0:
+                statistics = copy.deepcopy(dict(model.named_buffers()))
+        for name, buffer in model.named_buffers():
+            buffer.copy_(statistics[name])
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 5)
+        names = ("loss_video", "loss_sentence", "loss_iou", "gradient_norm")
+        found.append(dict(zip(names, [*losses.tolist(), norm.item()], strict=True)))
+    return found, model
+
+
+@pytest.mark.parametrize(
+    ("processes", "accumulate"), [(2, 1), (1, 2), (2, 2)], ids=["two processes", "two parts", "two of two"]
+)
+def test_processes_and_parts_are_official_processes(
+    processes: int, accumulate: int, uneven: dict[str, Path], tmp_path: Path
+) -> None:
+    """Losses, gradient norms and running statistics of an epoch, against official processes computed by hand.
+
+    At a rate of 0, so that steps can be compared: Adam's first steps divide rounding by rounding.
+    """
+    arguments = command(
+        uneven, tmp_path, "run", "--dropout", "0", "--device", "cpu", "--epochs", "1",
+        "--learning-rate", "0", "--accumulate", str(accumulate),
+    )  # fmt: skip
+    launcher = [*LAUNCHER, str(processes)] if processes > 1 else [sys.executable]
+    done = subprocess.run(
+        [*launcher, "-m", "mmn_fast", *arguments],
+        cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    steps = [line for line in lines(tmp_path / "run") if "metrics" not in line]
+    expected, model = official_steps(uneven, get_preset(tmp_path / "tiny.yaml"), processes * accumulate, len(steps))
+    for number, step in enumerate(expected):
+        for name, value in step.items():
+            check_close(steps[number][name], value, "training_parts", "fp32", f"step {number}: {name}")
+    state = load_model(tmp_path / "run" / "model").state
+    for name, buffer in model.named_buffers():
+        if ".running_" in name:
+            check_close(state[name], buffer.numpy(), "training_parts", "fp32", name)
+
+
+def test_parts_weigh_the_same_whatever_their_sentences(uneven: dict[str, Path]) -> None:
+    """The two ways of weighing are apart by far more than the tolerance, so that the test above tells them apart."""
+    torch.manual_seed(0)
+    model, _, _ = new_model(PRESET, TEXT, uneven["tokenizer"], None, dropout=0.0)
+    data = data_of(uneven)
+    batches = [official_batches(len(data), 8, 2, rank, epoch=1)[0] for rank in (0, 1)]
+    counts = np.array([data.sentences_in(batch) for batch in batches])
+    assert counts[0] != counts[1]
+    norms = []
+    for shares in (counts / counts.sum(), (0.5, 0.5)):
+        model.zero_grad()
+        for share, batch in zip(shares, batches, strict=True):
+            (Objective(model)(data.batch(batch)).sum() * share).backward()
+        norms.append(torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None]).item())
+    assert abs(norms[0] / norms[1] - 1) > 1e-3
+
+
+def test_shared_negatives_split_the_batch_of_one_process() -> None:
+    order = epoch_order(20, seed=0, epoch=1)
+    for step, start in zip(epoch_parts(order, 8, 2, as_one=True), (0, 8, 16), strict=True):
+        assert np.concatenate(step).tolist() == order[start : start + 8].tolist()
+
+
+def test_presets_of_tubes_are_refused(task: dict[str, Path], tmp_path: Path) -> None:  # noqa: F811
+    message = r"preset: 'hc-stvg' ranks tubes by the product of two scores \(HC-STVG\), and its official losses"
+    for preset in ("hc-stvg", PRESETS["hc-stvg"]):
+        with pytest.raises(InputError, match=message):
+            train(options(task, tmp_path / "run", preset=preset, recipe=None))
+    assert not (tmp_path / "run").exists()
+    arguments = ["train", "--preset", "hc-stvg", "--annotations", "absent.json", "--features", "absent", "-o", "run"]
+    done = CliRunner().invoke(app, arguments)
+    assert isinstance(done.exception, InputError)
+    assert "'hc-stvg' ranks tubes" in str(done.exception)
