@@ -6,7 +6,8 @@ Symbols: B videos, S sentences, P proposals, J joint width.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+import reprlib
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, TypeVar
@@ -15,12 +16,12 @@ import numpy as np
 
 from mmn_fast.errors import InputError
 from mmn_fast.files import write_whole
-from mmn_fast.types import FloatArray
+from mmn_fast.types import FloatArray, described
 
 _Self = TypeVar("_Self", bound="_Embeddings")
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class _Embeddings:
     """Two arrays of unit vectors with one entry per item, and the model that made them."""
 
@@ -50,6 +51,46 @@ class _Embeddings:
         rows = np.arange(len(self))[chosen].tolist()
         extra = {name: tuple(getattr(self, name)[i] for i in rows) for name in self._per_item}
         return type(self)(contrastive=self.contrastive[rows], iou=self.iou[rows], fingerprint=self.fingerprint, **extra)
+
+    def __repr__(self) -> str:
+        names = reprlib.repr(list(getattr(self, self._per_item[-1])))
+        return f"{type(self).__name__}({described(self.contrastive)}, model {self.fingerprint}, {names})"
+
+    @classmethod
+    def concatenate(cls: type[_Self], parts: Iterable[_Self]) -> _Self:
+        """Join embeddings of one model, item after item; `a + b` joins two.
+
+        Args:
+            parts: at least one, all made by the same model. Nobody can write the result if nobody can write them.
+
+        Raises:
+            InputError: none, other values than embeddings of this kind, or embeddings of several models.
+        """
+        parts = list(parts)
+        if not parts:
+            raise InputError(f"parts: expected at least one {cls.__name__}, got none")
+        first = parts[0]
+        for number, part in enumerate(parts):
+            if not isinstance(part, cls):
+                raise InputError(f"parts[{number}]: expected {cls.__name__}, got {type(part).__name__}")
+            if part.fingerprint != first.fingerprint:
+                raise InputError(
+                    f"parts[{number}]: embeddings of model {part.fingerprint}, those before are of {first.fingerprint}"
+                )
+            if part.contrastive.shape[1:] != first.contrastive.shape[1:]:
+                raise InputError(
+                    f"parts[{number}]: {described(part.contrastive)}, those before are {described(first.contrastive)}"
+                )
+        contrastive, iou = (np.concatenate([getattr(part, name) for part in parts]) for name in ("contrastive", "iou"))
+        contrastive.flags.writeable = any(part.contrastive.flags.writeable for part in parts)
+        iou.flags.writeable = any(part.iou.flags.writeable for part in parts)
+        extra = {name: tuple(value for part in parts for value in getattr(part, name)) for name in cls._per_item}
+        return cls(contrastive=contrastive, iou=iou, fingerprint=first.fingerprint, **extra)
+
+    def __add__(self: _Self, other: _Self) -> _Self:
+        if not isinstance(other, type(self)):
+            return NotImplemented
+        return self.concatenate([self, other])
 
     def save(self, path: str | Path) -> None:
         """Write the embeddings to a safetensors file; it appears whole or not at all.
@@ -90,7 +131,7 @@ class _Embeddings:
         return cls(contrastive=arrays["contrastive"], iou=arrays["iou"], fingerprint=meta["fingerprint"], **extra)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class VideoEmbeddings(_Embeddings):
     """Joint-space embeddings of every proposal of some videos.
 
@@ -109,7 +150,7 @@ class VideoEmbeddings(_Embeddings):
     _per_item: ClassVar[tuple[str, ...]] = ("durations_s", "video_ids")
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class TextEmbeddings(_Embeddings):
     """Joint-space embeddings of some sentences.
 

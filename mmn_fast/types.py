@@ -62,7 +62,7 @@ class Moment:
         return {"start_s": self.start_s, "end_s": self.end_s, "score": self.score}
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Video:
     """A video as its clip features.
 
@@ -76,6 +76,9 @@ class Video:
     features: Any
     duration_s: float
     video_id: str = ""
+
+    def __repr__(self) -> str:
+        return f"Video({described(self.features)}, duration_s={self.duration_s!r}, video_id={self.video_id!r})"
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,7 +94,7 @@ class Query:
     sentences: Sequence[str]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class ScoreMaps:
     """Every proposal's scores for the sentences of one video, packed.
 
@@ -109,6 +112,9 @@ class ScoreMaps:
     fused: FloatArray
     cells: npt.NDArray[np.int32]
 
+    def __repr__(self) -> str:
+        return f"ScoreMaps({', '.join(f'{name}={described(self[name])}' for name in self.keys())})"
+
     def keys(self) -> list[str]:
         """The names of the arrays."""
         return [f.name for f in fields(self)]
@@ -118,3 +124,11 @@ class ScoreMaps:
             raise KeyError(name)
         array: npt.NDArray[Any] = getattr(self, name)
         return array
+
+
+def described(array: Any) -> str:
+    """An array in few words, such as "float32 [2, 136, 256]"; the type's name of anything else."""
+    shape, dtype = getattr(array, "shape", None), getattr(array, "dtype", None)
+    if shape is None or dtype is None:
+        return type(array).__name__
+    return f"{str(dtype).removeprefix('torch.')} {list(shape)}"

@@ -159,10 +159,28 @@ def test_moment_map_shows_every_score_in_its_cell(side):
     assert image.shape == (side * factor, side * factor, 4)
     cells = image[factor // 2 :: factor, factor // 2 :: factor]
     np.testing.assert_array_equal(cells[..., 3] == 255, np.triu(np.ones((side, side), bool)))
-    low, high = map_.scores.min(), map_.scores.max()
-    scale = (map_.scores - low).astype(np.float64) / (high - low) if side > 1 else np.array([0.5])
     seen = cells[map_.cells[:, 0], map_.cells[:, 1], :3].astype(int)
-    assert np.abs(seen - colours(scale)).max() <= 1  # one step of rounding
+    assert np.abs(seen - colours(map_.scores.astype(np.float64))).max() <= 1  # one step of rounding
+
+
+def colour_of(picture, row):
+    image = pixels_of(parse(picture).find(SVG + "image").get("href"))
+    return image[0, row * len(image) // 4, :3].tolist()
+
+
+def test_a_colour_means_one_score_in_every_map_and_the_scale_says_which():
+    cells = proposal_cells(np.triu(np.ones((4, 4), bool)))
+    low, high = np.full(len(cells), 0.2), np.full(len(cells), 0.9)
+    low[0] = high[0] = 0.4
+    assert colour_of(moment_map(low, cells, 4, 3.0), 0) == colour_of(moment_map(high, cells, 4, 3.0), 0)
+    picture = str(moment_map(high, cells, 4, 3.0))
+    for words in ("0.00<", "0.25<", "0.50<", "0.75<", "1.00<", "Scores of this map: 0.40 to 0.90"):
+        assert words in picture
+    own = moment_map(high, cells, 4, 3.0, limits=(0.4, 0.9))
+    assert colour_of(own, 0) == colours(np.zeros(1))[0].tolist()
+    assert colour_of(own, 1) == colours(np.ones(1))[0].tolist()
+    outside = moment_map(np.full(len(cells), 7.0), cells, 4, 3.0)
+    assert colour_of(outside, 2) == colours(np.ones(1))[0].tolist()
 
 
 def test_moment_map_is_faint_where_there_is_no_proposal_and_blank_below_the_diagonal():
@@ -457,6 +475,8 @@ def test_viz_imports_neither_torch_nor_a_drawing_library():
         (lambda: moment_map(np.zeros(3), np.zeros((2, 2), int), 4, 1.0), r"cells: expected \[P, 2\]"),
         (lambda: moment_map(np.zeros(1), np.array([[2, 1]]), 4, 1.0), r"0 <= i <= j < 4, got \[2, 1\]"),
         (lambda: moment_map(np.zeros(1), np.array([[0, 4]]), 4, 1.0), "0 <= i <= j < 4"),
+        (lambda: moment_map(np.zeros(1), np.array([[0, 0]]), 4, 1.0, limits=(1, 1)), "limits: expected two finite"),
+        (lambda: moment_map(np.zeros(1), np.array([[0, 0]]), 4, 1.0, limits=0.5), "limits: expected two finite"),
         (lambda: moment_map(np.zeros((1, 1)), np.array([[0, 0]]), 4, 1.0), r"scores \[P\], got \[1, 1\]"),
         (lambda: moment_map(np.zeros(1), np.array([[0, 0]]), 0, 1.0), "num_clips: expected an integer >= 1"),
         (lambda: report(["x"], 1.0), r"queries\[0\]: expected GroundedQuery"),

@@ -178,7 +178,7 @@ def moment_map(
     *,
     moments: Sequence[Moment] = (),
     truth: Any = None,
-    limits: tuple[float, float] | None = None,
+    limits: tuple[float, float] = (0.0, 1.0),
     max_moments: int = 5,
     label: str = "",
 ) -> Svg:
@@ -196,7 +196,8 @@ def moment_map(
         duration_s: length of the video in seconds.
         moments: chosen moments, best first.
         truth: the true span (start, end) in seconds, or several.
-        limits: scores at the two ends of the colour scale; None takes the map's own least and greatest.
+        limits: scores at the two ends of the colour scale; scores beyond take the end's colour. The same by default
+            in every map, so that a colour means one score; the least and greatest of a map show more of its shape.
         max_moments: moments marked.
         label: what the map is of, for screen readers.
 
@@ -209,7 +210,7 @@ def moment_map(
     map_ = ScoreMap(np.asarray(score_map), np.asarray(cells), num_clips)
     duration_s = check_duration(duration_s)
     scores = np.asarray(map_.scores, np.float64)
-    low, high = _limits(scores) if limits is None else limits
+    low, high = _checked(limits)
     unit = _PLOT / num_clips  # side of a cell in pixels
     parts = [
         '<defs><pattern id="@ID@" width="6" height="6" patternUnits="userSpaceOnUse" patternTransform="rotate(45)">'
@@ -218,7 +219,7 @@ def moment_map(
         f'<image x="{_LEFT}" y="{_TOP}" width="{_PLOT}" height="{_PLOT}" href="{png_uri(_heat(map_, low, high))}"/>',
         f'<rect class="mmn-frame" x="{_LEFT}" y="{_TOP}" width="{_PLOT}" height="{_PLOT}"/>',
         _map_axes(num_clips, duration_s),
-        _colour_bar(low, high),
+        _colour_bar(low, high, scores[np.isfinite(scores)]),
     ]
 
     def place(start_s: float, end_s: float) -> tuple[float, float]:
@@ -240,16 +241,21 @@ def moment_map(
     return Svg(_LEFT + _PLOT + _RIGHT, _TOP + _PLOT + _BOTTOM, "".join(parts), words)
 
 
-def _limits(scores: npt.NDArray[np.float64]) -> tuple[float, float]:
-    finite = scores[np.isfinite(scores)]
-    return (float(finite.min()), float(finite.max())) if len(finite) else (0.0, 1.0)
+def _checked(limits: tuple[float, float]) -> tuple[float, float]:
+    try:
+        low, high = (float(limit) for limit in limits)
+    except (TypeError, ValueError):
+        low = high = np.nan
+    if not (np.isfinite(low) and np.isfinite(high) and low < high):
+        raise InputError(f"limits: expected two finite scores, the lower one first, got {limits!r}")
+    return low, high
 
 
 def _heat(map_: ScoreMap, low: float, high: float) -> npt.NDArray[np.uint8]:
     """The map as pixels, faint where there is no proposal; whole pixels per cell, so that edges stay sharp."""
     side = map_.num_clips
     scores = np.asarray(map_.scores, np.float64)
-    scale = (scores - low) / (high - low) if high > low else np.full_like(scores, 0.5)
+    scale = (scores - low) / (high - low)
     nearest = _nearest(map_)
     near = nearest >= 0
     image = np.zeros((side, side, 4), np.uint8)
@@ -308,20 +314,33 @@ def _map_axes(side: int, duration_s: float) -> str:
     return "".join(parts)
 
 
-def _colour_bar(low: float, high: float) -> str:
+def _colour_bar(low: float, high: float, scores: npt.NDArray[np.float64]) -> str:
+    """The scale from low to high, and how much of it the map takes."""
     stops = scale_stops()
     gradient = "".join(
         f'<stop offset="{number(place / (len(stops) - 1), 3)}" stop-color="{colour}"/>'
         for place, colour in enumerate(stops)
     )
     x = _LEFT + _PLOT + 16
+    marks = "".join(
+        f'<text class="mmn-tick" x="{x + 17}" y="{number(_TOP + 9 + (1 - part) * (_PLOT - 9))}">'
+        f"{figure(low + part * (high - low))}</text>"
+        for part in (0, 0.25, 0.5, 0.75, 1)
+    )
+    used = ""
+    if len(scores):
+        top, bottom = (
+            _TOP + (1 - min(max((score - low) / (high - low), 0), 1)) * _PLOT for score in (scores.max(), scores.min())
+        )
+        words = f"Scores of this map: {figure(scores.min())} to {figure(scores.max())}"
+        used = (
+            f'<g><title>{words}</title><rect class="mmn-used" x="{x - 6}" y="{number(top)}" width="3"'
+            f' height="{number(max(bottom - top, 1))}"/></g>'
+        )
     return (
         f'<defs><linearGradient id="@ID@-scale" x1="0" y1="1" x2="0" y2="0">{gradient}</linearGradient></defs>'
         f'<rect x="{x}" y="{_TOP}" width="12" height="{_PLOT}" rx="2" fill="url(#@ID@-scale)"/>'
-        f'<text class="mmn-tick" x="{x + 17}" y="{_TOP + 9}">{figure(high)}</text>'
-        f'<text class="mmn-tick" x="{x + 17}" y="{_TOP + _PLOT}">{figure(low)}</text>'
-        f'<text class="mmn-tick" transform="translate({x + 27} {_TOP + _PLOT // 2}) rotate(-90)"'
-        ' text-anchor="middle">score</text>'
+        f'{marks}{used}<text class="mmn-tick" x="{x}" y="{_TOP + _PLOT + 17}">score</text>'
     )
 
 

@@ -11,12 +11,12 @@ import numpy as np
 import numpy.typing as npt
 
 from mmn_fast.geometry import temporal_iou
-from mmn_fast.types import FloatArray, InputError, Moment, ScoreMaps
+from mmn_fast.types import FloatArray, InputError, Moment, ScoreMaps, described
 
 Window = tuple[float, float]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class ScoreMap:
     """One sentence's score of every proposal of a video.
 
@@ -29,6 +29,9 @@ class ScoreMap:
     scores: npt.NDArray[np.floating]
     cells: npt.NDArray[np.integer]
     num_clips: int
+
+    def __repr__(self) -> str:
+        return f"ScoreMap({described(self.scores)}, num_clips={self.num_clips})"
 
     def __post_init__(self) -> None:
         if isinstance(self.num_clips, bool) or not isinstance(self.num_clips, (int, np.integer)) or self.num_clips < 1:
