@@ -27,7 +27,7 @@ import numpy.typing as npt
 from mmn_fast.presets import Preset, get_preset
 from mmn_fast.types import InputError
 
-FloatArray = npt.NDArray[np.float32]
+Windows = npt.NDArray[np.float32] | npt.NDArray[np.float64]
 Durations = str | Path | Mapping[str, float]
 
 logger = logging.getLogger(__name__)
@@ -46,8 +46,8 @@ class Sample:
         video_id: the video's name, the key of its features.
         duration_s: its length in seconds.
         sentences: S sentences, as annotated (leading spaces too).
-        moments_s: per sentence its ground-truth windows, float32 [G, 2] seconds with G >= 1. Only the QVHighlights
-            layout has G > 1.
+        moments_s: per sentence its ground-truth windows, float64 (or float32) [G, 2] seconds with G >= 1. Only the
+            QVHighlights layout has G > 1. A protocol that compares in float32 rounds them.
         query_ids: per sentence its name in predictions: the file's own, else "<video_id>#<index in the video>",
             counted before entries are dropped.
     """
@@ -55,7 +55,7 @@ class Sample:
     video_id: str
     duration_s: float
     sentences: tuple[str, ...]
-    moments_s: tuple[FloatArray, ...]
+    moments_s: tuple[Windows, ...]
     query_ids: tuple[str | int, ...]
 
     def __post_init__(self) -> None:
@@ -66,10 +66,10 @@ class Sample:
                 f"{counts[0]}, {counts[1]} and {counts[2]}"
             )
         for index, windows in enumerate(self.moments_s):
-            if np.ndim(windows) != 2 or windows.shape[1] != 2 or len(windows) == 0 or windows.dtype != np.float32:
+            if np.ndim(windows) != 2 or windows.shape[1] != 2 or len(windows) == 0 or windows.dtype.kind != "f":
                 came = f"{getattr(windows, 'dtype', type(windows).__name__)} {list(np.shape(windows))}"
                 raise InputError(
-                    f"sample {self.video_id!r}: moments_s[{index}]: expected float32 [G, 2] with G >= 1, got {came}"
+                    f"sample {self.video_id!r}: moments_s[{index}]: expected float64 [G, 2] with G >= 1, got {came}"
                 )
 
 
@@ -352,7 +352,7 @@ def _window_s(window: Any, where: str, video: _VideoEntries, strict: bool) -> tu
 def _samples(videos: dict[str, _VideoEntries], path: Path, strict: bool) -> list[Sample]:
     samples, dropped_windows, dropped_sentences = [], 0, 0
     for video_id, video in videos.items():
-        kept: list[tuple[str, FloatArray, str | int]] = []
+        kept: list[tuple[str, Windows, str | int]] = []
         for entry in video.entries:
             if not isinstance(entry.sentence, str) or not entry.sentence.strip():
                 raise InputError(f"{entry.where}: expected a sentence with words, got {entry.sentence!r}")
@@ -360,7 +360,7 @@ def _samples(videos: dict[str, _VideoEntries], path: Path, strict: bool) -> list
             usable = [window for window in windows if window is not None]
             dropped_windows += len(windows) - len(usable)
             if usable:
-                kept.append((entry.sentence, np.array(usable, np.float32), entry.query_id))
+                kept.append((entry.sentence, np.array(usable, np.float64), entry.query_id))
             elif strict:
                 raise InputError(f"{entry.where}: expected at least one window, got none")
             else:

@@ -18,9 +18,10 @@ import numpy as np
 import numpy.typing as npt
 
 from mmn_fast.evaluation.datasets import Sample, first_few
-from mmn_fast.evaluation.metrics import Protocol, best_ious, get_protocol, mean_iou, recall_at
-from mmn_fast.geometry import cells_to_moments, proposal_cells, proposal_mask
-from mmn_fast.postprocess import fuse_scores, select_moments
+from mmn_fast.evaluation.metrics import Protocol, get_protocol, mean_iou, recall_at
+from mmn_fast.evaluation.ranking import rank_moments
+from mmn_fast.geometry import proposal_cells, proposal_mask
+from mmn_fast.postprocess import fuse_scores
 from mmn_fast.presets import Preset, get_preset
 from mmn_fast.types import FloatArray, InputError, Moment, Query, ScoreMaps, Video
 
@@ -244,7 +245,7 @@ def evaluate(
                 if file is not None:
                     _write(file, sample, moments, top_k)
                 if on_result is not None:
-                    for result in _results(sample, moments, top_k):
+                    for result in _results(sample, moments, top_k, rules):
                         on_result(result)
             advance(len(batch))
     return EvaluationReport(
@@ -266,33 +267,25 @@ class _Scorer:
         self._protocol = protocol
         self._num_judged = max(preset.recall_at)
         self._top_k = max(self._num_judged, top_k)
-        self._ious: list[FloatArray] = []
+        self._ious: list[npt.NDArray[Any]] = []
 
     def add(
-        self, fused: FloatArray, cells: IntArray, duration_s: float, windows_s: Sequence[FloatArray]
+        self, fused: FloatArray, cells: IntArray, duration_s: float, windows_s: Sequence[npt.NDArray[Any]]
     ) -> list[npt.NDArray[np.float32]]:
         """Judge one video; returns per sentence its ranked moments, float32 [up to top_k, 3]: start, end, score."""
-        assert self._protocol.nms_iou is not None
-        # Both come as their makers laid them out (argwhere's columns, an engine's slices); the op takes rows only.
-        fused = np.ascontiguousarray(fused, np.float32)
-        cells_s = np.ascontiguousarray(cells_to_moments(cells, duration_s, self._preset.num_clips))
-        best = select_moments(fused, cells_s, self._protocol.nms_iou, self._top_k)
-        ious = np.full((len(fused), self._num_judged), np.nan, np.float32)
-        ranked = []
-        for sentence, windows in enumerate(windows_s):
-            found = best[sentence][best[sentence] >= 0]
-            judged = found[: self._num_judged]
-            ious[sentence, : len(judged)] = best_ious(cells_s[judged], windows)
-            ranked.append(np.column_stack([cells_s[found], fused[sentence, found]]))
-        self._ious.append(ious)
+        ranked = rank_moments(fused, cells, duration_s, self._preset.num_clips, self._protocol, self._top_k)
+        for moments, windows in zip(ranked, windows_s, strict=True):
+            ious = self._protocol.ious(moments[: self._num_judged, :2], windows)
+            missing = self._num_judged - len(ious)
+            self._ious.append(np.pad(ious, (0, missing), constant_values=np.nan))
         return ranked
 
     def metrics(self) -> dict[str, float]:
         """Compute the metrics of everything added, as in `EvaluationReport.metrics`."""
         counts, thresholds = self._preset.recall_at, self._preset.recall_ious
-        ious = np.concatenate([np.empty((0, self._num_judged), np.float32), *self._ious])
-        if len(ious) == 0:
+        if not self._ious:
             raise InputError("moments_s: expected at least one sentence, got none")
+        ious = np.stack(self._ious)
         recall = recall_at(ious, counts, thresholds, self._protocol.strict)
         named = {
             f"R@{count},IoU@{threshold:.1f}": float(recall[n, m])
@@ -311,9 +304,9 @@ def _packed(array: Any, shape: tuple[int, int], where: str, preset: Preset) -> F
     return array.astype(np.float32, copy=False)
 
 
-def _windows(moments: Any, where: str) -> list[FloatArray]:
-    """Bring a video's ground truth to float32 [G, 2] per sentence."""
-    windows = [np.asarray(moment, np.float32) for moment in moments]
+def _windows(moments: Any, where: str) -> list[npt.NDArray[np.float64]]:
+    """Bring a video's ground truth to float64 [G, 2] per sentence."""
+    windows = [np.asarray(moment, np.float64) for moment in moments]
     for sentence, window in enumerate(windows):
         if window.shape != (2,) and (window.ndim != 2 or window.shape[1] != 2 or len(window) == 0):
             raise InputError(f"{where}[{sentence}]: expected seconds [2] or [G, 2], got {list(window.shape)}")
@@ -328,13 +321,15 @@ def _write(file: TextIO, sample: Sample, moments: list[npt.NDArray[np.float32]],
         file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
 
-def _results(sample: Sample, moments: list[npt.NDArray[np.float32]], top_k: int) -> Iterator[QueryResult]:
+def _results(
+    sample: Sample, moments: list[npt.NDArray[np.float32]], top_k: int, protocol: Protocol
+) -> Iterator[QueryResult]:
     for query_id, sentence, truth, ranked in zip(
         sample.query_ids, sample.sentences, sample.moments_s, moments, strict=True
     ):
-        windows = np.asarray(truth, np.float32).reshape(-1, 2)
-        iou = float(np.nan_to_num(best_ious(ranked[:1, :2], windows))[0]) if len(ranked) else 0.0
+        iou = float(np.nan_to_num(protocol.ious(ranked[:1, :2], truth))[0]) if len(ranked) else 0.0
         chosen = tuple(Moment(*row) for row in ranked[:top_k].tolist())
+        windows = truth.astype(np.float32)
         yield QueryResult(sample.video_id, query_id, sentence, sample.duration_s, chosen, windows, iou)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +17,7 @@ from mmn_fast.geometry import temporal_iou
 from mmn_fast.types import InputError
 
 FloatArray = npt.NDArray[np.float32]
+Rules = Literal["mmn", "2dtan"]
 
 
 @dataclass(frozen=True)
@@ -24,19 +26,32 @@ class Protocol:
 
     Figures of two protocols are not comparable: on a grid of cells, IoUs exactly at a threshold are common.
 
+    Two sets of rules, `rules`, say how numbers are rounded and how ties go:
+
+    * "mmn": IoU in float32, the overlap over the hull of both spans. Equal scores rank by ascending cell, row by row
+      (the official code leaves it to an unstable sort). A score of exactly 0 is no candidate.
+    * "2dtan": ends are rounded to float32, IoU is computed from them in float64; truths stay float64. Equal scores rank
+      by descending cell, row by row: 2D-TAN's code reverses an ascending sort (whose own ties NumPy does not define; a
+      stable sort is taken here). A score of 0 is a candidate.
+
     Attributes:
         name: the key in `PROTOCOLS`, printed with every table.
         strict: a moment counts when its IoU > the threshold; otherwise when IoU >= the threshold.
         nms_iou: moments above this IoU with a better one are suppressed before ranking; None takes the preset's.
+        rules: "mmn" or "2dtan".
     """
 
     name: str
     strict: bool
     nms_iou: float | None = None
+    rules: Rules = "mmn"
 
     def __post_init__(self) -> None:
         if self.nms_iou is not None and not 0 <= self.nms_iou <= 1:
             raise InputError(f"protocol {self.name!r}: nms_iou: expected 0 to 1 or None, got {self.nms_iou!r}")
+        if self.rules not in get_args(Rules):
+            expected = ", ".join(get_args(Rules))
+            raise InputError(f"protocol {self.name!r}: rules: expected one of {expected}, got {self.rules!r}")
 
     def for_preset(self, nms_iou: float) -> Protocol:
         """Fill in the NMS threshold: the protocol's own, else `nms_iou`, the preset's."""
@@ -47,15 +62,28 @@ class Protocol:
         """The inequality between IoU and threshold: ">" or ">="."""
         return ">" if self.strict else ">="
 
+    def ious(self, moments_s: npt.NDArray[Any], windows_s: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """IoU of each moment with the truth that it fits best, in the precision that the rules compare in.
+
+        Args:
+            moments_s: float [K, 2], seconds; rounded to float32.
+            windows_s: float [G, 2], seconds, G >= 1.
+
+        Returns:
+            [K], float32 by the rules "mmn", float64 by "2dtan".
+        """
+        moments_s = np.asarray(moments_s, np.float32)
+        return best_ious(moments_s if self.rules == "mmn" else moments_s.astype(np.float64), windows_s)
+
 
 PROTOCOLS: dict[str, Protocol] = {
     protocol.name: protocol
     for protocol in (
         # MMN's own evaluation: IoU >= m counts; NMS with the configuration's threshold (0.5, TACoS 0.4).
         Protocol("mmn", strict=False),
-        # 2D-TAN's: IoU > m counts; NMS keeps what has IoU <= threshold, which suppresses exactly what MMN's NMS does
-        # at the same threshold. Its configuration defaults to 0.4. Its "mIoU" is the top-1 mean, as here.
-        Protocol("2dtan", strict=True, nms_iou=0.4),
+        # 2D-TAN's: IoU > m counts. NMS at its configuration's default; most of its experiments set 0.45 or 0.5. Its
+        # "mIoU" is the mean of the best moment's IoU, as here.
+        Protocol("2dtan", strict=True, nms_iou=0.4, rules="2dtan"),
     )
 }
 
@@ -73,26 +101,27 @@ def get_protocol(protocol: str | Protocol) -> Protocol:
     return PROTOCOLS[protocol]
 
 
-def best_ious(moments_s: FloatArray, windows_s: FloatArray) -> FloatArray:
+def best_ious(moments_s: npt.NDArray[Any], windows_s: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """IoU of each moment with the ground-truth window that it fits best.
 
     Args:
-        moments_s: float32 [K, 2], seconds.
-        windows_s: float32 [G, 2], seconds, G >= 1.
+        moments_s: float32 or float64 [K, 2], seconds.
+        windows_s: float [G, 2], seconds, G >= 1; taken in the dtype of `moments_s`.
 
     Returns:
-        float32 [K].
+        [K] in the dtype of `moments_s`.
     """
     ious = [temporal_iou(moments_s, window) for window in windows_s]
-    return np.fmax.reduce(ious).astype(np.float32, copy=False)
+    best: npt.NDArray[Any] = np.fmax.reduce(ious)
+    return best
 
 
-def recall_at(ious: FloatArray, counts: Sequence[int], thresholds: Sequence[float], strict: bool) -> npt.NDArray:
+def recall_at(ious: npt.NDArray[Any], counts: Sequence[int], thresholds: Sequence[float], strict: bool) -> npt.NDArray:
     """R@n,IoU@m: the share of sentences with a good enough moment among their n best.
 
     Args:
-        ious: float32 [S, K], IoU of each sentence's ranked moments, best first; NaN where there are fewer than K. A
-            sentence with fewer than n moments is judged by those it has.
+        ious: float32 or float64 [S, K], IoU of each sentence's ranked moments, best first; NaN where there are fewer
+            than K. A sentence with fewer than n moments is judged by those it has.
         counts: the n, each from 1 to K.
         thresholds: the m.
         strict: count IoU > m instead of IoU >= m.
@@ -106,17 +135,17 @@ def recall_at(ious: FloatArray, counts: Sequence[int], thresholds: Sequence[floa
     ious = _ranked(ious)
     if not all(1 <= count <= ious.shape[1] for count in counts):
         raise InputError(f"counts: expected numbers from 1 to {ious.shape[1]} (ranked moments), got {list(counts)}")
-    # The thresholds are rounded to float32 as the IoUs are, or an IoU of exactly 0.7 would miss the threshold 0.7.
-    limits = np.asarray(thresholds, np.float32)
+    # The thresholds are rounded as the IoUs are, or a float32 IoU of exactly 0.7 would miss the threshold 0.7.
+    limits = np.asarray(thresholds, ious.dtype)
     found = ious[:, :, None] > limits if strict else ious[:, :, None] >= limits
     return np.array([found[:, :count].any(axis=1).mean(axis=0) for count in counts], np.float64)
 
 
-def mean_iou(ious: FloatArray) -> float:
+def mean_iou(ious: npt.NDArray[Any]) -> float:
     """Mean over sentences of the IoU of the best-ranked moment; 0 counts for a sentence without any.
 
     Args:
-        ious: float32 [S, K] as for `recall_at`.
+        ious: [S, K] as for `recall_at`.
 
     Returns:
         The mean, 0 to 1.
@@ -127,8 +156,10 @@ def mean_iou(ious: FloatArray) -> float:
     return float(np.nan_to_num(_ranked(ious)[:, 0]).mean(dtype=np.float64))
 
 
-def _ranked(ious: FloatArray) -> FloatArray:
+def _ranked(ious: npt.NDArray[Any]) -> npt.NDArray[Any]:
     ious = np.asarray(ious)
+    if not np.issubdtype(ious.dtype, np.floating):
+        ious = ious.astype(np.float32)
     if ious.ndim != 2 or 0 in ious.shape:
         raise InputError(f"ious: expected [S, K] with S >= 1 sentences and K >= 1 moments, got {list(ious.shape)}")
     return ious

@@ -151,7 +151,8 @@ def _targets(samples: Sequence[Sample], preset: Preset) -> tuple[FloatArray, Flo
     moments, ious = [], []
     for sample in samples:
         proposals = cells_to_moments(cells, sample.duration_s, preset.num_clips)
-        for windows in sample.moments_s:
+        for truth in sample.moments_s:
+            windows = truth.astype(np.float32)
             moments.append(windows[np.argmax(windows[:, 1] - windows[:, 0])])
             ious.append(np.max([temporal_iou(proposals, window) for window in windows], axis=0))
     return np.array(moments, np.float32), np.array(ious, np.float32)

@@ -1,0 +1,75 @@
+"""How each protocol makes moments of score maps and ranks them."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from mmn_fast.evaluation.metrics import Protocol
+from mmn_fast.geometry import cells_to_moments
+from mmn_fast.postprocess import select_moments
+from mmn_fast.types import FloatArray
+
+IntArray = npt.NDArray[np.int32]
+
+
+def rank_moments(
+    fused: FloatArray, cells: IntArray, duration_s: float, num_clips: int, protocol: Protocol, top_k: int
+) -> list[npt.NDArray[np.float32]]:
+    """The best moments of each sentence of one video, after the protocol's NMS.
+
+    Args:
+        fused: float32 [S, P], scores of the valid cells.
+        cells: int32 [P, 2], the valid cells in row-major order.
+        duration_s: length of the video in seconds.
+        num_clips: N.
+        protocol: its `rules` say how ends are rounded, how IoU is computed and how ties go; `nms_iou` is filled in.
+        top_k: moments per sentence, >= 1.
+
+    Returns:
+        S arrays, float32 [K, 3] with K <= top_k: start and end in seconds and score, best first.
+    """
+    assert protocol.nms_iou is not None
+    # Both come as their makers laid them out (argwhere's columns, an engine's slices); the op takes rows only.
+    fused = np.ascontiguousarray(fused, np.float32)
+    if protocol.rules == "2dtan":
+        moments = _moments_2dtan(cells, duration_s, num_clips)
+        chosen = _select_2dtan(fused, moments, protocol.nms_iou, top_k)
+    else:
+        moments = np.ascontiguousarray(cells_to_moments(cells, duration_s, num_clips))
+        chosen = [row[row >= 0] for row in select_moments(fused, moments, protocol.nms_iou, top_k)]
+    return [np.column_stack([moments[kept], scores[kept]]) for kept, scores in zip(chosen, fused, strict=True)]
+
+
+def _moments_2dtan(cells: IntArray, duration_s: float, num_clips: int) -> FloatArray:
+    """float32 [P, 2] seconds: [i, j + 1] / N * duration_s, divided first, each step rounded to float32."""
+    grid = cells.astype(np.float32)
+    grid[:, 1] += 1
+    return grid / np.float32(num_clips) * np.float32(duration_s)
+
+
+def _select_2dtan(
+    fused: FloatArray, moments: FloatArray, iou_threshold: float, top_k: int
+) -> list[npt.NDArray[np.int64]]:
+    """2D-TAN's NMS: IoU in float64 from float32 ends, overlap over the sum of both lengths less the overlap.
+
+    A cell of score 0 is a candidate like any other. Candidates are the valid cells alone: 2D-TAN's code ranks the
+    masked cells of the upper triangle too, at score 0, which shows only where fewer than top_k moments survive among
+    the valid ones.
+
+    Returns:
+        Per sentence the indices into P, best first; equal scores by descending index.
+    """
+    starts, ends = moments.astype(np.float64).T
+    lengths = ends - starts
+    kept = []
+    for scores in fused:
+        left = np.argsort(scores, kind="stable")[::-1]
+        best: list[int] = []
+        while len(left) and len(best) < top_k:
+            first, left = left[0], left[1:]
+            best.append(first)
+            overlap = np.maximum(np.minimum(ends[first], ends[left]) - np.maximum(starts[first], starts[left]), 0)
+            left = left[overlap / (lengths[first] + lengths[left] - overlap) <= iou_threshold]
+        kept.append(np.array(best, np.int64))
+    return kept
