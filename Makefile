@@ -1,17 +1,25 @@
-# The two commands: `make demo` and `make test`. Each sets up .venv by itself.
+# The two commands: `make demo` and `make test`. Each sets up .venv by itself. `make quick` is for the edit loop.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint clean
+# Processes that run the tests side by side. Each takes up to 2 GiB of memory.
+WORKERS ?= auto
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 4 --dist worksteal
+
+.PHONY: demo test quick lint clean
 
 demo: $(INSTALLED)
 	$(BIN)/mmn-fast demo --html mmn-fast-demo.html
 	$(BIN)/python -m tests.golden.demo
 
 test: $(INSTALLED) lint
-	$(BIN)/python -m pytest
+	$(PYTEST)
+
+# Leaves out full-size models, Triton's interpreter, exports and what else takes long (see CONTRIBUTING.md).
+quick: $(INSTALLED)
+	$(PYTEST) -q -m "not full and not interpreter and not slow and not long"
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

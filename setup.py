@@ -97,7 +97,17 @@ setup(
         "serve": ["litserve"],
         "viz": ["cairosvg"],
         "test": [
-            *("pytest", "ruff", "mypy", "transformers>=4.44", "types-PyYAML", "onnx", "onnxruntime", "onnxscript"),
+            *(
+                "pytest",
+                "pytest-xdist",
+                "ruff",
+                "mypy",
+                "transformers>=4.44",
+                "types-PyYAML",
+                "onnx",
+                "onnxruntime",
+                "onnxscript",
+            ),
             "triton==3.6.*",  # its interpreter and ahead-of-time compiler need no GPU
             "tritonclient[grpc]",  # the official protobuf of Triton's config files
         ],

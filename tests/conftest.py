@@ -1,9 +1,11 @@
-"""Fixtures: golden models as converted directories and engines, made once per run."""
+"""Fixtures: golden models as converted directories and engines, and exports, made once per run."""
 
 from __future__ import annotations
 
+import fcntl
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -12,12 +14,28 @@ import torch
 import mmn_fast
 from mmn_fast.checkpoint import convert
 from mmn_fast.kernels import triton_interpreter
+from tests import CPUS
 from tests.golden import cases
 
 if not torch.cuda.is_available():
     triton_interpreter.enable()  # before any test imports kernels in Triton
 
 Exports = Callable[..., Path]
+_MOST_WORKERS = 4  # each takes up to 2 GiB
+_EXPORT_FIXTURES = {"exports", "demo_export"}
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """`-n auto`: a process per CPU that this one may use."""
+    return min(CPUS, _MOST_WORKERS)
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m chooses
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what needs an export, which takes a quarter of a minute to make."""
+    for item in items:
+        if _EXPORT_FIXTURES & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(autouse=True)
@@ -29,32 +47,53 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="session")
-def golden_files(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """A case's official files: a directory with model.pth, features.h5 and vocab.txt."""
-    made: dict[str, Path] = {}
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory that all processes of this run share; `made_once` fills it."""
+    own = tmp_path_factory.getbasetemp()
+    directory = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "shared"
+    directory.mkdir(exist_ok=True)
+    return directory
 
-    def files(name: str) -> Path:
-        if name not in made:
-            case, root = cases.load(name), tmp_path_factory.mktemp(name)
-            case.write_checkpoint(root / "model.pth")
-            case.write_features(root / "features.h5")
-            case.write_tokenizer(root / "vocab.txt")
-            made[name] = root
-        return made[name]
 
-    return files
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """One process at a time; the lock file lies beside the path."""
+    with path.with_name(f"{path.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def made_once(path: Path, make: Callable[[Path], object]) -> Path:
+    """A path that the first process of this run that asks for it makes, whole or not at all; the others wait."""
+    with _alone(path):
+        if not path.exists():
+            make(path)
+    return path
 
 
 @pytest.fixture(scope="session")
-def golden_model(golden_files: Callable[[str], Path]) -> Callable[[str], Path]:
+def golden_files(shared: Path) -> Callable[[str], Path]:
+    """A case's official files: a directory with model.pth, features.h5 and vocab.txt."""
+
+    def write(root: Path, name: str) -> None:
+        case, partial = cases.load(name), root.with_name(f"{root.name}.partial")
+        partial.mkdir(exist_ok=True)
+        case.write_checkpoint(partial / "model.pth")
+        case.write_features(partial / "features.h5")
+        case.write_tokenizer(partial / "vocab.txt")
+        partial.rename(root)
+
+    return lambda name: made_once(shared / f"{name}-files", lambda root: write(root, name))
+
+
+@pytest.fixture(scope="session")
+def golden_model(golden_files: Callable[[str], Path], shared: Path) -> Callable[[str], Path]:
     """A case's converted directory."""
 
     def model(name: str) -> Path:
-        root = golden_files(name)
-        output = root / "converted"
-        if not output.exists():
-            convert(root / "model.pth", cases.load(name).preset, root / "vocab.txt", output)
-        return output
+        files = golden_files(name)
+        preset, vocab = cases.load(name).preset, files / "vocab.txt"
+        return made_once(shared / f"{name}-model", lambda root: convert(files / "model.pth", preset, vocab, root))
 
     return model
 
@@ -73,22 +112,17 @@ def golden_engine(golden_model: Callable[[str], Path]) -> Callable[[str], mmn_fa
 
 
 @pytest.fixture(scope="session")
-def exports(golden_model: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Exports:
+def exports(golden_model: Callable[[str], Path], shared: Path) -> Exports:
     """An export of a golden case or of "demo" by precision, made once; score.onnx of the demo's chooses 5 moments.
 
     Tests that change one take a copy.
     """
     from mmn_fast.export.to_onnx import export
 
-    made: dict[tuple[str, str], Path] = {}
-
     def get(name: str, precision: str = "fp32") -> Path:
-        key = name, precision
-        if key not in made:
-            output = tmp_path_factory.mktemp("export") / f"{name}-{precision}"
-            model, top_k = ("demo", 5) if name == "demo" else (golden_model(name), None)
-            made[key] = export(model, output, precision=precision, top_k=top_k)
-        return made[key]
+        model, top_k = ("demo", 5) if name == "demo" else (golden_model(name), None)
+        output = shared / f"{name}-{precision}"
+        return made_once(output, lambda path: export(model, path, precision=precision, top_k=top_k))
 
     return get
 
