@@ -7,14 +7,77 @@ official evaluation code. Adding a dataset is one more `Preset(...)` in `PRESETS
 
 from __future__ import annotations
 
-import ast
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from mmn_fast.checks import (
+    Each,
+    Integer,
+    Number,
+    OneOf,
+    Optional,
+    Rule,
+    Text,
+    build,
+    check_bytes,
+    check_fields,
+    fail,
+    flag,
+    shown,
+)
+from mmn_fast.errors import InputError
 from mmn_fast.files import check_name
-from mmn_fast.types import InputError
+from mmn_fast.official_yaml import LOSS_KEYS, PRESET_KEYS, RECIPE_KEYS, read_official
+
+_SIZE = Integer()
+_IOU = Number(0, 1)
+_LOSS_RULES: dict[str, Rule] = {
+    "tau_video": Number(0, above=True),
+    "tau_sent": Number(0, above=True),
+    "margin": Number(-2, 2),
+    "negative_video_iou": _IOU,
+    "sent_removal_iou": Number(0),
+    "num_positive": _SIZE,
+    "min_iou": _IOU,
+    "max_iou": _IOU,
+}
+_RECIPE_RULES: dict[str, Rule] = {
+    "learning_rate": Number(0, above=True),
+    "batch_size": _SIZE,
+    "epochs": _SIZE,
+    "milestones": Each(Integer(0), least=0),
+    "freeze_text_epochs": Integer(0),
+    "all_losses_epochs": Integer(0),
+    "contrastive_weight": Number(0),
+    "test_batch_size": _SIZE,
+}
+_PRESET_RULES: dict[str, Rule] = {
+    "name": Text(most=255),
+    "num_pre_clips": _SIZE,
+    "num_clips": _SIZE,
+    "feature_streams": Each(_SIZE, most=64),
+    "hidden_size": _SIZE,
+    "clip_pool_kernel": _SIZE,
+    "pooling": OneOf(("pool", "conv")),
+    "pooling_counts": Each(_SIZE, least=0, most=31),
+    "conv_hidden_size": _SIZE,
+    "conv_kernel": _SIZE,
+    "conv_layers": Integer(1, 1000),
+    "joint_size": _SIZE,
+    "clamp_pre_clips": flag,
+    "score_fusion": OneOf(("power", "product")),
+    "score_power": Number(0),
+    "nms_iou": _IOU,
+    "recall_at": Each(_SIZE),
+    "recall_ious": Each(_IOU),
+    "timestamp_unit": OneOf(("seconds", "frames")),
+    "feature_key": Optional(Text()),
+}
+MAX_TAPS = 2**28
+"""Cell x tap products of all layers' dense maps; the published models have at most 5.1 million (TACoS)."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +104,11 @@ class LossParams:
     min_iou: float = 0.5
     max_iou: float = 1.0
 
+    def __post_init__(self) -> None:
+        check_fields(self, _LOSS_RULES, "loss")
+        if self.min_iou >= self.max_iou:
+            raise fail("loss: min_iou", f"a number below max_iou, {self.max_iou}", self.min_iou)
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -66,21 +134,8 @@ class Recipe:
     contrastive_weight: float = 0.05
     test_batch_size: int = 48
 
-
-_COUNTS = (
-    "num_pre_clips",
-    "num_clips",
-    "hidden_size",
-    "clip_pool_kernel",
-    "conv_hidden_size",
-    "conv_kernel",
-    "conv_layers",
-    "joint_size",
-)
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+    def __post_init__(self) -> None:
+        check_fields(self, _RECIPE_RULES, "recipe")
 
 
 @dataclass(frozen=True)
@@ -90,10 +145,11 @@ class Preset:
     Attributes:
         name: the key in `PRESETS`, or the stem of the configuration file it was read from.
         num_pre_clips: T, averaged features a video is cut into.
-        num_clips: N, side of the 2D map; divides T.
+        num_clips: N, side of the 2D map.
         feature_streams: widths of the feature streams, concatenated in this order; each is normalised on its own.
         hidden_size: C of clip_pool.
-        clip_pool_kernel: average-pool kernel over pre-clips (its stride is T / N).
+        clip_pool_kernel: average-pool kernel over pre-clips; with stride T // N it gives N clips. T need not be a
+            multiple of N; pre-clips that no window reaches are left out.
         pooling: "pool" builds the 2D map by max pools, "conv" by learned 1D convolutions.
         pooling_counts: diagonals kept at stride 1, 2, 4, ... of the 2D map.
         conv_hidden_size: C of the proposal convolution.
@@ -137,26 +193,53 @@ class Preset:
     recipe: Recipe = field(default_factory=Recipe)
 
     def __post_init__(self) -> None:
-        for name in _COUNTS:
-            self._require(name, _is_count(getattr(self, name)), "an integer >= 1")
-        for name in ("feature_streams", "pooling_counts", "recall_at"):
-            self._require(name, all(map(_is_count, getattr(self, name))), "integers >= 1")
-        self._require("feature_streams", self.feature_streams, "at least one width")
-        self._require("pooling", self.pooling in ("pool", "conv"), "'pool' or 'conv'")
-        self._require("score_fusion", self.score_fusion in ("power", "product"), "'power' or 'product'")
-        self._require("timestamp_unit", self.timestamp_unit in ("seconds", "frames"), "'seconds' or 'frames'")
-        self._require("num_clips", self.num_pre_clips % self.num_clips == 0, f"a divisor of {self.num_pre_clips}")
-        pooled = (self.num_pre_clips - self.clip_pool_kernel) // self.clip_pool_stride + 1
-        self._require("clip_pool_kernel", pooled == self.num_clips, f"a kernel that leaves {self.num_clips} clips")
-        # An unpadded layer shrinks the map by k - 1, the first one's padding must make up for all of them.
-        even = (self.conv_kernel - 1) * self.conv_layers % 2 == 0
-        self._require("conv_kernel", even, "(k - 1) L even, so that the map keeps its size")
+        where = f"preset {shown(self.name)}"
+        check_fields(self, _PRESET_RULES, where)
+        for name, kind in (("loss", LossParams), ("recipe", Recipe)):
+            if not isinstance(getattr(self, name), kind):
+                raise fail(f"{where}: {name}", f"a {kind.__name__}", getattr(self, name))
+        T, N = self.num_pre_clips, self.num_clips
+        if N > T:
+            raise fail(f"{where}: num_clips", f"at most num_pre_clips, {T}", N)
+        # AvgPool1d of stride T // N gives (T - kernel) // stride + 1 clips.
+        least, most = max(T - self.clip_pool_stride * N + 1, 1), T - self.clip_pool_stride * (N - 1)
+        if not least <= self.clip_pool_kernel <= most:
+            kernels = f"{least} to {most}" if least < most else str(least)
+            expected = f"a kernel that leaves {N} of {T} pre-clips at stride {self.clip_pool_stride} ({kernels})"
+            raise fail(f"{where}: clip_pool_kernel", expected, self.clip_pool_kernel)
         longest = sum(count * 2**level for level, count in enumerate(self.pooling_counts))
-        self._require("pooling_counts", longest < self.num_clips, f"diagonals within {self.num_clips} clips")
+        if longest >= N:
+            raise fail(f"{where}: pooling_counts", f"diagonals within {N} clips", self.pooling_counts)
+        # An unpadded layer shrinks the map by k - 1, the first one's padding must make up for all of them.
+        if (self.conv_kernel - 1) * self.conv_layers % 2:
+            raise fail(f"{where}: conv_kernel", "(k - 1) L even, so that the map keeps its size", self.conv_kernel)
+        self._check_work(where)
 
-    def _require(self, name: str, holds: object, expected: str) -> None:
-        if not holds:
-            raise InputError(f"preset {self.name!r}: {name}: expected {expected}, got {getattr(self, name)!r}")
+    def _check_work(self, where: str) -> None:
+        """Refuse sizes that no machine can hold or no plan can be made of, before anything is made of them."""
+        side = self.num_clips + (self.conv_kernel - 1) * self.conv_layers
+        taps = side**2 * self.conv_kernel**2 * self.conv_layers
+        if taps > MAX_TAPS:
+            raise InputError(
+                f"{where}: num_clips {self.num_clips}, conv_kernel {self.conv_kernel} and conv_layers"
+                f" {self.conv_layers} imply maps of {side} x {side} cells and {taps:.1e} products of cells and taps; at"
+                f" most {MAX_TAPS:.1e}"
+            )
+        check_bytes(4 * self.num_weights, "weights of the video branch", where)
+        check_bytes(4 * self.num_pre_clips * self.input_size, "features per video", where)
+        check_bytes(4 * side**2 * max(self.hidden_size, self.conv_hidden_size), "map per video", where)
+        proposals = self.num_clips * (1 + sum(self.pooling_counts))  # more than there are
+        check_bytes(8 * proposals * self.joint_size, "embeddings per video", where)
+
+    @property
+    def num_weights(self) -> int:
+        """Parameters and statistics of the video branch."""
+        C, W, kernels = self.hidden_size, self.conv_hidden_size, self.conv_kernel**2
+        count = C * (self.input_size + 1) + W * (C + (self.conv_layers - 1) * W) * kernels + 5 * W * self.conv_layers
+        if self.pooling == "conv":  # a level after the first begins with a kernel of 3, all others have 2
+            diagonals, threes = sum(self.pooling_counts), max(len(self.pooling_counts) - 1, 0)
+            count += C * C * (2 * diagonals + threes) + C * diagonals
+        return count + 2 * self.joint_size * (W + 1)
 
     @property
     def input_size(self) -> int:
@@ -165,7 +248,7 @@ class Preset:
 
     @property
     def clip_pool_stride(self) -> int:
-        """Stride of clip_pool's average pool, T / N."""
+        """Stride of clip_pool's average pool, T // N."""
         return self.num_pre_clips // self.num_clips
 
     def to_dict(self) -> dict[str, Any]:
@@ -173,32 +256,23 @@ class Preset:
         return dataclasses.asdict(self)
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Preset:
+    def from_dict(cls, values: object) -> Preset:
         """The preset that `to_dict` wrote.
 
         Raises:
-            InputError: a value is missing, unknown or of the wrong kind (named).
+            InputError: a value is missing, unknown (named with the nearest known one), of the wrong kind, out of range,
+                or implies more work or memory than `MAX_TAPS` or `checks.MAX_BYTES`.
         """
-        return _build(cls, values, f"preset {values.get('name', '')!r}")
-
-
-def _build(kind: type, values: dict[str, Any], where: str) -> Any:
-    known = {f.name: f for f in dataclasses.fields(kind)}
-    unknown = sorted(set(values) - set(known))
-    required = [n for n, f in known.items() if f.default is f.default_factory is dataclasses.MISSING]
-    missing = [name for name in required if name not in values]
-    if unknown or missing:
-        raise InputError(f"{where}: missing {missing}, unknown {unknown}")
-    nested: dict[str, type] = {"loss": LossParams, "recipe": Recipe}
-    built = {}
-    for name, value in values.items():
-        if name in nested:
-            value = _build(nested[name], value, f"{where}, {name}")
-        built[name] = tuple(value) if isinstance(value, list) else value
-    try:
-        return kind(**built)
-    except TypeError as error:
-        raise InputError(f"{where}: {error}") from None
+        if not isinstance(values, Mapping):
+            raise fail("preset", "an object", values)
+        where, nested = f"preset {shown(values.get('name', ''))}", {}
+        for name, kind in (("loss", LossParams), ("recipe", Recipe)):
+            if name in values:
+                try:
+                    nested[name] = build(kind, values[name], name)
+                except InputError as error:
+                    raise InputError(f"{where}: {error}") from None
+        return build(cls, {**values, **nested}, where)
 
 
 PRESETS: dict[str, Preset] = {
@@ -326,46 +400,6 @@ _OFFICIAL_NAMES = {
     "stvg": "hc-stvg",
 }
 
-# Values that an official file may leave out (MMN and MMN-STVG `config/defaults.py`, which differ in three).
-_OFFICIAL_DEFAULTS: dict[str, Any] = {
-    "INPUT.NUM_PRE_CLIPS": 256,
-    "NUM_CLIPS": 128,
-    "JOINT_SPACE_SIZE": 256,
-    "FEATPOOL.INPUT_SIZE": 4096,
-    "FEATPOOL.HIDDEN_SIZE": 512,
-    "FEATPOOL.KERNEL_SIZE": 2,
-    "FEAT2D.NAME": "pool",
-    "FEAT2D.POOLING_COUNTS": [15, 8, 8, 8],
-    "TEXT_ENCODER.NAME": "BERT",
-    "PREDICTOR.HIDDEN_SIZE": 512,
-    "PREDICTOR.KERNEL_SIZE": 5,
-    "PREDICTOR.NUM_STACK_LAYERS": 8,
-    "LOSS.MIN_IOU": 0.3,
-    "LOSS.MAX_IOU": 0.7,
-    "LOSS.NUM_POSTIVE_VIDEO_PROPOSAL": 1,
-    "LOSS.NEGATIVE_VIDEO_IOU": 0.5,
-    "LOSS.SENT_REMOVAL_IOU": 0.5,
-    "LOSS.CONTRASTIVE_WEIGHT": 0.05,
-    "LOSS.TAU_VIDEO": 0.2,
-    "LOSS.TAU_SENT": 0.2,
-    "LOSS.MARGIN": 0.2,
-    "SOLVER.MAX_EPOCH": 12,
-    "SOLVER.LR": 0.01,
-    "SOLVER.BATCH_SIZE": 32,
-    "SOLVER.MILESTONES": (8, 11),
-    "SOLVER.FREEZE_BERT": 4,
-    "SOLVER.ONLY_IOU": 7,
-    "TEST.BATCH_SIZE": 64,
-    "TEST.NMS_THRESH": 0.5,
-    "TEST.CONTRASTIVE_SCORE_POW": 0.5,
-}
-_STVG_DEFAULTS = {
-    "JOINT_SPACE_SIZE": 128,
-    "FEATPOOL.INPUT_SIZE": [1024],
-    "LOSS.NUM_POSTIVE_VIDEO_PROPOSAL": 5,
-    "LOSS.CONTRASTIVE_WEIGHT": 0.1,
-}
-
 
 def get_preset(preset: str | Path | Preset) -> Preset:
     """The preset of that name, read from that official YAML file, or the preset itself.
@@ -396,79 +430,29 @@ def read_official_yaml(path: str | Path) -> Preset:
     Raises:
         InputError: the file is missing, is no official configuration, or its values do not make a model.
     """
-    import yaml
-
     path = Path(path)
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"preset: {path}: {error.strerror or error}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"preset: {path} is not a YAML file ({str(error).splitlines()[0]})") from None
-    model = tree.get("MODEL") if isinstance(tree, dict) else None
-    family = next((name for name in ("MMN", "TAN") if isinstance(model, dict) and name in model), None)
-    if not isinstance(model, dict) or family is None:
-        raise InputError(f"preset: {path}: expected an official configuration with MODEL.MMN or MODEL.TAN")
-    defaults = _OFFICIAL_DEFAULTS | (_STVG_DEFAULTS if family == "TAN" else {})
+    config = read_official(path)
+    where = f"preset: {path}"
 
-    def value(key: str) -> Any:
-        top_level = key.split(".")[0] in ("INPUT", "SOLVER", "TEST", "DATASETS")
-        node: Any = tree if top_level else model[family]
-        for part in key.split("."):
-            node = node.get(part) if isinstance(node, dict) else None
-        node = defaults.get(key) if node is None else node
-        # yacs writes tuples as "(7, 15)", which YAML reads as text.
-        if isinstance(node, str) and node.startswith("("):
-            try:
-                node = ast.literal_eval(node)
-            except (ValueError, SyntaxError):
-                raise InputError(f"preset: {path}: {key}: expected a tuple, got {node!r}") from None
-        return tuple(node) if isinstance(node, list) else node
+    def checked(keys: dict[str, str], rules: dict[str, Rule]) -> dict[str, Any]:
+        return {name: rules[name](config.values[key], f"{where}: {config.full_key(key)}") for name, key in keys.items()}
 
-    dataset = value("DATASETS.NAME")
-    if dataset not in _OFFICIAL_NAMES:
-        raise InputError(f"preset: {path}: DATASETS.NAME: expected one of {list(_OFFICIAL_NAMES)}, got {dataset!r}")
-    if value("TEXT_ENCODER.NAME") != "BERT":
-        raise InputError(f"preset: {path}: TEXT_ENCODER.NAME: expected 'BERT', got {value('TEXT_ENCODER.NAME')!r}")
-    streams = value("FEATPOOL.INPUT_SIZE")
+    dataset, encoder = (config.values[key] for key in ("DATASETS.NAME", "TEXT_ENCODER.NAME"))
+    if not isinstance(dataset, str) or dataset not in _OFFICIAL_NAMES:
+        raise fail(f"{where}: DATASETS.NAME", f"one of {list(_OFFICIAL_NAMES)}", dataset)
+    if encoder != "BERT":
+        raise fail(f"{where}: {config.full_key('TEXT_ENCODER.NAME')}", "'BERT'", encoder)
+    if not isinstance(config.values["FEATPOOL.INPUT_SIZE"], tuple):
+        config.values["FEATPOOL.INPUT_SIZE"] = (config.values["FEATPOOL.INPUT_SIZE"],)
     try:
         return dataclasses.replace(
             PRESETS[_OFFICIAL_NAMES[dataset]],
+            **checked(PRESET_KEYS, _PRESET_RULES),
             name=path.stem,
-            num_pre_clips=value("INPUT.NUM_PRE_CLIPS"),
-            num_clips=value("NUM_CLIPS"),
-            feature_streams=streams if isinstance(streams, tuple) else (streams,),
-            hidden_size=value("FEATPOOL.HIDDEN_SIZE"),
-            clip_pool_kernel=value("FEATPOOL.KERNEL_SIZE"),
-            pooling=value("FEAT2D.NAME"),
-            pooling_counts=value("FEAT2D.POOLING_COUNTS"),
-            conv_hidden_size=value("PREDICTOR.HIDDEN_SIZE"),
-            conv_kernel=value("PREDICTOR.KERNEL_SIZE"),
-            conv_layers=value("PREDICTOR.NUM_STACK_LAYERS"),
-            joint_size=value("JOINT_SPACE_SIZE"),
-            clamp_pre_clips=family == "MMN",
-            score_power=value("TEST.CONTRASTIVE_SCORE_POW"),
-            nms_iou=value("TEST.NMS_THRESH"),
-            loss=LossParams(
-                tau_video=value("LOSS.TAU_VIDEO"),
-                tau_sent=value("LOSS.TAU_SENT"),
-                margin=value("LOSS.MARGIN"),
-                negative_video_iou=value("LOSS.NEGATIVE_VIDEO_IOU"),
-                sent_removal_iou=value("LOSS.SENT_REMOVAL_IOU"),
-                num_positive=value("LOSS.NUM_POSTIVE_VIDEO_PROPOSAL"),
-                min_iou=value("LOSS.MIN_IOU"),
-                max_iou=value("LOSS.MAX_IOU"),
-            ),
-            recipe=Recipe(
-                learning_rate=value("SOLVER.LR"),
-                batch_size=value("SOLVER.BATCH_SIZE"),
-                epochs=value("SOLVER.MAX_EPOCH"),
-                milestones=value("SOLVER.MILESTONES"),
-                freeze_text_epochs=value("SOLVER.FREEZE_BERT"),
-                all_losses_epochs=value("SOLVER.ONLY_IOU"),
-                contrastive_weight=value("LOSS.CONTRASTIVE_WEIGHT"),
-                test_batch_size=value("TEST.BATCH_SIZE"),
-            ),
+            clamp_pre_clips=config.family == "MMN",
+            loss=LossParams(**checked(LOSS_KEYS, _LOSS_RULES)),
+            recipe=Recipe(**checked(RECIPE_KEYS, _RECIPE_RULES)),
         )
-    except TypeError as error:
-        raise InputError(f"preset: {path}: {error}") from None
+    except InputError as error:
+        prefix = "" if str(error).startswith(where) else f"{where}: "
+        raise InputError(f"{prefix}{error}") from None

@@ -13,10 +13,17 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
+from mmn_fast.checks import Integer, Rule, check_bytes, check_fields, fail
 from mmn_fast.errors import BackendUnavailable as BackendUnavailable  # most modules take both from here
 from mmn_fast.errors import InputError as InputError
 
 FloatArray = npt.NDArray[np.float32]
+
+
+_TEXT_RULES: dict[str, Rule] = {
+    **dict.fromkeys(("vocab_size", "max_tokens", "width", "num_heads", "ffn_width"), Integer()),
+    "num_layers": Integer(1, 1000),
+}
 
 
 @dataclass(frozen=True)
@@ -41,6 +48,14 @@ class TextEncoderConfig:
 
     NORM_EPS: ClassVar[float] = 1e-12
     """Epsilon of every LayerNorm in the published DistilBERT."""
+
+    def __post_init__(self) -> None:
+        check_fields(self, _TEXT_RULES, "text_encoder")
+        if self.width % self.num_heads:
+            raise fail("text_encoder: width", f"a multiple of num_heads, {self.num_heads}", self.width)
+        layer = 4 * self.width**2 + 2 * self.width * self.ffn_width
+        count = (self.vocab_size + self.max_tokens) * self.width + self.num_layers * layer
+        check_bytes(4 * count, "weights of the text encoder", "text_encoder")
 
 
 @dataclass(frozen=True, slots=True)

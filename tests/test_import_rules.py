@@ -16,7 +16,8 @@ PACKAGE = Path(mmn_fast.__file__).parent
 # Each module may import modules of its own layer's index or below at module level; DESIGN: values -> kernels -> model,
 # text, features, postprocess -> backends -> engine, index -> evaluation, training -> command line, serving, demo.
 LAYERS: list[set[str]] = [
-    {"version", "errors", "types", "environment", "files", "embeddings"},
+    {"version", "errors", "checks", "documents", "types", "environment", "files", "embeddings"},
+    {"official_yaml"},
     {"presets"},
     {"geometry"},
     {"geometry_crops"},
@@ -55,6 +56,9 @@ TORCH_FREE = {
     *(
         "__init__",
         "errors",
+        "checks",
+        "documents",
+        "official_yaml",
         "types",
         "files",
         "embeddings",

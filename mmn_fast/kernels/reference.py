@@ -27,7 +27,7 @@ def clip_pool(pre_clips: Tensor, weight: Tensor, bias: Tensor, kernel: int, stri
         weight: [C, D, 1].
         bias: [C].
         kernel: pre-clips averaged per clip.
-        stride: pre-clips between clips, T / N.
+        stride: pre-clips between clips, T // N.
 
     Returns:
         [B, C, N].
