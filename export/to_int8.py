@@ -21,6 +21,7 @@ import numpy as np
 
 from mmn_fast.demo.agreement import Agreement, LabelledSplit, agreement, draw_split
 from mmn_fast.engine import load
+from mmn_fast.errors import named_as
 from mmn_fast.evaluation.datasets import read_annotations
 from mmn_fast.export.manifest import GRAPHS, MAX_RECALL_LOSS, TOKENIZER, Manifest, sha256
 from mmn_fast.features import open_features, pre_clips
@@ -42,11 +43,13 @@ class Labelled:
         annotations: see `evaluation.datasets.read_annotations`.
         features: see `features.open_features`.
         durations: of Charades-STA's text format.
+        feature_key: the array to take of a video that has several; None takes the preset's.
     """
 
     annotations: Path
     features: Path
     durations: Path | None = None
+    feature_key: str | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +99,9 @@ def _splits_of(data: Labelled, preset: Preset) -> Splits:
     """Videos of a data set in a drawn order: the first for calibration, the next for evaluation."""
     samples = read_annotations(data.annotations, preset, durations=data.durations)
     calibration, evaluation = LabelledSplit([], []), LabelledSplit([], [])
-    with open_features(data.features, preset.feature_key) as store:
+    with named_as("path", "features"):
+        store = open_features(data.features, preset.feature_key if data.feature_key is None else data.feature_key)
+    with store:
         for number in np.random.default_rng(0).permutation(len(samples)).tolist():
             sample = samples[number]
             if sample.video_id not in store:

@@ -173,14 +173,20 @@ def test_ground_refuses_bad_input_in_one_sentence(golden_model: Files, files: Pa
         ([*good, "--features", f"{files / 'features.h5'}::video9", "--duration", 3], "video9"),
         ([*good, "--features", h5, "--duration", 0], "duration"),
         ([*good, "--features", h5, "--duration", "nan"], "duration"),
-        ([*good, "--features", h5, "--duration", 3, "--top-k", 0], "top_k: expected an integer >= 1, got 0"),
-        ([*good, "--features", h5, "--duration", 3, "--backend", "jax"], "backend: expected one of auto"),
+        (
+            [*good, "--features", h5, "--duration", 3, "--top-k", 0],
+            "mmn-fast: --top-k: expected an integer >= 1, got 0",
+        ),
+        ([*good, "--features", h5, "--duration", 3, "--backend", "jax"], "mmn-fast: --backend: expected one of auto"),
         ([*good, "--features", h5, "--duration", 3, "--device", "cuda:77"], "device 'cuda:77'"),
         ([*good, "--features", h5, "--duration", 3, "--backend-option", "a"], "--backend-option: expected NAME=VALUE"),
-        ([*good, "--features", h5, "--duration", 3, "--backend-option", "a=1"], "backend_options: backend"),
+        ([*good, "--features", h5, "--duration", 3, "--backend-option", "a=1"], "mmn-fast: --backend-option: backend"),
         (["--query", "a", "--features", h5, "--duration", 3], "--model: give a converted directory"),
         (["--model", files, "--query", "a", "--features", h5, "--duration", 3], "is not a converted directory"),
-        (["--model", files / "model.pth", "--query", "a", "--features", h5, "--duration", 3], "preset= is missing"),
+        (
+            ["--model", files / "model.pth", "--query", "a", "--features", h5, "--duration", 3],
+            "needs --preset and --tokenizer; --preset is missing",
+        ),
     ]:
         assert message in _refusal("ground", *arguments)
 
@@ -237,11 +243,11 @@ def test_bad_options_are_refused_in_one_sentence(tmp_path: Path) -> None:
     isa = "mmn-fast: MMN_FAST_CPU_ISA: expected generic, avx2, avx512, avx512_bf16 or amx, got 'sse9'"
     assert _refusal(*ground, env={"MMN_FAST_CPU_ISA": "sse9"}) == isa
     assert _refusal("info", env={"MMN_FAST_CPU_ISA": "sse9"}) == isa
-    assert "device: expected auto, cpu, cuda or cuda:N, got 'tpu'" in _refusal("info", "--device", "tpu")
-    assert "sentences[1]: expected text, got" in _refusal(*ground, "-q", os.fsdecode(b"\xff"))
+    assert "--device: expected auto, cpu, cuda or cuda:N, got 'tpu'" in _refusal("info", "--device", "tpu")
+    assert "mmn-fast: --query number 2: expected text, got" in _refusal(*ground, "-q", os.fsdecode(b"\xff"))
     assert "File name too long" in _refusal("convert", "x", "--preset", "p", "--tokenizer", "t", "-o", "x" * 300)
     shapes = ("data", "shapes", "-o", tmp_path / "shapes")
-    assert "workers: expected a number of processes >= 1, got 0" in _refusal(*shapes, "--workers", "0")
+    assert "--workers: expected a number of processes >= 1, got 0" in _refusal(*shapes, "--workers", "0")
     assert [path.name for path in tmp_path.iterdir()] == ["clips.npy"]
 
 

@@ -10,18 +10,35 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Annotated
 
 import typer
 
+from mmn_fast.cli.names import Commands
 from mmn_fast.types import BackendUnavailable, InputError
+from mmn_fast.version import __version__
 
-app = typer.Typer(
+app = Commands(
     name="mmn-fast",
-    help="Temporal grounding with the Mutual Matching Network: find the moments that sentences describe.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"mmn-fast {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main_options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Temporal grounding with the Mutual Matching Network: find the moments that sentences describe."""
 
 
 @contextmanager

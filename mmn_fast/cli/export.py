@@ -9,13 +9,13 @@ from typing import Annotated
 import typer
 
 from mmn_fast.cli.app import app, removing_what_is_half_written
-from mmn_fast.cli.options import AsJson, PresetOption, TokenizerOption, size_of
+from mmn_fast.cli.options import AsJson, FeatureKey, PresetOption, TokenizerOption, size_of
 from mmn_fast.export.manifest import MAX_RECALL_LOSS
 from mmn_fast.types import InputError
 
 _OF_THE_GRAPHS = (  # options of export that plans and repositories of an export do not take
     *("precision", "what", "raw_features", "top_k", "max_recall_loss"),
-    *("annotations", "features", "durations", "preset", "tokenizer"),
+    *("annotations", "features", "feature_key", "durations", "preset", "tokenizer"),
 )
 
 
@@ -59,6 +59,7 @@ def export(
         Path | None, typer.Option("--annotations", help="What int8 is measured on, as of eval; default: the demo's.")
     ] = None,
     features: Annotated[Path | None, typer.Option("--features", help="Features of those videos, as of eval.")] = None,
+    feature_key: FeatureKey = None,
     durations: Annotated[Path | None, typer.Option("--durations", help="As of eval.")] = None,
     tensorrt: Annotated[bool, typer.Option("--tensorrt", help="Also build plans, for this machine's GPU.")] = False,
     hardware: Annotated[
@@ -85,9 +86,14 @@ def export(
 
     if tensorrt and precision == "int8":
         raise InputError("--tensorrt: int8 is for CPUs, expected --precision fp16, bf16 or fp32")
-    if (annotations is None) != (features is None) or (durations is not None and annotations is None):
-        raise InputError("--annotations, --features: expected both or neither; --durations: only with them")
-    int8_data = None if annotations is None or features is None else Labelled(annotations, features, durations)
+    beside = (durations, feature_key)
+    if (annotations is None) != (features is None) or (beside != (None, None) and annotations is None):
+        raise InputError(
+            "--annotations, --features: expected both or neither; --durations, --feature-key: only with them"
+        )
+    int8_data = (
+        None if annotations is None or features is None else Labelled(annotations, features, durations, feature_key)
+    )
     deployment = Deployment(tensorrt, hardware, version_compatible, tf32, triton_repository)
     if output is None:
         if not (deployment.wanted and is_export(Path(model))):

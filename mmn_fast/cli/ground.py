@@ -13,6 +13,7 @@ from mmn_fast.cli.options import (
     AsJson,
     BackendOption,
     Device,
+    FeatureKey,
     Html,
     Model,
     Options,
@@ -77,6 +78,7 @@ def evaluate(
         Path, typer.Option("--annotations", help="Official JSON, Charades-STA text or QVHighlights JSONL.")
     ],
     features: Annotated[Path, typer.Option("--features", help="HDF5 file, or a directory with one file per video.")],
+    feature_key: FeatureKey = None,
     model: Model = None,
     protocol: Annotated[str, typer.Option("--protocol", help="mmn or 2dtan.")] = "mmn",
     predictions: Annotated[
@@ -101,6 +103,7 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Evaluate a model on annotations: R@n,IoU@m and mIoU."""
+    from mmn_fast.errors import named_as
     from mmn_fast.evaluation.datasets import read_annotations
     from mmn_fast.evaluation.evaluate import QueryResult
     from mmn_fast.evaluation.evaluate import evaluate as run
@@ -110,7 +113,10 @@ def evaluate(
     results: list[QueryResult] = []
     engine = load_engine(model, preset, tokenizer, device, precision, backend, threads, backend_option)
     samples = read_annotations(annotations, engine.preset, durations=durations)
-    with open_features(features, engine.preset.feature_key) as store:
+    key = engine.preset.feature_key if feature_key is None else feature_key
+    with named_as("path", "features"):
+        store = open_features(features, key)
+    with store:
         report = run(
             engine,
             samples,

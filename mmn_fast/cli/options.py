@@ -23,6 +23,10 @@ TokenizerOption = Annotated[
     str | None,
     typer.Option("--tokenizer", help="tokenizer.json, vocab.txt, a directory or hub id; needed for a .pth file."),
 ]
+FeatureKey = Annotated[
+    str | None,
+    typer.Option("--feature-key", help="The array to take of a video that has several; default: the preset's."),
+]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
 Precision = Annotated[str, typer.Option("--precision", help="auto, fp32, bf16, fp16, fp8 or int8.")]
 BackendOption = Annotated[str, typer.Option("--backend", help="auto, or a name that `mmn-fast info` lists.")]

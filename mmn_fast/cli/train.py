@@ -9,9 +9,10 @@ from typing import Annotated, Any
 import typer
 
 from mmn_fast.cli.app import app, removing_what_is_half_written
-from mmn_fast.cli.options import AsJson, Device, Threads, integers, lines_of, size_of
+from mmn_fast.cli.names import Commands
+from mmn_fast.cli.options import AsJson, Device, FeatureKey, Threads, integers, lines_of, size_of
 
-data = typer.Typer(help="Make data sets.", no_args_is_help=True)
+data = Commands(help="Make data sets.", no_args_is_help=True)
 app.add_typer(data, name="data")
 
 
@@ -48,6 +49,7 @@ def train(
         Path | None, typer.Option("--val-annotations", help="Evaluate on these and keep the best model.")
     ] = None,
     val_features: Annotated[Path | None, typer.Option("--val-features", help="Default: --features.")] = None,
+    feature_key: FeatureKey = None,
     durations: Annotated[
         Path | None, typer.Option("--durations", help="Durations of the videos, for Charades-STA's text format.")
     ] = None,
@@ -127,6 +129,7 @@ def train(
         output=output,
         val_annotations=val_annotations,
         val_features=val_features,
+        feature_key=feature_key,
         durations=durations,
         init=init,
         tokenizer=tokenizer,

@@ -27,6 +27,7 @@ class TrainOptions:
         output: the run's directory.
         val_annotations: annotations to evaluate on; None keeps the last model instead of the best.
         val_features: their features; None takes `features`.
+        feature_key: the array to take of a video that has several; None takes the preset's.
         durations: lengths of the videos, for annotations as Charades-STA's text.
         init: a model to go on from, see `initial.new_model`.
         tokenizer: see `initial.new_model`.
@@ -61,6 +62,7 @@ class TrainOptions:
     output: Path
     val_annotations: Path | None = None
     val_features: Path | None = None
+    feature_key: str | None = None
     durations: Path | None = None
     init: str | Path | None = None
     tokenizer: str | Path | None = None

@@ -37,9 +37,10 @@ from torch.nn.parallel import DistributedDataParallel
 from mmn_fast.backends import registry
 from mmn_fast.checkpoint import LoadedModel, model_from_state, save_model
 from mmn_fast.engine import Engine
+from mmn_fast.errors import named_as
 from mmn_fast.evaluation.datasets import read_annotations
 from mmn_fast.evaluation.evaluate import evaluate
-from mmn_fast.features import open_features
+from mmn_fast.features import FeatureStore, open_features
 from mmn_fast.presets import Preset, get_preset
 from mmn_fast.training.data import TrainingData, epoch_order, epoch_parts
 from mmn_fast.training.initial import new_model
@@ -173,7 +174,7 @@ class _Run:
     def _open_data(self, stack: contextlib.ExitStack) -> TrainingData:
         options = self.options
         samples = read_annotations(options.annotations, self.preset, options.durations, options.strict)
-        store = stack.enter_context(open_features(options.features, self.preset.feature_key))
+        store = self._open_features(options.features, "features", stack)
         return TrainingData(
             samples,
             store,
@@ -185,18 +186,25 @@ class _Run:
             progress=options.progress and self.rank == 0,
         )
 
+    def _open_features(self, path: Path, argument: str, stack: contextlib.ExitStack) -> FeatureStore:
+        key = self.preset.feature_key if self.options.feature_key is None else self.options.feature_key
+        with named_as("path", argument):
+            return stack.enter_context(open_features(path, key))
+
     def _open_validation(self, stack: contextlib.ExitStack) -> Callable[[LoadedModel], dict[str, float]] | None:
         """What gives a model's metrics; None without validation data."""
         options = self.options
         if options.val_annotations is None:
             return None
         samples = read_annotations(options.val_annotations, self.preset, options.durations)
-        path = options.features if options.val_features is None else options.val_features
-        store = stack.enter_context(open_features(path, self.preset.feature_key))
+        path, argument = options.val_features, "val_features"
+        if path is None:
+            path, argument = options.features, "features"
+        store = self._open_features(path, argument, stack)
         absent = [sample.video_id for sample in samples if sample.video_id not in store]
         if absent and not options.skip_missing:
             raise InputError(
-                f"features: {path} lacks {len(absent)} of the {len(samples)} videos of {options.val_annotations}:"
+                f"{argument}: {path} lacks {len(absent)} of the {len(samples)} videos of {options.val_annotations}:"
                 f" {', '.join(map(repr, absent[:3]))}"
             )
 
