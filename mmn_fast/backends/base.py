@@ -41,7 +41,7 @@ class Pairs:
 NO_OPTIONS: Mapping[str, Any] = MappingProxyType({})
 
 
-PRECISIONS = ("fp32", "bf16", "fp16", "fp8", "int8")
+PRECISIONS = ("fp64", "fp32", "bf16", "fp16", "fp8", "int8")
 """What `precision` may name; a backend refuses those that it has not."""
 
 

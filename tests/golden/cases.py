@@ -1,7 +1,7 @@
 """Golden cases: rebuild the official model, its features and its files, to compare with its recorded outputs.
 
-The recorded outputs were made with a tokenizer that maps every word to [UNK] (`token_ids` are 2 1 ... 1 3), so
-`write_tokenizer` makes one that does the same, in the size of the real vocabulary. `VOCAB` is the real one.
+The official code computed the recorded outputs in float64, from float32 weights and from pre-clips that its own
+float32 loader made; they are stored as float32. `VOCAB` is the vocabulary of their `token_ids`.
 """
 
 from __future__ import annotations
@@ -184,13 +184,6 @@ class GoldenCase:
         with h5py.File(path, "w") as file:
             for video in self.videos:
                 file[f"{video.video_id}/{key}" if key else video.video_id] = video.features
-        return path
-
-    def write_tokenizer(self, path: Path) -> Path:
-        """A vocabulary of the real size whose every word is [UNK], as in the recorded outputs."""
-        words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-        words += [f"[unused{n}]" for n in range(self.text.vocab_size - len(words))]
-        path.write_text("\n".join(words) + "\n", encoding="utf-8")
         return path
 
 

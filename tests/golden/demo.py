@@ -25,8 +25,7 @@ def main() -> None:
         root = Path(name)
         case.write_checkpoint(root / "official.pth", training_state=True)
         case.write_features(root / "features.h5")
-        case.write_tokenizer(root / "vocab.txt")
-        model = convert(root / "official.pth", case.preset, root / "vocab.txt", root / "model")
+        model = convert(root / "official.pth", case.preset, cases.VOCAB, root / "model")
         engine = mmn_fast.load(model)
         with open_features(root / "features.h5", case.preset.feature_key) as store:
             batch = [
