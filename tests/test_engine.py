@@ -16,67 +16,24 @@ import torch
 import mmn_fast
 from mmn_fast.embeddings import TextEmbeddings, VideoEmbeddings
 from mmn_fast.engine import Engine
-from mmn_fast.geometry import cells_to_moments
 from mmn_fast.presets import Preset
 from mmn_fast.types import BackendUnavailable, InputError
 from tests.golden import cases
+from tests.golden.grounded import batch_of
 from tests.tolerances import check_close
 
 Engines = Callable[[str], Engine]
-GOLDEN = [*cases.SMALL, *(pytest.param(name, marks=pytest.mark.full) for name in cases.FULL)]
 SMALL = cases.load("charades_small")
-
-
-def _batch(case: cases.GoldenCase) -> list[mmn_fast.Query]:
-    return [
-        mmn_fast.Query(mmn_fast.Video(video.features, video.duration_s, video.video_id), video.sentences)
-        for video in case.videos
-    ]
 
 
 def _same_maps(one: Any, other: Any) -> bool:
     return all(np.array_equal(one[name], other[name]) for name in one.keys())  # noqa: SIM118 - not a dict
 
 
-@pytest.mark.parametrize("name", GOLDEN)
-def test_engine_gives_the_official_maps_and_moments(name: str, golden_engine: Engines) -> None:
-    case, engine = cases.load(name), golden_engine(name)
-    maps = engine.score_maps(_batch(case))
-    for video, ours in zip(case.videos, maps, strict=True):
-        np.testing.assert_array_equal(ours.cells, case.arrays["valid"])
-        check_close(ours.contrastive, video.contrastive, "golden_maps", what=f"{video.video_id} contrastive")
-        check_close(ours.iou, video.iou, "golden_maps", what=f"{video.video_id} iou")
-        if video.fused is None:
-            check_close(ours.fused, video.contrastive * video.iou, "golden_maps", what=f"{video.video_id} fused")
-        else:
-            check_close(ours.fused, video.fused, "golden_maps", what=f"{video.video_id} fused")
-    for video, query_maps, sentences in zip(case.videos, maps, engine.ground(_batch(case), top_k=20), strict=True):
-        seconds = cells_to_moments(query_maps.cells, video.duration_s, case.preset.num_clips)
-        for official, fused, moments in zip(video.moments, query_maps.fused, sentences, strict=False):
-            _check_moments(official, fused, seconds, moments)
-
-
-def _check_moments(
-    official: np.ndarray, fused: np.ndarray, seconds: np.ndarray, moments: list[mmn_fast.Moment]
-) -> None:
-    """The official moments in the official order, but where scores are too close to tell."""
-    assert len(moments) == len(official)
-    ours = np.array([[moment.start_s, moment.end_s] for moment in moments])
-    differs = np.flatnonzero(np.abs(ours - official).max(1) > 1e-3)
-    if not len(differs):
-        check_close(ours, official, "golden_moments")
-        return
-    # From the first difference on, the two lists may only differ by the order of a tie.
-    first = differs[0]
-    theirs = np.flatnonzero((np.abs(seconds - official[first]).max(1)) < 1e-3)
-    assert len(theirs) == 1
-    check_close(fused[theirs[0]], moments[first].score, "score_ties", what=f"moment {first}")
-
-
-def test_results_do_not_depend_on_the_batch(golden_engine: Engines) -> None:
+def test_results_do_not_depend_on_thebatch_of(golden_engine: Engines) -> None:
     for name in cases.SMALL:
         case, engine = cases.load(name), golden_engine(name)
-        batch = _batch(case)
+        batch = batch_of(case)
         together = engine.score_maps(batch)
         backwards = engine.score_maps(batch[::-1])[::-1]
         for query, one, other in zip(batch, together, backwards, strict=True):
@@ -89,7 +46,7 @@ def test_results_do_not_depend_on_the_batch(golden_engine: Engines) -> None:
 
 def test_results_do_not_depend_on_the_number_of_threads(golden_model: Callable[[str], Path]) -> None:
     for name in ("charades_small", "tacos_small"):
-        batch = _batch(cases.load(name))
+        batch = batch_of(cases.load(name))
         maps = [mmn_fast.load(golden_model(name), threads=threads).score_maps(batch) for threads in (1, 2)]
         for one, two in zip(*maps, strict=True):
             for field in ("contrastive", "iou", "fused"):
@@ -99,7 +56,7 @@ def test_results_do_not_depend_on_the_number_of_threads(golden_model: Callable[[
 def test_threads_leave_the_process_setting_alone(golden_model: Callable[[str], Path]) -> None:
     before = torch.get_num_threads()
     engine = mmn_fast.load(golden_model("charades_small"), threads=1)
-    engine.ground(_batch(SMALL))
+    engine.ground(batch_of(SMALL))
     assert torch.get_num_threads() == before
     assert engine.info()["threads"] == 1
 
@@ -170,7 +127,7 @@ def test_many_videos_are_encoded_in_bounded_groups(golden_engine: Engines, monke
 @pytest.mark.parametrize("sentences", [[""], ["   ", "\n"], ["word " * 500]], ids=["empty", "blank", "long"])
 @pytest.mark.filterwarnings("ignore:a sentence of")
 def test_odd_sentences_are_grounded(sentences: list[str], golden_engine: Engines) -> None:
-    (result,) = golden_engine("charades_small").ground([mmn_fast.Query(_batch(SMALL)[0].video, sentences)])
+    (result,) = golden_engine("charades_small").ground([mmn_fast.Query(batch_of(SMALL)[0].video, sentences)])
     assert [len(moments) for moments in result] == [5] * len(sentences)
 
 
@@ -181,7 +138,7 @@ def test_a_long_sentence_is_cut_with_a_warning(golden_engine: Engines) -> None:
 
 def test_empty_batches_give_empty_results(golden_engine: Engines) -> None:
     engine = golden_engine("charades_small")
-    video = _batch(SMALL)[0].video
+    video = batch_of(SMALL)[0].video
     assert engine.ground([]) == []
     assert engine.ground([mmn_fast.Query(video, [])]) == [[]]
     (maps,) = engine.score_maps([mmn_fast.Query(video, [])])
@@ -193,7 +150,7 @@ def test_empty_batches_give_empty_results(golden_engine: Engines) -> None:
 
 
 def test_seams_give_what_ground_gives(golden_engine: Engines) -> None:
-    engine, batch = golden_engine("charades_small"), _batch(SMALL)
+    engine, batch = golden_engine("charades_small"), batch_of(SMALL)
     videos = engine.encode_video([query.video for query in batch])
     text = engine.encode_text([sentence for query in batch for sentence in query.sentences])
     assert videos.contrastive.shape == videos.iou.shape == (3, 136, 24)
@@ -215,7 +172,7 @@ def _score_elsewhere(model: Path, videos: Path, text: Path, queue: Any) -> None:
 def test_saved_embeddings_are_scored_in_another_process(
     golden_engine: Engines, golden_model: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    engine, batch = golden_engine("charades_small"), _batch(SMALL)
+    engine, batch = golden_engine("charades_small"), batch_of(SMALL)
     videos, text = engine.encode_video([query.video for query in batch]), engine.encode_text(["a door", "a bag"])
     videos.save(tmp_path / "videos.safetensors")
     text.save(tmp_path / "text.safetensors")
@@ -232,7 +189,7 @@ def test_saved_embeddings_are_scored_in_another_process(
 
 
 def test_embeddings_can_be_selected(golden_engine: Engines) -> None:
-    engine, batch = golden_engine("charades_small"), _batch(SMALL)
+    engine, batch = golden_engine("charades_small"), batch_of(SMALL)
     videos, text = engine.encode_video([query.video for query in batch]), engine.encode_text(["a", "b", "c"])
     whole = engine.score(videos, text)
     assert engine.score(videos[1], text[[2, 0]]) == [[whole[1][2], whole[1][0]]]
@@ -245,7 +202,7 @@ def test_embeddings_can_be_selected(golden_engine: Engines) -> None:
 def test_embeddings_of_another_model_are_refused(golden_engine: Engines) -> None:
     engine, other = golden_engine("charades_small"), golden_engine("activitynet_small")
     with pytest.raises(InputError, match="text: embeddings of model [0-9a-f]{32}, this engine is"):
-        engine.score(engine.encode_video([_batch(SMALL)[0].video]), other.encode_text(["a"]))
+        engine.score(engine.encode_video([batch_of(SMALL)[0].video]), other.encode_text(["a"]))
     with pytest.raises(InputError, match="video: expected VideoEmbeddings, got TextEmbeddings"):
         engine.score(engine.encode_text(["a"]), engine.encode_text(["a"]))  # type: ignore[arg-type]
 
@@ -289,7 +246,7 @@ def test_any_number_of_rows_is_grounded(rows: int, golden_engine: Engines) -> No
 
 
 def test_top_k_is_a_prefix_and_may_exceed_what_is_left(golden_engine: Engines) -> None:
-    engine, batch = golden_engine("charades_small"), _batch(SMALL)
+    engine, batch = golden_engine("charades_small"), batch_of(SMALL)
     everything = engine.ground(batch, top_k=1000)[0][0]
     assert 20 <= len(everything) < 136
     assert engine.ground(batch, top_k=1)[0][0] == everything[:1]
@@ -297,7 +254,7 @@ def test_top_k_is_a_prefix_and_may_exceed_what_is_left(golden_engine: Engines) -
 
 
 def test_engine_is_safe_to_call_from_several_threads(golden_engine: Engines) -> None:
-    engine, batch = golden_engine("charades_small"), _batch(SMALL)
+    engine, batch = golden_engine("charades_small"), batch_of(SMALL)
     expected, results = engine.ground(batch), []
 
     def run() -> None:
@@ -392,16 +349,6 @@ def test_bad_thread_variable_is_refused(golden_model: Callable[[str], Path], mon
     assert mmn_fast.load(golden_model("charades_small")).info()["threads"] == 1
 
 
-@pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_low_precision_stays_near_the_official_scores(precision: str, golden_model: Callable[[str], Path]) -> None:
-    for name in ("charades_small", "activitynet_small"):
-        case = cases.load(name)
-        engine = mmn_fast.load(golden_model(name), backend="torch", precision=precision)
-        assert engine.info()["precision"] == precision
-        for video, maps in zip(case.videos, engine.score_maps(_batch(case)), strict=True):
-            check_close(maps.fused, video.fused, "torch_backend", precision, what=f"{name} {video.video_id}")
-
-
 def test_info_says_what_was_chosen(golden_engine: Engines, golden_model: Callable[[str], Path]) -> None:
     info = golden_engine("charades_small").info()
     assert info["model"] == str(golden_model("charades_small"))
@@ -413,7 +360,7 @@ def test_info_says_what_was_chosen(golden_engine: Engines, golden_model: Callabl
 def test_official_checkpoint_loads_directly(golden_files: Callable[[str], Path], golden_engine: Engines) -> None:
     root = golden_files("charades_small")
     engine = mmn_fast.load(root / "model.pth", preset=SMALL.preset, tokenizer=root / "vocab.txt", backend="torch")
-    assert engine.ground(_batch(SMALL)) == golden_engine("charades_small").ground(_batch(SMALL))
+    assert engine.ground(batch_of(SMALL)) == golden_engine("charades_small").ground(batch_of(SMALL))
     assert isinstance(engine.preset, Preset)
 
 
@@ -424,12 +371,12 @@ def test_module_level_ground_keeps_one_engine_per_model(
     load = mmn_fast.engine.load  # type: ignore[attr-defined]
     monkeypatch.setattr("mmn_fast.engine.load", lambda *a, **k: loads.append(a) or load(*a, **k))
     monkeypatch.setattr("mmn_fast.engine._engines", {})
-    expected = golden_engine("charades_small").ground(_batch(SMALL))
-    assert mmn_fast.ground(_batch(SMALL), model=golden_model("charades_small"), backend="torch") == expected
+    expected = golden_engine("charades_small").ground(batch_of(SMALL))
+    assert mmn_fast.ground(batch_of(SMALL), model=golden_model("charades_small"), backend="torch") == expected
     monkeypatch.setenv("MMN_FAST_MODEL", str(golden_model("charades_small")))
-    assert mmn_fast.ground(_batch(SMALL), backend="torch") == expected
+    assert mmn_fast.ground(batch_of(SMALL), backend="torch") == expected
     assert len(loads) == 1
-    mmn_fast.ground(_batch(SMALL), threads=1)
+    mmn_fast.ground(batch_of(SMALL), threads=1)
     assert len(loads) == 2
 
 
@@ -439,7 +386,7 @@ def test_module_level_ground_without_a_model_says_what_to_do() -> None:
 
 
 def test_score_maps_are_a_mapping(golden_engine: Engines, tmp_path: Path) -> None:
-    (maps, *_) = golden_engine("charades_small").score_maps(_batch(SMALL))
+    (maps, *_) = golden_engine("charades_small").score_maps(batch_of(SMALL))
     np.savez(tmp_path / "maps.npz", **maps)
     with np.load(tmp_path / "maps.npz") as stored:
         assert sorted(stored.files) == ["cells", "contrastive", "fused", "iou"]

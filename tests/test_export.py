@@ -36,7 +36,7 @@ from mmn_fast.presets import PRESETS
 from mmn_fast.types import BackendUnavailable, InputError, ScoreMaps
 from tests.conftest import Exports
 from tests.golden import cases
-from tests.test_backends_agree import fused_in_float64
+from tests.golden.grounded import batch_of
 from tests.tolerances import TOLERANCES, check_close
 
 BATCHES = (1, 2, 8, 33)
@@ -131,14 +131,9 @@ def test_moments_in_the_graph_are_those_of_the_reference(golden_model: Callable[
 
 @pytest.mark.parametrize("name", GOLDEN)
 def test_onnx_gives_the_official_scores(name: str, exports: Exports) -> None:
-    """And is near float64, which the recorded outputs, float32 themselves, are up to 1.8e-5 away from."""
     case, engine = cases.load(name), mmn_fast.load(exports(name), backend="onnx")
-    batch = [mmn_fast.Query(mmn_fast.Video(v.features, v.duration_s), v.sentences) for v in case.videos]
-    exact = fused_in_float64(name)
-    for maps, video, expected in zip(engine.score_maps(batch), case.videos, exact, strict=True):
-        check_close(maps.fused, expected, "onnx_backend", what=f"{name} beside float64")
-        if video.fused is not None:
-            check_close(maps.fused, video.fused, "golden_maps", what=f"{name} beside the official code")
+    for maps, video in zip(engine.score_maps(batch_of(case)), case.videos, strict=True):
+        check_close(maps.fused, video.truth, "onnx_backend", what=name)
 
 
 @pytest.mark.parametrize("precision", ["fp32", pytest.param("fp16", marks=pytest.mark.full)])
@@ -157,7 +152,7 @@ def test_onnx_agrees_on_a_thousand_sentences(precision: str, exports: Exports) -
 def _demo_split(videos: int) -> tuple[LabelledSplit, list[ScoreMaps]]:
     """Videos of the demo's test split, and what the reference gives for them."""
     split = draw_split(videos, workers=1)
-    return split, mmn_fast.load("demo", backend="torch", precision="fp32").score_maps(split.batch)
+    return split, mmn_fast.load("demo", backend="torch", precision="fp64").score_maps(split.batch)
 
 
 def _agree(precision: str, exports: Exports, videos: int) -> int:
@@ -477,7 +472,7 @@ def test_raw_features_through_the_command(tmp_path: Path) -> None:
     padded[0, :77] = rows
     session = onnxruntime.InferenceSession(str(output / "video.onnx"))
     contrastive, iou = session.run(None, {"features": padded, "lengths": np.array([77])})
-    expected = mmn_fast.load("demo", backend="torch").encode_video([mmn_fast.Video(rows, 30.0)])
+    expected = mmn_fast.load("demo", backend="torch", precision="fp64").encode_video([mmn_fast.Video(rows, 30.0)])
     check_close(contrastive, expected.contrastive, "onnx_backend", what="contrastive")
     check_close(iou, expected.iou, "onnx_backend", what="iou")
 

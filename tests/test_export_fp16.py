@@ -19,7 +19,6 @@ from mmn_fast.export.verify import BATCH_SIZES, BOUNDS, OPERATORS, VerificationE
 from mmn_fast.presets import PRESETS
 from tests.conftest import Exports
 from tests.golden import cases
-from tests.test_backends_agree import fused_in_float64
 from tests.tolerances import check_close
 
 QUICK = ("charades_small", "charades_conv_small", "hcstvg_small")
@@ -30,7 +29,7 @@ GOLDEN = [*QUICK, *(pytest.param(name, marks=pytest.mark.long) for name in SLOW)
 @pytest.mark.parametrize("name", GOLDEN)
 def test_fp16_is_near_float64_in_any_batch(name: str, exports: Exports) -> None:
     engine = mmn_fast.load(exports(name, "fp16"), backend="onnx", precision="fp16")
-    videos, exact = cases.load(name).videos, fused_in_float64(name)
+    videos, exact = cases.load(name).videos, cases.truths(name)
     queries = [mmn_fast.Query(mmn_fast.Video(v.features, v.duration_s), v.sentences) for v in videos]
     alone = [engine.score_maps([query])[0].fused for query in queries]
     for fused, expected in zip(alone, exact, strict=True):

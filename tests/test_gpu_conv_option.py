@@ -24,7 +24,6 @@ from mmn_fast.presets import PRESETS
 from mmn_fast.types import InputError
 from tests.golden import cases
 from tests.kernels import conv_cases
-from tests.test_backends_agree import fused_in_float64
 from tests.tolerances import check_close
 
 Models = Callable[[str], Path]
@@ -57,7 +56,7 @@ _LARGER = [(name, conv, "fp32") for name in ("activitynet_small", "tacos_small")
 def test_golden_cases_through_the_whole_engine(name: str, conv: str, precision: str, golden_model: Models) -> None:
     engine = _engine(golden_model(name), precision, conv=conv)
     batch = _batch(name, 1)
-    for maps, expected in zip(engine.score_maps(batch), fused_in_float64(name), strict=False):
+    for maps, expected in zip(engine.score_maps(batch), cases.truths(name), strict=False):
         check_close(maps.fused, expected, "gpu_backend", precision, name)
     assert engine.info()["proposal_conv"] == conv
 
@@ -121,7 +120,7 @@ def test_autotune_keeps_times_and_auto_takes_what_they_say(
     again = _engine(golden_model("charades_small"), "fp32")
     assert again.info()["proposal_conv"] == engine.info()["proposal_conv"]
     for maps, expected in zip(
-        engine.score_maps(_batch("charades_small", 1)), fused_in_float64("charades_small"), strict=False
+        engine.score_maps(_batch("charades_small", 1)), cases.truths("charades_small"), strict=False
     ):
         check_close(maps.fused, expected, "gpu_backend", "fp32")
 

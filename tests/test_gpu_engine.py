@@ -32,7 +32,6 @@ from mmn_fast.presets import PRESETS
 from mmn_fast.torch_threads import strict_settings
 from mmn_fast.types import BackendUnavailable, InputError
 from tests.golden import cases
-from tests.test_backends_agree import fused_in_float64
 from tests.tolerances import check_close
 
 Models = Callable[[str], Path]
@@ -100,7 +99,7 @@ def test_golden_cases_in_fp32_and_ground_chooses_the_best_of_the_maps(
     case, engine = cases.load(name), _engine(golden_model(name), device)
     batch = _batch(case)
     every_map = engine.score_maps(batch)
-    for maps, expected in zip(every_map, fused_in_float64(name), strict=True):
+    for maps, expected in zip(every_map, cases.truths(name), strict=True):
         check_close(maps.fused, expected, "gpu_backend", "fp32", name)
     for query, maps, sentences in zip(batch, every_map, engine.ground(batch, top_k=7), strict=True):
         seconds = cells_to_moments(maps.cells, query.video.duration_s, case.preset.num_clips)
@@ -125,7 +124,7 @@ def test_half_precisions_are_at_most_twice_as_far_off_as_rounded_operands(
     errors = {
         who: max(
             np.abs(maps.fused - exact).max()
-            for maps, exact in zip(engine.score_maps(batch), fused_in_float64(name), strict=True)
+            for maps, exact in zip(engine.score_maps(batch), cases.truths(name), strict=True)
         )
         for who, engine in engines.items()
     }

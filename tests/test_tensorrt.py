@@ -279,7 +279,11 @@ def test_missing_bindings_and_gpus_are_named(exported: Path, monkeypatch: pytest
 
 
 def test_the_backend_gives_the_references_scores_and_moments(cuda: CudaRuntime, built: Path) -> None:
-    rng, engine, reference = np.random.default_rng(0), load(built), mmn_fast.load("demo", backend="torch")
+    rng, engine, reference = (
+        np.random.default_rng(0),
+        load(built),
+        mmn_fast.load("demo", backend="torch", precision="fp64"),
+    )
     sentences = ["the red square moves left", "a circle grows", "it turns"]
     queries = [
         mmn_fast.Query(mmn_fast.Video(rng.random((rows, reference.preset.input_size)), 30.0 + rows), sentences)

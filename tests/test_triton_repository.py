@@ -152,7 +152,9 @@ def test_the_config_of_ground_is_that_of_its_model(repository: Path, utils: Any,
 @pytest.mark.parametrize("top_k", [1, 5, 136])
 def test_the_python_model_gives_the_engines_moments(rows: int, top_k: int, utils: Any, model: Any) -> None:
     item = video(rows)
-    expected = mmn_fast.load("demo", backend="torch").ground([mmn_fast.Query(item, SENTENCES)], top_k=top_k)[0]
+    expected = mmn_fast.load("demo", backend="torch", precision="fp64").ground(
+        [mmn_fast.Query(item, SENTENCES)], top_k=top_k
+    )[0]
     words = [s.encode() for s in SENTENCES]
     asked = request(utils, features=item.features, duration_s=[31.5], sentences=words, top_k=[top_k])
     (response,) = model.execute([asked])
@@ -172,7 +174,9 @@ def test_the_python_model_gives_the_engines_moments(rows: int, top_k: int, utils
 def test_text_is_padded_to_buckets_and_cut_to_batches(utils: Any, model: Any) -> None:
     item = video()
     sentences = [f"the red square moves {'left ' * (n % 30)}" for n in range(150)]
-    expected = mmn_fast.load("demo", backend="torch").ground([mmn_fast.Query(item, sentences)], top_k=1)[0]
+    expected = mmn_fast.load("demo", backend="torch", precision="fp64").ground(
+        [mmn_fast.Query(item, sentences)], top_k=1
+    )[0]
     words = [s.encode() for s in sentences]
     asked = request(utils, features=item.features, duration_s=[31.5], sentences=words, top_k=[1])
     (response,) = model.execute([asked])

@@ -55,6 +55,11 @@ class GoldenVideo:
     fused: FloatArray | None  # [S, P]
     moments: list[FloatArray]  # per sentence [<= 20, 2], seconds, best first
 
+    @property
+    def truth(self) -> FloatArray:
+        """The scores that rank proposals, [S, P]; the official code stores no product of a tube's branches."""
+        return self.contrastive * self.iou if self.fused is None else self.fused
+
 
 @dataclass(frozen=True, eq=False)
 class GoldenCase:
@@ -191,3 +196,8 @@ def load(name: str) -> GoldenCase:
     """The golden case of that name, one of `SMALL` and `FULL`."""
     with np.load(HERE / f"{name}.npz") as arrays:
         return GoldenCase(name, json.loads((HERE / f"{name}.json").read_text()), dict(arrays))
+
+
+def truths(name: str) -> list[FloatArray]:
+    """The official fused scores [S, P] of every video of a case."""
+    return [video.truth for video in load(name).videos]

@@ -174,7 +174,7 @@ def test_text_encoder_of_golden_cases(name: str) -> None:
         key for key in state_shapes(golden.preset, golden.text) if key.startswith(prefix)
     }
     ids = [row[row != 0] for video in golden.videos for row in video.token_ids]
-    ids += [np.random.default_rng(3).integers(0, golden.text.vocab_size, 14)]  # the recorded ones are [UNK] throughout
+    ids += [np.random.default_rng(3).integers(0, golden.text.vocab_size, 14)]
     c = Case(golden.text, state, golden.preset.joint_size, ids)
     check_close(c.run(c.encoder(), 2), c.expected(), "native_text", what=name)
 

@@ -1,0 +1,57 @@
+"""Grounds golden cases by backend native in this process, for a test that forces the process's instruction set.
+
+    python -m tests.golden.grounded OUTPUT.npz CASE=MODEL [CASE=MODEL ...]
+
+OUTPUT gets the instruction set and, for each video of each case, the maps [S, P] and the moments [S, 20, 2] in seconds
+(NaN where suppression leaves fewer).
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import numpy as np
+
+import mmn_fast
+from mmn_fast.engine import Engine
+from tests.golden import cases
+
+TOP_K = 20
+
+
+def batch_of(case: cases.GoldenCase) -> list[mmn_fast.Query]:
+    """The case's videos with their sentences."""
+    return [
+        mmn_fast.Query(mmn_fast.Video(video.features, video.duration_s, video.video_id), video.sentences)
+        for video in case.videos
+    ]
+
+
+def grounded(engine: Engine, case: cases.GoldenCase) -> list[dict[str, np.ndarray]]:
+    """For each video of a case contrastive, iou and fused [S, P], cells [P, 2] and moments [S, 20, 2]."""
+    batch = batch_of(case)
+    found = []
+    for maps, result in zip(engine.score_maps(batch), engine.ground(batch, top_k=TOP_K), strict=True):
+        moments = np.full((len(result), TOP_K, 2), np.nan, np.float32)
+        for row, chosen in zip(moments, result, strict=True):
+            row[: len(chosen)] = [(moment.start_s, moment.end_s) for moment in chosen]
+        found.append({**{name: maps[name] for name in maps.keys()}, "moments": moments})  # noqa: SIM118 - not a dict
+    return found
+
+
+def main(output: str, *models: str) -> None:
+    """Ground every case that is named and write what came."""
+    arrays: dict[str, Any] = {}
+    for item in models:
+        name, _, model = item.partition("=")
+        engine = mmn_fast.load(model, backend="native")
+        arrays["isa"] = engine.info()["cpu_isa"]
+        for number, video in enumerate(grounded(engine, cases.load(name))):
+            arrays |= {f"{name}.{number}.{key}": array for key, array in video.items()}
+    assert "torch" not in sys.modules
+    np.savez(output, **arrays)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,117 @@
+"""The golden cases: what every backend gives beside what the official code computed in float64.
+
+The recorded truths are float64 results of the official implementation, so no machine's rounding is in them. Each
+tolerance is measured from there; backend torch in float32 is held to what its own order of sums can reach, and nothing
+is held to it.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import mmn_fast
+from mmn_fast import _C
+from mmn_fast.geometry import cells_to_moments
+from mmn_fast.kernels.native_conv import has_bf16
+from tests.golden import cases
+from tests.golden.grounded import batch_of, grounded
+from tests.tolerances import check_close
+
+Models = Callable[[str], Path]
+GOLDEN = [*cases.SMALL, *(pytest.param(name, marks=pytest.mark.full) for name in cases.FULL)]
+
+
+def check_golden(found: list[dict[str, np.ndarray]], name: str, op: str, precision: str) -> None:
+    """Hold maps and moments of a case to the official ones: `op` for the scores, `op`_iou for iou's."""
+    case = cases.load(name)
+    for ours, video in zip(found, case.videos, strict=True):
+        np.testing.assert_array_equal(ours["cells"], case.arrays["valid"])
+        what = f"{name} {video.video_id}"
+        check_close(ours["contrastive"], video.contrastive, op, precision, what=f"{what} contrastive")
+        check_close(ours["iou"], video.iou, f"{op}_iou", precision, what=f"{what} iou")
+        check_close(ours["fused"], video.truth, op, precision, what=f"{what} fused")
+
+
+def check_golden_moments(found: list[dict[str, np.ndarray]], name: str) -> None:
+    """The official moments in the official order, but where scores are too close to tell."""
+    case = cases.load(name)
+    for ours, video in zip(found, case.videos, strict=True):
+        seconds = cells_to_moments(ours["cells"], video.duration_s, case.preset.num_clips)
+        for official, fused, moments in zip(video.moments, video.truth, ours["moments"], strict=False):
+            chosen = moments[~np.isnan(moments[:, 0])]
+            assert len(chosen) == len(official)
+            differs = np.flatnonzero(np.abs(chosen - official).max(1) > 1e-3)
+            if not len(differs):
+                check_close(chosen, official, "golden_moments")
+                continue
+            # From the first difference on, the two lists may only differ by the order of a tie.
+            theirs, mine = (
+                np.flatnonzero(np.abs(seconds - moment[differs[0]]).max(1) < 1e-3) for moment in (official, chosen)
+            )
+            assert len(theirs) == len(mine) == 1
+            check_close(fused[mine[0]], fused[theirs[0]], "score_ties", what=f"{name}, moment {differs[0]}")
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_torch_in_fp64_is_the_reference(name: str, golden_model: Models) -> None:
+    engine = mmn_fast.load(golden_model(name), backend="torch", precision="fp64", device="cpu")
+    assert engine.info()["precision"] == "fp64"
+    found = grounded(engine, cases.load(name))
+    check_golden(found, name, "golden_maps", "fp64")
+    check_golden_moments(found, name)
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_torch_in_fp32_is_as_near_as_its_order_of_sums_allows(name: str, golden_model: Models) -> None:
+    engine = mmn_fast.load(golden_model(name), backend="torch", precision="fp32", device="cpu")
+    check_golden(grounded(engine, cases.load(name)), name, "torch_maps", "fp32")
+
+
+@pytest.mark.parametrize("size", ["small", pytest.param("full", marks=pytest.mark.full)])
+@pytest.mark.parametrize("isa", _C.available_cpu_isas())
+def test_native_is_near_the_official_scores_with_every_instruction_set_of_this_host(
+    isa: str, size: str, golden_model: Models, tmp_path: Path
+) -> None:
+    """Each in a process of its own, which chooses its kernels once, and without PyTorch."""
+    names = cases.SMALL if size == "small" else cases.FULL
+    command = [sys.executable, "-m", "tests.golden.grounded", str(tmp_path / "found.npz")]
+    command += [f"{name}={golden_model(name)}" for name in names]
+    environment = os.environ | {"MMN_FAST_CPU_ISA": isa}
+    done = subprocess.run(command, env=environment, cwd=Path(__file__).parents[1], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    with np.load(tmp_path / "found.npz") as file:
+        arrays = dict(file)
+    assert arrays["isa"] == isa
+    for name in names:
+        videos = range(len(cases.load(name).videos))
+        keys = "contrastive", "iou", "fused", "cells", "moments"
+        found = [{key: arrays[f"{name}.{number}.{key}"] for key in keys} for number in videos]
+        check_golden(found, name, "golden_maps", "fp32")
+        check_golden_moments(found, name)
+
+
+@pytest.mark.skipif(not has_bf16(), reason="this instruction set does not multiply bf16")
+@pytest.mark.parametrize("name", GOLDEN)
+def test_native_bf16_is_at_most_twice_as_far_off_as_rounded_operands(name: str, golden_model: Models) -> None:
+    case, errors = cases.load(name), {}
+    for backend in ("torch", "native"):
+        maps = mmn_fast.load(golden_model(name), backend=backend, precision="bf16").score_maps(batch_of(case))
+        errors[backend] = max(np.abs(m.fused - v.truth).max() for m, v in zip(maps, case.videos, strict=True))
+    assert errors["native"] <= 2 * errors["torch"], errors
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_torch_in_low_precision_stays_near_the_official_scores(precision: str, golden_model: Models) -> None:
+    for name in ("charades_small", "activitynet_small"):
+        case = cases.load(name)
+        engine = mmn_fast.load(golden_model(name), backend="torch", precision=precision)
+        assert engine.info()["precision"] == precision
+        for video, maps in zip(case.videos, engine.score_maps(batch_of(case)), strict=True):
+            check_close(maps.fused, video.truth, "torch_backend", precision, what=f"{name} {video.video_id}")
