@@ -58,7 +58,8 @@ def load(
         preset: for a `.pth` file: a preset's name, an official YAML file's path, or a `Preset`.
         tokenizer: for a `.pth` file: a directory, tokenizer.json, vocab.txt or hub id.
         device: "auto", "cpu", "cuda" or "cuda:N".
-        precision: "auto", "fp32", "bf16", "fp16", "fp8" or "int8"; what a backend cannot do, it refuses.
+        precision: "auto", "fp64" (backend "torch"), "fp32", "bf16", "fp16", "fp8" or "int8"; what a backend
+            cannot do, it refuses.
         backend: "auto" or a name of `available_backends()`.
         threads: CPU threads; None takes `MMN_FAST_NUM_THREADS`, else the process's own setting.
         progress: show a progress bar during long calls.

@@ -149,7 +149,7 @@ def test_an_export_is_measured_in_its_own_precision(demo_export: Path, tmp_path:
     ("arguments", "message"),
     [
         (("--backend", "onnx"), "mmn-fast: backend onnx fp32: it runs exports; the reference, which the others are"),
-        (("--precision", "fp17"), "mmn-fast: precision: expected one of fp32, bf16, fp16, fp8, int8, got 'fp17'"),
+        (("--precision", "fp17"), "mmn-fast: precision: expected one of fp64, fp32, bf16, fp16, fp8, int8, got 'fp17'"),
         (("--backend", "abacus"), "mmn-fast: backend: expected one of "),
         (("--backend", "native", "--precision", "int8"), "mmn-fast: backend native int8: precision 'int8' is not"),
         (("--batch", 0), "mmn-fast: batch: expected at least 1, got 0"),

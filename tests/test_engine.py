@@ -318,7 +318,7 @@ def test_bad_top_k_is_refused(top_k: Any, golden_engine: Engines) -> None:
         ({"device": "tpu"}, InputError, "device: expected auto, cpu, cuda or cuda:N, got 'tpu'"),
         ({"device": "cpu:1"}, InputError, "device: expected auto, cpu, cuda or cuda:N"),
         ({"device": "cuda:x"}, InputError, "device: expected auto, cpu, cuda or cuda:N"),
-        ({"precision": "int4"}, InputError, "precision: expected auto or one of fp32, .*got 'int4'"),
+        ({"precision": "int4"}, InputError, "precision: expected auto or one of fp64, .*got 'int4'"),
         ({"precision": "fp8"}, BackendUnavailable, "backend 'torch': precision 'fp8' is not one of its precisions"),
         ({"precision": "int8"}, InputError, "backend 'onnx' runs exports, .* is none; mmn-fast export"),
         ({"backend": "jax"}, InputError, "backend: expected one of auto, native, torch, .*got 'jax'"),

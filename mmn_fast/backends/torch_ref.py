@@ -70,10 +70,8 @@ class TorchBackend(Backend):
         self.threads = None if threads is None else min(threads, usable_cores())
         self.dtype = torch.float64 if self.precision == "fp64" else torch.float32
         self.net = build_model(model.preset, model.text, model.state).requires_grad_(False).to(self.device, self.dtype)
-        self._encode = self.net.encode_video
-        if self.precision == "fp64":
-            self._encode = _PackedVideoBranch(self.net)
-        elif self.precision in _OPERANDS:
+        self._packed = _PackedVideoBranch(self.net) if self.precision == "fp64" else None
+        if self.precision in _OPERANDS:
             _round_operands(self.net, _OPERANDS[self.precision])
 
     @contextmanager
@@ -82,9 +80,10 @@ class TorchBackend(Backend):
             yield
 
     def encode_video(self, pre_clips: FloatArray) -> Branches:
+        encode = self.net.encode_video if self._packed is None else self._packed
         with self._running():
             return self._stack(
-                [self._encode(self._take(video[None])) for video in pre_clips],
+                [encode(self._take(video[None])) for video in pre_clips],
                 (len(self.net.cell_rows), self.net.preset.joint_size),
             )
 

@@ -28,7 +28,7 @@ FeatureKey = Annotated[
     typer.Option("--feature-key", help="The array to take of a video that has several; default: the preset's."),
 ]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
-Precision = Annotated[str, typer.Option("--precision", help="auto, fp32, bf16, fp16, fp8 or int8.")]
+Precision = Annotated[str, typer.Option("--precision", help="auto, fp64 (torch), fp32, bf16, fp16, fp8 or int8.")]
 BackendOption = Annotated[str, typer.Option("--backend", help="auto, or a name that `mmn-fast info` lists.")]
 Threads = Annotated[int | None, typer.Option("--threads", help="CPU threads; default $MMN_FAST_NUM_THREADS.")]
 Options = Annotated[
