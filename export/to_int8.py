@@ -100,7 +100,8 @@ def _splits_of(data: Labelled, preset: Preset) -> Splits:
     samples = read_annotations(data.annotations, preset, durations=data.durations)
     calibration, evaluation = LabelledSplit([], []), LabelledSplit([], [])
     with named_as("path", "features"):
-        store = open_features(data.features, preset.feature_key if data.feature_key is None else data.feature_key)
+        key = preset.feature_key if data.feature_key is None else data.feature_key
+        store = open_features(data.features, key, preset.input_size)
     with store:
         for number in np.random.default_rng(0).permutation(len(samples)).tolist():
             sample = samples[number]

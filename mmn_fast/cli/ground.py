@@ -49,8 +49,8 @@ def ground(
     from mmn_fast.types import Query, Video
 
     check_html(html)
-    video = Video(load_features(features), duration, video_id=features)
     engine = load_engine(model, preset, tokenizer, device, precision, backend, threads, backend_option)
+    video = Video(load_features(features, width=engine.preset.input_size), duration, video_id=features)
     batch = [Query(video, query)]
     (result,) = engine.ground(batch, top_k=top_k)
     if html is not None:
@@ -115,7 +115,7 @@ def evaluate(
     samples = read_annotations(annotations, engine.preset, durations=durations)
     key = engine.preset.feature_key if feature_key is None else feature_key
     with named_as("path", "features"):
-        store = open_features(features, key)
+        store = open_features(features, key, engine.preset.input_size)
     with store:
         report = run(
             engine,

@@ -5,14 +5,16 @@ h5py, safetensors and torch are imported where a file needs them.
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from mmn_fast.features.hdf5 import read_hdf5
+from mmn_fast.features.limits import Wanted
 from mmn_fast.features.messages import first_line, pick
 from mmn_fast.features.pre_clips import from_torch
 from mmn_fast.files import check_name
@@ -20,20 +22,23 @@ from mmn_fast.hub import check_arrived
 from mmn_fast.types import InputError
 
 
-def load_features(source: str | Path, key: str | None = None) -> npt.NDArray[Any]:
-    """Read one video's features from a file.
+def load_features(source: str | Path, key: str | None = None, width: int | None = None) -> npt.NDArray[Any]:
+    """Read one video's features from a file, and from no other one.
 
     Args:
         source: a file ending in .h5, .hdf5, .npy, .npz, .pt, .pth or .safetensors, or "FILE::KEY".
         key: the array to take where the file holds several: a path inside an HDF5 file (a dataset, or a group with one
             dataset), a name in .npz and .safetensors, a dict key in .pt.
+        width: D, if it is known: an array that is not [n_src, D] is refused before it is read.
 
     Returns:
-        The array as stored; types that NumPy lacks (bfloat16) become float32. `pre_clips` checks shape and dtype.
+        The array as stored, at most 2 GiB; types that NumPy lacks (bfloat16) become float32. An .npy file is mapped
+        into memory, not read. `pre_clips` checks shape and dtype.
 
     Raises:
         InputError: no such file, unknown suffix, a Git-LFS pointer, damaged, or holding pickled objects; no such key
-            (with close matches), a key where the file has none, or no key where the file holds several arrays.
+            (with close matches), a key where the file has none, or no key where the file holds several arrays; an array
+            that takes more than 2 GiB, that was never written, or whose values are in another file.
     """
     check_name(source, "source")
     path, inside = Path(source), None
@@ -44,17 +49,18 @@ def load_features(source: str | Path, key: str | None = None) -> npt.NDArray[Any
             raise InputError(f"source: expected FILE::KEY, got no key in {str(source)!r}")
     if inside is not None and key is not None:
         raise InputError(f"key: {str(source)!r} names a key already, got {key!r} as well")
-    return read_file(path, inside if key is None else key, f"source: {path}")
+    return read_file(path, Wanted(f"source: {path}", inside if key is None else key, width=width))
 
 
-def read_file(path: Path, key: str | None, where: str, lenient: bool = False) -> npt.NDArray[Any]:
-    """The array under a key; `where` begins every message. Lenient: a file with one array needs no matching key."""
+def read_file(path: Path, wanted: Wanted) -> npt.NDArray[Any]:
+    """The array that is wanted of a file; `wanted.where` begins every message."""
+    where = wanted.where
     check_file(path, where)
     suffix = path.suffix.lower()
     if suffix not in _READERS:
         raise InputError(f"{where}: expected a file ending in {', '.join(_READERS)}, got {suffix or 'no suffix'}")
     try:
-        return _READERS[suffix](path, key, where, lenient)
+        return _READERS[suffix](path, wanted)
     except (InputError, ImportError):
         raise
     except Exception as error:  # what a decoder raises on damaged bytes is anyone's guess
@@ -67,79 +73,90 @@ def check_file(path: Path, where: str) -> None:
     check_arrived(path, where)
 
 
-def _read_npy(path: Path, key: str | None, where: str, lenient: bool) -> npt.NDArray[Any]:
-    if key is not None and not lenient:
-        raise InputError(f"{where}: an .npy file holds one array and no keys, got key {key!r}")
+def _read_npy(path: Path, wanted: Wanted) -> npt.NDArray[Any]:
+    if wanted.key is not None and not wanted.lenient:
+        raise InputError(f"{wanted.where}: an .npy file holds one array and no keys, got key {wanted.key!r}")
     with path.open("rb") as file:
-        array: npt.NDArray[Any] = _without_pickle(lambda: np.lib.format.read_array(file, allow_pickle=False), where)
-    return array
+        _check_npy_header(file, wanted)
+    # Copy on write: who gets the array may write to it, and the file stays as it is.
+    return np.asarray(np.load(path, mmap_mode="c", allow_pickle=False))
 
 
-def _read_npz(path: Path, key: str | None, where: str, lenient: bool) -> npt.NDArray[Any]:
+def _read_npz(path: Path, wanted: Wanted) -> npt.NDArray[Any]:
     with np.load(path, allow_pickle=False) as file:
-        if not isinstance(file, np.lib.npyio.NpzFile):
+        if not isinstance(file, np.lib.npyio.NpzFile) or file.zip is None:
             raise ValueError("no zip archive")
-        name = pick(file.files, key, where, lenient)
-        array: npt.NDArray[Any] = _without_pickle(lambda: file[name], where)
+        name = pick(file.files, wanted.key, wanted.where, wanted.lenient)
+        with file.zip.open(name if name in file.zip.namelist() else f"{name}.npy") as member:
+            _check_npy_header(member, wanted)
+        array: npt.NDArray[Any] = file[name]
     return array
 
 
-def _without_pickle(read: Callable[[], Any], where: str) -> Any:
-    try:
-        return read()
-    except ValueError as error:
-        if "allow_pickle" not in str(error):
-            raise
-        raise InputError(f"{where}: holds pickled Python objects and is not loaded, since that runs code") from None
+def _check_npy_header(file: IO[bytes], wanted: Wanted) -> None:
+    """Check the shape and dtype that an array's header states."""
+    version = np.lib.format.read_magic(file)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, dtype = read(file)
+    if dtype.hasobject:
+        raise _pickled(wanted.where)
+    wanted.check(shape, dtype.itemsize, dtype)
 
 
-def _read_torch(path: Path, key: str | None, where: str, lenient: bool) -> npt.NDArray[Any]:
+def _pickled(where: str) -> InputError:
+    return InputError(f"{where}: holds pickled Python objects and is not loaded, since that runs code")
+
+
+def _read_torch(path: Path, wanted: Wanted) -> npt.NDArray[Any]:
     import pickle
 
     import torch
 
+    where = wanted.where
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(entry.file_size for entry in archive.infolist())
+        if unpacked > path.stat().st_size:  # torch.save compresses nothing
+            raise InputError(f"{where}: a file of {path.stat().st_size} bytes unpacks to {unpacked}, so it is not read")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if "GLOBAL" not in str(error):
             raise
-        raise InputError(f"{where}: holds pickled Python objects and is not loaded, since that runs code") from None
+        raise _pickled(where) from None
     if isinstance(content, dict):
         content = {str(name): value for name, value in content.items()}
-        content = content[pick(content, key, where, lenient)]
-    elif key is not None and not lenient:
-        raise InputError(f"{where}: holds a {type(content).__name__} without keys, got key {key!r}")
+        content = content[pick(content, wanted.key, where, wanted.lenient)]
+    elif wanted.key is not None and not wanted.lenient:
+        raise InputError(f"{where}: holds a {type(content).__name__} without keys, got key {wanted.key!r}")
     if not isinstance(content, torch.Tensor):
         raise InputError(f"{where}: expected a tensor, got {type(content).__name__}")
+    wanted.check(content.shape, content.element_size(), content.dtype)  # strides of 0 make much of little
     return from_torch(content)
 
 
-def _read_safetensors(path: Path, key: str | None, where: str, lenient: bool) -> npt.NDArray[Any]:
+_BITS = {"BOOL": 8, "BF16": 16, "F8_E4M3": 8, "F8_E5M2": 8}
+_IN_NUMPY = ("F16", "F32", "F64", "I8", "I16", "I32", "I64", "U8", "BOOL")
+
+
+def _read_safetensors(path: Path, wanted: Wanted) -> npt.NDArray[Any]:
     from safetensors import safe_open
 
     with safe_open(str(path), framework="numpy") as file:
-        name = pick(list(file.keys()), key, where, lenient)
-        numpy_has_it = file.get_slice(name).get_dtype() in (
-            "F16",
-            "F32",
-            "F64",
-            "I8",
-            "I16",
-            "I32",
-            "I64",
-            "U8",
-            "BOOL",
-        )
+        name = pick(list(file.keys()), wanted.key, wanted.where, wanted.lenient)
+        header = file.get_slice(name)
+        dtype = header.get_dtype()
+        bits = int("".join(filter(str.isdigit, dtype)) or 8) if dtype not in _BITS else _BITS[dtype]
+        wanted.check(header.get_shape(), bits / 8, dtype)
         array: npt.NDArray[Any]
-        if numpy_has_it:
+        if dtype in _IN_NUMPY:
             array = file.get_tensor(name)
             return array
     with safe_open(str(path), framework="pt") as file:
         return from_torch(file.get_tensor(name))
 
 
-_Reader = Callable[[Path, "str | None", str, bool], npt.NDArray[Any]]
-_READERS: dict[str, _Reader] = {
+_READERS: dict[str, Callable[[Path, Wanted], npt.NDArray[Any]]] = {
     ".h5": read_hdf5,
     ".hdf5": read_hdf5,
     ".npy": _read_npy,

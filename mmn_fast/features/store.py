@@ -11,7 +11,8 @@ from typing import Any
 import numpy.typing as npt
 
 from mmn_fast.features.files import check_file, read_file
-from mmn_fast.features.hdf5 import read_dataset
+from mmn_fast.features.hdf5 import member, read_dataset
+from mmn_fast.features.limits import Wanted
 from mmn_fast.features.messages import close_to, first_line, listed
 from mmn_fast.files import check_name
 from mmn_fast.types import InputError
@@ -26,11 +27,13 @@ class FeatureStore(ABC):
     Attributes:
         path: the file or directory.
         feature_key: the array to take of a video that has several.
+        width: D, if it is known: an array that is not [n_src, D] is refused before it is read.
     """
 
-    def __init__(self, path: Path, feature_key: str | None, ids: Collection[str]) -> None:
+    def __init__(self, path: Path, feature_key: str | None, width: int | None, ids: Collection[str]) -> None:
         self.path = path
         self.feature_key = feature_key
+        self.width = width
         self._ids = dict.fromkeys(ids)
         self._closed = False
         if not ids:
@@ -77,7 +80,7 @@ class FeatureStore(ABC):
         self.close()
 
 
-def open_features(path: str | Path, feature_key: str | None = None) -> FeatureStore:
+def open_features(path: str | Path, feature_key: str | None = None, width: int | None = None) -> FeatureStore:
     """Open the features of many videos.
 
     Args:
@@ -85,6 +88,7 @@ def open_features(path: str | Path, feature_key: str | None = None) -> FeatureSt
             one file `<vid>.npy`, `.npz`, `.pt` or `.safetensors` per video.
         feature_key: the array to take of a video that has several, as `Preset.feature_key`; a video that has one
             needs none, so a store in the other layout opens under every preset.
+        width: D, as `Preset.input_size`: a video whose array is not [n_src, D] is refused before it is read.
 
     Returns:
         The store, to use in a `with` statement or to close.
@@ -95,13 +99,13 @@ def open_features(path: str | Path, feature_key: str | None = None) -> FeatureSt
     check_name(path, "path")
     path = Path(path)
     if path.is_dir():
-        return _DirectoryStore(path, feature_key)
+        return _DirectoryStore(path, feature_key, width)
     check_file(path, f"path: {path}")
-    return _Hdf5Store(path, feature_key)
+    return _Hdf5Store(path, feature_key, width)
 
 
 class _Hdf5Store(FeatureStore):
-    def __init__(self, path: Path, feature_key: str | None) -> None:
+    def __init__(self, path: Path, feature_key: str | None, width: int | None) -> None:
         import h5py
 
         try:
@@ -112,12 +116,13 @@ class _Hdf5Store(FeatureStore):
                 f"path: {path}: expected an HDF5 file or a directory, got something else or a truncated or damaged file"
                 f" ({first_line(error)})"
             ) from error
-        super().__init__(path, feature_key, ids)
+        super().__init__(path, feature_key, width, ids)
 
     def _read(self, vid: str) -> npt.NDArray[Any]:
         where = f"video {vid!r}: {self.path}"
         try:
-            return read_dataset(self._file[vid], self.feature_key, where)
+            node = member(self._file, vid, where)
+            return read_dataset(node, Wanted(where, self.feature_key, width=self.width))
         except InputError:
             raise
         except Exception as error:  # see read_file
@@ -129,7 +134,7 @@ class _Hdf5Store(FeatureStore):
 
 
 class _DirectoryStore(FeatureStore):
-    def __init__(self, path: Path, feature_key: str | None) -> None:
+    def __init__(self, path: Path, feature_key: str | None, width: int | None) -> None:
         self._files: dict[str, list[Path]] = {}
         try:
             files = sorted(path.iterdir())
@@ -139,11 +144,11 @@ class _DirectoryStore(FeatureStore):
             # Only the last suffix goes: "s30-d52.avi.npy" is video "s30-d52.avi". Hidden files are no videos.
             if file.suffix.lower() in (".npy", ".npz", ".pt", ".safetensors") and not file.name.startswith("."):
                 self._files.setdefault(file.stem, []).append(file)
-        super().__init__(path, feature_key, sorted(self._files))
+        super().__init__(path, feature_key, width, sorted(self._files))
 
     def _read(self, vid: str) -> npt.NDArray[Any]:
         file, *others = self._files[vid]
         if others:
             names = " and ".join(path.name for path in self._files[vid])
             raise InputError(f"video {vid!r}: expected one file in {self.path}, got {names}")
-        return read_file(file, self.feature_key, f"video {vid!r}: {file}", lenient=True)
+        return read_file(file, Wanted(f"video {vid!r}: {file}", self.feature_key, lenient=True, width=self.width))

@@ -189,7 +189,7 @@ class _Run:
     def _open_features(self, path: Path, argument: str, stack: contextlib.ExitStack) -> FeatureStore:
         key = self.preset.feature_key if self.options.feature_key is None else self.options.feature_key
         with named_as("path", argument):
-            return stack.enter_context(open_features(path, key))
+            return stack.enter_context(open_features(path, key, self.preset.input_size))
 
     def _open_validation(self, stack: contextlib.ExitStack) -> Callable[[LoadedModel], dict[str, float]] | None:
         """What gives a model's metrics; None without validation data."""
