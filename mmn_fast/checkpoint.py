@@ -87,12 +87,22 @@ def load_model(
             raise InputError(f"{path}: an official checkpoint needs preset= and tokenizer=; {missing} is missing")
         return _from_official(path, get_preset(preset), tokenizer)
     if path.is_dir():
-        if (path / "manifest.json").is_file():
+        if is_export(model):
             return _from_export(path, preset, tokenizer)
         return _from_directory(path, preset, tokenizer)
     if is_hub_id(model):
         return _from_directory(download(str(model), _FILES), preset, tokenizer)
     raise InputError(f"model: {path}: no such file or directory, and not a hub id (owner/name)")
+
+
+def is_export(model: str | Path) -> bool:
+    """Whether `load_model` would read an export: a directory with a manifest.
+
+    Raises:
+        InputError: `model` cannot name anything.
+    """
+    check_name(model, "model")
+    return model != "demo" and (Path(model) / "manifest.json").is_file()
 
 
 def convert(checkpoint: str | Path, preset: str | Path | Preset, tokenizer: str | Path, output: str | Path) -> Path:

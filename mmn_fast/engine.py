@@ -13,7 +13,7 @@ import numpy as np
 from mmn_fast.backends import registry
 from mmn_fast.backends.base import NO_OPTIONS, Backend, Branches, DeviceBackend, Pairs
 from mmn_fast.backends.base import PRECISIONS as PRECISIONS  # those of `load`
-from mmn_fast.checkpoint import LoadedModel, load_model
+from mmn_fast.checkpoint import LoadedModel, is_export, load_model
 from mmn_fast.embeddings import TextEmbeddings, VideoEmbeddings
 from mmn_fast.environment import default_model, requested_threads
 from mmn_fast.features import check_duration, float32_rows, pre_clips
@@ -74,9 +74,8 @@ def load(
     if not isinstance(backend_options, Mapping):
         raise InputError(f"backend_options: expected a mapping, got {type(backend_options).__name__}")
     native.cpu_isa()  # refuses MMN_FAST_CPU_ISA before any work; every backend on the CPU chooses moments with it
-    runnable, passed_over = registry.resolve(backend, device, precision)
-    loaded = load_model(model, preset, tokenizer)
-    chosen = registry.prefer(runnable, loaded, passed_over)
+    choice = registry.choose(backend, device, precision, exported=is_export(model))
+    chosen, loaded = choice.backend, load_model(model, preset, tokenizer)
     if chosen.takes_exports and loaded.exported is None:
         raise InputError(
             f"model: backend {chosen.name!r} runs exports, {loaded.source} is none; mmn-fast export {model} -o DIR"
@@ -89,10 +88,8 @@ def load(
         )
     settings = dict(backend_options)
     chosen.check_options(settings)
-    if backend == "auto":
-        settings = {**chosen.AUTO_OPTIONS, **settings}
     running = chosen(loaded, device, precision, threads, settings)
-    return Engine(loaded, running, passed_over=passed_over, progress=progress)
+    return Engine(loaded, running, passed_over=choice.passed_over, progress=progress)
 
 
 class Engine:
@@ -104,7 +101,7 @@ class Engine:
     Args:
         model: the model's values.
         backend: what runs it.
-        passed_over: why "auto" did not take other backends.
+        passed_over: why "auto" did not take the backends that it tried before.
         progress: show a progress bar during long calls.
     """
 

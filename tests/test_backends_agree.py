@@ -53,10 +53,13 @@ def test_native_embeddings_do_not_depend_on_batch_or_threads(name: str, golden_m
     check_close(np.linalg.norm(together[0], axis=-1), np.ones(together[0].shape[:2]), "unit_norm")
 
 
-def test_auto_takes_the_reference_for_a_small_model_and_says_why(golden_model: Callable[[str], Path]) -> None:
-    info = mmn_fast.load(golden_model("charades_small"), device="cpu").info()
-    assert info["backend"] == "torch"
-    assert info["passed_over"]["native"].startswith("the proposal convolution takes 0.35 GFLOP a video; below 1.0 ")
+@pytest.mark.parametrize("name", [*cases.SMALL, "demo"])
+def test_auto_takes_native_for_every_model_and_passes_nothing_over(
+    name: str, golden_model: Callable[[str], Path]
+) -> None:
+    info = mmn_fast.load("demo" if name == "demo" else golden_model(name), device="cpu").info()
+    assert (info["backend"], info["precision"], info["options"]["exact"]) == ("native", "fp32", False)
+    assert info["passed_over"] == {}
 
 
 @pytest.mark.parametrize(

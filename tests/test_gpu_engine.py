@@ -7,6 +7,7 @@ import dataclasses
 import itertools
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -349,12 +350,13 @@ def test_native_means_the_class_of_the_device(monkeypatch: pytest.MonkeyPatch) -
     assert registry.backend_class("native", "cpu") is NativeBackend
     assert registry.backend_class("native", "cuda:1") is NativeGpuBackend
     _Cuda(monkeypatch)
-    assert registry.resolve("native", "auto", "auto")[0][0] is NativeGpuBackend
-    assert registry.resolve("native", "cuda", "fp16")[0][0] is NativeGpuBackend
+    choose = partial(registry.choose, exported=False)
+    assert choose("native", "auto", "auto").backend is NativeGpuBackend
+    assert choose("native", "cuda", "fp16").backend is NativeGpuBackend
     _Cuda(monkeypatch, available=False)
-    assert registry.resolve("native", "auto", "fp32")[0][0] is NativeBackend
+    assert choose("native", "auto", "fp32").backend is NativeBackend
     with pytest.raises(BackendUnavailable, match="backend 'native': device 'cuda': PyTorch .* finds no CUDA driver"):
-        registry.resolve("native", "cuda", "auto")
+        choose("native", "cuda", "auto")
 
 
 @pytest.mark.parametrize(

@@ -57,12 +57,12 @@ class Backend(ABC):
     """
 
     name: ClassVar[str]
-    AUTO_OPTIONS: ClassVar[Mapping[str, Any]] = NO_OPTIONS
-    """Settings that hold where "auto" chose this backend and the caller did not set them."""
     OPTIONS: ClassVar[Mapping[str, str]] = NO_OPTIONS
     """Settings that this backend takes beside the common ones, and what each means."""
     takes_exports: ClassVar[bool] = False
     """Whether it runs the graphs of an export (`LoadedModel.exported`) instead of weights."""
+    only_by_name: ClassVar[str | None] = None
+    """Why "auto" never takes this backend, in one sentence; None if it may."""
     preset: Preset
     threads: int | None
 
@@ -75,11 +75,6 @@ class Backend(ABC):
             device: "auto", "cpu", "cuda" or "cuda:N".
             precision: "auto" or one of `PRECISIONS`.
         """
-
-    @classmethod
-    def not_worth_it(cls, model: LoadedModel) -> str | None:
-        """Why "auto" had better take the next backend for this model, as a sentence; None if it had not."""
-        return None
 
     @classmethod
     def check_options(cls, options: Mapping[str, Any]) -> None:

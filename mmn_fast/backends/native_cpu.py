@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
+from mmn_fast import torch_build
 from mmn_fast.backends.base import NO_OPTIONS, Backend, Branches, Selection
 from mmn_fast.checkpoint import LoadedModel, State
 from mmn_fast.geometry import ProposalPlan, plan_for, proposal_diagonals
@@ -21,7 +22,6 @@ from mmn_fast.types import FloatArray, InputError
 
 _HEAD_PAD = 32  # csrc/cpu/rows.h, kRowPad
 _PRECISIONS = ("fp32", "bf16")
-_LEAST_GFLOP = 1.0
 
 
 class NativeBackend(Backend):
@@ -36,22 +36,10 @@ class NativeBackend(Backend):
 
     name = "native"
     OPTIONS: ClassVar[Mapping[str, str]] = {
-        "exact": "fp32 multiplies float32 alone, never bf16 terms; true where backend 'auto' chose this one",
+        "exact": "fp32 multiplies float32 alone, never bf16 terms",
         "max_packed_mib": "limit of the proposal convolution's packed weights; layers fall to slower algorithms",
         "autotune": "measure every layer's algorithms on this host, once, instead of rating them by work counts",
     }
-
-    AUTO_OPTIONS: ClassVar[Mapping[str, Any]] = {"exact": True}
-
-    @classmethod
-    def not_worth_it(cls, model: LoadedModel) -> str | None:
-        gflop = 2e-9 * plan_for(model.preset).exact_taps * model.preset.conv_hidden_size**2
-        if gflop >= _LEAST_GFLOP:
-            return None
-        return (
-            f"the proposal convolution takes {gflop:.2g} GFLOP a video; below {_LEAST_GFLOP} the reference takes"
-            " milliseconds too, and rounds as the official code does"
-        )
 
     @classmethod
     def unavailable_reason(cls, device: str, precision: str) -> str | None:
@@ -61,8 +49,8 @@ class NativeBackend(Backend):
             return f"device {device!r}: it runs on the CPU only"
         if precision == "bf16" and not has_bf16():
             return f"precision 'bf16': the instruction set in use, {native.cpu_isa()}, does not multiply bf16"
-        if device == "auto" and native.has_cuda_device():
-            return "device 'auto': there is a CUDA device, and it runs on the CPU only"
+        if device == "auto" and torch_build.has_cuda() and native.has_cuda_device():
+            return "device 'auto': there is a CUDA device, which PyTorch can use, and this backend runs on the CPU only"
         return None
 
     def __init__(

@@ -57,6 +57,7 @@ class NativeGpuBackend(DeviceBackend):
     """
 
     name = "native"
+    only_by_name = "it has not been measured on a GPU yet; backend='native' takes it"
     OPTIONS: ClassVar[Mapping[str, str]] = {
         "graphs": "whether to capture CUDA graphs (default true)",
         "max_graph_mib": f"device memory that graphs may hold, in MiB (default {_MAX_GRAPH_MIB})",
@@ -65,10 +66,6 @@ class NativeGpuBackend(DeviceBackend):
         "conv": "the proposal convolution: " + "; ".join(f"{name}, {what}" for name, what in CONVS.items()),
         "autotune": "measure the proposal convolutions in Triton on this device, once, and keep what is fastest",
     }
-
-    @classmethod
-    def not_worth_it(cls, model: LoadedModel) -> str | None:
-        return "it has not been measured on a GPU yet; backend='native' takes it"
 
     @classmethod
     def unavailable_reason(cls, device: str, precision: str) -> str | None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 import re
+from dataclasses import dataclass
 from importlib import import_module
 
 from mmn_fast.backends.base import PRECISIONS, Backend
-from mmn_fast.checkpoint import LoadedModel
 from mmn_fast.kernels import native
 from mmn_fast.types import BackendUnavailable, InputError
 
@@ -55,7 +55,7 @@ def backend_class(name: str, device: str = "auto", precision: str = "auto") -> t
         return _imported(row)
     if device != "auto":
         return _imported(row[device.partition(":")[0]])
-    if native.has_cuda_device():
+    if native.build_info()["cuda"] and native.has_cuda_device():
         on_cuda = _imported(row["cuda"])
         if on_cuda.unavailable_reason(device, precision) is None:
             return on_cuda
@@ -68,34 +68,52 @@ def _imported(location: str) -> type[Backend]:
     return found
 
 
-def resolve(backend: str, device: str, precision: str) -> tuple[list[type[Backend]], dict[str, str]]:
-    """The backends that can run, in the order of preference: the named one, or with "auto" any.
+@dataclass(frozen=True)
+class Choice:
+    """What `choose` chose.
+
+    Attributes:
+        backend: the class.
+        passed_over: why each backend that comes before it was not taken, one sentence each.
+    """
+
+    backend: type[Backend]
+    passed_over: dict[str, str]
+
+
+def choose(backend: str, device: str, precision: str, *, exported: bool) -> Choice:
+    """The named backend, or with "auto" the first that may run such a model; the others are not imported.
 
     Args:
         backend: "auto" or a key of `BACKENDS`.
         device: "auto", "cpu", "cuda" or "cuda:N".
         precision: "auto" or a precision.
-
-    Returns:
-        The classes, at least one, and why each backend that was passed over cannot run.
+        exported: whether the model is an export: "auto" takes a backend that runs those, for any other model one that
+            runs weights.
 
     Raises:
         InputError: no such backend, device or precision.
         BackendUnavailable: the named backend cannot run so, or none can; there is no fallback.
     """
     check_device(device, precision)
-    runnable: list[type[Backend]] = []
     passed_over: dict[str, str] = {}
     for name in BACKENDS if backend == "auto" else [backend]:
         found, reason = _found(name, device, precision)
+        if backend == "auto" and found is not None:
+            reason = _misfit(found, exported) or reason or found.only_by_name
         if found is not None and reason is None:
-            runnable.append(found)
-        elif reason is not None:
+            return Choice(found, passed_over)
+        if reason is not None:
             _LOG.info("backend %r passed over: %s", name, reason)
             passed_over[name] = reason
-    if not runnable:
-        raise BackendUnavailable("; ".join(f"backend {name!r}: {reason}" for name, reason in passed_over.items()))
-    return runnable, passed_over
+    raise BackendUnavailable("; ".join(f"backend {name!r}: {reason}" for name, reason in passed_over.items()))
+
+
+def _misfit(found: type[Backend], exported: bool) -> str | None:
+    """Why a backend does not run this kind of model, as a sentence; None if it does."""
+    if found.takes_exports == exported:
+        return None
+    return "the model is an export, it runs weights" if exported else "it runs exports, which mmn-fast export makes"
 
 
 def _found(name: str, device: str, precision: str) -> tuple[type[Backend], str | None] | tuple[None, str]:
@@ -105,26 +123,6 @@ def _found(name: str, device: str, precision: str) -> tuple[type[Backend], str |
         return found, found.unavailable_reason(device, precision)
     except ModuleNotFoundError as error:  # PyTorch, which runs no export
         return None, f"{error.name} is not installed (pip install {error.name})"
-
-
-def prefer(runnable: list[type[Backend]], model: LoadedModel, passed_over: dict[str, str]) -> type[Backend]:
-    """The first of the runnable backends that is worth it for a model.
-
-    An export is for the backends that run exports, any other model for the others; of these the last is taken whatever
-    the model.
-
-    Args:
-        runnable: what `resolve` gave for "auto".
-        model: the model.
-        passed_over: takes the reasons of those that come before it.
-    """
-    fitting = [found for found in runnable if found.takes_exports == (model.exported is not None)] or runnable
-    for found in fitting[:-1]:
-        reason = found.not_worth_it(model)
-        if reason is None:
-            return found
-        passed_over[found.name] = reason
-    return fitting[-1]
 
 
 def available_backends(device: str = "auto", precision: str = "auto") -> dict[str, str | None]:

@@ -1,0 +1,43 @@
+"""PyTorch as it is installed, without importing it: an import takes seconds, and most commands need none of it."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path
+
+
+def is_installed() -> bool:
+    """Whether `import torch` would find a package."""
+    return _folder() is not None
+
+
+def version() -> str:
+    """The installed version, as in "2.9.1+cpu"; "" where PyTorch is not installed or does not say."""
+    try:
+        return metadata.version("torch") if is_installed() else ""
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+@cache
+def has_cuda() -> bool:
+    """Whether the installed PyTorch is built with CUDA, by its own version file."""
+    folder = _folder()
+    try:
+        text = "" if folder is None else (folder / "version.py").read_text(encoding="utf-8")
+    except OSError:
+        return False
+    # `cuda: Optional[str] = None` in a build for CPUs, `cuda: Optional[str] = '12.8'` in another
+    found = re.search(r"^cuda\b[^=\n]*=\s*(.+?)\s*$", text, re.MULTILINE)
+    return found is not None and found[1] != "None"
+
+
+def _folder() -> Path | None:
+    try:
+        spec = find_spec("torch")
+    except (ImportError, ValueError):  # a finder that refuses, or a module without a spec in its place
+        return None
+    return None if spec is None or spec.origin is None else Path(spec.origin).parent
