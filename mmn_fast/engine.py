@@ -61,7 +61,8 @@ def load(
         precision: "auto", "fp64" (backend "torch"), "fp32", "bf16", "fp16", "fp8" or "int8"; what a backend
             cannot do, it refuses.
         backend: "auto" or a name of `available_backends()`.
-        threads: CPU threads; None takes `MMN_FAST_NUM_THREADS`, else the process's own setting.
+        threads: CPU threads; None takes `MMN_FAST_NUM_THREADS`, else one per core that the process may keep busy: of
+            its affinity mask, and no more than OMP_NUM_THREADS and the CPU quota of its control group.
         progress: show a progress bar during long calls.
         backend_options: settings of the chosen backend alone, see its `OPTIONS`.
 

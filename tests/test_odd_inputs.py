@@ -14,9 +14,9 @@ import pytest
 
 import mmn_fast
 from mmn_fast.checkpoint import DEMO_MODEL
+from mmn_fast.cores import usable_cores
 from mmn_fast.embeddings import TextEmbeddings
 from mmn_fast.features import load_features, open_features
-from mmn_fast.kernels import native
 from mmn_fast.types import InputError
 
 FEATURES = np.random.default_rng(0).standard_normal((9, 357)).astype(np.float32)
@@ -148,7 +148,7 @@ def test_embeddings_that_cannot_be_written_leave_nothing(tmp_path: Path) -> None
 
 
 def test_more_threads_than_cores_are_not_started() -> None:
-    assert mmn_fast.load("demo", backend="torch", threads=4096).info()["threads"] == native.usable_cores()
+    assert mmn_fast.load("demo", backend="torch", threads=4096).info()["threads"] == usable_cores()
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")

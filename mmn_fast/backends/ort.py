@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from mmn_fast.backends.base import NO_OPTIONS, Backend, Branches
 from mmn_fast.checkpoint import LoadedModel
+from mmn_fast.cores import limited_cores
 from mmn_fast.types import BackendUnavailable, FloatArray, InputError
 
 _CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
@@ -62,7 +63,7 @@ class OnnxBackend(Backend):
 
         assert model.exported is not None, "engine.load gives this backend exports only"
         manifest = read_manifest(model.exported)
-        self.preset, self.threads = model.preset, threads
+        self.preset, self.threads = model.preset, threads or limited_cores()
         absent = [name for name in GRAPHS if name not in manifest.graphs]
         if absent:
             raise InputError(
@@ -91,12 +92,12 @@ class OnnxBackend(Backend):
             self._not_cuda = self.unavailable_reason("cuda", self.precision)
             self._device = ("cpu" if self._not_cuda else "cuda"), 0
         try:
-            self._graphs = _open_graphs(model.exported, manifest, self._device, threads)
+            self._graphs = _open_graphs(model.exported, manifest, self._device, self.threads)
         except BackendUnavailable as error:
             if kind != "auto" or self._device[0] == "cpu" or self.precision == "bf16":
                 raise
             self._device, self._not_cuda = ("cpu", 0), str(error)
-            self._graphs = _open_graphs(model.exported, manifest, self._device, threads)
+            self._graphs = _open_graphs(model.exported, manifest, self._device, self.threads)
         P, J = manifest.signature("score").inputs[0].shape
         self._sizes = int(P), int(J)
 

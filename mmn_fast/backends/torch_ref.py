@@ -14,9 +14,9 @@ from torch import nn
 
 from mmn_fast.backends.base import NO_OPTIONS, Backend, Branches
 from mmn_fast.checkpoint import LoadedModel
+from mmn_fast.cores import limited_cores, usable_cores
 from mmn_fast.geometry import plan_for
 from mmn_fast.kernels import reference
-from mmn_fast.kernels.native import usable_cores
 from mmn_fast.model import MMN, build_model
 from mmn_fast.torch_threads import strict_settings, torch_threads
 from mmn_fast.types import FloatArray
@@ -67,7 +67,7 @@ class TorchBackend(Backend):
         self.device = torch.device(device)
         self.precision = "fp32" if precision == "auto" else precision
         # Waiting threads of PyTorch's spin: many more than there are cores can take minutes over one addition.
-        self.threads = None if threads is None else min(threads, usable_cores())
+        self.threads = limited_cores() if threads is None else min(threads, usable_cores())
         self.dtype = torch.float64 if self.precision == "fp64" else torch.float32
         self.net = build_model(model.preset, model.text, model.state).requires_grad_(False).to(self.device, self.dtype)
         self._packed = _PackedVideoBranch(self.net) if self.precision == "fp64" else None

@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from mmn_fast.cores import usable_cores
+
 
 @dataclass(frozen=True)
 class Timing:
@@ -50,18 +52,17 @@ def alternate(candidates: Mapping[str, Callable[[], object]], repeats: int, warm
 
 def machine() -> dict[str, Any]:
     """The time, the processor and the versions that a figure is of."""
-    import torch
-
+    from mmn_fast import torch_build
     from mmn_fast.kernels import native
     from mmn_fast.version import __version__
 
     return {
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "cpu": _cpu_name(),
-        "cores": native.usable_cores(),
+        "cores": usable_cores(),
         "cpu_isa": native.cpu_isa(),
         "python": platform.python_version(),
-        "torch": torch.__version__,
+        "torch": torch_build.version(),
         "mmn_fast": __version__,
     }
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import ctypes
 import operator
-import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from mmn_fast.cores import usable_cores
 from mmn_fast.environment import requested_threads
 from mmn_fast.types import InputError
 
@@ -45,7 +45,6 @@ __all__ = [
     "score_moments",
     "sparse_max_pool",
     "temporal_nms",
-    "usable_cores",
 ]
 
 
@@ -62,18 +61,12 @@ def cpu_isa() -> str:
 
 
 def num_threads(threads: int | None = None) -> int:
-    """Threads that an op uses: `threads`, else `MMN_FAST_NUM_THREADS`, else as many as this process may run on.
+    """Threads that an op uses: `threads`, else `MMN_FAST_NUM_THREADS`, else `cores.usable_cores()`.
 
     Raises:
         InputError: It is no whole number from 1 to 4096.
     """
     return requested_threads(threads) or usable_cores()
-
-
-def usable_cores() -> int:
-    """The cores that this process may run on."""
-    # Not os.cpu_count(): a container or taskset may grant fewer. macOS has no affinity.
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def has_cuda_device() -> bool:
