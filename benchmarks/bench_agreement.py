@@ -1,4 +1,4 @@
-"""The answers of every backend and precision on the trained demo model, against the float32 reference.
+"""The answers of every backend and precision on the trained demo model, against the reference in float64.
 
     python -m benchmarks.bench_agreement [--videos 150] [--threads 2]
 
@@ -14,7 +14,7 @@ import os
 import mmn_fast
 from benchmarks.timing import alternate, record
 from mmn_fast.backends.registry import available_backends, backend_class
-from mmn_fast.demo.agreement import agreement, draw_split
+from mmn_fast.demo.agreement import agreement_with, draw_split
 from mmn_fast.engine import PRECISIONS
 
 
@@ -26,7 +26,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
     split = draw_split(options.videos, workers=len(os.sched_getaffinity(0)))
-    reference = mmn_fast.load("demo", backend="torch", precision="fp32", threads=options.threads)
+    exact = mmn_fast.load("demo", backend="torch", precision="fp64", threads=options.threads).score_maps(split.batch)
+    peer = mmn_fast.load("demo", backend="torch", precision="fp32", threads=options.threads)
     print(f"{split.num_sentences} sentences of {options.videos} videos, {options.threads} threads")
     for precision in PRECISIONS:
         for backend, reason in available_backends("cpu", precision).items():
@@ -36,11 +37,11 @@ def main() -> None:
             if backend_class(backend).takes_exports:
                 continue  # benchmarks/bench_export.py compares those
             engine = mmn_fast.load("demo", backend=backend, precision=precision, threads=options.threads)
-            found = agreement(engine, reference, split)
+            found = agreement_with(engine, exact, split)
             timings = alternate(
                 {
                     f"{backend} {precision}": lambda engine=engine: engine.score_maps(split.batch),
-                    "torch fp32": lambda: reference.score_maps(split.batch),
+                    "torch fp32": lambda: peer.score_maps(split.batch),
                 },
                 options.repeats,
                 warmup=0,

@@ -5,10 +5,10 @@ and OpenVINO, with the full-size golden cases' weights. Stage score: the engine'
 post-processing (`bench_moments`). encode_text has a benchmark of its own.
 
 ONNX Runtime and OpenVINO take part where installed (`pip install mmn_fast[bench]`). A candidate that cannot run
-is a row that says why. The error is the largest difference of an embedding (unit norm) from PyTorch's in fp32. TFLOP/s
-are those of the proposal convolution: on the plan's work (what is not known to be zero) and on the dense work (what the
-peers compute), over the whole branch's time. Peak memory is of the candidate's process: Python, libraries and the
-preparation of weights included, the export not.
+is a row that says why. The error is the largest difference of an embedding (unit norm) from backend torch's in fp64.
+TFLOP/s are those of the proposal convolution: on the plan's work (what is not known to be zero) and on the dense work
+(what the peers compute), over the whole branch's time. Peak memory is of the candidate's process: Python, libraries
+and the preparation of weights included, the export not.
 
     python -m benchmarks.bench_cpu [--presets charades ...] [--batches 1 16] [--peers "OpenVINO fp32" ...] [--quick]
 """
@@ -32,6 +32,7 @@ from benchmarks.video_peers import (
     PEERS,
     STAGE,
     export_video,
+    make_exact,
     make_onnxruntime,
     make_openvino,
     make_ours,
@@ -43,7 +44,7 @@ from mmn_fast.kernels import native
 from mmn_fast.presets import Preset
 from tests.golden import cases
 
-REFERENCE = "PyTorch fp32"
+PEER, EXACT = "PyTorch fp32", "PyTorch fp64"
 
 
 def candidate(peer: str, case: str, batch: int, threads: int, folder: Path) -> Candidate:
@@ -74,7 +75,7 @@ def conv_flop(preset: Preset) -> dict[str, int]:
 def bench_video(case: str, batch: int, peers: list[str], options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Measure one preset's video branch; the line that is recorded."""
     preset = cases.load(case).preset
-    names = [*OURS, *dict.fromkeys([REFERENCE, *peers])]
+    names = [*OURS, *dict.fromkeys([PEER, *peers])]
     if any(peer.startswith(("ONNX", "OpenVINO")) for peer in peers):
         # In a process of its own, so that no candidate's memory has held the export.
         export = multiprocessing.get_context("spawn").Process(target=export_video, args=(case, batch, folder))
@@ -84,7 +85,7 @@ def bench_video(case: str, batch: int, peers: list[str], options: argparse.Names
         [candidate(name, case, batch, options.threads, folder) for name in names],
         [STAGE],
         options.repeats,
-        reference=REFERENCE,
+        truth=Candidate(EXACT, make_exact, (case,)),
         limit_s=options.limit_s,
         on_event=lambda event: print(f"{preset.name} batch {batch}: {event}", flush=True),
     ).values()

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from mmn_fast.backends.native_cpu import NativeBackend
+from mmn_fast.backends.torch_ref import TorchBackend
 from mmn_fast.benchmarking.turns import Arrays, Call
 from mmn_fast.checkpoint import LoadedModel
 from mmn_fast.features import pre_clips
@@ -67,6 +68,12 @@ def make_ours(name: str, precision: str, batch: int, threads: int) -> dict[str, 
     if reason is not None:
         raise BackendUnavailable(reason)
     backend, inputs = NativeBackend(load_case(name), "cpu", precision, threads), inputs_of(name, batch)
+    return {STAGE: lambda: backend.encode_video(inputs)}
+
+
+def make_exact(name: str) -> dict[str, Call]:
+    """The reference in float64, on one video: every video of a batch is the same."""
+    backend, inputs = TorchBackend(load_case(name), "cpu", "fp64", None), inputs_of(name, 1)
     return {STAGE: lambda: backend.encode_video(inputs)}
 
 

@@ -83,6 +83,16 @@ def test_candidates_take_turns_and_one_that_cannot_run_leaves_the_others_alone(t
         assert all(measured[name].timing.repeats == 2 and measured[name].peak_mib > 5 for name in "AB")
 
 
+def test_errors_are_measured_from_a_truth_that_is_never_timed(tmp_path: Path):
+    candidates = [Candidate(name, make_toy, (tmp_path / "log", name, 1.5)) for name in "AB"]
+    truth = Candidate("T", make_toy, (tmp_path / "log", "T", 1.0))
+    found = take_turns(candidates, ["one"], repeats=2, warmup=0, truth=truth)
+    assert (tmp_path / "log").read_text() == "T" + "AB" * 3
+    assert {name: measured.max_error for name, measured in found["one"].items()} == {"A": 0.5, "B": 0.5}
+    broken = take_turns(candidates, ["one"], repeats=1, warmup=0, truth=Candidate("T", make_broken, ()))
+    assert all(measured.max_error is None and measured.timing for measured in broken["one"].values())
+
+
 def test_no_round_begins_after_the_limit_but_every_candidate_is_timed_once(tmp_path: Path):
     found = take_turns(
         [Candidate("A", make_toy, (tmp_path / "log", "A", 1.0))], ["one"], repeats=50, warmup=5, limit_s=0.0
@@ -105,12 +115,13 @@ def test_bench_command_measures_every_stage_beside_the_reference(golden_model: C
     rows = {(row["stage"], row["batch"], row["backend"]): row for row in found["rows"]}
     stages = [("encode_video", 1), ("encode_text", 3), ("score", 3)]
     assert list(rows) == [(*stage, backend) for stage in stages for backend in ("torch", "native")]
-    assert found["reference"] == "torch fp32"
+    assert (found["peer"], found["exact"]) == ("torch fp32", "torch fp64")
     assert found["unavailable"]["onnx fp32"].startswith("it runs exports; ")
     for (_, _, backend), row in rows.items():
         assert 0 < row["p20_ms"] <= row["median_ms"] <= row["p80_ms"]
         assert row["peak_mib"] > 50
-        assert row["max_error"] <= (TOLERANCES["native_backend", "fp32"].atol if backend == "native" else 0)
+        op = "golden_maps" if backend == "native" else "torch_maps"
+        assert 0 < row["max_error"] <= TOLERANCES[op, "fp32"].atol
     assert rows["score", 3, "torch"]["ratio"] == 1
     assert found["model"]["preset"] == "charades_small"
     assert found["machine"]["cpu_isa"]
@@ -124,7 +135,7 @@ def test_bench_command_measures_an_export_on_the_backends_that_run_it(demo_expor
     rows = {(row["stage"], row["batch"], row["backend"], row["precision"]): row for row in found["rows"]}
     assert list(rows) == [(*stage, "onnx", "fp32") for stage in (("encode_video", 1), ("encode_text", 3), ("score", 3))]
     assert all(row["median_ms"] > 0 for row in rows.values())
-    assert found["reference"] == "onnx fp32"
+    assert (found["peer"], found["exact"]) == ("onnx fp32", "onnx fp32")
     assert found["model"]["model"] == str(demo_export)
     assert set(found["unavailable"]) == {"torch fp32", "tensorrt fp32"}
     assert f"{demo_export} is an export, which backend 'torch' cannot run" in found["unavailable"]["torch fp32"]
@@ -148,13 +159,13 @@ def test_an_export_is_measured_in_its_own_precision(demo_export: Path, tmp_path:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--backend", "onnx"), "mmn-fast: backend onnx fp32: it runs exports; the reference, which the others are"),
-        (("--precision", "fp17"), "mmn-fast: precision: expected one of fp64, fp32, bf16, fp16, fp8, int8, got 'fp17'"),
-        (("--backend", "abacus"), "mmn-fast: backend: expected one of "),
+        (("--backend", "onnx"), "mmn-fast: backend onnx fp32: it runs exports; backend 'torch', which the others are"),
+        (("--precision", "fp17"), "mmn-fast: --precision: expected one of fp64, fp32, bf16, fp16, fp8, int8, got"),
+        (("--backend", "abacus"), "mmn-fast: --backend: expected one of "),
         (("--backend", "native", "--precision", "int8"), "mmn-fast: backend native int8: precision 'int8' is not"),
-        (("--batch", 0), "mmn-fast: batch: expected at least 1, got 0"),
-        (("--repeats", -1), "mmn-fast: repeats: expected at least 1, got -1"),
-        (("--model", "nowhere"), "mmn-fast: model: nowhere: no such file or directory"),
+        (("--batch", 0), "mmn-fast: --batch: expected at least 1, got 0"),
+        (("--repeats", -1), "mmn-fast: --repeats: expected at least 1, got -1"),
+        (("--model", "nowhere"), "mmn-fast: --model: nowhere: no such file or directory"),
     ],
 )
 def test_bench_command_refuses_bad_input_with_a_sentence(arguments: tuple[object, ...], message: str):
@@ -240,7 +251,8 @@ def test_bench_table_shows_what_to_install_as_it_is_written():
         {
             "machine": machine,
             "model": {"model": "demo", "preset": "shapes"},
-            "reference": "torch fp32",
+            "peer": "torch fp32",
+            "exact": "torch fp64",
             "unavailable": {"tensorrt fp32": reason},
             "rows": [],
         }

@@ -20,13 +20,17 @@ from mmn_fast.export.manifest import is_export, read_manifest
 from mmn_fast.presets import Preset
 from mmn_fast.types import BackendUnavailable, InputError, Video
 
-REFERENCE = ("torch", "fp32")
+PEER = ("torch", "fp32")
+"""The backend and precision that ratios are over."""
+EXACT = ("torch", "fp64")
+"""The backend and precision that errors are measured from, on the first `_EXACT_VIDEOS` videos of a batch."""
+_EXACT_VIDEOS = 2  # TACoS takes most of a minute a video in float64; a video has the same bits in any batch
 TOP_K = 5
 DURATION_S = 60.0
 _WORDS = "a the person opens closes door window then walks to picks up puts down cup book red box while another sits"
 _CAPTION = (
     "ratio: {0}'s median over this one; peak: MiB of the candidate's own process so far, libraries included;"
-    " error: largest difference from {0}"
+    " error: largest difference from {1}"
 )
 
 
@@ -36,8 +40,8 @@ class BenchOptions:
 
     Attributes:
         load: arguments of `mmn_fast.load` beside backend and precision.
-        backends: names, or empty for all that can run here. Then the reference takes part in fp32 alone: in any other
-            precision it rounds operands and multiplies in float32, a yardstick that is slower than fp32.
+        backends: names, or empty for all that can run here. Then backend torch takes part in fp32 alone: in bf16 it
+            rounds operands and multiplies in float32, a yardstick that is slower than fp32.
         precisions: names, or empty for fp32 and bf16, of an export for its own.
         batches: videos per call of encode_video.
         sentences: sentences per call of encode_text and score.
@@ -64,9 +68,10 @@ class BenchOptions:
 
 
 def bench_model(options: BenchOptions, on_event: Callable[[str], object] = lambda event: None) -> dict[str, Any]:
-    """Measure a model's stages beside the reference's, in turn, each backend and precision in a process of its own.
+    """Measure a model's stages beside PyTorch's, in turn, each backend and precision in a process of its own.
 
-    The reference is torch in fp32; of an export, which torch cannot run, the first of the backends that run it.
+    Ratios are over backend torch in fp32, errors are from it in fp64. Torch cannot run an export: there both are from
+    the first of the backends that run it.
 
     Features are random and seeded, sentences made of common words: the time does not depend on what they say. Stages
     are the engine's own calls, checks and hashing included: `encode_video` of each batch, `encode_text` and `score` of
@@ -77,10 +82,10 @@ def bench_model(options: BenchOptions, on_event: Callable[[str], object] = lambd
         on_event: told what starts.
 
     Returns:
-        `machine`, `model` (source, preset, proposals), `reference` (its backend and precision), `unavailable` (why a
-        backend and precision does not run here) and `rows`: stage, batch, backend, precision, median_ms, p20_ms,
-        p80_ms, repeats, ratio (the reference's median over this one), peak_mib and max_error against the reference, or
-        failure.
+        `machine`, `model` (source, preset, proposals), `peer` and `exact` (what ratios are over and errors are from, as
+        "torch fp32"), `unavailable` (why a backend and precision does not run here) and `rows`: stage, batch, backend,
+        precision, median_ms, p20_ms, p80_ms, repeats, ratio (the peer's median over this one), peak_mib and max_error,
+        or failure.
 
     Raises:
         InputError: the model or an option cannot be used.
@@ -95,17 +100,20 @@ def bench_model(options: BenchOptions, on_event: Callable[[str], object] = lambd
         Candidate(f"{backend} {precision}", make_stages, (dict(options.load), backend, precision, stages))
         for backend, precision in chosen
     ]
-    found = take_turns(candidates, stages, options.repeats, limit_s=options.limit_s, on_event=on_event)
+    truth = candidates[0]
+    if chosen[0] == PEER:
+        truth = Candidate(" ".join(EXACT), make_exact_stages, (dict(options.load), stages))
+    found = take_turns(candidates, stages, options.repeats, truth=truth, limit_s=options.limit_s, on_event=on_event)
     rows = []
     for stage, measured in found.items():
-        reference = measured[candidates[0].name].timing
+        peer = measured[candidates[0].name].timing
         for (backend, precision), result in zip(chosen, measured.values(), strict=True):
             name, _, batch = stage.partition(" ")
             row = {"stage": name, "batch": int(batch), "backend": backend, "precision": precision}
             if result.timing is None:
                 rows.append({**row, "failure": result.failure})
                 continue
-            ratio = None if reference is None else reference.median_ms / result.timing.median_ms
+            ratio = None if peer is None else peer.median_ms / result.timing.median_ms
             facts = {"ratio": ratio, "peak_mib": result.peak_mib, "max_error": result.max_error}
             rows.append({**row, **asdict(result.timing), **facts})
     info = engine.info()
@@ -113,7 +121,8 @@ def bench_model(options: BenchOptions, on_event: Callable[[str], object] = lambd
         "machine": machine(),
         "model": {name: info[name] for name in ("model", "preset", "proposals")},
         "threads": options.load.get("threads"),
-        "reference": candidates[0].name,
+        "peer": candidates[0].name,
+        "exact": truth.name,
         "unavailable": unavailable,
         "rows": rows,
     }
@@ -139,7 +148,7 @@ def table(report: Mapping[str, Any]) -> Table:
         times = (f"{row[name]:.3f}" for name in ("median_ms", "p20_ms", "p80_ms"))
         error = "-" if row["max_error"] is None else f"{row['max_error']:.1e}"
         found.add_row(*start, *times, ratio, f"{row['peak_mib']:.0f}", error)
-    caption = _CAPTION.format(report["reference"])
+    caption = _CAPTION.format(report["peer"], report["exact"])
     found.caption = "\n".join([caption, *(escape(f"{name}: {reason}") for name, reason in failures.items())])
     return found
 
@@ -148,6 +157,13 @@ def make_stages(arguments: Mapping[str, Any], backend: str, precision: str, stag
     """An engine's calls by stage, such as "encode_video 16"; for `Candidate`."""
     engine = load(**arguments, backend=backend, precision=precision)
     return {stage: _call(engine, *stage.split(" ")) for stage in stages}
+
+
+def make_exact_stages(arguments: Mapping[str, Any], stages: Sequence[str]) -> dict[str, Call]:
+    """The calls in float64, with few videos in a batch; for `Candidate`."""
+    backend, precision = EXACT
+    engine = load(**arguments, backend=backend, precision=precision)
+    return {stage: _call(engine, *stage.split(" "), most_videos=_EXACT_VIDEOS) for stage in stages}
 
 
 def random_videos(preset: Preset, count: int) -> list[Video]:
@@ -163,10 +179,10 @@ def made_sentences(count: int) -> list[str]:
     return [" ".join(rng.choice(_WORDS.split(), rng.integers(4, 16))) + "." for _ in range(count)]
 
 
-def _call(engine: Engine, stage: str, size: str) -> Call:
+def _call(engine: Engine, stage: str, size: str, most_videos: int | None = None) -> Call:
     count = int(size)
     if stage == "encode_video":
-        videos = random_videos(engine.preset, count)
+        videos = random_videos(engine.preset, count)[:most_videos]
 
         def encode_video() -> Arrays:
             embedded = engine.encode_video(videos)
@@ -195,14 +211,14 @@ def _call(engine: Engine, stage: str, size: str) -> Call:
 
 
 def _choose(options: BenchOptions, device: str) -> tuple[list[tuple[str, str]], dict[str, str]]:
-    """The pairs to measure, the reference first, and why the others that were asked for do not run here."""
+    """The pairs to measure, the peer first, and why the others that were asked for do not run here."""
     exported = _exported_precision(options.load)
-    chosen: list[tuple[str, str]] = [] if exported else [REFERENCE]
+    chosen: list[tuple[str, str]] = [] if exported else [PEER]
     unavailable, runs = {}, False
     for precision in options.precisions or ([exported] if exported else ["fp32", "bf16"]):
         reasons = available_backends(device, precision)
         for backend in options.backends or reasons:
-            if not (options.backends or exported) and backend == REFERENCE[0] and precision != REFERENCE[1]:
+            if not (options.backends or exported) and backend == PEER[0] and precision != PEER[1]:
                 continue
             if backend not in reasons:
                 raise InputError(f"backend: expected one of {', '.join(reasons)}, got {backend!r}")
@@ -210,7 +226,7 @@ def _choose(options: BenchOptions, device: str) -> tuple[list[tuple[str, str]], 
             if reason is None and exported:
                 reason = _load_error(options.load, backend, precision)
             elif reason is None and backend_class(backend, device, precision).takes_exports:
-                reason = "it runs exports; the reference, which the others are held to, cannot run those"
+                reason = "it runs exports; backend 'torch', which the others are held to, cannot run those"
             if reason is not None:
                 unavailable[f"{backend} {precision}"] = reason
                 continue

@@ -43,7 +43,7 @@ class Measured:
     Attributes:
         timing: of its calls; None if it could not run.
         peak_mib: peak memory of its process so far, MiB, libraries, weights and earlier stages included.
-        max_error: largest difference of its result from the reference's, at the first call.
+        max_error: largest difference of its result, at the first call, from the truth's; None where that failed.
         failure: why it could not run, one sentence.
     """
 
@@ -58,7 +58,7 @@ def take_turns(
     stages: Sequence[str],
     repeats: int,
     warmup: int = 1,
-    reference: str | None = None,
+    truth: Candidate | None = None,
     limit_s: float | None = None,
     on_event: Callable[[str], object] = lambda event: None,
 ) -> dict[str, dict[str, Measured]]:
@@ -69,41 +69,60 @@ def take_turns(
         stages: keys of what `make` gives, in this order.
         repeats: timed calls of each, at least 1.
         warmup: calls before them, beside the first, which the result is taken from.
-        reference: the candidate that errors are measured from; None takes the first.
+        truth: what errors are measured from: it is asked for each result once and is never timed, and may give only
+            the first items of a result. None takes the first of the candidates.
         limit_s: begin no further round of a stage after so many seconds, once every candidate has been timed.
         on_event: told what starts.
 
     Returns:
         By stage, by candidate.
     """
+    truth = candidates[0] if truth is None else truth
     context = multiprocessing.get_context("spawn")  # a fork would share the parent's thread pools, and break them
+    expected: Mapping[str, Arrays | None] = {}
     workers: dict[str, _Worker] = {}
     try:
+        if truth not in candidates:
+            on_event(f"computing {truth.name}")
+            expected = _results(_Worker(context, truth), stages)  # its process ends before any clock starts
         for candidate in candidates:
             on_event(f"starting {candidate.name}")
             workers[candidate.name] = _Worker(context, candidate)
             workers[candidate.name].wait_until_ready()  # one after another: their preparations do not compete
-        return {
-            stage: _measure(stage, workers, repeats, warmup, reference or candidates[0].name, limit_s, on_event)
-            for stage in stages
-        }
+        found = {}
+        for stage in stages:
+            first = {name: worker.ask("result", stage) for name, worker in workers.items()}
+            exact = first[truth.name] if truth in candidates else expected[stage]
+            seconds = _timed(stage, workers, repeats, warmup, limit_s, on_event)
+            found[stage] = {
+                name: _measured(worker, stage, first[name], exact, seconds[name]) for name, worker in workers.items()
+            }
+        return found
     finally:
         for worker in workers.values():
             worker.close()
 
 
-def _measure(
+def _results(worker: _Worker, stages: Sequence[str]) -> dict[str, Arrays | None]:
+    """A candidate's result of each stage, None where it cannot run; its process ends."""
+    try:
+        worker.wait_until_ready()
+        return {stage: worker.ask("result", stage) for stage in stages}
+    finally:
+        worker.close()
+
+
+def _timed(
     stage: str,
     workers: Mapping[str, _Worker],
     repeats: int,
     warmup: int,
-    reference: str,
     limit_s: float | None,
     on_event: Callable[[str], object],
-) -> dict[str, Measured]:
+) -> dict[str, list[float]]:
+    """Seconds of each candidate's calls, the candidates in turn."""
     on_event(stage)
     start = time.monotonic()
-    first = {name: worker.ask("result", stage) for name, worker in workers.items()}
     seconds: dict[str, list[float]] = {name: [] for name in workers}
     for number in range(-warmup, repeats):
         if limit_s is not None and number != 0 and time.monotonic() - start > limit_s:
@@ -114,23 +133,25 @@ def _measure(
             taken = worker.ask("time", stage)
             if number >= 0 and taken is not None:
                 seconds[name].append(taken)
-    found = {}
-    for name, worker in workers.items():
-        peak = worker.ask("peak", stage)
-        if worker.failure is not None:
-            found[name] = Measured(failure=worker.failure)
-            continue
-        expected = first[reference]
-        error = None if expected is None else _largest_difference(first[name], expected)
-        found[name] = Measured(Timing.of(seconds[name]), peak, error)
-    return found
+    return seconds
 
 
-def _largest_difference(result: Arrays, expected: Arrays) -> float:
+def _measured(
+    worker: _Worker, stage: str, result: Arrays | None, exact: Arrays | None, seconds: list[float]
+) -> Measured:
+    peak = worker.ask("peak", stage)
+    if worker.failure is not None or result is None:
+        return Measured(failure=worker.failure)
+    error = None if exact is None else _largest_difference(result, exact)
+    return Measured(Timing.of(seconds), peak, error)
+
+
+def _largest_difference(result: Arrays, exact: Arrays) -> float:
+    """The largest difference from the exact items, of which there may be fewer."""
     return max(
         (
-            float(np.abs(a.astype(np.float64) - b.astype(np.float64)).max(initial=0.0))
-            for a, b in zip(result, expected, strict=True)
+            float(np.abs(a[: len(b)].astype(np.float64) - b.astype(np.float64)).max(initial=0.0))
+            for a, b in zip(result, exact, strict=True)
         ),
         default=0.0,
     )

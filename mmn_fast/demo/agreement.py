@@ -1,4 +1,4 @@
-"""What a fast path costs in answers: the trained demo model on its test split, against the float32 reference."""
+"""What a fast path costs in answers: the trained demo model on its test split, against the reference."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def agreement(engine: Engine, reference: Engine, split: LabelledSplit) -> Agreem
 
     Args:
         engine: a fast path with the demo model.
-        reference: backend "torch" in fp32 with the same model.
+        reference: backend "torch" in fp64 with the same model, or whatever else the engine stands beside.
         split: what to compare on.
     """
     return agreement_with(engine, reference.score_maps(split.batch), split)
