@@ -16,9 +16,7 @@ from __future__ import annotations
 import argparse
 import copy
 import gc
-import json
 import math
-import re
 import time
 import traceback
 from collections.abc import Callable
@@ -33,7 +31,7 @@ from torch import nn
 import mmn_fast
 from benchmarks.bench_moments import official_moments
 from benchmarks.gpu_stages import bench_stages, text_flop, video_flop
-from benchmarks.timing import RESULTS, environment
+from benchmarks.timing import append, environment
 from mmn_fast.backends.native_gpu import NativeGpuBackend
 from mmn_fast.backends.torch_ref import TorchBackend
 from mmn_fast.checkpoint import LoadedModel
@@ -114,10 +112,7 @@ class Bench:
             **facts,
         }
         line |= {"p20_ms": p20, "p50_ms": p50, "p80_ms": p80, "p99_ms": p99, "repeats": len(taken), "max_error": error}
-        RESULTS.mkdir(exist_ok=True)
-        slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
-        with (RESULTS / f"{slug}.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        append(line, name)
 
 
 class _VideoBranch(nn.Module):

@@ -1,6 +1,6 @@
 #!/bin/sh
 # Everything that needs a GPU, in one command of at most 10 minutes: build, the tests marked gpu, compute-sanitizer where it
-# is installed, and the benchmarks, whose JSON lines go to benchmarks/results.
+# is installed, and the benchmarks, whose JSON lines go to benchmarks/results/local.
 #
 #     benchmarks/gpu_suite.sh              on a machine with a CUDA device
 #     benchmarks/gpu_suite.sh --rehearse   the same steps at tiny sizes on the CPU, to see that they run; writes no results

@@ -2,8 +2,9 @@
 
     python -m benchmarks.report [--write]
 
-Prints the table with each line's age in days; with --write puts it into README.md between its two markers. A line from
-a changed working tree is never shown.
+Prints the table with each line's age in days, lines that are not recorded yet among them. With --write records those:
+moves the clean lines of results/local to results/, which is committed, and puts the table into README.md between its
+two markers. A line from a changed working tree is never shown and stays in results/local.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from benchmarks.timing import RESULTS, ROOT
+from benchmarks.timing import LOCAL, RESULTS, ROOT
 from mmn_fast.presets import PRESETS
 
 README = ROOT / "README.md"
@@ -31,6 +32,18 @@ Line = Mapping[str, Any]
 def read_lines(folder: Path = RESULTS) -> list[Line]:
     """Every recorded line, in the order of the files' names and then as recorded."""
     return [json.loads(text) for path in sorted(folder.glob("*.jsonl")) for text in path.read_text().splitlines()]
+
+
+def record_local(local: Path = LOCAL, folder: Path = RESULTS) -> None:
+    """Move the clean lines of `local` to the end of the files of the same names in `folder`."""
+    for path in sorted(local.glob("*.jsonl")):
+        clean, dirty = [], []
+        for text in path.read_text().splitlines(keepends=True):
+            (dirty if json.loads(text)["dirty"] else clean).append(text)
+        if clean:
+            with (folder / path.name).open("a", encoding="utf-8") as file:
+                file.writelines(clean)
+        path.write_text("".join(dirty)) if dirty else path.unlink()
 
 
 def latest(lines: Iterable[Line]) -> list[Line]:
@@ -111,9 +124,11 @@ def _preset(line: Line) -> str:
 def main() -> None:
     """Print the table with ages, and write it where asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--write", action="store_true", help="put the table into README.md")
+    parser.add_argument("--write", action="store_true", help="record new lines, put the table into README.md")
     options = parser.parse_args()
-    lines, now = read_lines(), datetime.now(timezone.utc)
+    if options.write:
+        record_local()
+    lines, now = [*read_lines(), *read_lines(LOCAL)], datetime.now(timezone.utc)
     for line in latest(lines):
         age = now - datetime.fromisoformat(line["time"].replace("Z", "+00:00"))
         print(*(f"{row} {age.days} days old" for row in rows(line)), sep="\n")

@@ -1,4 +1,8 @@
-"""Where the benchmarks' figures are recorded: with the commit, the machine and the largest error."""
+"""Where the benchmarks' figures are kept: with the commit, the machine and the largest error.
+
+A run appends its lines to results/local, which git ignores, so that measuring changes nothing that is committed or
+tested. `python -m benchmarks.report --write` records them.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +16,11 @@ from typing import Any
 
 from mmn_fast.benchmarking.timing import Timing, alternate, machine
 
-__all__ = ["RESULTS", "ROOT", "Timing", "alternate", "environment", "record"]
+__all__ = ["LOCAL", "RESULTS", "ROOT", "Timing", "alternate", "append", "environment", "record"]
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
+LOCAL = RESULTS / "local"
 
 
 def environment() -> dict[str, Any]:
@@ -35,7 +40,7 @@ def environment() -> dict[str, Any]:
 
 
 def record(benchmark: str, timings: Mapping[str, Timing], max_error: float, **facts: Any) -> dict[str, Any]:
-    """Append one line to `results/<cpu>.jsonl`.
+    """Append one line to `results/local/<cpu>.jsonl`.
 
     Args:
         benchmark: the script's name.
@@ -53,8 +58,13 @@ def record(benchmark: str, timings: Mapping[str, Timing], max_error: float, **fa
         "max_error": max_error,
         "timings": {name: asdict(timing) for name, timing in timings.items()},
     }
-    RESULTS.mkdir(exist_ok=True)
-    slug = re.sub(r"[^a-z0-9]+", "-", line["cpu"].lower()).strip("-")
-    with (RESULTS / f"{slug}.jsonl").open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
+    append(line, line["cpu"])
     return line
+
+
+def append(line: Mapping[str, Any], processor: str) -> None:
+    """Append a line to the processor's file of lines that are not recorded yet."""
+    LOCAL.mkdir(parents=True, exist_ok=True)
+    slug = re.sub(r"[^a-z0-9]+", "-", processor.lower()).strip("-")
+    with (LOCAL / f"{slug}.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")

@@ -238,8 +238,37 @@ def test_report_replaces_what_is_between_the_markers_and_refuses_a_readme_withou
             report.section(broken, [])
 
 
+def test_a_run_changes_nothing_that_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Else the README's table would be behind, and the next test red, from the first benchmark on."""
+    results = timing.RESULTS
+    before = {path: path.read_bytes() for path in results.glob("*.jsonl")}
+    ignored = subprocess.run(["git", "check-ignore", "--quiet", timing.LOCAL / "x.jsonl"], cwd=timing.ROOT, check=False)
+    assert ignored.returncode in (0, 128)  # 128: not a repository
+    assert timing.LOCAL.is_relative_to(results)
+    monkeypatch.setattr(timing, "LOCAL", tmp_path / "local")
+    timing.record("bench_cpu", {"mmn_fast": Timing(1.0, 1.0, 1.0, 3)}, 0.0, preset="tacos")
+    (written,) = report.read_lines(tmp_path / "local")
+    assert written["timings"]["mmn_fast"]["median_ms"] == 1.0
+    assert {path: path.read_bytes() for path in results.glob("*.jsonl")} == before
+
+
+def test_report_records_clean_lines_and_leaves_the_others_where_they_are(tmp_path: Path):
+    local, folder = tmp_path / "local", tmp_path / "results"
+    for path in (local, folder):
+        path.mkdir()
+    first, second, changed = line(), line(batch=2), line(dirty=True)
+    (folder / "a.jsonl").write_text(json.dumps(first) + "\n")
+    (local / "a.jsonl").write_text("".join(json.dumps(one) + "\n" for one in (second, changed)))
+    (local / "b.jsonl").write_text(json.dumps(second) + "\n")
+    (local / "c.jsonl").write_text(json.dumps(changed) + "\n")
+    for _ in range(2):  # the second time there is nothing to record
+        report.record_local(local, folder)
+        assert report.read_lines(folder) == [first, second, second]
+        assert report.read_lines(local) == [changed, changed]
+
+
 def test_the_readme_shows_the_recorded_results():
-    """`python -m benchmarks.report --write` after every recorded run."""
+    """`python -m benchmarks.report --write` records both."""
     readme = report.README.read_text()
     assert report.section(readme, report.read_lines()) == readme
 
