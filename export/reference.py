@@ -1,9 +1,9 @@
 """What an export is held to: inputs and the reference's outputs, recorded beside the graphs.
 
-So a graph can be verified where there is neither the model nor PyTorch. The reference computes from its float32 weights
-in float64: in float32 it would add an error of its own to that of the graphs, of the same size. Its outputs are stored
-as float32. Arrays of reference.safetensors (V = 2 videos, S sentences of L word pieces at most, the last as long as the
-encoder takes):
+So a graph can be verified where there is neither the model nor PyTorch. The reference is backend torch in fp64: in
+float32 it would add an error of its own to that of the graphs, of the same size. Its outputs are stored as float32.
+Arrays of reference.safetensors (V = 2 videos, S sentences of L word pieces at most, the last as long as the encoder
+takes):
 
     pre_clips [V, T, D], features [V, R, D] (NaN past a video's length) and lengths [V]
     token_ids [S, L] and attention_mask [S, L]
@@ -38,13 +38,12 @@ def record_reference(model: LoadedModel, directory: Path) -> dict[str, npt.NDArr
     Returns:
         The arrays.
     """
-    import torch
     from safetensors.numpy import save
 
-    from mmn_fast.model import build_model
+    from mmn_fast.backends.torch_ref import TorchBackend
 
     preset, rng = model.preset, np.random.default_rng(0)
-    net = build_model(preset, model.text, model.state).double()
+    reference = TorchBackend(model, "cpu", "fp64", None)
     arrays: dict[str, npt.NDArray[Any]] = {}
     # Neighbouring rows of an extractor are alike: a slow part and a fast part of the same size.
     rows = 2 * preset.num_pre_clips + 13
@@ -66,20 +65,13 @@ def record_reference(model: LoadedModel, directory: Path) -> dict[str, npt.NDArr
     mask = (np.arange(ids.shape[1]) < np.array(tokens)[:, None]).astype(np.int64)
     ids[mask > 0] = rng.integers(1, model.text.vocab_size, int(mask.sum()))
     arrays |= {"token_ids": ids, "attention_mask": mask}
-    with torch.inference_mode():
-        # One by one and unpadded, as backend "torch" does.
-        videos = [net.encode_video(torch.from_numpy(video[None]).double()) for video in arrays["pre_clips"]]
-        text = [
-            net.encode_text(torch.from_numpy(row[None, :n]), torch.tensor([n]))
-            for row, n in zip(ids, tokens, strict=True)
-        ]
-        for prefix, items in (("video", videos), ("text", text)):
-            for branch, parts in zip(("contrastive", "iou"), zip(*items, strict=True), strict=True):
-                arrays[f"{prefix}_{branch}"] = torch.cat(parts).float().numpy()
-        sentences = torch.cat([c for c, _ in text]), torch.cat([i for _, i in text])
-        scores = [net.score((c[0], i[0]), sentences) for c, i in videos]
-    arrays["contrastive_scores"] = np.stack([c.float().numpy() for c, _ in scores])
-    arrays["iou_scores"] = np.stack([i.float().numpy() for _, i in scores])
+    sentences = [row[:n] for row, n in zip(ids, tokens, strict=True)]
+    arrays["video_contrastive"], arrays["video_iou"] = reference.encode_video(arrays["pre_clips"])
+    arrays["text_contrastive"], arrays["text_iou"] = reference.encode_text(sentences)
+    text = arrays["text_contrastive"], arrays["text_iou"]
+    videos = zip(arrays["video_contrastive"], arrays["video_iou"], strict=True)
+    contrastive, iou = zip(*(reference.score(video, text) for video in videos), strict=True)
+    arrays |= {"contrastive_scores": np.stack(contrastive), "iou_scores": np.stack(iou)}
     arrays["fused_scores"] = fuse_scores(arrays["contrastive_scores"], arrays["iou_scores"], preset)
     # Bytes first: what safetensors raises where it cannot write is no OSError.
     (directory / REFERENCE).write_bytes(save({name: np.ascontiguousarray(array) for name, array in arrays.items()}))
