@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import logging
 import math
 from collections.abc import Iterator, Mapping
@@ -24,6 +23,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from mmn_fast.checks import Number, Text, fail, shown
+from mmn_fast.documents import NotJsonError, parse_json, read_text
 from mmn_fast.presets import Preset, get_preset
 from mmn_fast.types import InputError
 
@@ -31,6 +32,13 @@ Windows = npt.NDArray[np.float32] | npt.NDArray[np.float64]
 Durations = str | Path | Mapping[str, float]
 
 logger = logging.getLogger(__name__)
+
+_MAX_FILE = 2**30  # bytes; the published files have at most 4 MB
+# Seconds and frames in bounds that float32 arithmetic on fractions of them survives: a billion frames is a year.
+_LENGTH = Number(0, 1e9, above=True)
+_TIME = Number(-1e9, 1e9)
+_NAME = Text(most=4096)
+_SENTENCE = Text(most=100_000)
 
 _LAYOUTS = (
     "a JSON object of videos, Charades-STA lines 'VIDEO start end##sentence', or JSON lines with qid, query, vid, "
@@ -135,12 +143,7 @@ class _VideoEntries:
 
 
 def _read_text(path: Path, what: str) -> str:
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise InputError(f"{what}: {path}: {error.strerror or error}") from None
-    except UnicodeDecodeError:
-        raise InputError(f"{what}: {path}: expected UTF-8 text, got other bytes") from None
+    text = read_text(path, f"{what}: {path}", _MAX_FILE)
     if not text.strip():
         raise InputError(f"{what}: {path}: the file is empty")
     return text
@@ -154,29 +157,15 @@ def _recognise(text: str, path: Path) -> tuple[str, Any]:
             return "text", None
         raise InputError(f"annotations: {path}: expected {_LAYOUTS}; it begins with {first_line[:40]!r}")
     try:
-        content = json.loads(text)
-    except json.JSONDecodeError as error:
+        content = parse_json(text, f"annotations: {path}")
+    except NotJsonError as whole:
         try:
-            json.loads(first_line)
-        except json.JSONDecodeError:
-            place = f"line {error.lineno}, column {error.colno}"
-            raise InputError(f"annotations: {path}: not JSON ({error.msg} at {place})") from None
+            parse_json(first_line, f"annotations: {path}: line 1")
+        except NotJsonError:
+            raise whole from None
         return "jsonl", None
     # A single JSON line is a whole JSON object too; its values are no videos.
     return ("jsonl", None) if isinstance(content.get("query"), str) else ("json", content)
-
-
-def _number(value: Any, where: str, positive: bool = False) -> float:
-    expected = "a finite number > 0" if positive else "a finite number"
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise InputError(f"{where}: expected {expected}, got {value!r}")
-    try:
-        number = float(value)
-    except OverflowError:  # an integer beyond float64
-        number = math.inf
-    if not math.isfinite(number) or (positive and number <= 0):
-        raise InputError(f"{where}: expected {expected}, got {number!r}")
-    return number
 
 
 def _fields(record: Any, names: tuple[str, ...], where: str) -> list[Any]:
@@ -184,7 +173,8 @@ def _fields(record: Any, names: tuple[str, ...], where: str) -> list[Any]:
         raise InputError(f"{where}: expected an object with {', '.join(names)}, got {type(record).__name__}")
     missing = [name for name in names if name not in record]
     if missing:
-        raise InputError(f"{where}: missing {', '.join(missing)}; it has {', '.join(map(str, record)) or 'nothing'}")
+        has = ", ".join(str(name)[:40] for name in list(record)[:12]) or "nothing"
+        raise InputError(f"{where}: missing {', '.join(missing)}; it has {has}")
     return [record[name] for name in names]
 
 
@@ -196,7 +186,7 @@ def _list(value: Any, where: str) -> list[Any]:
 
 def _frames_and_rate(record: dict[str, Any], where: str) -> tuple[float, float]:
     num_frames, fps = _fields(record, ("num_frames", "fps"), where)
-    return _number(num_frames, f"{where}: num_frames", positive=True), _number(fps, f"{where}: fps", positive=True)
+    return _LENGTH(num_frames, f"{where}: num_frames"), _LENGTH(fps, f"{where}: fps")
 
 
 def _in_frames(record: Any) -> bool:
@@ -206,15 +196,16 @@ def _in_frames(record: Any) -> bool:
 def _from_json(content: dict[str, Any], path: Path, unit: str | None) -> dict[str, _VideoEntries]:
     videos = {}
     for video_id, record in content.items():
-        where = f"annotations: {path}: video {video_id!r}"
+        where = f"annotations: {path}: video {shown(video_id)}"
+        _NAME(video_id, f"{where}: name")
         if unit == "frames" or _in_frames(record):
             names: tuple[str, ...] = ("timestamps", "sentences", "fps", "num_frames")
             timestamps, sentences, *_ = _fields(record, names, where)
             num_frames, fps = _frames_and_rate(record, where)
-            video = _VideoEntries(num_frames / fps, fps)
+            video = _VideoEntries(_LENGTH(num_frames / fps, f"{where}: num_frames / fps"), fps)
         else:
             duration, timestamps, sentences = _fields(record, ("duration", "timestamps", "sentences"), where)
-            video = _VideoEntries(_number(duration, f"{where}: duration", positive=True))
+            video = _VideoEntries(_LENGTH(duration, f"{where}: duration"))
         timestamps = _list(timestamps, f"{where}: timestamps")
         sentences = _list(sentences, f"{where}: sentences")
         if len(timestamps) != len(sentences):
@@ -241,19 +232,15 @@ def _from_json_lines(text: str, path: Path) -> dict[str, _VideoEntries]:
     line_of: dict[str | int, int] = {}
     for number, line in _lines(text):
         where = f"annotations: {path}: line {number}"
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise InputError(f"{where}: not JSON ({error.msg} at column {error.colno})") from None
+        record = parse_json(line, where, one_line=True)
         names = ("qid", "query", "vid", "duration", "relevant_windows")
         query_id, sentence, video_id, duration, windows = _fields(record, names, where)
         if isinstance(query_id, bool) or not isinstance(query_id, (int, str)):
-            raise InputError(f"{where}: qid: expected an integer or a string, got {query_id!r}")
+            raise InputError(f"{where}: qid: expected an integer or a string, got {shown(query_id)}")
         if line_of.setdefault(query_id, number) != number:
             raise InputError(f"{where}: qid {query_id!r} is taken by line {line_of[query_id]}")
-        if not isinstance(video_id, str):
-            raise InputError(f"{where}: vid: expected a string, got {video_id!r}")
-        duration_s = _number(duration, f"{where}: duration", positive=True)
+        _NAME(video_id, f"{where}: vid")
+        duration_s = _LENGTH(duration, f"{where}: duration")
         video = videos.setdefault(video_id, _VideoEntries(duration_s))
         if video.duration_s != duration_s:
             raise InputError(
@@ -306,11 +293,7 @@ def _lengths(durations: Durations) -> tuple[Mapping[str, Any], str]:
     path = Path(durations)
     text = _read_text(path, "durations")
     if text.lstrip().startswith("{"):
-        try:
-            return json.loads(text), str(path)
-        except json.JSONDecodeError as error:
-            place = f"line {error.lineno}, column {error.colno}"
-            raise InputError(f"durations: {path}: not JSON ({error.msg} at {place})") from None
+        return parse_json(text, f"durations: {path}"), str(path)
     table = csv.DictReader(io.StringIO(text, newline=""))
     columns = table.fieldnames or []
     if "id" not in columns or "length" not in columns:
@@ -323,20 +306,20 @@ def _length(value: Any, where: str) -> float:
         try:
             value = float(value)
         except ValueError:
-            raise InputError(f"{where}: expected a length in seconds, got {value!r}") from None
+            raise InputError(f"{where}: expected a length in seconds, got {shown(value)}") from None
     if _in_frames(value):
         num_frames, fps = _frames_and_rate(value, where)
-        return num_frames / fps
+        return _LENGTH(num_frames / fps, f"{where}: num_frames / fps")
     if isinstance(value, dict):
-        return _number(_fields(value, ("duration",), where)[0], f"{where}: duration", positive=True)
-    return _number(value, where, positive=True)
+        return _LENGTH(_fields(value, ("duration",), where)[0], f"{where}: duration")
+    return _LENGTH(value, where)
 
 
 def _window_s(window: Any, where: str, video: _VideoEntries, strict: bool) -> tuple[float, float] | None:
     """Convert to seconds within the video; None for a window that is to be dropped."""
     if not isinstance(window, list) or len(window) != 2:
-        raise InputError(f"{where}: expected a window [start, end], got {window!r}")
-    start, end = (_number(time, f"{where}: window {window!r}") for time in window)
+        raise fail(where, "a window [start, end]", window)
+    start, end = (_TIME(time, f"{where}: window {shown(window)}") for time in window)
     start_s, end_s = start / video.units_per_s, end / video.units_per_s
     if strict:
         if end <= start:
@@ -355,7 +338,8 @@ def _samples(videos: dict[str, _VideoEntries], path: Path, strict: bool) -> list
         kept: list[tuple[str, Windows, str | int]] = []
         for entry in video.entries:
             if not isinstance(entry.sentence, str) or not entry.sentence.strip():
-                raise InputError(f"{entry.where}: expected a sentence with words, got {entry.sentence!r}")
+                raise fail(entry.where, "a sentence with words", entry.sentence)
+            _SENTENCE(entry.sentence, f"{entry.where}: sentence")
             windows = [_window_s(window, entry.where, video, strict) for window in entry.windows]
             usable = [window for window in windows if window is not None]
             dropped_windows += len(windows) - len(usable)
