@@ -39,7 +39,7 @@ def _session(path: Path, threads: int) -> onnxruntime.InferenceSession:
 def _bench(name: str, options: argparse.Namespace) -> None:
     case = cases.load(f"{name}_full")
     preset, plan = case.preset, plan_for(case.preset)
-    model = LoadedModel(preset, case.text, case.state(), cast(Any, None), "", name)
+    model = LoadedModel(preset, case.text, case.state(), cast(Any, None), name)
     modules = {
         "cropped": lambda: VideoGraph(model),
         "dense": lambda: VideoBranch(build_model(preset, case.text, model.state)),

@@ -386,7 +386,7 @@ def main() -> None:
             continue
         case = cases.load(f"{name}_{'small' if options.rehearse else 'full'}")
         tokenizer = load_tokenizer(cases.VOCAB, case.text.max_tokens)
-        model = LoadedModel(case.preset, case.text, case.state(), tokenizer, "", name)
+        model = LoadedModel(case.preset, case.text, case.state(), tokenizer, name)
         engines = {
             "mmn_fast fp16": Engine(model, NativeGpuBackend(model, device, "fp16", None)),
             "PyTorch fp32": Engine(model, cast(Any, TorchBackend(model, device, "fp32", None))),

@@ -59,7 +59,7 @@ def inputs_of(name: str, batch: int) -> np.ndarray:
 def load_case(name: str) -> LoadedModel:
     """A golden case's values, without a tokenizer."""
     case = cases.load(name)
-    return LoadedModel(case.preset, case.text, case.state(), cast(Any, None), name, name)
+    return LoadedModel(case.preset, case.text, case.state(), cast(Any, None), name)
 
 
 def make_ours(name: str, precision: str, batch: int, threads: int) -> dict[str, Call]:

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmn_fast.checkpoint import LoadedModel, State
+from mmn_fast.checkpoint import LoadedModel
 from mmn_fast.export.crops import Box, Crops, crop
 from mmn_fast.export.manifest import GRAPHS as GRAPHS
 from mmn_fast.export.manifest import signature as signature
@@ -23,6 +23,7 @@ from mmn_fast.export.mixed import CLIP_POOL, HEADS, SPARSE_MAX_POOL, conv_stages
 from mmn_fast.geometry import cells_to_moments, plan_for, proposal_diagonals
 from mmn_fast.kernels.folding import folded_layers
 from mmn_fast.presets import Preset
+from mmn_fast.state import State
 from mmn_fast.text_encoder import TextEncoder
 
 _NORM_EPS = 1e-12  # of torch.nn.functional.normalize, in the model and of the source rows

@@ -7,18 +7,18 @@ moments per sentence. B, R, S and L are dynamic axes; the others are numbers tha
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mmn_fast.checksums import files_sha256, plain_sha256
 from mmn_fast.geometry import plan_for
 from mmn_fast.presets import Preset
 from mmn_fast.types import InputError, TextEncoderConfig
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 KIND = "mmn_fast export"
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.json"
@@ -101,7 +101,7 @@ class Manifest:
         text: sizes of its text encoder.
         fingerprint: of the model, as `LoadedModel.fingerprint`.
         source: name of the model that was exported.
-        source_sha256: of its weights: over name and bytes of every array, in the order of names.
+        weights_sha256: of its weights, `checksums.combined_sha256`; the fingerprint follows from it.
         precision: one of `PRECISIONS`: what the weights and products of video and text are; score is float32 always.
         fp32_stages: of `mixed.stages`, those of the video graph that are float32 although precision is fp16 or bf16:
             without them it was out of its bound.
@@ -118,7 +118,7 @@ class Manifest:
     text: TextEncoderConfig
     fingerprint: str
     source: str
-    source_sha256: str
+    weights_sha256: str
     precision: str
     fp32_stages: tuple[str, ...]
     raw_features: bool
@@ -217,38 +217,17 @@ def check_files(directory: Path, manifest: Manifest, names: Iterable[str] | None
     Raises:
         InputError: a file is missing or cannot be read, or its sha256 differs.
     """
-    for name in manifest.files if names is None else names:
-        path = directory / name
-        if not path.is_file():
-            raise InputError(f"export: {path} is missing; the manifest lists it")
-        try:
-            found = sha256(path)
-        except OSError as error:
-            raise InputError(f"export: {path} cannot be read ({error.strerror or error})") from None
+    wanted = list(manifest.files if names is None else names)
+    for name in wanted:
+        if not (directory / name).is_file():
+            raise InputError(f"export: {directory / name} is missing; the manifest lists it")
+    try:
+        digests = files_sha256([directory / name for name in wanted])
+    except OSError as error:
+        raise InputError(f"export: {error.filename or directory} cannot be read ({error.strerror or error})") from None
+    for name, found in zip(wanted, digests, strict=True):
         if found != manifest.files[name]:
             raise InputError(
-                f"export: {path} is not the file that was verified: sha256 expected {manifest.files[name]}, got {found}"
+                f"export: {directory / name} is not the file that was verified: sha256 expected"
+                f" {manifest.files[name]}, got {found}"
             )
-
-
-def sha256(path: Path) -> str:
-    """sha256 of a file, hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def plain_sha256(plain: Mapping[str, Any]) -> str:
-    """sha256 of plain values, however they are laid out as JSON."""
-    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
-
-
-def state_sha256(state: Mapping[str, Any]) -> str:
-    """sha256 of a model's weights: name and bytes of every array, in the order of names."""
-    digest = hashlib.sha256()
-    for name in sorted(state):
-        digest.update(name.encode())
-        digest.update(state[name].data)
-    return digest.hexdigest()

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mmn_fast.export.manifest import Manifest, TensorSpec, sha256
+from mmn_fast.checksums import file_sha256
+from mmn_fast.export.manifest import Manifest, TensorSpec
 from mmn_fast.kernels.gpu_buckets import QUERY_BUCKETS, TOKEN_BUCKETS, VIDEO_BUCKETS
 from mmn_fast.types import InputError
 
@@ -226,7 +227,7 @@ def check_sidecar(directory: Path, sidecar: Sidecar, graph: str, manifest: Manif
         if found != value:
             said = " differ" if name == "profiles" else f": expected {value}, got {found}"
             raise InputError(f"tensorrt: {plan} is not of this model: {name}{said}; {again}")
-    if (found := sha256(plan)) != sidecar.plan_sha256:
+    if (found := file_sha256(plan)) != sidecar.plan_sha256:
         raise InputError(
             f"tensorrt: {plan} is not the plan that its sidecar describes: sha256 expected {sidecar.plan_sha256}, got"
             f" {found}; {again}"

@@ -19,11 +19,12 @@ from typing import Any
 
 import numpy as np
 
+from mmn_fast.checksums import file_sha256
 from mmn_fast.demo.agreement import Agreement, LabelledSplit, agreement, draw_split
 from mmn_fast.engine import load
 from mmn_fast.errors import named_as
 from mmn_fast.evaluation.datasets import read_annotations
-from mmn_fast.export.manifest import GRAPHS, MAX_RECALL_LOSS, TOKENIZER, Manifest, sha256
+from mmn_fast.export.manifest import GRAPHS, MAX_RECALL_LOSS, TOKENIZER, Manifest
 from mmn_fast.features import open_features, pre_clips
 from mmn_fast.presets import PRESETS, Preset
 from mmn_fast.tokenizer import load_tokenizer
@@ -145,7 +146,7 @@ def quantise(directory: Path, manifest: Manifest, splits: Splits, max_recall_los
         ("text", "MatMul", _sentences(splits.calibration, directory, manifest)),
     ):
         _quantise_graph(directory / manifest.graphs[name], operator, inputs)
-    files = {name: sha256(directory / name) for name in manifest.files}
+    files = {name: file_sha256(directory / name) for name in manifest.files}
     manifest = dataclasses.replace(manifest, precision="int8", files=files, verification={})
     manifest.write(directory)
     found = agreement(load(directory, backend="onnx"), float32, splits.evaluation)

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from mmn_fast.checkpoint import LoadedModel, load_model
+from mmn_fast.checksums import array_digests, combined_sha256, file_sha256
 from mmn_fast.export import bf16
 from mmn_fast.export.manifest import (
     GRAPHS,
@@ -23,8 +24,6 @@ from mmn_fast.export.manifest import (
     TOKENIZER,
     Manifest,
     Signature,
-    sha256,
-    state_sha256,
 )
 from mmn_fast.export.mixed import attempts, listed
 from mmn_fast.export.reference import record_reference
@@ -128,7 +127,7 @@ def export_loaded(
             text=model.text,
             fingerprint=model.fingerprint,
             source=Path(model.source).name,
-            source_sha256=state_sha256(model.state),
+            weights_sha256=combined_sha256(array_digests(model.state)),
             precision=written,
             fp32_stages=(),
             raw_features=raw_features,
@@ -190,7 +189,7 @@ def _write_verified(model: LoadedModel, manifest: Manifest, directory: Path) -> 
         raise VerificationError(f"{failed}{f', also with {listed(fp32_stages)} in float32' if fp32_stages else ''}")
     if manifest.precision != "fp32":
         found["attempts"] = tried
-    files = {file.name: sha256(file) for file in sorted(directory.iterdir())}
+    files = {file.name: file_sha256(file) for file in sorted(directory.iterdir())}
     return dataclasses.replace(manifest, files=files, verification=found)
 
 

@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import json
 import reprlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, TypeVar
 
 import numpy as np
 
+from mmn_fast.checksums import array_digests, plain_sha256
 from mmn_fast.errors import InputError
 from mmn_fast.files import write_whole
 from mmn_fast.types import FloatArray, described
+
+_CHECKSUM = "sha256"  # in the file's metadata: of the arrays and of the rest of the metadata
 
 _Self = TypeVar("_Self", bound="_Embeddings")
 
@@ -106,6 +109,7 @@ class _Embeddings:
         meta = {"kind": self._kind, "fingerprint": self.fingerprint}
         meta |= {name: json.dumps(getattr(self, name)) for name in self._per_item}
         arrays = {"contrastive": np.ascontiguousarray(self.contrastive), "iou": np.ascontiguousarray(self.iou)}
+        meta[_CHECKSUM] = _checksum(arrays, meta)
         write_whole(path, save(arrays, metadata=meta), overwrite=True)
 
     @classmethod
@@ -122,13 +126,24 @@ class _Embeddings:
                 meta = file.metadata() or {}
                 if meta.get("kind") != cls._kind:
                     raise InputError(f"{path}: expected {cls._kind} written by save(), got kind {meta.get('kind')!r}")
-                arrays = {name: file.get_tensor(name) for name in ("contrastive", "iou")}
+                arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
         except FileNotFoundError:
             raise InputError(f"{path}: no such file") from None
-        except (SafetensorError, OSError) as error:
+        except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+            if isinstance(error, InputError):
+                raise
             raise InputError(f"{path}: not a readable safetensors file ({error})") from None
+        found = meta.pop(_CHECKSUM, None)
+        if found is None:
+            raise InputError(f"{path}: written by a version without checksums; encode again and save()")
+        if found != _checksum(arrays, meta):
+            raise InputError(f"{path} is damaged: its checksum differs; copy it again, or encode again and save()")
         extra = {name: tuple(json.loads(meta[name])) for name in cls._per_item}
         return cls(contrastive=arrays["contrastive"], iou=arrays["iou"], fingerprint=meta["fingerprint"], **extra)
+
+
+def _checksum(arrays: Mapping[str, FloatArray], meta: Mapping[str, str]) -> str:
+    return plain_sha256({**meta, "arrays": array_digests(arrays)})
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -14,9 +14,12 @@ import numpy as np
 import pytest
 import torch
 
-from mmn_fast.checkpoint import FORMAT_VERSION, convert, load_model, save_model, state_shapes
+from mmn_fast.checkpoint import convert, load_model, save_model
+from mmn_fast.checksums import plain_sha256
+from mmn_fast.directory import FORMAT_VERSION
 from mmn_fast.model import MMN, build_model
 from mmn_fast.presets import PRESETS
+from mmn_fast.state import state_shapes
 from mmn_fast.types import InputError, TextEncoderConfig
 from tests.golden import cases
 
@@ -166,8 +169,8 @@ def _wrong_width(path: Path, content: dict) -> None:
         (lambda path, _: path.write_bytes(pickle.dumps(_Evil(), 2)), "checkpoint: .*(damaged|not loaded)"),
         (lambda path, _: _save(_Evil(), path), r"beside tensors \(\S+\) and is not loaded, since that runs code"),
         (lambda path, c: _save({"model": c["model"], "config": _Evil()}, path), "not loaded, since that runs code"),
-        (lambda path, _: _save([1, 2], path), "expected a state dict or a dict with 'model', got list"),
-        (lambda path, _: _save({"model": {}}, path), "expected a state dict or a dict with 'model', got dict"),
+        (lambda path, _: _save([1, 2], path), "expected a state dict, or a dict with one under 'model'.*, got list"),
+        (lambda path, _: _save({"model": {}}, path), "expected a state dict, or a dict with .*, got a dict of model"),
         (lambda path, _: _save({"model": {"a": 1}}, path), "a: expected a tensor, got int"),
         (_missing_key, r"missing key proposal_conv.bn.3.running_var \(for preset 'charades_small'\)"),
         (_extra_key, "unexpected key extra.weight"),
@@ -246,9 +249,12 @@ def directory(golden_model: Files, tmp_path: Path) -> Path:
     return Path(shutil.copytree(golden_model("charades_small"), tmp_path / "model"))
 
 
-def _edit_config(directory: Path, change: Callable[[dict], object]) -> None:
+def _edit_config(directory: Path, change: Callable[[dict], object], sign: bool = True) -> None:
+    """Change config.json, and its own checksum with it: what is refused then is the value."""
     config = json.loads((directory / "config.json").read_text())
+    own = config.pop("sha256")
     change(config)
+    config["sha256"] = plain_sha256(config) if sign else own
     (directory / "config.json").write_text(json.dumps(config))
 
 
@@ -261,15 +267,19 @@ def _cut(path: Path) -> None:
     [
         (lambda d: (d / "config.json").unlink(), "is not a converted directory: no config.json"),
         (lambda d: (d / "tokenizer.json").unlink(), "no tokenizer.json"),
-        (lambda d: (d / "config.json").write_text("{"), "config.json is damaged"),
-        (lambda d: _edit_config(d, lambda c: c.pop("preset")), "config.json is damaged .*preset"),
-        (lambda d: _edit_config(d, lambda c: c.update(format_version=99)), "format_version: expected 1, got 99"),
+        (lambda d: (d / "config.json").write_text("{"), "config.json: not JSON"),
+        (lambda d: _edit_config(d, lambda c: c.pop("preset")), "config.json: missing preset"),
+        (lambda d: _edit_config(d, lambda c: c.update(format_version=99)), "format_version: expected 2, got 99"),
+        (lambda d: _edit_config(d, lambda c: c.update(source="x"), sign=False), "config.json is not as it was written"),
+        (lambda d: _edit_config(d, lambda c: c["preset"].update(nms_iou=0.4)), "fingerprint: expected .*, which"),
+        (lambda d: _edit_config(d, lambda c: c["text_encoder"].update(num_heads=6)), "fingerprint: expected"),
+        (lambda d: _edit_config(d, lambda c: c["text_encoder"].update(num_heads=5)), "num_heads"),
         (lambda d: _edit_config(d, lambda c: c["preset"].pop("num_clips")), "missing num_clips"),
         (lambda d: _edit_config(d, lambda c: c["preset"].update(joint_size=32)), r"is \[24, .*expects \[32, "),
         (lambda d: _edit_config(d, lambda c: c["text_encoder"].update(width="x")), "width: expected an integer"),
         (lambda d: _cut(d / "model.safetensors"), "model.safetensors is truncated or damaged"),
         (lambda d: _lfs_pointer(d / "model.safetensors", {}), "is a Git-LFS pointer"),
-        (lambda d: _cut(d / "tokenizer.json"), "not a tokenizer.json"),
+        (lambda d: _cut(d / "tokenizer.json"), "tokenizer.json is not the file that config.json was written for"),
     ],
 )
 def test_damaged_directory_is_refused(spoil: Callable[[Path], object], message: str, directory: Path) -> None:

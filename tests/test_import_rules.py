@@ -16,7 +16,8 @@ PACKAGE = Path(mmn_fast.__file__).parent
 # Each module may import modules of its own layer's index or below at module level; DESIGN: values -> kernels -> model,
 # text, features, postprocess -> backends -> engine, index -> evaluation, training -> command line, serving, demo.
 LAYERS: list[set[str]] = [
-    {"version", "errors", "checks", "documents", "types", "environment", "files", "embeddings", "torch_build", "cores"},
+    {"version", "errors", "checks", "documents", "types", "environment", "files", "checksums", "embeddings"},
+    {"torch_build", "cores"},
     {"official_yaml"},
     {"presets"},
     {"geometry"},
@@ -38,7 +39,9 @@ LAYERS: list[set[str]] = [
     {"kernels.gpu_video", "kernels.gpu_runner", "kernels.triton_conv", "kernels.triton_fourier"},
     {"kernels.gpu_programs", "kernels.triton_mixed", "kernels.triton_tuning"},
     {"kernels.gpu_convs"},
-    {"hub", "features", "text_encoder", "tokenizer", "postprocess"},
+    {"hub", "features", "text_encoder", "tokenizer", "postprocess", "state"},
+    {"fingerprint", "official"},
+    {"directory"},
     {"checkpoint", "model"},
     {"backends.base"},
     {
@@ -71,6 +74,11 @@ TORCH_FREE = {
         "hub",
         "features",
         "tokenizer",
+        "checksums",
+        "state",
+        "fingerprint",
+        "official",
+        "directory",
         "checkpoint",
     ),
     *(

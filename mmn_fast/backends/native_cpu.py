@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from mmn_fast import torch_build
 from mmn_fast.backends.base import NO_OPTIONS, Backend, Branches, Selection
-from mmn_fast.checkpoint import LoadedModel, State
+from mmn_fast.checkpoint import LoadedModel
 from mmn_fast.geometry import ProposalPlan, plan_for, proposal_diagonals
 from mmn_fast.kernels import native
 from mmn_fast.kernels.folding import folded_layers
@@ -18,6 +18,7 @@ from mmn_fast.kernels.native_conv import LayerChoice, NativeProposalConv, choose
 from mmn_fast.kernels.native_text import NativeTextEncoder
 from mmn_fast.kernels.tuning import tuned_seconds
 from mmn_fast.presets import Preset
+from mmn_fast.state import State
 from mmn_fast.types import FloatArray, InputError
 
 _HEAD_PAD = 32  # csrc/cpu/rows.h, kRowPad

@@ -22,16 +22,30 @@ _OF_THE_GRAPHS = (  # options of export that plans and repositories of an export
 @app.command()
 @removing_what_is_half_written()
 def convert(
-    checkpoint: Annotated[Path, typer.Argument(help="Official checkpoint, a .pth file.")],
-    preset: Annotated[str, typer.Option("--preset", help="Preset, or path of an official YAML file.")],
-    tokenizer: Annotated[str, typer.Option("--tokenizer", help="tokenizer.json, vocab.txt, a directory or hub id.")],
+    checkpoint: Annotated[
+        Path, typer.Argument(help="Official checkpoint, a .pth file; or a converted directory of an older format.")
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Directory to create; must not exist.")],
+    preset: Annotated[
+        str | None,
+        typer.Option("--preset", help="Preset, or path of an official YAML file; train --official-pth writes it down."),
+    ] = None,
+    tokenizer: Annotated[
+        str | None,
+        typer.Option("--tokenizer", help="tokenizer.json, vocab.txt, a directory or hub id; written down likewise."),
+    ] = None,
+    text_heads: Annotated[
+        int | None,
+        typer.Option("--text-heads", help="Attention heads of the text encoder, if its width is not a published one."),
+    ] = None,
 ) -> None:
     """Turn an official checkpoint into a directory that every command and mmn_fast.load() take."""
     from mmn_fast.checkpoint import convert as convert_checkpoint
+    from mmn_fast.directory import CONFIG, read_config
 
-    convert_checkpoint(checkpoint, preset, tokenizer, output)
-    typer.echo(f"{output}: preset {preset}, {size_of(output)}")
+    convert_checkpoint(checkpoint, preset, tokenizer, output, text_heads)
+    _, held, _ = read_config(output / CONFIG)
+    typer.echo(f"{output}: preset {preset or held.name}, {size_of(output)}")
 
 
 @app.command()

@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from mmn_fast.checkpoint import State, load_model
+from mmn_fast.checkpoint import load_model
 from mmn_fast.hub import download, is_hub_id
 from mmn_fast.model import MMN
 from mmn_fast.presets import Preset
+from mmn_fast.state import State
 from mmn_fast.tokenizer import Tokenizer, load_tokenizer
 from mmn_fast.types import InputError, TextEncoderConfig
 

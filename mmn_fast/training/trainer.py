@@ -6,7 +6,7 @@ A run's directory:
     checkpoint.pt   where the run stands; replaced as a whole, so that an interruption leaves the old or the new one
     best-<epoch>/   the best model so far, as a converted directory (with validation data)
     model/          the result: the best model, or the last one without validation data
-    model.pth       the same in the official format, when asked for
+    model.pth       the same in the official format, when asked for, with what the official format leaves open
 
 Everything random is a function of the seed, the epoch and the generators' states in the checkpoint, so a run that goes
 on from its checkpoint ends with the weights of one that was never interrupted (bit for bit on the CPU).
@@ -41,7 +41,9 @@ from mmn_fast.errors import named_as
 from mmn_fast.evaluation.datasets import read_annotations
 from mmn_fast.evaluation.evaluate import evaluate
 from mmn_fast.features import FeatureStore, open_features
+from mmn_fast.official import official_content
 from mmn_fast.presets import Preset, get_preset
+from mmn_fast.training.checkpoint_file import read_checkpoint, write_checkpoint
 from mmn_fast.training.data import TrainingData, epoch_order, epoch_parts
 from mmn_fast.training.initial import new_model
 from mmn_fast.training.objective import Objective
@@ -384,7 +386,7 @@ class _Run:
                 "scaler": self.scaler.state_dict(),
                 "generators": generators,
             }
-            write_whole(self.checkpoint_file, lambda path: torch.save(content, path))
+            write_whole(self.checkpoint_file, lambda path: write_checkpoint(content, path))
             for directory in self.output.glob("best-*"):
                 if directory != self._best(self.position.best_epoch):
                     shutil.rmtree(directory, ignore_errors=True)
@@ -394,12 +396,11 @@ class _Run:
         if not self.checkpoint_file.exists():
             logger.warning("resume: %s does not exist; starting from the beginning", self.checkpoint_file)
             return
+        content = read_checkpoint(self.checkpoint_file)
         try:
-            content = torch.load(self.checkpoint_file, map_location="cpu", weights_only=True)
             run, position = content["run"], _Position(**content["position"])
-        except Exception as error:  # what a damaged pickle raises is anyone's guess
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise InputError(f"resume: {self.checkpoint_file}: not a checkpoint of a run ({reason})") from None
+        except (KeyError, TypeError) as error:
+            raise InputError(f"resume: {self.checkpoint_file}: not a checkpoint of a run ({error!r})") from None
         now = json.loads(json.dumps(self._identity()))
         then = json.loads(json.dumps(run))
         for name in now:
@@ -429,11 +430,14 @@ class _Run:
         shutil.rmtree(target, ignore_errors=True)
         fresh.rename(target)
         if self.options.official_pth:
-            # DistributedDataParallel's prefix: the official code saves and loads its models wrapped.
-            state = {f"module.{name}": torch.from_numpy(array) for name, array in model.state.items()}
-            for layer in range(self.preset.conv_layers):
-                state[f"module.proposal_conv.bn.{layer}.num_batches_tracked"] = torch.tensor(self.position.step)
-            content = {"model": state, "epoch": best or self.recipe.epochs}
+            record = {
+                "preset": model.preset.to_dict(),
+                "text_encoder": dataclasses.asdict(model.text),
+                "tokenizer": model.tokenizer.to_json(),
+            }
+            content = official_content(
+                model.state, record, self.preset.conv_layers, best or self.recipe.epochs, self.position.step
+            )
             write_whole(self.output / "model.pth", lambda path: torch.save(content, path))
 
     def _trim_log(self) -> None:

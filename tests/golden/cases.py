@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mmn_fast.checkpoint import state_shapes
 from mmn_fast.presets import PRESETS, Preset
+from mmn_fast.state import state_shapes
 from mmn_fast.types import FloatArray, TextEncoderConfig
 from tests.golden import recipe
 

@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 
 from mmn_fast import _C
-from mmn_fast.checkpoint import state_shapes
 from mmn_fast.kernels import native
 from mmn_fast.kernels.native_text import NativeTextEncoder
+from mmn_fast.state import state_shapes
 from mmn_fast.text_encoder import TextEncoder
 from mmn_fast.types import TextEncoderConfig
 from tests.golden import cases, recipe

@@ -1,0 +1,178 @@
+"""The three files of a converted directory: written with checksums, and held to them when they are read.
+
+config.json has the preset, the text encoder's sizes, the fingerprint, the SHA-256 of the weights and of tokenizer.json,
+and last the SHA-256 of all that; the metadata of model.safetensors has the SHA-256 of every tensor, so that a message
+can name one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mmn_fast.checksums import array_digests, combined_sha256, file_sha256, plain_sha256
+from mmn_fast.fingerprint import fingerprint_of
+from mmn_fast.hub import check_arrived
+from mmn_fast.presets import Preset
+from mmn_fast.state import State
+from mmn_fast.tokenizer import Tokenizer
+from mmn_fast.types import InputError, TextEncoderConfig
+from mmn_fast.version import __version__
+
+FORMAT_VERSION = 2
+CONFIG, WEIGHTS, TOKENIZER = FILES = ("config.json", "model.safetensors", "tokenizer.json")
+_DIGEST = "sha256 of "  # before a tensor's name in the metadata of model.safetensors
+_OWN = "sha256"  # of everything else in config.json
+_OTHER = (
+    "copy the directory again, or convert the checkpoint again (changed on purpose: save_model(model_from_state(...))"
+    " of mmn_fast.checkpoint writes a directory for them)"
+)
+
+logger = logging.getLogger(__name__)
+
+
+def write_directory(
+    directory: Path, preset: Preset, text: TextEncoderConfig, state: State, tokenizer: Tokenizer, source: str
+) -> None:
+    """Write the three files.
+
+    Args:
+        directory: an empty directory.
+        preset: sizes and conventions.
+        text: sizes of the text encoder.
+        state: float32 arrays under the official keys.
+        tokenizer: the word pieces.
+        source: name of what the weights come from.
+
+    Raises:
+        OSError: the system refuses.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import save_file
+
+    digests = array_digests(state)  # of what is written, whatever was known before
+    weights = combined_sha256(digests)
+    tokenizer.save(directory / TOKENIZER)
+    config: dict[str, Any] = {
+        "format_version": FORMAT_VERSION,
+        "mmn_fast_version": __version__,
+        "preset": preset.to_dict(),
+        "text_encoder": dataclasses.asdict(text),
+        "fingerprint": fingerprint_of(preset, text, weights, tokenizer),
+        "source": source,
+        "weights_sha256": weights,
+        "tokenizer_sha256": file_sha256(directory / TOKENIZER),
+    }
+    config[_OWN] = plain_sha256(config)
+    (directory / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    metadata = {"format": "pt"} | {f"{_DIGEST}{name}": digest for name, digest in digests.items()}
+    try:
+        save_file(state, str(directory / WEIGHTS), metadata=metadata)
+    except SafetensorError as error:
+        raise OSError(str(error)) from None
+    # safetensors writes for the owner alone; a model is as readable as its config.
+    (directory / WEIGHTS).chmod((directory / CONFIG).stat().st_mode)
+
+
+def read_config(path: Path) -> tuple[dict[str, Any], Preset, TextEncoderConfig]:
+    """config.json, the preset and the text encoder's sizes in it.
+
+    Raises:
+        InputError: damaged, changed, or of a format that this version does not read.
+    """
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        version = config["format_version"]
+        if version not in (1, FORMAT_VERSION):
+            raise InputError(
+                f"model: {path}: format_version: expected {FORMAT_VERSION}, got {version!r};"
+                f" convert the checkpoint again, or install the mmn_fast that wrote it"
+            )
+        if version == FORMAT_VERSION and config.pop(_OWN) != plain_sha256(config):
+            raise InputError(
+                f"model: {path} is not as it was written: its sha256 differs from the one that it names; copy the"
+                f" directory again, or convert the checkpoint again"
+            )
+        return config, Preset.from_dict(config["preset"]), text_config(config["text_encoder"])
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"model: {path} is damaged ({type(error).__name__}: {error})") from None
+
+
+def read_weights(path: Path, config: Mapping[str, Any]) -> tuple[State, str]:
+    """The weights that config.json names, and their SHA-256.
+
+    Args:
+        path: model.safetensors.
+        config: what `read_config` gave.
+
+    Raises:
+        InputError: damaged, or other weights than config.json was written for (the first tensor is named).
+    """
+    state = _read_safetensors(path)
+    digests = array_digests(state)
+    weights = combined_sha256(digests)
+    if config["format_version"] == 1:
+        if _fingerprint_of_format_1(config["preset"], state) != config["fingerprint"]:
+            raise InputError(f"model: {path}: its weights are not those that config.json was written for; {_OTHER}")
+        logger.warning(
+            "model: %s is of format 1, in which nothing guards tokenizer.json and the text encoder's sizes;"
+            " `mmn-fast convert %s -o NEW` writes it with checksums",
+            path.parent, path.parent,
+        )  # fmt: skip
+    elif weights != config["weights_sha256"]:
+        written = _written_digests(path)
+        others = [name for name, digest in digests.items() if written.get(name) not in (None, digest)]
+        named = f" ({others[0]}{f' and {len(others) - 1} more tensors' if others[1:] else ''})" if others else ""
+        raise InputError(f"model: {path}: its weights{named} are not those that config.json was written for; {_OTHER}")
+    return state, weights
+
+
+def text_config(values: Mapping[str, Any]) -> TextEncoderConfig:
+    """The text encoder's sizes, from plain values.
+
+    Raises:
+        TypeError: a size is missing, unknown, no integer >= 1, or the heads do not divide the width.
+    """
+    text = TextEncoderConfig(**values)
+    if not all(type(size) is int and size >= 1 for size in dataclasses.astuple(text)) or text.width % text.num_heads:
+        raise TypeError(f"text_encoder: expected integers >= 1, num_heads a divisor of width, got {values}")
+    return text
+
+
+def _fingerprint_of_format_1(preset: Mapping[str, Any], state: State) -> str:
+    digest = hashlib.sha256(json.dumps(preset, sort_keys=True).encode())
+    for name in sorted(state):
+        digest.update(name.encode())
+        digest.update(state[name].data)
+    return digest.hexdigest()[:32]
+
+
+def _read_safetensors(path: Path) -> State:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    check_arrived(path, f"model: {path}")
+    try:
+        state: State = load_file(str(path))
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"model: {path} is truncated or damaged ({error})") from None
+    for name, array in state.items():
+        if array.dtype != np.float32:
+            raise InputError(f"model: {path}: {name}: expected float32, got {array.dtype}")
+    return state
+
+
+def _written_digests(path: Path) -> dict[str, str]:
+    """SHA-256 of every tensor as it was written, where the file still says so."""
+    from safetensors import safe_open
+
+    with safe_open(str(path), framework="numpy") as file:
+        metadata = file.metadata() or {}
+    return {name.removeprefix(_DIGEST): digest for name, digest in metadata.items() if name.startswith(_DIGEST)}
