@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmn_fast.checksums import files_sha256, plain_sha256
+from mmn_fast.checksums import file_sha256, plain_sha256, side_by_side
 from mmn_fast.geometry import plan_for
 from mmn_fast.presets import Preset
 from mmn_fast.types import InputError, TextEncoderConfig
@@ -221,10 +221,14 @@ def check_files(directory: Path, manifest: Manifest, names: Iterable[str] | None
     for name in wanted:
         if not (directory / name).is_file():
             raise InputError(f"export: {directory / name} is missing; the manifest lists it")
-    try:
-        digests = files_sha256([directory / name for name in wanted])
-    except OSError as error:
-        raise InputError(f"export: {error.filename or directory} cannot be read ({error.strerror or error})") from None
+
+    def digest(name: str) -> str:
+        try:
+            return file_sha256(directory / name)
+        except OSError as error:
+            raise InputError(f"export: {directory / name} cannot be read ({error.strerror or error})") from None
+
+    digests = side_by_side(digest, wanted, sum((directory / name).stat().st_size for name in wanted))
     for name, found in zip(wanted, digests, strict=True):
         if found != manifest.files[name]:
             raise InputError(

@@ -23,6 +23,7 @@ _SERIAL = 2**23  # bytes below which starting threads takes longer than they sav
 _MAX_THREADS = 4  # more of them wait for memory
 
 _Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
 
 
 def array_digests(arrays: Mapping[str, npt.NDArray[Any]]) -> dict[str, str]:
@@ -39,7 +40,7 @@ def array_digests(arrays: Mapping[str, npt.NDArray[Any]]) -> dict[str, str]:
     pieces = [(name, flat[name][start : start + _CHUNK]) for name in names for start in _starts(len(flat[name]))]
     digests = {name: hashlib.sha256(_header(name, arrays[name])) for name in names}
     total = sum(map(len, flat.values()))
-    for (name, _), digest in zip(pieces, _map(lambda piece: _sha256(piece[1]), pieces, total), strict=True):
+    for (name, _), digest in zip(pieces, side_by_side(lambda piece: _sha256(piece[1]), pieces, total), strict=True):
         digests[name].update(digest)
     return {name: digest.hexdigest() for name, digest in digests.items()}
 
@@ -63,11 +64,6 @@ def file_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def files_sha256(paths: Sequence[Path]) -> list[str]:
-    """`file_sha256` of several files, side by side."""
-    return _map(file_sha256, paths, sum(path.stat().st_size for path in paths))
-
-
 def chunked_sha256(path: Path, size: int) -> str:
     """SHA-256, hexadecimal, of the SHA-256s of the chunks of 4 MiB that a file's first `size` bytes are.
 
@@ -79,8 +75,25 @@ def chunked_sha256(path: Path, size: int) -> str:
         def of_chunk(start: int) -> bytes:
             return _sha256(os.pread(descriptor, min(_CHUNK, size - start), start))
 
-        digests = _map(of_chunk, list(_starts(size)), size)
+        digests = side_by_side(of_chunk, list(_starts(size)), size)
     return hashlib.sha256(b"".join(digests)).hexdigest()
+
+
+def side_by_side(function: Callable[[_Item], _Result], items: Sequence[_Item], total: int) -> list[_Result]:
+    """The function's results, by several threads if that pays.
+
+    Args:
+        function: hashes one item.
+        items: what to hash.
+        total: their bytes together.
+    """
+    threads = min(_MAX_THREADS, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1, len(items))
+    if threads < 2 or total < _SERIAL:
+        return [function(item) for item in items]
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(function, items))
 
 
 def _header(name: str, array: npt.NDArray[Any]) -> bytes:
@@ -93,14 +106,3 @@ def _starts(size: int) -> Iterator[int]:
 
 def _sha256(data: bytes | memoryview) -> bytes:
     return hashlib.sha256(data).digest()
-
-
-def _map(function: Callable[[_Item], Any], items: Sequence[_Item], total: int) -> list[Any]:
-    """The function's results; by several threads if the items' bytes, `total`, are worth it."""
-    threads = min(_MAX_THREADS, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1, len(items))
-    if threads < 2 or total < _SERIAL:
-        return [function(item) for item in items]
-    from concurrent.futures import ThreadPoolExecutor
-
-    with ThreadPoolExecutor(threads) as pool:
-        return list(pool.map(function, items))

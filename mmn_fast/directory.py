@@ -1,8 +1,8 @@
 """The three files of a converted directory: written with checksums, and held to them when they are read.
 
 config.json has the preset, the text encoder's sizes, the fingerprint, the SHA-256 of the weights and of tokenizer.json,
-and last the SHA-256 of all that; the metadata of model.safetensors has the SHA-256 of every tensor, so that a message
-can name one.
+the first digits of every tensor's SHA-256, so that a message can name one, and last the SHA-256 of all that.
+model.safetensors has none of this: the order of several entries in its metadata is not the same twice.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from mmn_fast.version import __version__
 
 FORMAT_VERSION = 2
 CONFIG, WEIGHTS, TOKENIZER = FILES = ("config.json", "model.safetensors", "tokenizer.json")
-_DIGEST = "sha256 of "  # before a tensor's name in the metadata of model.safetensors
+_DIGITS = 16  # of a tensor's SHA-256; the whole one of all weights is what guards them
 _OWN = "sha256"  # of everything else in config.json
 _OTHER = (
     "copy the directory again, or convert the checkpoint again (changed on purpose: save_model(model_from_state(...))"
@@ -69,12 +69,12 @@ def write_directory(
         "source": source,
         "weights_sha256": weights,
         "tokenizer_sha256": file_sha256(directory / TOKENIZER),
+        "tensors": {name: digest[:_DIGITS] for name, digest in digests.items()},
     }
     config[_OWN] = plain_sha256(config)
     (directory / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    metadata = {"format": "pt"} | {f"{_DIGEST}{name}": digest for name, digest in digests.items()}
     try:
-        save_file(state, str(directory / WEIGHTS), metadata=metadata)
+        save_file(state, str(directory / WEIGHTS), metadata={"format": "pt"})
     except SafetensorError as error:
         raise OSError(str(error)) from None
     # safetensors writes for the owner alone; a model is as readable as its config.
@@ -127,8 +127,7 @@ def read_weights(path: Path, config: Mapping[str, Any]) -> tuple[State, str]:
             path.parent, path.parent,
         )  # fmt: skip
     elif weights != config["weights_sha256"]:
-        written = _written_digests(path)
-        others = [name for name, digest in digests.items() if written.get(name) not in (None, digest)]
+        others = [name for name, digest in digests.items() if config["tensors"].get(name) != digest[:_DIGITS]]
         named = f" ({others[0]}{f' and {len(others) - 1} more tensors' if others[1:] else ''})" if others else ""
         raise InputError(f"model: {path}: its weights{named} are not those that config.json was written for; {_OTHER}")
     return state, weights
@@ -167,12 +166,3 @@ def _read_safetensors(path: Path) -> State:
         if array.dtype != np.float32:
             raise InputError(f"model: {path}: {name}: expected float32, got {array.dtype}")
     return state
-
-
-def _written_digests(path: Path) -> dict[str, str]:
-    """SHA-256 of every tensor as it was written, where the file still says so."""
-    from safetensors import safe_open
-
-    with safe_open(str(path), framework="numpy") as file:
-        metadata = file.metadata() or {}
-    return {name.removeprefix(_DIGEST): digest for name, digest in metadata.items() if name.startswith(_DIGEST)}

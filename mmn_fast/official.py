@@ -248,13 +248,7 @@ def _arrays(tree: Mapping[Any, Any], path: Path) -> dict[str, npt.NDArray[Any]]:
             reason = str(error).splitlines()[0]
             raise InputError(f"checkpoint: {path}: {name}: expected a dense tensor ({reason})") from None
     if others:
-        logger.warning(
-            "checkpoint: %s: %d entries beside the model's %s* are left out: %s",
-            path,
-            len(others),
-            prefix,
-            _few(others),
-        )
+        logger.warning("checkpoint: %s: left out what is not under %s*: %s", path, prefix, _few(others))
     return state
 
 

@@ -65,15 +65,14 @@ def every_flip_is_refused_or_harmless(
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
 def test_a_bit_of_a_directory(name: str, directory: Path, model: LoadedModel) -> None:
-    size = (directory / name).stat().st_size
     refused = every_flip_is_refused_or_harmless(
         directory / name,
         lambda: load_model(directory),
         lambda found: assert_same(found, model),
         count=250,
-        head=min(size, 12_000) if name == "model.safetensors" else 0,
+        head=4000 if name == "model.safetensors" else 0,
     )
-    assert refused > (0.6 if name == "model.safetensors" else 0.8)  # its header names every tensor's checksum too
+    assert refused > 0.9
 
 
 def test_a_bit_of_an_official_checkpoint(model: LoadedModel, tmp_path: Path) -> None:
@@ -158,22 +157,17 @@ def test_embeddings_without_a_checksum_are_refused(tmp_path: Path) -> None:
 
 
 def test_other_weights_in_a_directory_are_refused_and_named(directory: Path) -> None:
-    from safetensors import safe_open
-    from safetensors.numpy import save_file
+    from safetensors.numpy import load_file, save_file
 
     path = directory / "model.safetensors"
-    with safe_open(str(path), framework="numpy") as file:
-        metadata, state = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    state = load_file(path)
     for changed, said in (
         ({name: array + 0.05 for name, array in state.items()}, f" and {len(state) - 1} more tensors"),
         (state | {"featpool.conv.bias": -state["featpool.conv.bias"]}, r"\(featpool\.conv\.bias\)"),
     ):
-        save_file(changed, path, metadata=metadata)
-        with pytest.raises(InputError, match=f"its weights.*{said}.* are not those that config.json was written for"):
+        save_file(changed, path)
+        with pytest.raises(InputError, match=f"its weights.*{said}.* are not those that .*purpose: save_model"):
             load_model(directory)
-    save_file({name: array + 0.05 for name, array in state.items()}, path)  # as another program writes them
-    with pytest.raises(InputError, match=r"its weights are not those .*changed on purpose: save_model"):
-        load_model(directory)
 
 
 def test_embeddings_of_changed_weights_do_not_meet_the_old_ones(model: LoadedModel, tmp_path: Path) -> None:
@@ -218,7 +212,7 @@ def as_format_1(directory: Path) -> None:
     from safetensors.numpy import load_file, save_file
 
     config = json.loads((directory / "config.json").read_text())
-    for name in ("sha256", "weights_sha256", "tokenizer_sha256"):
+    for name in ("sha256", "weights_sha256", "tokenizer_sha256", "tensors"):
         del config[name]
     state = load_file(directory / "model.safetensors")
     digest = hashlib.sha256(json.dumps(config["preset"], sort_keys=True).encode())

@@ -22,11 +22,12 @@ from typer.testing import CliRunner
 import mmn_fast
 from mmn_fast.backends.ort import OnnxBackend
 from mmn_fast.checkpoint import load_model
+from mmn_fast.checksums import plain_sha256
 from mmn_fast.cli import app
 from mmn_fast.demo.agreement import LabelledSplit, agreement_with, draw_split
 from mmn_fast.export.crops import crop
 from mmn_fast.export.graphs import PreClips, ScoreGraph, VideoGraph
-from mmn_fast.export.manifest import plain_sha256, read_manifest, signature
+from mmn_fast.export.manifest import read_manifest, signature
 from mmn_fast.export.to_onnx import export
 from mmn_fast.export.verify import BOUNDS, OPERATORS, VerificationError, verify
 from mmn_fast.features import pre_clips
@@ -227,7 +228,7 @@ def test_manifest_says_what_is_there(exports: Exports) -> None:
     assert manifest.verification["top1_agreement"] == 1
     assert {"mmn_fast", "torch", "onnx", "onnxruntime", "numpy"} <= set(manifest.versions)
     assert manifest.signature("video") == signature("video", manifest.preset)
-    assert len(manifest.source_sha256) == 64
+    assert len(manifest.weights_sha256) == 64
 
 
 def test_graphs_have_only_the_listed_operators(exports: Exports) -> None:
@@ -292,7 +293,7 @@ def test_a_file_that_cannot_be_read_is_refused(name: str, copy: Path, monkeypatc
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format_version": 2}, "format_version: expected 3, got 2; export the model again"),
+        ({"format_version": 3}, "format_version: expected 4, got 3; export the model again"),
         ({"kind": "other"}, "is not the manifest of an mmn_fast export"),
         ({"files": {"../model": "00"}}, "expected names of files in the same directory, got '../model'"),
         ({"files": {}}, "graph 'video' is in 'video.onnx', which is not among its files"),
@@ -339,14 +340,12 @@ def test_verification_names_the_first_difference(copy: Path) -> None:
     import onnx
     from onnx import numpy_helper
 
-    from mmn_fast.export.manifest import sha256
-
     model = onnx.load(copy / "text.onnx")
     weight = max(model.graph.initializer, key=lambda one: len(one.raw_data))
     weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight) * np.float32(1.5), weight.name))
     onnx.save(model, copy / "text.onnx")
     manifest = read_manifest(copy)
-    files = manifest.files | {"text.onnx": sha256(copy / "text.onnx")}
+    files = manifest.files | {"text.onnx": file_sha256(copy / "text.onnx")}
     dataclasses.replace(manifest, files=files).write(copy)
     with pytest.raises(VerificationError, match=r"text, batch of 1, row 0: fused_from_text \[.*\]: expected .* within"):
         verify(copy)

@@ -18,10 +18,11 @@ from typer.testing import CliRunner
 import mmn_fast
 from mmn_fast.backends.ort import OnnxBackend
 from mmn_fast.backends.trt import TensorRTBackend
+from mmn_fast.checksums import file_sha256
 from mmn_fast.cli import app
 from mmn_fast.demo.agreement import agreement_with, draw_split
 from mmn_fast.export import bf16
-from mmn_fast.export.manifest import read_manifest, sha256
+from mmn_fast.export.manifest import read_manifest
 from mmn_fast.export.triton_repository import RepositoryOptions, write_repository
 from mmn_fast.export.verify import BOUNDS, OPERATORS, VerificationError, verify
 from mmn_fast.types import BackendUnavailable, InputError
@@ -47,7 +48,7 @@ def in_float32(exports: Exports, tmp_path: Path) -> Callable[[str], Path]:
                 bf16.write_in_float32(source / file, target)
             else:
                 (target / file).write_bytes((source / file).read_bytes())
-        files = {file.name: sha256(file) for file in target.iterdir()}
+        files = {file.name: file_sha256(file) for file in target.iterdir()}
         dataclasses.replace(manifest, precision="fp32", files=files).write(target)
         return target
 
@@ -164,7 +165,7 @@ def test_bf16_where_cuda_has_none_is_refused(exports: Exports, tmp_path: Path) -
     model.graph.node.insert(place, helper.make_node("Sigmoid", [wide.input[0]], ["bent"]))
     wide.input[0] = "bent"
     onnx.save(model, directory / "video.onnx")
-    files = manifest.files | {"video.onnx": sha256(directory / "video.onnx")}
+    files = manifest.files | {"video.onnx": file_sha256(directory / "video.onnx")}
     dataclasses.replace(manifest, files=files).write(directory)
     with pytest.raises(VerificationError, match=r"^video.onnx: bf16: expected operators Add, .*, got Sigmoid$"):
         verify(directory)

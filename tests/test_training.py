@@ -559,6 +559,20 @@ def test_resume_refuses_another_run_and_a_damaged_checkpoint(task: dict[str, Pat
         train(options(task, tmp_path / "run", resume=True))
 
 
+def test_a_bit_of_the_checkpoint_stops_the_run_from_going_on(task: dict[str, Path], tmp_path: Path) -> None:
+    result = train(options(task, tmp_path / "run"))
+    path, before = tmp_path / "run" / "checkpoint.pt", load_model(result).fingerprint
+    whole = path.read_bytes()
+    for place in np.random.default_rng(5).integers(len(whole), size=12):
+        damaged = bytearray(whole)
+        damaged[place] ^= 4
+        path.write_bytes(damaged)
+        with pytest.raises(InputError, match=r"resume: .*checkpoint\.pt"):
+            train(options(task, tmp_path / "run", resume=True))
+    path.write_bytes(whole)
+    assert load_model(train(options(task, tmp_path / "run", resume=True))).fingerprint == before
+
+
 def test_loss_that_is_not_finite_stops_the_run(task: dict[str, Path], tmp_path: Path) -> None:
     recipe = dataclasses.replace(options(task, tmp_path).recipe, learning_rate=1e30)  # type: ignore[type-var]
     with pytest.raises(FloatingPointError, match=r"step \d+: loss .* not finite; lower the learning rate"):
