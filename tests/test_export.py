@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 import mmn_fast
 from mmn_fast.backends.ort import OnnxBackend
 from mmn_fast.checkpoint import load_model
-from mmn_fast.checksums import plain_sha256
+from mmn_fast.checksums import file_sha256, plain_sha256
 from mmn_fast.cli import app
 from mmn_fast.demo.agreement import LabelledSplit, agreement_with, draw_split
 from mmn_fast.export.crops import crop
