@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from mmn_fast.checks import build, check_keys, shown
 from mmn_fast.checksums import array_digests, combined_sha256, file_sha256
 from mmn_fast.directory import (
     CONFIG,
@@ -24,13 +25,12 @@ from mmn_fast.directory import (
     WEIGHTS,
     read_config,
     read_weights,
-    text_config,
     write_directory,
 )
 from mmn_fast.files import check_name, new_directory
 from mmn_fast.fingerprint import fingerprint_of, first_difference
 from mmn_fast.hub import download, is_hub_id
-from mmn_fast.official import RECORD_FORMAT, read_official, text_sizes
+from mmn_fast.official import RECORD, RECORD_FORMAT, read_official, text_sizes
 from mmn_fast.presets import Preset, get_preset
 from mmn_fast.state import State, check_state
 from mmn_fast.tokenizer import Tokenizer, load_tokenizer, tokenizer_from_json
@@ -224,24 +224,20 @@ def _from_recorded(
     text_heads: int | None,
 ) -> LoadedModel:
     """A checkpoint that says what it was trained as."""
-    try:
-        if record["format_version"] != RECORD_FORMAT:
-            raise InputError(
-                f"checkpoint: {path}: format_version: expected {RECORD_FORMAT}, got {record['format_version']!r};"
-                f" install the mmn_fast that wrote it"
-            )
-        held, text = Preset.from_dict(dict(record["preset"])), text_config(record["text_encoder"])
-        words = str(record["tokenizer"])
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"checkpoint: {path} is damaged ({type(error).__name__}: {error})") from None
+    where = f"checkpoint: {path}: {RECORD}"
+    check_keys(record, ("format_version", "preset", "text_encoder", "tokenizer"), where)
+    if record["format_version"] != RECORD_FORMAT:
+        raise InputError(
+            f"{where}: format_version: expected {RECORD_FORMAT}, got {shown(record['format_version'])}; install the"
+            f" mmn_fast that wrote it"
+        )
+    held, text = Preset.from_dict(record["preset"]), build(TextEncoderConfig, record["text_encoder"], where)
     _insist(held, preset, f"{path} was trained")
     if text_heads not in (None, text.num_heads):
         raise InputError(f"text_heads: {path} was trained with {text.num_heads}, got {text_heads!r}")
     check_state(state, held, text, str(path))
     if tokenizer is None:
-        chosen = tokenizer_from_json(words, str(path), text.max_tokens)
+        chosen = tokenizer_from_json(str(record["tokenizer"]), str(path), text.max_tokens)
     else:
         chosen = load_tokenizer(tokenizer, text.max_tokens)
     return _checked(held, text, state, chosen, path)

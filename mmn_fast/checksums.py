@@ -18,6 +18,8 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from mmn_fast.cores import usable_cores
+
 _CHUNK = 2**22  # bytes that one thread hashes at a time: 1.3 ms of work against some 30 us for handing it over
 _SERIAL = 2**23  # bytes below which starting threads takes longer than they save
 _MAX_THREADS = 4  # more of them wait for memory
@@ -87,7 +89,7 @@ def side_by_side(function: Callable[[_Item], _Result], items: Sequence[_Item], t
         items: what to hash.
         total: their bytes together.
     """
-    threads = min(_MAX_THREADS, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1, len(items))
+    threads = min(_MAX_THREADS, usable_cores(), len(items))
     if threads < 2 or total < _SERIAL:
         return [function(item) for item in items]
     from concurrent.futures import ThreadPoolExecutor

@@ -17,7 +17,9 @@ from typing import Any
 
 import numpy as np
 
+from mmn_fast.checks import build, check_keys, shown
 from mmn_fast.checksums import array_digests, combined_sha256, file_sha256, plain_sha256
+from mmn_fast.documents import read_json
 from mmn_fast.fingerprint import fingerprint_of
 from mmn_fast.hub import check_arrived
 from mmn_fast.presets import Preset
@@ -28,6 +30,8 @@ from mmn_fast.version import __version__
 
 FORMAT_VERSION = 2
 CONFIG, WEIGHTS, TOKENIZER = FILES = ("config.json", "model.safetensors", "tokenizer.json")
+_OLD_KEYS = ("format_version", "mmn_fast_version", "preset", "text_encoder", "fingerprint", "source")
+_KEYS = {1: _OLD_KEYS, FORMAT_VERSION: (*_OLD_KEYS, "weights_sha256", "tokenizer_sha256", "tensors")}
 _DIGITS = 16  # of a tensor's SHA-256; the whole one of all weights is what guards them
 _OWN = "sha256"  # of everything else in config.json
 _OTHER = (
@@ -87,22 +91,21 @@ def read_config(path: Path) -> tuple[dict[str, Any], Preset, TextEncoderConfig]:
     Raises:
         InputError: damaged, changed, or of a format that this version does not read.
     """
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        version = config["format_version"]
-        if version not in (1, FORMAT_VERSION):
-            raise InputError(
-                f"model: {path}: format_version: expected {FORMAT_VERSION}, got {version!r};"
-                f" convert the checkpoint again, or install the mmn_fast that wrote it"
-            )
-        if version == FORMAT_VERSION and config.pop(_OWN) != plain_sha256(config):
-            raise InputError(
-                f"model: {path} is not as it was written: its sha256 differs from the one that it names; copy the"
-                f" directory again, or convert the checkpoint again"
-            )
-        return config, Preset.from_dict(config["preset"]), text_config(config["text_encoder"])
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"model: {path} is damaged ({type(error).__name__}: {error})") from None
+    where = f"model: {path}"
+    config = read_json(path, where)
+    version = config.get("format_version") if isinstance(config, dict) else None
+    if type(version) is not int or version not in _KEYS:
+        raise InputError(
+            f"{where}: format_version: expected {FORMAT_VERSION}, got {shown(version)}; convert the checkpoint again,"
+            f" or install the mmn_fast that wrote it"
+        )
+    if version == FORMAT_VERSION and config.pop(_OWN, None) != plain_sha256(config):
+        raise InputError(
+            f"{where} is not as it was written: its sha256 differs from the one that it names; copy the directory"
+            f" again, or convert the checkpoint again"
+        )
+    check_keys(config, _KEYS[version], where)
+    return config, Preset.from_dict(config["preset"]), build(TextEncoderConfig, config["text_encoder"], where)
 
 
 def read_weights(path: Path, config: Mapping[str, Any]) -> tuple[State, str]:
@@ -131,18 +134,6 @@ def read_weights(path: Path, config: Mapping[str, Any]) -> tuple[State, str]:
         named = f" ({others[0]}{f' and {len(others) - 1} more tensors' if others[1:] else ''})" if others else ""
         raise InputError(f"model: {path}: its weights{named} are not those that config.json was written for; {_OTHER}")
     return state, weights
-
-
-def text_config(values: Mapping[str, Any]) -> TextEncoderConfig:
-    """The text encoder's sizes, from plain values.
-
-    Raises:
-        TypeError: a size is missing, unknown, no integer >= 1, or the heads do not divide the width.
-    """
-    text = TextEncoderConfig(**values)
-    if not all(type(size) is int and size >= 1 for size in dataclasses.astuple(text)) or text.width % text.num_heads:
-        raise TypeError(f"text_encoder: expected integers >= 1, num_heads a divisor of width, got {values}")
-    return text
 
 
 def _fingerprint_of_format_1(preset: Mapping[str, Any], state: State) -> str:

@@ -16,8 +16,10 @@ PACKAGE = Path(mmn_fast.__file__).parent
 # Each module may import modules of its own layer's index or below at module level; DESIGN: values -> kernels -> model,
 # text, features, postprocess -> backends -> engine, index -> evaluation, training -> command line, serving, demo.
 LAYERS: list[set[str]] = [
-    {"version", "errors", "checks", "documents", "types", "environment", "files", "checksums", "embeddings"},
-    {"torch_build", "cores"},
+    {
+        *("version", "errors", "checks", "documents", "types", "environment", "files", "checksums", "embeddings"),
+        *("torch_build", "cores"),
+    },
     {"official_yaml"},
     {"presets"},
     {"geometry"},

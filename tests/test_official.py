@@ -288,7 +288,9 @@ def test_the_number_of_heads_is_asked_for_unless_the_width_is_published(
         lambda: load_model(path, PRESET, vocabulary),
         lambda: convert(path, PRESET, vocabulary, tmp_path / "a"),
     ):
-        with pytest.raises(InputError, match=r"published width \(768\), got 16: .*--text-heads N .text_heads=N"):
+        with pytest.raises(
+            InputError, match=r"published width \(768\), got 16: .* with text_heads=, the .*--text-heads N"
+        ):
             refused()
     for wrong in (3, 0, -2, True, 2.0):
         with pytest.raises(InputError, match="text_heads: expected a divisor of the text encoder's width, 16, got"):
@@ -337,9 +339,9 @@ def test_a_checkpoint_that_says_what_it_is_needs_nothing_else(model: LoadedModel
     [
         ({"format_version": 9}, "format_version: expected 1, got 9"),
         ({"text_encoder": {"width": 24}}, r"preset 'tiny' expects \[30522, 24\]"),
-        ({"text_encoder": 5}, "is damaged"),
+        ({"text_encoder": 5}, "mmn_fast: expected an object with vocab_size"),
         ({"preset": {}}, "missing"),
-        ({"preset": "tacos"}, "is damaged"),
+        ({"preset": "tacos"}, "preset: expected an object"),
         ({"tokenizer": "{}"}, "not a tokenizer.json"),
         ({"tokenizer": None}, "not a tokenizer.json"),
     ],
