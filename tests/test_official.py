@@ -288,9 +288,7 @@ def test_the_number_of_heads_is_asked_for_unless_the_width_is_published(
         lambda: load_model(path, PRESET, vocabulary),
         lambda: convert(path, PRESET, vocabulary, tmp_path / "a"),
     ):
-        with pytest.raises(
-            InputError, match=r"published width \(768\), got 16: .* with text_heads=, the .*--text-heads N"
-        ):
+        with pytest.raises(InputError, match=r"width .*, got 16: .* with text_heads=, the .*--text-heads N"):
             refused()
     for wrong in (3, 0, -2, True, 2.0):
         with pytest.raises(InputError, match="text_heads: expected a divisor of the text encoder's width, 16, got"):

@@ -243,7 +243,7 @@ def test_run_keeps_the_best_epoch_and_writes_an_official_checkpoint(task: dict[s
 
 def test_run_goes_on_from_a_model(task: dict[str, Path], tmp_path: Path) -> None:
     first = train(options(task, tmp_path / "first"))
-    without_rate = dataclasses.replace(options(task, tmp_path).recipe, learning_rate=0.0, epochs=1)
+    without_rate = dataclasses.replace(options(task, tmp_path).recipe, learning_rate=1e-30, epochs=1)
     second = train(
         options(task, tmp_path / "second", init=first, text_encoder=None, tokenizer=None, recipe=without_rate)
     )

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from mmn_fast.checkpoint import load_model
+from mmn_fast.fingerprint import first_difference
 from mmn_fast.hub import download, is_hub_id
 from mmn_fast.model import MMN
 from mmn_fast.presets import Preset
@@ -61,10 +62,11 @@ def new_model(
             raise InputError("text_encoder: expected nothing beside init, whose text encoder is taken")
         is_file = Path(init).is_file()
         loaded = load_model(init, preset if is_file else None, tokenizer)
-        held, wanted = (dataclasses.replace(p, name="", recipe=preset.recipe, loss=preset.loss) for p in
-                        (loaded.preset, preset))  # fmt: skip
-        if held != wanted:
-            raise InputError(f"init: {init} holds a model of preset {loaded.preset.name!r}, not of {preset.name!r}")
+        difference = first_difference(loaded.preset, preset)
+        if difference is not None:
+            raise InputError(
+                f"init: {init} holds a model of preset {loaded.preset.name!r}, not of {preset.name!r} ({difference})"
+            )
         model = MMN(preset, loaded.text)
         model.load_state_dict({name: torch.from_numpy(a) for name, a in loaded.state.items()}, strict=False)
         config, chosen = loaded.text, loaded.tokenizer
