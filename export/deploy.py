@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,11 +73,16 @@ class Deployment:
 
     def run(self, directory: Path) -> list[Path]:
         """Make it from an export, and list what was written."""
-        written = []
+        return [path for _, step in self.steps(directory) for path in step()]
+
+    def steps(self, directory: Path) -> list[tuple[str, Callable[[], list[Path]]]]:
+        """What there is to make from an export: the option that asks for it, and what makes it and lists the files."""
+        steps: list[tuple[str, Callable[[], list[Path]]]] = []
         if self.tensorrt:
             options = BuildOptions(self.version_compatible, self.hardware, self.tf32, progress=True)
-            written += build_plans(directory, options=options)
-        if self.triton_repository is not None:
+            steps.append(("--tensorrt", lambda: build_plans(directory, options=options)))
+        place = self.triton_repository
+        if place is not None:
             repository = RepositoryOptions(plans=self.tensorrt)
-            written.append(write_repository(directory, self.triton_repository, repository))
-        return written
+            steps.append(("--triton-repository", lambda: [write_repository(directory, place, repository)]))
+        return steps

@@ -12,7 +12,6 @@ from __future__ import annotations
 import logging
 import operator
 import os
-import warnings
 from pathlib import Path
 
 from mmn_fast.types import InputError
@@ -56,17 +55,25 @@ def tuning_dir() -> Path:
     return root / "tuning"
 
 
+def log_level() -> str | None:
+    """Level that `MMN_FAST_LOG` asks for; None without it, "WARNING" where it names none."""
+    value = os.environ.get("MMN_FAST_LOG")
+    if not value:
+        return None
+    return value.upper() if value.lower() in ("debug", "info", "warning", "error") else "WARNING"
+
+
 def configure_logging() -> None:
     """Send the package's log to stderr at the level of `MMN_FAST_LOG`; without it the application decides."""
     logger = logging.getLogger("mmn_fast")
     logger.addHandler(logging.NullHandler())
-    value = os.environ.get("MMN_FAST_LOG")
-    if not value:
-        return
-    if value.lower() not in ("debug", "info", "warning", "error"):
-        warnings.warn(f"MMN_FAST_LOG: expected debug, info, warning or error, got {value!r}", stacklevel=3)
+    level = log_level()
+    if level is None:
         return
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logger.addHandler(handler)
-    logger.setLevel(value.upper())
+    logger.setLevel(level)
+    value = os.environ["MMN_FAST_LOG"]
+    if value.upper() != level:
+        logger.warning("MMN_FAST_LOG: expected debug, info, warning or error, got %r; taking warning", value)

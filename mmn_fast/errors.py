@@ -1,4 +1,4 @@
-"""The two errors that callers handle: input that cannot be used, and what cannot run here."""
+"""The errors that callers handle: input that cannot be used, results that cannot be written, what cannot run here."""
 
 from __future__ import annotations
 
@@ -8,6 +8,13 @@ from contextlib import contextmanager
 
 class InputError(ValueError):
     """The caller's input cannot be used; the message names the argument, what was expected and what came."""
+
+
+class WriteError(InputError):
+    """The system refused a result: a full disk, a limit, a failing device. The command line ends with status 1.
+
+    It is an `InputError` so that who handles that handles all of a function's refusals.
+    """
 
 
 class BackendUnavailable(RuntimeError):  # noqa: N818 - reads as the sentence it is
@@ -27,4 +34,5 @@ def named_as(theirs: str, ours: str) -> Iterator[None]:
     except InputError as error:
         if not str(error).startswith(f"{theirs}: "):
             raise
-        raise InputError(f"{ours}{str(error).removeprefix(theirs)}") from error
+        kind = WriteError if isinstance(error, WriteError) else InputError
+        raise kind(f"{ours}{str(error).removeprefix(theirs)}") from error

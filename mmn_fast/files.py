@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import os
-import secrets
-import shutil
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
-from mmn_fast.errors import InputError
+from mmn_fast.errors import InputError, WriteError
+from mmn_fast.unfinished import remove_abandoned, unfinished
+
+_OF_DISKS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
 
 
 def check_name(name: object, argument: str) -> None:
@@ -33,48 +37,96 @@ def check_name(name: object, argument: str) -> None:
 
 
 def refuse_existing(path: str | Path, argument: str = "path") -> Path:
-    """Refuse a path that is taken or whose folder is missing: ask before long work whose result goes there.
+    """Refuse a path that is taken or cannot be written: ask before long work whose result goes there.
+
+    What a killed process left unfinished of that file is removed.
 
     Args:
         path: file to write later.
         argument: name of the caller's argument, for the message.
 
     Raises:
-        InputError: the path exists, or its folder does not.
+        InputError: the path exists, or its folder does not or cannot be written to.
     """
     path = Path(path)
     if path.exists():
         raise InputError(f"{argument}: {path} already exists; expected the name of a new file")
     if not path.parent.is_dir():
         raise InputError(f"{argument}: cannot write {path}: no such folder {path.parent}")
+    remove_abandoned(path.parent, path.name)
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise InputError(f"{argument}: cannot write {path}: the folder {path.parent} is read-only")
     return path
 
 
-def write_whole(path: str | Path, content: bytes, overwrite: bool) -> Path:
+def write_whole(
+    path: str | Path, content: bytes, overwrite: bool, argument: str = "path", durable: bool = False
+) -> Path:
     """Write a file in one move.
 
     Args:
         path: file to write.
         content: its bytes.
         overwrite: replace an existing file instead of refusing.
+        argument: name of the caller's argument, for messages.
+        durable: see `whole_file`.
 
     Raises:
-        InputError: the file exists and may not be replaced, or cannot be written.
+        InputError: the file exists and may not be replaced.
+        WriteError: it cannot be written.
     """
-    path = Path(path) if overwrite else refuse_existing(path)
-    if not path.name:
-        raise InputError(f"path: expected the name of a file, got {str(path)!r}")
-    partial = _partial(path)
-    try:
-        partial.write_bytes(content)
-        partial.replace(path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise InputError(f"path: cannot write {path}: {error.strerror or error}") from None
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+    path = Path(path) if overwrite else refuse_existing(path, argument)
+    with whole_file(path, argument, durable) as file:
+        file.write(content)
     return path
+
+
+@contextmanager
+def whole_file(path: str | Path, argument: str = "path", durable: bool = False) -> Iterator[BinaryIO]:
+    """Give a file to write, which takes the name `path` when the block ends well; otherwise nothing is left of it.
+
+    At any moment `path` is the old file or the new one, whole. A device or pipe is written to as it is.
+
+    Args:
+        path: file to write; replaced if it is there. A link is followed.
+        argument: name of the caller's argument, for messages.
+        durable: also across power cuts.
+
+    Raises:
+        InputError: `path` names no file.
+        WriteError: the system refuses (any OSError of the block is taken for that, and what libraries make of one).
+    """
+    path = Path(path)
+    if not path.name:
+        raise InputError(f"{argument}: expected the name of a file, got {str(path)!r}")
+    try:
+        if path.exists() and not path.is_file() and not path.is_dir():
+            with path.open("wb") as device:
+                yield device
+            return
+        target = Path(os.path.realpath(path))
+        with unfinished(target) as partial:
+            with partial.open("xb") as file:
+                yield file
+                if durable:
+                    file.flush()
+                    os.fsync(file.fileno())
+            partial.replace(target)
+            if durable:
+                _sync_directory(target.parent)
+    except Exception as error:
+        reason = _refusal(error)
+        if reason is None:
+            raise
+        raise WriteError(f"{argument}: cannot write {path}: {reason}") from None
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager
@@ -88,28 +140,46 @@ def new_directory(output: Path, argument: str) -> Iterator[Path]:
         argument: name of the argument that it came from, for messages.
 
     Raises:
-        InputError: the system refuses (any OSError of the block is taken for that).
+        InputError: the directory cannot be made.
+        WriteError: the system refuses what is written to it, as in `whole_file`.
     """
-    partial = _partial(output)
     made: list[Path] = []
+    filling = False
     try:
         for parent in reversed(output.parents):
             if not parent.exists():
                 with suppress(FileExistsError):  # somebody else's by now
                     parent.mkdir()
                     made.append(parent)
-        partial.mkdir()
-        yield partial
-        partial.rename(output)
-    except OSError as error:
-        raise InputError(f"{argument}: {output}: {error.strerror or error}") from None
+        with unfinished(output) as partial:
+            partial.mkdir()
+            filling = True
+            yield partial
+            partial.rename(output)
+    except Exception as error:
+        reason = _refusal(error)
+        if reason is None:
+            raise
+        kind = WriteError if filling else InputError
+        raise kind(f"{argument}: {output}: {reason}") from None
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
         for parent in reversed(made):
             with suppress(OSError):  # not empty, as always where all went well
                 parent.rmdir()
 
 
-def _partial(path: Path) -> Path:
-    """Where what will be `path` stands until it is whole. Containers that share a disk have equal process numbers."""
-    return path.with_name(f".{path.name}.partial-{secrets.token_hex(6)}")
+def _refusal(error: BaseException) -> str | None:
+    """The system's reason for an error of writing; None for an error of another kind.
+
+    HDF5, safetensors and PyTorch have errors of their own for a full disk, with the system's number in their text, or
+    raised while Python handles the system's.
+    """
+    if isinstance(error, InputError):
+        return None
+    if isinstance(error, OSError):
+        return error.strerror or f"not all of it could be written ({error})"  # NumPy counts what was
+    number = re.search(r"\b(?:errno\s*=?|os error)\s*(\d+)", str(error), re.IGNORECASE)
+    if number is not None:
+        return os.strerror(int(number[1]))
+    earlier = error.__context__
+    return earlier.strerror if isinstance(earlier, OSError) and earlier.errno in _OF_DISKS else None

@@ -423,7 +423,7 @@ def test_existing_predictions_are_refused_before_any_work(tmp_path):
 
 def test_predictions_in_a_folder_that_does_not_exist_are_refused_before_any_work(tmp_path):
     engine = FakeEngine()
-    with pytest.raises(InputError, match=r"^predictions: cannot write .*p.jsonl: No such file or directory"):
+    with pytest.raises(InputError, match=r"^predictions: cannot write .*p.jsonl: no such folder "):
         evaluate(engine, SAMPLES, FEATURES, predictions=tmp_path / "absent" / "p.jsonl")
     assert not engine.batches
 

@@ -18,7 +18,7 @@ PACKAGE = Path(mmn_fast.__file__).parent
 LAYERS: list[set[str]] = [
     {
         *("version", "errors", "checks", "documents", "types", "environment", "files", "checksums", "embeddings"),
-        *("torch_build", "cores"),
+        *("torch_build", "cores", "unfinished"),
     },
     {"official_yaml"},
     {"presets"},
@@ -67,6 +67,7 @@ TORCH_FREE = {
         "types",
         "files",
         "embeddings",
+        "unfinished",
         "presets",
         "geometry",
         "geometry_crops",

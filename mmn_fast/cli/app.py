@@ -1,7 +1,8 @@
 """The application that commands register with, and how it ends: exit statuses, signals, one sentence for bad input.
 
 Results go to stdout, progress and messages to stderr. Exit status 2 means bad input: one sentence says which
-argument, what was expected and what came.
+argument, what was expected and what came. Exit status 1 means that a result could not be written: one sentence says
+which and why, and whatever else was asked for is there.
 """
 
 from __future__ import annotations
@@ -10,12 +11,14 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
 from mmn_fast.cli.names import Commands
-from mmn_fast.types import BackendUnavailable, InputError
+from mmn_fast.cli.output import show
+from mmn_fast.cli.streams import abandon_stdout, prepare_streams, stdout_error, warnings_as_lines
+from mmn_fast.errors import BackendUnavailable, InputError, WriteError
 from mmn_fast.version import __version__
 
 app = Commands(
@@ -28,7 +31,7 @@ app = Commands(
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"mmn-fast {__version__}")
+        show(f"mmn-fast {__version__}")
         raise typer.Exit
 
 
@@ -44,6 +47,8 @@ def main_options(
 @contextmanager
 def removing_what_is_half_written() -> Iterator[None]:
     """SIGTERM ends the process as Ctrl-C does, through every `finally`.
+
+    `main` has every command in it; one that is called from elsewhere is not.
 
     Where Python runs on behalf of C (a callback, a destructor) an exception gets no further, or becomes another one, so
     it is raised again until one is on its way.
@@ -71,14 +76,23 @@ def removing_what_is_half_written() -> Iterator[None]:
 
 
 def main() -> None:
-    """Run the command line; bad input is one sentence on stderr and exit status 2."""
-    try:
-        app()
-    except (InputError, BackendUnavailable) as error:
-        typer.echo(f"mmn-fast: {error}", err=True)
-        sys.exit(2)
-    except OSError as error:
-        if error.filename is None:  # not about a file that the user named
-            raise
-        typer.echo(f"mmn-fast: {error.filename}: {error.strerror}", err=True)
-        sys.exit(2)
+    """Run the command line; bad input is one sentence on stderr and exit status 2, a failed result status 1."""
+    prepare_streams()
+    with warnings_as_lines(), removing_what_is_half_written():
+        try:
+            app()
+        except (InputError, BackendUnavailable) as error:
+            _end(str(error), 1 if isinstance(error, WriteError) else 2)
+        except OSError as error:
+            if error.filename is not None:  # a file that the user named
+                _end(f"{error.filename}: {error.strerror}", 2)
+            refused = stdout_error()
+            if refused is None:
+                raise
+            abandon_stdout()
+            _end(f"stdout: {refused.strerror}", 1)
+
+
+def _end(sentence: str, status: int) -> NoReturn:
+    typer.echo(f"mmn-fast: {sentence}", err=True)
+    sys.exit(status)

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mmn_fast.cli.app import app, removing_what_is_half_written
+from mmn_fast.cli.app import app
 from mmn_fast.cli.options import AsJson, FeatureKey, PresetOption, TokenizerOption, size_of
+from mmn_fast.cli.output import Output, show
+from mmn_fast.cli.output import output as output_of_command
 from mmn_fast.export.manifest import MAX_RECALL_LOSS
 from mmn_fast.types import InputError
+
+if TYPE_CHECKING:
+    from mmn_fast.export.deploy import Deployment
 
 _OF_THE_GRAPHS = (  # options of export that plans and repositories of an export do not take
     *("precision", "what", "raw_features", "top_k", "max_recall_loss"),
@@ -20,7 +25,6 @@ _OF_THE_GRAPHS = (  # options of export that plans and repositories of an export
 
 
 @app.command()
-@removing_what_is_half_written()
 def convert(
     checkpoint: Annotated[
         Path, typer.Argument(help="Official checkpoint, a .pth file; or a converted directory of an older format.")
@@ -45,11 +49,10 @@ def convert(
 
     convert_checkpoint(checkpoint, preset, tokenizer, output, text_heads)
     _, held, _ = read_config(output / CONFIG)
-    typer.echo(f"{output}: preset {preset or held.name}, {size_of(output)}")
+    show(f"{output}: preset {preset or held.name}, {size_of(output)}")
 
 
 @app.command()
-@removing_what_is_half_written()
 def export(
     context: typer.Context,
     model: Annotated[str, typer.Argument(help="Converted directory, hub id, official .pth or demo.")],
@@ -122,8 +125,7 @@ def export(
                     f"--{name.replace('_', '-')}: it is for graphs that are made now, {model} is an export and has its"
                     " own; name the model that it was made from and --output"
                 )
-        written = deployment.run(Path(model))
-        typer.echo(json.dumps(list(map(str, written)), indent=2) if as_json else "\n".join(map(str, written)))
+        _deploy_only(deployment, Path(model), as_json)
         return
     names = list(GRAPHS) if what == "all" else [name.strip() for name in what.split(",")]
     deployment.check(output, names, raw_features)
@@ -140,13 +142,38 @@ def export(
         tokenizer=tokenizer,
     )
     found = read_manifest(output).verification
-    size = size_of(output)
-    written = deployment.run(output)
-    if as_json:
-        more = {"written": list(map(str, written))} if written else {}
-        typer.echo(json.dumps({**found, **more}, indent=2))
+    with output_of_command() as out:
+        if not as_json:
+            out.show(f"{summary(output, found)}, {size_of(output)}")
+        written = _deploy(deployment, output, out, as_json)
+        if as_json:  # one document, so it waits; whatever fails until then is a sentence
+            more = {"written": written} if written else {}
+            out.show(json.dumps({**found, **more, **({"failed": out.failures} if out.failures else {})}, indent=2))
+
+
+def _deploy_only(deployment: Deployment, directory: Path, as_json: bool) -> None:
+    """Make plans or a repository of an export that is there."""
+    steps = deployment.steps(directory)
+    if len(steps) == 1:  # nothing beside it: whatever is wrong with it is wrong with the command
+        written = [str(path) for path in steps[0][1]()]
+        show(json.dumps(written, indent=2) if as_json else "\n".join(written))
         return
-    typer.echo("\n".join([f"{summary(output, found)}, {size}", *map(str, written)]))
+    with output_of_command() as out:
+        written = _deploy(deployment, directory, out, as_json)
+        if as_json:
+            out.show(json.dumps(written, indent=2))
+
+
+def _deploy(deployment: Deployment, directory: Path, out: Output, as_json: bool) -> list[str]:
+    """Make what stands beside the graphs, one after another; lists what was written, and prints it unless `as_json`."""
+    written: list[str] = []
+    for name, step in deployment.steps(directory):
+        made: list[Path] = []
+        out.beside(name, lambda step=step, made=made: made.extend(step()))  # type: ignore[misc]
+        written += map(str, made)
+        if made and not as_json:
+            out.show("\n".join(map(str, made)))
+    return written
 
 
 @app.command()
@@ -158,4 +185,4 @@ def verify(
     from mmn_fast.export.verify import verify as run
 
     found = run(directory)
-    typer.echo(json.dumps(found, indent=2) if as_json else summary(directory, found))
+    show(json.dumps(found, indent=2) if as_json else summary(directory, found))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -25,6 +25,11 @@ from mmn_fast.cli.options import (
     load_engine,
     save_html,
 )
+from mmn_fast.cli.output import output
+
+if TYPE_CHECKING:
+    from mmn_fast.engine import Engine
+    from mmn_fast.types import Moment, Query
 
 
 @app.command()
@@ -53,23 +58,36 @@ def ground(
     video = Video(load_features(features, width=engine.preset.input_size), duration, video_id=features)
     batch = [Query(video, query)]
     (result,) = engine.ground(batch, top_k=top_k)
-    if html is not None:
-        from mmn_fast.viz import grounded, report
+    with output() as out:
+        out.show(_results_as_json(features, duration, query, result) if as_json else _results_as_text(query, result))
+        if html is not None:
+            out.beside("--html", lambda: _save_page(engine, batch[0], result, top_k, html))
 
-        queries = grounded(query, result, maps=engine.score_maps(batch)[0], num_clips=engine.preset.num_clips)
-        notes = [f"preset {engine.preset.name}"]
-        save_html(report(queries, duration, video_id=features, notes=notes, max_moments=top_k), html)
-    if as_json:
-        items = [
-            {"query": sentence, "moments": [moment.to_dict() for moment in moments]}
-            for sentence, moments in zip(query, result, strict=True)
-        ]
-        typer.echo(json.dumps({"features": features, "duration_s": duration, "results": items}, indent=2))
-        return
+
+def _results_as_json(features: str, duration: float, query: list[str], result: list[list[Moment]]) -> str:
+    items = [
+        {"query": sentence, "moments": [moment.to_dict() for moment in moments]}
+        for sentence, moments in zip(query, result, strict=True)
+    ]
+    return json.dumps({"features": features, "duration_s": duration, "results": items}, indent=2)
+
+
+def _results_as_text(query: list[str], result: list[list[Moment]]) -> str:
+    lines = []
     for sentence, moments in zip(query, result, strict=True):
-        typer.echo(sentence)
+        lines.append(sentence)
         for rank, moment in enumerate(moments, start=1):
-            typer.echo(f"  {rank:>3}  {moment.start_s:8.2f} s - {moment.end_s:8.2f} s   score {moment.score:.4f}")
+            lines.append(f"  {rank:>3}  {moment.start_s:8.2f} s - {moment.end_s:8.2f} s   score {moment.score:.4f}")
+    return "\n".join(lines)
+
+
+def _save_page(engine: Engine, query: Query, result: list[list[Moment]], top_k: int, path: Path) -> None:
+    from mmn_fast.viz import grounded, report
+
+    maps, video = engine.score_maps([query])[0], query.video
+    queries = grounded(list(query.sentences), result, maps=maps, num_clips=engine.preset.num_clips)
+    notes = [f"preset {engine.preset.name}"]
+    save_html(report(queries, video.duration_s, video_id=video.video_id, notes=notes, max_moments=top_k), path)
 
 
 @app.command("eval")
@@ -105,7 +123,7 @@ def evaluate(
     """Evaluate a model on annotations: R@n,IoU@m and mIoU."""
     from mmn_fast.errors import named_as
     from mmn_fast.evaluation.datasets import read_annotations
-    from mmn_fast.evaluation.evaluate import QueryResult
+    from mmn_fast.evaluation.evaluate import QueryResult, UnwrittenPredictions
     from mmn_fast.evaluation.evaluate import evaluate as run
     from mmn_fast.features import open_features
 
@@ -113,24 +131,32 @@ def evaluate(
     results: list[QueryResult] = []
     engine = load_engine(model, preset, tokenizer, device, precision, backend, threads, backend_option)
     samples = read_annotations(annotations, engine.preset, durations=durations)
+    unwritten: UnwrittenPredictions | None = None
     key = engine.preset.feature_key if feature_key is None else feature_key
     with named_as("path", "features"):
         store = open_features(features, key, engine.preset.input_size)
     with store:
-        report = run(
-            engine,
-            samples,
-            store,
-            protocol=protocol,
-            predictions=predictions,
-            limit=limit,
-            skip_missing=skip_missing,
-            batch_size=batch_size,
-            progress=True,
-            on_result=None if html is None else results.append,
-        )
-    if html is not None:
-        from mmn_fast.viz import evaluation_report
+        try:
+            report = run(
+                engine,
+                samples,
+                store,
+                protocol=protocol,
+                predictions=predictions,
+                limit=limit,
+                skip_missing=skip_missing,
+                batch_size=batch_size,
+                progress=True,
+                on_result=None if html is None else results.append,
+            )
+        except UnwrittenPredictions as error:
+            report, unwritten = error.report, error
+    with output() as out:
+        out.show(json.dumps(report.to_dict(), indent=2) if as_json else report.table())
+        if unwritten is not None:
+            out.fail("--predictions", unwritten)
+        if html is not None:
+            from mmn_fast.viz import evaluation_report
 
-        save_html(evaluation_report(report, results, title=f"Evaluation on {annotations.name}"), html)
-    typer.echo(json.dumps(report.to_dict(), indent=2) if as_json else report.table())
+            title = f"Evaluation on {annotations.name}"
+            out.beside("--html", lambda: save_html(evaluation_report(report, results, title=title), html))

@@ -23,7 +23,8 @@ from mmn_fast.cli.options import (
     lines_of,
     load_engine,
 )
-from mmn_fast.types import InputError
+from mmn_fast.cli.output import output, show
+from mmn_fast.errors import InputError
 
 
 @app.command()
@@ -48,11 +49,15 @@ def demo(
         raise InputError(f"--html: cannot write {html}: no such folder {html.parent}")
     seed = secrets.randbelow(10**6) if seed is None else seed
     shown = demonstrate(load_engine(model, None, None, "auto", precision, backend, threads, backend_option), seed)
-    shown.page().save(html, overwrite=True)
-    if as_json:
-        typer.echo(json.dumps({"seed": seed, "html": str(html), "results": shown.to_list()}, indent=2))
-        return
-    typer.echo(f"video {shown.video.video_id}, {shown.video.duration_s:.1f} s (--seed {seed})\n{shown.table()}\n{html}")
+    with output() as out:
+        if as_json:
+            facts = {"seed": seed, "html": str(html), "results": shown.to_list()}
+            out.show(json.dumps(facts, indent=2))
+        else:
+            video = f"video {shown.video.video_id}, {shown.video.duration_s:.1f} s (--seed {seed})"
+            out.show(f"{video}\n{shown.table()}")
+        if out.beside("--html", lambda: shown.page().save(html, overwrite=True)) and not as_json:
+            out.show(str(html))
 
 
 @app.command()
@@ -101,9 +106,13 @@ def bench(
     )
     report = bench_model(options, on_event=lambda event: typer.echo(event, err=True))
     if as_json:
-        typer.echo(json.dumps(report, indent=2))
+        show(json.dumps(report, indent=2))
         return
-    Console(width=None if sys.stdout.isatty() else 160).print(table(report))
+    terminal = sys.stdout is not None and sys.stdout.isatty()
+    console = Console(width=None if terminal else 160)
+    with console.capture() as printed:
+        console.print(table(report))
+    show(printed.get().rstrip("\n"))
 
 
 @app.command()
@@ -140,4 +149,4 @@ def info(
         facts["engine"] = load_engine(
             model, preset, tokenizer, device, precision, backend, threads, backend_option
         ).info()
-    typer.echo(json.dumps(facts, indent=2) if as_json else lines_of(facts))
+    show(json.dumps(facts, indent=2) if as_json else lines_of(facts))

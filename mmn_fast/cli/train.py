@@ -8,16 +8,16 @@ from typing import Annotated, Any
 
 import typer
 
-from mmn_fast.cli.app import app, removing_what_is_half_written
+from mmn_fast.cli.app import app
 from mmn_fast.cli.names import Commands
 from mmn_fast.cli.options import AsJson, Device, FeatureKey, Threads, integers, lines_of, size_of
+from mmn_fast.cli.output import show
 
 data = Commands(help="Make data sets.", no_args_is_help=True)
 app.add_typer(data, name="data")
 
 
 @data.command()
-@removing_what_is_half_written()
 def shapes(
     output: Annotated[Path, typer.Option("--output", "-o", help="Directory to create; must not exist.")],
     seed: Annotated[int, typer.Option("--seed", help="Another seed, other videos.")] = 0,
@@ -36,7 +36,7 @@ def shapes(
 
     counts = {"train": train, "val": val, "test": test, "test_unseen": test_unseen}
     manifest = write_dataset(output, seed, counts, video, workers, progress=True)
-    typer.echo(json.dumps(manifest, indent=2) if as_json else f"{output}:\n{lines_of(manifest, '  ')}")
+    show(json.dumps(manifest, indent=2) if as_json else f"{output}:\n{lines_of(manifest, '  ')}")
 
 
 @app.command()
@@ -160,4 +160,4 @@ def train(
     except InterruptedRunError as stopped:
         typer.echo(f"mmn-fast: {stopped} (--resume)", err=True)
         raise typer.Exit(130) from None
-    typer.echo(f"{result}: preset {chosen.name}, {size_of(result)}")
+    show(f"{result}: preset {chosen.name}, {size_of(result)}")

@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import math
-import os
 import time
 import typing
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from mmn_fast.errors import InputError, WriteError
 from mmn_fast.evaluation.datasets import Sample, first_few
 from mmn_fast.evaluation.metrics import Protocol, get_protocol, mean_iou, recall_at
+from mmn_fast.evaluation.predictions import PredictionsFile
 from mmn_fast.evaluation.ranking import rank_moments
 from mmn_fast.geometry import proposal_cells, proposal_mask
 from mmn_fast.postprocess import fuse_scores
 from mmn_fast.presets import Preset, get_preset
-from mmn_fast.types import FloatArray, InputError, Moment, Query, ScoreMaps, Video
+from mmn_fast.types import FloatArray, Moment, Query, ScoreMaps, Video
 
 IntArray = npt.NDArray[np.int32]
 
@@ -103,6 +103,18 @@ class EvaluationReport:
             for row in (list(columns), list(columns.values()))
         ]
         return "\n".join([header, rule, rows[0], rule, rows[1], rule])
+
+
+class UnwrittenPredictions(WriteError):  # noqa: N818 - what it is about, as BackendUnavailable
+    """The predictions of an evaluation could not be written.
+
+    Attributes:
+        report: the figures.
+    """
+
+    def __init__(self, message: str, report: EvaluationReport) -> None:
+        super().__init__(message)
+        self.report = report
 
 
 @dataclass(frozen=True, eq=False)
@@ -200,7 +212,7 @@ def evaluate(
         protocol: name in `PROTOCOLS`, or a protocol.
         predictions: new file to write the moments to, one JSON line per sentence in QVHighlights' layout: `qid, query,
             vid, pred_relevant_windows` with up to `top_k` [start, end, score], best first, after NMS. It appears when
-            all of them are written, or not at all.
+            all of them are written, or not at all; if the disk refuses it, the evaluation goes on without.
         limit: evaluate only so many videos, the first ones (that have features).
         skip_missing: pass over videos without features; the report counts them.
         batch_size: videos per call of the engine.
@@ -214,6 +226,7 @@ def evaluate(
     Raises:
         InputError: an argument cannot be used, `predictions` exists, or a video has no features (unless
             `skip_missing`).
+        UnwrittenPredictions: everything was evaluated, but `predictions` could not be written; it has the report.
     """
     started = time.perf_counter()
     for name, number in (("limit", limit), ("batch_size", batch_size), ("top_k", top_k)):
@@ -233,7 +246,8 @@ def evaluate(
         raise InputError(f"samples: expected at least one video with features, got none of {len(samples)}")
 
     scorer = _Scorer(preset, rules, top_k)
-    with _new_file(predictions) as file, _progress(progress, len(chosen)) as advance:
+    file = None if predictions is None else PredictionsFile(predictions)
+    with file or contextlib.nullcontext(), _progress(progress, len(chosen)) as advance:
         for first in range(0, len(chosen), batch_size):
             batch = chosen[first : first + batch_size]
             queries = [
@@ -243,12 +257,12 @@ def evaluate(
             for sample, maps in zip(batch, engine.score_maps(queries), strict=True):
                 moments = scorer.add(maps.fused, maps.cells, sample.duration_s, sample.moments_s)
                 if file is not None:
-                    _write(file, sample, moments, top_k)
+                    file.write(sample, moments, top_k)
                 if on_result is not None:
                     for result in _results(sample, moments, top_k, rules):
                         on_result(result)
             advance(len(batch))
-    return EvaluationReport(
+    report = EvaluationReport(
         protocol=rules,
         preset=preset.name,
         metrics=scorer.metrics(),
@@ -257,6 +271,9 @@ def evaluate(
         num_skipped=len(missing),
         seconds=time.perf_counter() - started,
     )
+    if file is not None and file.failure is not None:
+        raise UnwrittenPredictions(str(file.failure), report)
+    return report
 
 
 class _Scorer:
@@ -313,14 +330,6 @@ def _windows(moments: Any, where: str) -> list[npt.NDArray[np.float64]]:
     return [window.reshape(-1, 2) for window in windows]
 
 
-def _write(file: TextIO, sample: Sample, moments: list[npt.NDArray[np.float32]], top_k: int) -> None:
-    for query_id, sentence, ranked in zip(sample.query_ids, sample.sentences, moments, strict=True):
-        # str() of a float32 is the shortest text that reads back to it: 4.14, not 4.139999866485596.
-        windows = [[float(str(number)) for number in row] for row in ranked[:top_k]]
-        line = {"qid": query_id, "query": sentence, "vid": sample.video_id, "pred_relevant_windows": windows}
-        file.write(json.dumps(line, ensure_ascii=False) + "\n")
-
-
 def _results(
     sample: Sample, moments: list[npt.NDArray[np.float32]], top_k: int, protocol: Protocol
 ) -> Iterator[QueryResult]:
@@ -331,29 +340,6 @@ def _results(
         chosen = tuple(Moment(*row) for row in ranked[:top_k].tolist())
         windows = truth.astype(np.float32)
         yield QueryResult(sample.video_id, query_id, sentence, sample.duration_s, chosen, windows, iou)
-
-
-@contextlib.contextmanager
-def _new_file(path: str | Path | None) -> Iterator[TextIO | None]:
-    """Open a text file that gets its name only when the block ends well."""
-    if path is None:
-        yield None
-        return
-    path = Path(path)
-    if path.exists():
-        raise InputError(f"predictions: {path} already exists; expected the name of a new file")
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        file = partial.open("w", encoding="utf-8", newline="\n")
-    except OSError as error:
-        raise InputError(f"predictions: cannot write {path}: {error.strerror or error}") from None
-    try:
-        with file:
-            yield file
-        partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
 
 
 @contextlib.contextmanager

@@ -1,0 +1,116 @@
+"""The process's standard streams: open, unable to fail where only messages go, and warnings as single lines."""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from mmn_fast.environment import log_level
+
+
+def prepare_streams() -> None:
+    """Make the streams safe before anything is written or opened.
+
+    A closed one is opened so that it refuses what is written, or the next file that is opened would take its number.
+    Characters that the terminal's encoding lacks are escaped. What stderr does not take (a full disk, a closed pipe) is
+    dropped: progress and messages never end a command.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDONLY)  # takes the lowest free number, this one
+    sys.stdout = _text(sys.stdout, 1, _Remembering)
+    sys.stderr = _text(sys.stderr, 2, _Unfailing)
+
+
+def stdout_error() -> OSError | None:
+    """Why stdout has refused something; None if it has not."""
+    raw = getattr(getattr(sys.stdout, "buffer", None), "raw", None)
+    return raw.error if isinstance(raw, _Remembering) else None
+
+
+def abandon_stdout() -> None:
+    """Let stdout swallow what it still holds and whatever comes, so that the interpreter's end is quiet."""
+    with suppress(OSError, ValueError, AttributeError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
+        sys.stdout.flush()
+
+
+def _text(stream: Any, number: int, kind: type[io.FileIO]) -> Any:
+    """A standard stream that writes through `kind`; one that is somebody's replacement stays."""
+    try:
+        if stream is not None and stream.fileno() != number:
+            return stream
+    except (OSError, ValueError, AttributeError):
+        return stream
+    encoding = "utf-8" if stream is None else stream.encoding
+    lines = number == 2 or os.isatty(number)
+    writer = io.BufferedWriter(kind(number, "wb", closefd=False))
+    return io.TextIOWrapper(writer, encoding, "backslashreplace", line_buffering=lines)
+
+
+class _Remembering(io.FileIO):
+    """Remembers what the system refused, for whom the exception reaches without saying which file it is about."""
+
+    error: OSError | None = None
+
+    def write(self, data: Any, /) -> int:
+        try:
+            return super().write(data) or 0
+        except OSError as error:
+            self.error = error
+            raise
+
+
+class _Unfailing(io.FileIO):
+    """Drops what the system does not take."""
+
+    def write(self, data: Any, /) -> int:
+        try:
+            return super().write(data) or 0
+        except OSError:
+            return memoryview(data).nbytes
+
+
+@contextmanager
+def warnings_as_lines() -> Iterator[None]:
+    """Show the package's warnings, of both kinds, as `mmn-fast: warning: ...` on stderr, each once.
+
+    Where `MMN_FAST_LOG` is set, the log has those of the loggers.
+    """
+    lines = _Lines()
+    logger, before = logging.getLogger("mmn_fast"), warnings.showwarning
+    if log_level() is None:
+        logger.addHandler(lines)
+    warnings.showwarning = lambda message, *_, **__: lines.show(str(message))
+    try:
+        yield
+    finally:
+        warnings.showwarning = before
+        logger.removeHandler(lines)
+
+
+class _Lines(logging.Handler):
+    """Writes messages as single lines, each once."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self._shown: set[str] = set()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.show(record.getMessage())
+
+    def show(self, text: str) -> None:
+        line = " ".join(text.split())
+        if line not in self._shown:
+            self._shown.add(line)
+            print(f"mmn-fast: warning: {line}", file=sys.stderr)  # the stream of now: a progress bar may have its own

@@ -1,0 +1,140 @@
+"""Where files and directories stand until they are whole, and what removes those of killed processes.
+
+What will be `name` stands beside it as `.name.partial-<12 hex digits>`, and its maker holds an exclusive `flock` on
+`.name.partial-<12 hex digits>.lock` for as long as it works. The lock ends with the process, however that ends, so
+whoever gets the lock knows that the maker is gone and may remove both. Process numbers, start times and ages could not
+tell: containers that share a disk have equal process numbers and clocks of their own, and a training run may write for
+days. The lock has a file of its own because NFS locks files between hosts, but directories within one host only.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+_LOG = logging.getLogger(__name__)
+_LONGEST = 200  # bytes of the name that are kept: 255 is what file systems take, 31 are added
+_held: set[int] = set()  # descriptors of this process's locks
+
+
+@contextmanager
+def unfinished(path: Path) -> Iterator[Path]:
+    """Give the name that something has until it is whole, free for use and safe from `remove_abandoned`.
+
+    Whatever has that name when the block ends is removed: move it to `path` first. What killed processes left of the
+    same `path` is removed, too.
+
+    Args:
+        path: the name that it will have; its folder exists.
+
+    Yields:
+        The name; nothing has it.
+
+    Raises:
+        OSError: the folder cannot be written to.
+    """
+    remove_abandoned(path.parent, path.name)
+    partial, lock, descriptor = _take(path)
+    maker = os.getpid()
+    try:
+        yield partial
+    finally:
+        if os.getpid() == maker:  # a forked process leaves what is its parent's
+            _remove(partial)
+            with suppress(OSError):
+                lock.unlink(missing_ok=True)
+            if descriptor is not None:
+                _held.discard(descriptor)
+                os.close(descriptor)
+
+
+def remove_abandoned(folder: str | Path, name: str | None = None) -> None:
+    """Remove what processes that are gone left unfinished; never what a living one works on, on any host.
+
+    Args:
+        folder: where to look; may be missing.
+        name: what was to be made there; None for whatever it was.
+    """
+    stem = r"\..+" if name is None else re.escape(f".{_stem(name)}")
+    pattern = re.compile(rf"{stem}\.partial-[0-9a-f]{{12}}\.lock", re.DOTALL)
+    with suppress(OSError):
+        for lock in [Path(entry.path) for entry in os.scandir(folder) if pattern.fullmatch(entry.name)]:
+            with suppress(OSError):
+                descriptor = _lock(lock)
+                if descriptor is None:
+                    continue
+                try:
+                    _LOG.info("removing what a process that is gone left unfinished: %s", lock.with_suffix(""))
+                    _remove(lock.with_suffix(""))
+                    lock.unlink()
+                finally:
+                    os.close(descriptor)
+
+
+def _take(path: Path) -> tuple[Path, Path, int | None]:
+    """A free name, its lock, and the descriptor that holds the lock; None where the file system has no locks."""
+    while True:
+        partial = path.with_name(f".{_stem(path.name)}.partial-{secrets.token_hex(6)}")
+        lock = partial.with_name(f"{partial.name}.lock")
+        os.close(os.open(lock, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o666))
+        try:
+            descriptor = _lock(lock)
+        except OSError:  # no locks here, so nobody may conclude anything from this file
+            lock.unlink(missing_ok=True)
+            return partial, lock, None
+        if descriptor is not None:  # else another process took it for abandoned, before it was locked
+            _held.add(descriptor)
+            return partial, lock, descriptor
+
+
+def _lock(lock: Path) -> int | None:
+    """Lock a file, without waiting; None if somebody else holds it or has removed it.
+
+    Raises:
+        OSError: it cannot be opened, or the file system has no locks.
+    """
+    try:
+        descriptor = os.open(lock, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.fstat(descriptor).st_nlink:
+            return descriptor
+    except BlockingIOError:
+        pass
+    except BaseException:
+        os.close(descriptor)
+        raise
+    os.close(descriptor)
+    return None
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
+
+
+def _stem(name: str) -> str:
+    return os.fsencode(name)[:_LONGEST].decode(errors="ignore")
+
+
+def _let_go() -> None:
+    """A forked process closes its copies: the lock is the parent's, and must not outlive it in a child."""
+    for descriptor in _held:
+        with suppress(OSError):
+            os.close(descriptor)
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_let_go)
