@@ -10,7 +10,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from mmn_fast.backends.ort import OnnxBackend
 from mmn_fast.checkpoint import load_model
 from mmn_fast.checksums import file_sha256, plain_sha256
 from mmn_fast.cli import app
-from mmn_fast.demo.agreement import LabelledSplit, agreement_with, draw_split
+from mmn_fast.demo.agreement import agreement_with
 from mmn_fast.export.crops import crop
 from mmn_fast.export.graphs import PreClips, ScoreGraph, VideoGraph
 from mmn_fast.export.manifest import read_manifest, signature
@@ -34,8 +33,10 @@ from mmn_fast.features import pre_clips
 from mmn_fast.geometry import cells_to_moments, plan_for
 from mmn_fast.kernels import reference
 from mmn_fast.presets import PRESETS
-from mmn_fast.types import BackendUnavailable, InputError, ScoreMaps
+from mmn_fast.types import BackendUnavailable, InputError
+from tests.command import run_here
 from tests.conftest import Exports
+from tests.demo_split import demo_split
 from tests.golden import cases
 from tests.golden.grounded import batch_of
 from tests.tolerances import TOLERANCES, check_close
@@ -149,15 +150,8 @@ def test_onnx_agrees_on_a_thousand_sentences(precision: str, exports: Exports) -
     assert _agree(precision, exports, 150) >= 1000
 
 
-@cache
-def _demo_split(videos: int) -> tuple[LabelledSplit, list[ScoreMaps]]:
-    """Videos of the demo's test split, and what the reference gives for them."""
-    split = draw_split(videos, workers=1)
-    return split, mmn_fast.load("demo", backend="torch", precision="fp64").score_maps(split.batch)
-
-
 def _agree(precision: str, exports: Exports, videos: int) -> int:
-    split, expected = _demo_split(videos)
+    split, expected = demo_split(videos)
     engine = mmn_fast.load(exports("demo", precision), backend="onnx", precision=precision)
     found = agreement_with(engine, expected, split)
     assert found.top1 >= {"fp32": 1.0, "fp16": 0.99}[precision]
@@ -451,7 +445,7 @@ def test_the_command_refuses_with_one_sentence(arguments: list[str], message: st
     np.save(tmp_path / "x.npy", np.ones((20, 357), np.float32))
     filled = [one.format(tmp=tmp_path / "none" if one == "{tmp}" else tmp_path, copy=copy) for one in arguments]
     (tmp_path / "none").mkdir()
-    done = subprocess.run([sys.executable, "-m", "mmn_fast", *filled], capture_output=True, text=True, check=False)
+    done = run_here(*filled)
     assert done.returncode == 2, done.stderr
     assert message in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1

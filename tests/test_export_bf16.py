@@ -20,13 +20,14 @@ from mmn_fast.backends.ort import OnnxBackend
 from mmn_fast.backends.trt import TensorRTBackend
 from mmn_fast.checksums import file_sha256
 from mmn_fast.cli import app
-from mmn_fast.demo.agreement import agreement_with, draw_split
+from mmn_fast.demo.agreement import agreement_with
 from mmn_fast.export import bf16
 from mmn_fast.export.manifest import read_manifest
 from mmn_fast.export.triton_repository import RepositoryOptions, write_repository
 from mmn_fast.export.verify import BOUNDS, OPERATORS, VerificationError, verify
 from mmn_fast.types import BackendUnavailable, InputError
 from tests.conftest import Exports
+from tests.demo_split import demo_split
 from tests.golden import cases
 from tests.tolerances import check_close
 
@@ -118,8 +119,7 @@ def test_bf16_is_near_float64(name: str, in_float32: Callable[[str], Path]) -> N
 def test_bf16_agrees_with_the_reference_on_the_demo(
     videos: int, least: float, in_float32: Callable[[str], Path]
 ) -> None:
-    split = draw_split(videos, workers=1)
-    expected = mmn_fast.load("demo", backend="torch", precision="fp64").score_maps(split.batch)
+    split, expected = demo_split(videos)
     found = agreement_with(mmn_fast.load(in_float32("demo"), backend="onnx"), expected, split)
     assert found.top1 >= least
     assert found.max_fused_difference > 10 * BOUNDS["fp32"], "as if nothing were rounded"

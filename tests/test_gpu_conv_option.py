@@ -29,7 +29,7 @@ from tests.tolerances import check_close
 Models = Callable[[str], Path]
 CPU = torch.device("cpu")
 DEVICE = conv_cases.DEVICE.type
-pytestmark = [pytest.mark.gpu] if DEVICE == "cuda" else []
+pytestmark = [pytest.mark.interpreter, *([pytest.mark.gpu] if DEVICE == "cuda" else [])]
 
 
 def _engine(model: Path, precision: str = "fp32", **options: Any) -> Engine:

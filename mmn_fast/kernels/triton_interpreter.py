@@ -31,6 +31,35 @@ def enable() -> None:
 
     if patch.__name__ != patch_lang_tensor.__name__:
         interpreter._patch_lang_tensor = patch_lang_tensor
+        _spare_repeated_work(interpreter)
+
+
+def _spare_repeated_work(interpreter: Any) -> None:
+    """Make the interpreter a third faster: what Triton 3.6 does anew with each call gives the same each time.
+
+    A function that a kernel calls looks through all of Triton's language for what to replace, which starting the kernel
+    has replaced already; and the type of every array is looked up in a table that is built for it.
+    """
+    from triton import language
+
+    patch_lang = interpreter._patch_lang
+
+    def patch_lang_once(function: Any) -> Any:
+        seen = [value for value in function.__globals__.values() if value is language or value is language.core]
+        if any(language.core.is_builtin(one.load) for one in seen):
+            return patch_lang(function)
+        return interpreter._LangPatchScope()
+
+    find, found = interpreter._get_np_dtype, {}
+
+    def known_dtype(of: Any) -> Any:
+        name = of.scalar.name
+        if name not in found:
+            found[name] = find(of)
+        return found[name]
+
+    interpreter._patch_lang = patch_lang_once
+    interpreter._get_np_dtype = known_dtype
 
 
 def _import_interpreted() -> None:

@@ -19,6 +19,7 @@ from mmn_fast.presets import PRESETS
 from tests.kernels.conv_cases import DEVICE, DTYPES, ConvCase, on_device
 from tests.tolerances import check_close
 
+pytestmark = pytest.mark.interpreter
 # Plan, C_0, C, B, blocks. Blocks of 16 leave rows and channels over; the presets' plans take few large blocks, since
 # the interpreter's time goes by steps, not by products.
 SMALL = GatherConfig(16, 16, 16, 4, 2, 4)
