@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import triton_python_backend_utils as pb_utils  # a module of the server's
 
-from mmn_fast.export.manifest import TOKENIZER, read_manifest
+from mmn_fast.export.manifest import TOKENIZER, check_files, read_manifest
 from mmn_fast.export.plans import BUCKETS, text_batches
 from mmn_fast.features import check_duration, pre_clips
 from mmn_fast.geometry import cells_to_moments, plan_for
@@ -44,6 +44,7 @@ class TritonPythonModel:
         self.manifest = read_manifest(here)
         self.preset = self.manifest.preset
         self.cells = plan_for(self.preset).cells
+        check_files(here, self.manifest, [TOKENIZER])
         self.tokenizer = load_tokenizer(here / TOKENIZER, self.manifest.text.max_tokens)
         self.score_inputs = {spec.name for spec in self.manifest.signature("score").inputs}
 

@@ -331,3 +331,14 @@ def test_the_command_writes_a_repository_of_an_export(demo_export: Path, tmp_pat
         result = CliRunner().invoke(app, ["export", str(demo_export), *arguments])
         assert isinstance(result.exception, InputError)
         assert re.search(message, str(result.exception)), result.exception
+
+
+def test_a_tokenizer_that_is_not_the_exports_is_refused(repository: Path, utils: Any, model: Any) -> None:
+    path = repository / "mmn_ground" / "1" / "tokenizer.json"
+    whole = path.read_bytes()
+    path.write_bytes(whole.replace(b'"person"', b'"pershn"') if b'"person"' in whole else whole[:-1])
+    try:
+        with pytest.raises(InputError, match=r"tokenizer\.json is not the file that was verified"):
+            type(model)().initialize({})
+    finally:
+        path.write_bytes(whole)
