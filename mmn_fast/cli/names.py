@@ -18,6 +18,8 @@ _PLACES = (
     (re.compile(r"batch\[\d+\]\.video\.features(?=:)|source(?=:)"), "features"),
     (re.compile(r"(?:batch\[\d+\]\.)?sentences(?:\[(\d+)\])?(?=:)"), "query"),
 )
+# A part of a preset, before the name of one of its values.
+_PART = re.compile(r"(?:recipe|loss): (?=([a-z_]+):)")
 # A message begins with names before a colon.
 _LEADING = re.compile(r"[a-z][a-z0-9_]*(?:, [a-z][a-z0-9_]*)*(?=:)")
 _PLURALS = {"backend_options": "backend_option"}
@@ -57,6 +59,9 @@ def in_typed_names(message: str, names: Mapping[str, str]) -> str:
         if found is not None:
             number = f" number {int(found[1]) + 1}" if found.lastindex else ""
             message = f"{names[name]}{number}{message[found.end() :]}"
+    part = _PART.match(message)
+    if part is not None and part[1] in names:
+        message = message[part.end() :]
     leading = _LEADING.match(message)
     if leading is not None:
         said = ", ".join(names.get(_PLURALS.get(name, name), name) for name in leading[0].split(", "))
