@@ -17,7 +17,6 @@ from tests.tolerances import check_close
 pytestmark = pytest.mark.interpreter
 # Blocks that leave rows and channels over, and that the interpreter does not spend minutes on.
 SMALL = GatherConfig(16, 64, 32, 4, 2, 1)
-LARGE = GatherConfig(4096 if DEVICE.type == "cpu" else 128, 16, 16, 4, 2, 1)
 # Tile, plan, C_0, C, B. The interpreter takes a step per point of a tile: the large tiles have few layers.
 CASES = {
     "one-cell": (12, proposal_plan(1, (), 1, 1), 5, 7, 1),
@@ -79,7 +78,7 @@ PLANS_ON_DEMAND = [
 @pytest.mark.parametrize(("name", "tile", "precision"), [*PLANS, *PLANS_ON_DEMAND])
 def test_fourier_conv_matches_the_reference_on_a_presets_plan(name: str, tile: int, precision: str) -> None:
     c = ConvCase(plan_for(PRESETS[name]), (3, 5, 1), precision, rounded=False)
-    conv = FourierProposalConv(*c.arguments, LARGE, tile=tile)
+    conv = FourierProposalConv(*c.arguments, GatherConfig(128, 16, 16, 4, 2, 1), tile=tile)
     scale = c.expected.abs().max()
     out = conv(c.padded(conv, outside=torch.nan))
     check_close(out.cpu().double() / scale, c.expected / scale, "fourier_conv_deep", precision, name)
