@@ -48,10 +48,11 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="session")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def shared(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> Path:
     """A directory that all processes of this run share; `made_once` fills it."""
     own = tmp_path_factory.getbasetemp()
-    directory = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "shared"
+    # A worker says so in its config; the environment would say it of a run that one of its tests starts too.
+    directory = (own.parent if hasattr(pytestconfig, "workerinput") else own) / "shared"
     directory.mkdir(exist_ok=True)
     return directory
 

@@ -23,6 +23,7 @@ from mmn_fast.benchmarking.timing import Timing, alternate
 from mmn_fast.benchmarking.turns import Call, Candidate, take_turns
 from mmn_fast.export.manifest import read_manifest
 from mmn_fast.types import BackendUnavailable, InputError
+from tests.command import run_here
 from tests.tolerances import TOLERANCES
 
 
@@ -169,7 +170,7 @@ def test_an_export_is_measured_in_its_own_precision(demo_export: Path, tmp_path:
     ],
 )
 def test_bench_command_refuses_bad_input_with_a_sentence(arguments: tuple[object, ...], message: str):
-    done = _bench(*arguments)
+    done = run_here("bench", *arguments)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith(message)
     assert len(done.stderr.strip().splitlines()) == 1

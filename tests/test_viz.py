@@ -31,6 +31,7 @@ from mmn_fast.viz import (
 )
 from mmn_fast.viz.images import colours, encode_png, sheet, shrink, spread
 from mmn_fast.viz.svg import number, ticks
+from tests.command import run_here
 from tests.golden import cases
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -540,8 +541,7 @@ def test_ground_and_eval_write_pages(golden_model, golden_files, tmp_path):
     page = tmp_path / "page.html"
 
     def run(*arguments):
-        command = [sys.executable, "-m", "mmn_fast", *map(str, arguments), "--model", str(model), "--backend", "torch"]
-        return subprocess.run(command, capture_output=True, text=True)
+        return run_here(*arguments, "--model", model, "--backend", "torch")
 
     ground = ["ground", "--features", features, "--duration", "12", "-q", "a person <b>runs</b>", "--html", page]
     done = run(*ground)
