@@ -21,13 +21,14 @@ import yaml
 import mmn_fast
 from mmn_fast import _C
 from mmn_fast.backends.native_gpu import NativeGpuBackend
-from mmn_fast.checkpoint import LoadedModel, load_model, model_from_state, save_model, state_shapes
+from mmn_fast.checkpoint import LoadedModel, load_model, model_from_state, save_model
 from mmn_fast.engine import Engine
 from mmn_fast.errors import InputError
 from mmn_fast.features import pre_clips
 from mmn_fast.model import MMN, build_model
 from mmn_fast.postprocess import fuse_scores
 from mmn_fast.presets import Preset, get_preset
+from mmn_fast.state import state_shapes
 from mmn_fast.tokenizer import load_tokenizer
 from mmn_fast.training.sparse import encode_video
 from tests.tensorrt_double import CudaRuntime
