@@ -132,8 +132,8 @@ def test_links_in_a_circle_end_in_a_sentence(tmp_path: Path) -> None:
             level = below
     refused(path, "soft", r"a\.h5.*more than 32 links one after another$")
     refused(path, "l0", r"a\.h5.*more than 32 links one after another$")
-    refused(path, "hard", r"a\.h5::hard: expected one array, .* got 1 key \('again'\)$")
-    refused(path, "wide", r"a\.h5::wide: expected one array, .* got 2 keys \('a', 'b'\)$")
+    refused(path, "hard", r"a\.h5::hard: expected one array, .* got 1 key \('again'\);")
+    refused(path, "wide", r"a\.h5::wide: expected one array, .* got 2 keys \('a', 'b'\);")
 
 
 def test_what_is_no_array_of_numbers_is_refused(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from mmn_fast.features.hdf5 import read_hdf5
 from mmn_fast.features.limits import Wanted
-from mmn_fast.features.messages import first_line, pick
+from mmn_fast.features.messages import first_line, is_video, needs_extraction, pick, unreadable_hdf5
 from mmn_fast.features.pre_clips import from_torch
 from mmn_fast.files import check_name
 from mmn_fast.hub import check_arrived
@@ -64,13 +64,18 @@ def read_file(path: Path, wanted: Wanted) -> npt.NDArray[Any]:
     except (InputError, ImportError):
         raise
     except Exception as error:  # what a decoder raises on damaged bytes is anyone's guess
+        being_written = unreadable_hdf5(error)
+        if being_written is not None:
+            raise InputError(f"{where}: {being_written}") from error
         raise InputError(f"{where}: truncated, damaged or no {suffix} file ({first_line(error)})") from error
 
 
 def check_file(path: Path, where: str) -> None:
     if path.is_dir():
-        raise InputError(f"{where}: expected a file, got a directory; open_features reads one file per video")
+        raise InputError(f"{where}: expected a file, got a directory; name the file of one video")
     check_arrived(path, where)
+    if is_video(path):
+        raise InputError(f"{where}: {needs_extraction('this is a video')}")
 
 
 def _read_npy(path: Path, wanted: Wanted) -> npt.NDArray[Any]:

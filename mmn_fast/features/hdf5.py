@@ -54,7 +54,7 @@ def read_dataset(node: Any, wanted: Wanted) -> npt.NDArray[Any]:
     if isinstance(node, h5py.Group):
         first = list(itertools.islice(_datasets(node, wanted.where, set()), 2))  # a file may hold thousands of videos
         if len(first) != 1:
-            raise InputError(f"{inside(wanted.where, node)}: {choice(node)}")
+            raise InputError(f"{inside(wanted.where, node)}: {choice(node, inside(wanted.where, node))}")
         node = first[0]
     _check_dataset(node, wanted)
     return np.asarray(node[()])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import itertools
 from collections.abc import Collection
+from pathlib import Path
 
 from mmn_fast.types import InputError
 
@@ -16,12 +17,48 @@ def pick(names: Collection[str], key: str | None, where: str, lenient: bool) -> 
     if len(names) == 1 and (key is None or lenient):
         return next(iter(names))
     if key is None:
-        raise InputError(f"{where}: {choice(names)}")
+        raise InputError(f"{where}: {choice(names, where)}")
     raise InputError(f"{where}: no key {key!r}{close_to(key, names)}; {listed(names, 'key')}")
 
 
-def choice(names: Collection[str]) -> str:
-    return f"expected one array, or a key that names one, got {listed(names, 'key')}"
+def choice(names: Collection[str], where: str) -> str:
+    """Asks for a key, spelled as the caller has to; `where` is "source: FILE", or a video of a store."""
+    found = f"expected one array, or a key that names one, got {listed(names, 'key')}"
+    kind, _, place = where.partition(": ")
+    if kind != "source":
+        return f"{found}; feature_key names the one to take"
+    first = next(iter(names), "KEY")
+    return f"{found}; give FILE::KEY, as in {place}{'/' if '::' in place else '::'}{first}"
+
+
+_VIDEOS = (".mp4", ".mkv", ".avi", ".webm", ".mov", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".gif")
+
+
+def is_video(path: Path) -> bool:
+    """Whether a file's name is that of a video."""
+    return path.suffix.lower() in _VIDEOS
+
+
+def needs_extraction(what: str) -> str:
+    """What to do with a video, which has no features yet."""
+    return (
+        f"{what}, and a model takes features: run the extractor that the model was trained with over it and give the"
+        " rows that it writes (.h5, .npy, .npz, .pt or .safetensors, [n_src, D]); the one extractor in this package,"
+        " mmn_fast.features.PixelFeatures, is the demo model's"
+    )
+
+
+def unreadable_hdf5(error: Exception) -> str | None:
+    """What is said of an HDF5 file that is being written; None for other errors."""
+    said = str(error)
+    if "unable to lock file" in said:
+        return "the HDF5 file is locked, another process is writing to it; try again when that has closed it"
+    if "already open for" in said:
+        return (
+            "the HDF5 file is open for writing, or its writer was killed; try again when it has been closed, or run"
+            " h5clear -s on it"
+        )
+    return None
 
 
 def listed(names: Collection[str], what: str) -> str:

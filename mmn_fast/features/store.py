@@ -13,7 +13,7 @@ import numpy.typing as npt
 from mmn_fast.features.files import check_file, read_file
 from mmn_fast.features.hdf5 import member, read_dataset
 from mmn_fast.features.limits import Wanted
-from mmn_fast.features.messages import close_to, first_line, listed
+from mmn_fast.features.messages import close_to, first_line, is_video, listed, needs_extraction, unreadable_hdf5
 from mmn_fast.files import check_name
 from mmn_fast.types import InputError
 
@@ -112,6 +112,9 @@ class _Hdf5Store(FeatureStore):
             self._file = h5py.File(path, "r")
             ids = sorted(self._file)
         except (OSError, RuntimeError, KeyError, ValueError) as error:
+            being_written = unreadable_hdf5(error)
+            if being_written is not None:
+                raise InputError(f"path: {path}: {being_written}") from error
             raise InputError(
                 f"path: {path}: expected an HDF5 file or a directory, got something else or a truncated or damaged file"
                 f" ({first_line(error)})"
@@ -144,6 +147,10 @@ class _DirectoryStore(FeatureStore):
             # Only the last suffix goes: "s30-d52.avi.npy" is video "s30-d52.avi". Hidden files are no videos.
             if file.suffix.lower() in (".npy", ".npz", ".pt", ".safetensors") and not file.name.startswith("."):
                 self._files.setdefault(file.stem, []).append(file)
+        videos = [file.name for file in files if is_video(file)]
+        if videos and not self._files:
+            found = f"expected features, got {listed(videos, 'video')}"
+            raise InputError(f"path: {path}: {needs_extraction(found)}")
         super().__init__(path, feature_key, width, sorted(self._files))
 
     def _read(self, vid: str) -> npt.NDArray[Any]:
