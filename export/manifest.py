@@ -13,7 +13,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mmn_fast.checks import (
+    Each,
+    Integer,
+    MapOf,
+    OneOf,
+    Optional,
+    Rule,
+    Text,
+    anything,
+    build,
+    check_keys,
+    check_record,
+    flag,
+    nearest,
+    shown,
+)
 from mmn_fast.checksums import file_sha256, plain_sha256, side_by_side
+from mmn_fast.documents import read_json
+from mmn_fast.export.mixed import stages
 from mmn_fast.geometry import plan_for
 from mmn_fast.presets import Preset
 from mmn_fast.types import InputError, TextEncoderConfig
@@ -152,6 +170,27 @@ class Manifest:
         (directory / MANIFEST).write_text(text + "\n", encoding="utf-8")
 
 
+_GRAPH_KEYS = ("file", "inputs", "outputs")
+_RULES: dict[str, Rule] = {
+    "format_version": Integer(),
+    "kind": Text(),
+    "preset": MapOf(anything),
+    "text": MapOf(anything),
+    "fingerprint": Text(),
+    "source": Text(least=0),
+    "weights_sha256": Text(),
+    "precision": OneOf(PRECISIONS),
+    "fp32_stages": Each(Text(), least=0),
+    "raw_features": flag,
+    "top_k": Optional(Integer()),
+    "opset": Integer(1, 1000),
+    "graphs": MapOf(MapOf(anything)),
+    "files": MapOf(Text()),
+    "verification": MapOf(anything),
+    "versions": MapOf(Text(least=0)),
+}
+
+
 def is_export(directory: Path) -> bool:
     """Whether a directory looks like an export."""
     return (directory / MANIFEST).is_file()
@@ -167,32 +206,39 @@ def read_manifest(directory: str | Path) -> Manifest:
     path = Path(directory) / MANIFEST
     if not path.is_file():
         raise InputError(f"export: {directory} is not an export: no {MANIFEST} (mmn-fast export makes one)")
+    where = f"export: {path}"
+    plain = read_json(path, where)
+    if not isinstance(plain, dict) or plain.get("kind") != KIND:
+        raise InputError(f"{where} is not the manifest of an mmn_fast export")
+    if plain.get("format_version") != FORMAT_VERSION:
+        raise InputError(
+            f"{where}: format_version: expected {FORMAT_VERSION}, got {shown(plain.get('format_version'))};"
+            f" export the model again, or install the mmn_fast that wrote it"
+        )
+    own = plain.pop(_OWN, None)
+    if own != plain_sha256(plain):
+        raise InputError(
+            f"{where} is not as it was written: its sha256 differs from the one that it names; copy it"
+            " again, or export the model again"
+        )
+    values = check_record(plain, _RULES, where)
+    del values["kind"], values["format_version"]
     try:
-        plain = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(plain, dict) or plain.get("kind") != KIND:
-            raise InputError(f"export: {path} is not the manifest of an mmn_fast export")
-        if plain["format_version"] != FORMAT_VERSION:
+        values["preset"] = Preset.from_dict(values["preset"])
+        values["text"] = build(TextEncoderConfig, values["text"], "text")
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
+    for stage in values["fp32_stages"]:
+        if stage not in stages(values["preset"]):
             raise InputError(
-                f"export: {path}: format_version: expected {FORMAT_VERSION}, got {plain['format_version']!r};"
-                f" export the model again, or install the mmn_fast that wrote it"
+                f"{where}: fp32_stages: unknown {shown(stage)}; {nearest(stage, stages(values['preset']))}"
             )
-        own = plain.pop(_OWN, None)
-        if own != plain_sha256(plain):
-            raise InputError(
-                f"export: {path} is not as it was written: its sha256 differs from the one that it names; copy it"
-                " again, or export the model again"
-            )
-        values = {field.name: plain[field.name] for field in dataclasses.fields(Manifest)}
-        values["preset"] = Preset.from_dict(plain["preset"])
-        values["text"] = TextEncoderConfig(**plain["text"])
-        values["fp32_stages"] = tuple(plain["fp32_stages"])
-        values["graphs"] = {name: str(graph["file"]) for name, graph in plain["graphs"].items()}
-        manifest = Manifest(**values)
-        listed = json.loads(json.dumps(manifest.to_dict()))["graphs"]
-    except OSError as error:
-        raise InputError(f"export: {path} cannot be read ({error.strerror or error})") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"export: {path} is damaged ({type(error).__name__}: {error})") from None
+    for name, graph in values["graphs"].items():
+        if name not in GRAPHS:
+            raise InputError(f"{where}: graphs: unknown {shown(name)}; {nearest(name, GRAPHS)}")
+        values["graphs"][name] = Text()(check_keys(graph, _GRAPH_KEYS, f"{where}: graphs: {name}")["file"], where)
+    manifest = Manifest(**values)
+    listed = json.loads(json.dumps(manifest.to_dict()))["graphs"]
     if listed != plain["graphs"]:
         raise InputError(
             f"export: {path}: the graphs' inputs and outputs are not those of preset {manifest.preset.name!r}"

@@ -16,7 +16,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from mmn_fast.checks import Each, Integer, MapOf, OneOf, Rule, Text, check_record, flag, shown
 from mmn_fast.checksums import file_sha256
+from mmn_fast.documents import read_json
 from mmn_fast.export.manifest import Manifest, TensorSpec
 from mmn_fast.kernels.gpu_buckets import QUERY_BUCKETS, TOKEN_BUCKETS, VIDEO_BUCKETS
 from mmn_fast.types import InputError
@@ -166,6 +168,24 @@ class Sidecar:
         return json.dumps(plain, indent=2) + "\n"
 
 
+def _profile(value: object, where: str) -> Profile:
+    sizes = MapOf(Each(Integer(), least=2, most=2))(value, where)
+    return Profile(tuple((symbol, low, high) for symbol, (low, high) in sizes.items()))
+
+
+_SIDECAR_RULES: dict[str, Rule] = {
+    "format_version": Integer(),
+    "kind": Text(),
+    **dict.fromkeys(("graph", "fingerprint", "precision", "onnx_sha256", "plan_sha256", "tensorrt", "gpu"), Text()),
+    "compute_capability": Each(Integer(0, 1000), least=2, most=2),
+    "version_compatible": flag,
+    "hardware": OneOf(HARDWARE),
+    "tf32": flag,
+    "optimization_level": Integer(0, 5),
+    "profiles": Each(_profile, least=0),
+}
+
+
 def plan_path(directory: Path, graph: str) -> Path:
     """Where a graph's plan stands."""
     return directory / f"{graph}.plan"
@@ -187,25 +207,16 @@ def read_sidecar(directory: Path, graph: str) -> Sidecar:
         raise InputError(f"tensorrt: {plan} is missing; build it with mmn-fast export {directory} --tensorrt")
     if not path.is_file():
         raise InputError(f"tensorrt: {path} is missing, so that nothing says what {plan.name} was built for")
-    try:
-        plain = json.loads(path.read_text(encoding="utf-8"))
-        if plain["kind"] != KIND or plain["format_version"] != FORMAT_VERSION:
-            raise InputError(
-                f"tensorrt: {path}: expected {KIND} of format_version {FORMAT_VERSION}, got {plain['kind']!r} of"
-                f" {plain['format_version']!r}"
-            )
-        values = {field.name: plain[field.name] for field in dataclasses.fields(Sidecar)}
-        major, minor = map(int, values["compute_capability"])
-        values["compute_capability"] = major, minor
-        values["profiles"] = tuple(
-            Profile(tuple((symbol, int(low), int(high)) for symbol, (low, high) in one.items()))
-            for one in values["profiles"]
+    where = f"tensorrt: {path}"
+    plain = read_json(path, where)
+    kind, version = (plain.get(key) if isinstance(plain, dict) else None for key in ("kind", "format_version"))
+    if kind != KIND or version != FORMAT_VERSION:
+        raise InputError(
+            f"{where}: expected {KIND} of format_version {FORMAT_VERSION}, got {shown(kind)} of {shown(version)}"
         )
-        return Sidecar(**values)
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, ValueError, AttributeError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"tensorrt: {path} is damaged ({type(error).__name__}: {error})") from None
+    values = check_record(plain, _SIDECAR_RULES, where)
+    del values["kind"], values["format_version"]
+    return Sidecar(**values)
 
 
 def check_sidecar(directory: Path, sidecar: Sidecar, graph: str, manifest: Manifest) -> None:

@@ -136,6 +136,11 @@ def flag(value: object, where: str) -> bool:
     return value
 
 
+def anything(value: object, where: str) -> Any:
+    """The rule of a value that nothing but people reads, or that is checked later."""
+    return value
+
+
 @dataclass(frozen=True)
 class OneOf:
     """One of some texts."""
@@ -158,7 +163,8 @@ class Each:
 
     def __call__(self, value: object, where: str) -> tuple[Any, ...]:
         if not isinstance(value, (list, tuple)) or not self.least <= len(value) <= self.most:
-            raise fail(where, f"a list of {self.least} to {self.most} values", value)
+            count = str(self.most) if self.least == self.most else f"{self.least} to {self.most}"
+            raise fail(where, f"a list of {count} values", value)
         return tuple(self.rule(one, f"{where}[{index}]") for index, one in enumerate(value))
 
 

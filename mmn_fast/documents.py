@@ -49,7 +49,7 @@ def read_text(path: str | Path, where: str, most: int = MAX_FILE) -> str:
         with Path(path).open("rb") as file:
             content = file.read(most + 1)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        raise InputError(f"{where}: {getattr(error, 'strerror', None) or error}") from None
+        raise InputError(f"{where} cannot be read ({getattr(error, 'strerror', None) or error})") from None
     if len(content) > most:
         raise InputError(f"{where}: expected at most {in_bytes(most)}, got more")
     try:

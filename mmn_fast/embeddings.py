@@ -10,16 +10,23 @@ import reprlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
+from mmn_fast.checks import Each, Number, Rule, Text, check_keys
 from mmn_fast.checksums import array_digests, plain_sha256
+from mmn_fast.documents import parse_json
 from mmn_fast.errors import InputError
 from mmn_fast.files import write_whole
 from mmn_fast.types import FloatArray, described
 
 _CHECKSUM = "sha256"  # in the file's metadata: of the arrays and of the rest of the metadata
+_ITEM_RULES: dict[str, Rule] = {
+    "durations_s": Number(0, above=True),
+    "video_ids": Text(least=0, most=2**20),
+    "sentences": Text(least=0, most=2**26),
+}
 
 _Self = TypeVar("_Self", bound="_Embeddings")
 
@@ -34,6 +41,7 @@ class _Embeddings:
 
     _kind: ClassVar[str]
     _per_item: ClassVar[tuple[str, ...]]
+    _axes: ClassVar[int]
 
     def __len__(self) -> int:
         return len(self.contrastive)
@@ -138,8 +146,26 @@ class _Embeddings:
             raise InputError(f"{path}: written by a version without checksums; encode again and save()")
         if found != _checksum(arrays, meta):
             raise InputError(f"{path} is damaged: its checksum differs; copy it again, or encode again and save()")
-        extra = {name: tuple(json.loads(meta[name])) for name in cls._per_item}
-        return cls(contrastive=arrays["contrastive"], iou=arrays["iou"], fingerprint=meta["fingerprint"], **extra)
+        return cls._from_file(arrays, meta, str(path))
+
+    @classmethod
+    def _from_file(cls: type[_Self], arrays: Mapping[str, Any], meta: Mapping[str, str], where: str) -> _Self:
+        """Embeddings of what a file holds, each part checked."""
+        check_keys(arrays, ("contrastive", "iou"), where)
+        meta = check_keys(meta, ("kind", "fingerprint", *cls._per_item), where)
+        shape = arrays["contrastive"].shape
+        for name, array in arrays.items():
+            if array.dtype != np.float32 or array.ndim != cls._axes or array.shape != shape:
+                expected = f"float32 of {cls._axes} axes, both branches alike"
+                raise InputError(f"{where}: {name}: expected {expected}, got {array.dtype} {list(array.shape)}")
+            if not np.isfinite(array).all():
+                raise InputError(f"{where}: {name} holds NaN or infinite values")
+        per_item = {}
+        for name in cls._per_item:
+            rule = Each(_ITEM_RULES[name], least=shape[0], most=shape[0])
+            per_item[name] = rule(parse_json(meta[name], f"{where}: {name}"), f"{where}: {name}")
+        fingerprint = Text()(meta["fingerprint"], f"{where}: fingerprint")
+        return cls(contrastive=arrays["contrastive"], iou=arrays["iou"], fingerprint=fingerprint, **per_item)
 
 
 def _checksum(arrays: Mapping[str, FloatArray], meta: Mapping[str, str]) -> str:
@@ -163,6 +189,7 @@ class VideoEmbeddings(_Embeddings):
 
     _kind: ClassVar[str] = "mmn_fast video embeddings"
     _per_item: ClassVar[tuple[str, ...]] = ("durations_s", "video_ids")
+    _axes: ClassVar[int] = 3
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -180,3 +207,4 @@ class TextEmbeddings(_Embeddings):
 
     _kind: ClassVar[str] = "mmn_fast text embeddings"
     _per_item: ClassVar[tuple[str, ...]] = ("sentences",)
+    _axes: ClassVar[int] = 2

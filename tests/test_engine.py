@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import mmn_fast
+from mmn_fast import embeddings
 from mmn_fast.embeddings import TextEmbeddings, VideoEmbeddings
 from mmn_fast.engine import Engine
 from mmn_fast.presets import Preset
@@ -225,6 +226,61 @@ def test_damaged_embeddings_are_refused(
     spoil(path)
     with pytest.raises(InputError, match=message):
         TextEmbeddings.load(path)
+
+
+def _rewrite(path: Path, arrays: dict[str, np.ndarray] | None = None, **changes: str | None) -> None:
+    """The same file with other arrays or metadata, and a checksum of them where files have one."""
+    from safetensors import safe_open
+    from safetensors.numpy import save_file
+
+    with safe_open(str(path), framework="numpy") as file:
+        meta = file.metadata()
+        found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    found = {name: array for name, array in (found | (arrays or {})).items() if array is not None}
+    meta = {name: value for name, value in (meta | changes).items() if value is not None}
+    if meta.pop("sha256", None):
+        meta["sha256"] = embeddings._checksum(found, meta)
+    save_file(found, str(path), metadata=meta)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda p: _rewrite(p, sentences=None), "missing sentences"),
+        (lambda p: _rewrite(p, fingerprint=None), "missing fingerprint"),
+        (lambda p: _rewrite(p, fingerprint=""), "fingerprint: expected text of 1 to"),
+        (lambda p: _rewrite(p, sentence="x"), "unknown key 'sentence'; did you mean 'sentences'"),
+        (lambda p: _rewrite(p, sentences="["), "sentences: not JSON"),
+        (lambda p: _rewrite(p, sentences="3"), "sentences: expected a list of 2 values, got 3"),
+        (lambda p: _rewrite(p, sentences='["a"]'), r"sentences: expected a list of 2 values, got \['a'\]"),
+        (lambda p: _rewrite(p, sentences='["a", 3]'), r"sentences\[1\]: expected text of 0 to .*, got 3"),
+        (lambda p: _rewrite(p, sentences="[" * 100_000), "sentences: expected at most 32 levels of nesting"),
+        (lambda p: _rewrite(p, {"iou": np.zeros((3, 24), np.float32)}), "iou: expected float32 of 2 axes, .*3, 24"),
+        (lambda p: _rewrite(p, {"contrastive": np.zeros((2, 24))}), "contrastive: expected float32 .*, got float64"),
+        (lambda p: _rewrite(p, {"iou": np.full((2, 24), np.nan, np.float32)}), "iou holds NaN or infinite values"),
+        (lambda p: _rewrite(p, {"more": np.zeros(1, np.float32)}), "unknown key 'more'"),
+    ],
+)
+def test_embeddings_of_something_else_are_refused(
+    spoil: Callable[[Path], object], message: str, golden_engine: Engines, tmp_path: Path
+) -> None:
+    path = tmp_path / "text.safetensors"
+    found = golden_engine("charades_small").encode_text(["a", "b"])
+    assert found.iou.shape == (2, 24)
+    found.save(path)
+    spoil(path)
+    with pytest.raises(InputError, match=message) as refusal:
+        TextEmbeddings.load(path)
+    assert str(path) in str(refusal.value)
+
+
+@pytest.mark.parametrize("duration", ["NaN", "-1", '"3"', "true", "1e400"])
+def test_durations_of_embeddings_are_checked(duration: str, golden_engine: Engines, tmp_path: Path) -> None:
+    path = tmp_path / "video.safetensors"
+    golden_engine("charades_small").encode_video([batch_of(SMALL)[0].video]).save(path)
+    _rewrite(path, durations_s=f"[{duration}]")
+    with pytest.raises(InputError, match=r"durations_s\[0\]: expected a finite number > 0"):
+        VideoEmbeddings.load(path)
 
 
 @pytest.mark.parametrize("convert", [torch.from_numpy, np.asfortranarray, lambda a: a.astype(np.float64)])

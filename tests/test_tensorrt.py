@@ -603,8 +603,13 @@ def spoil(directory: Path, **changes: Any) -> None:
         ({"profiles": []}, "is not of this model: profiles differ; build it again with"),
         ({"plan_sha256": "0"}, "is not the plan that its sidecar describes: sha256 expected 0, got "),
         ({"format_version": 9}, "expected mmn_fast TensorRT plan of format_version 1, got .* of 9"),
-        ({"compute_capability": "nine"}, "plan.json is damaged"),
-        ({"profiles": 3}, "plan.json is damaged"),
+        ({"compute_capability": "nine"}, "plan.json: compute_capability: expected a list of 2 values, got 'nine'"),
+        ({"profiles": 3}, "plan.json: profiles: expected a list of 0 to 10000 values, got 3"),
+        ({"profiles": [{"B": [1, "2"]}]}, r"plan.json: profiles\[0\]: 'B'\[1\]: expected an integer >= 1, got '2'"),
+        ({"gpu": ""}, "plan.json: gpu: expected text of 1 to 10000 characters, got ''"),
+        ({"gpus": 1}, "plan.json: unknown key 'gpus'; did you mean 'gpu'"),
+        ({"tf32": 1}, "plan.json: tf32: expected true or false, got 1"),
+        ({"hardware": "any"}, "plan.json: hardware: expected 'same-gpu' or .*, got 'any'"),
     ],
 )
 def test_plans_of_others_are_refused(changes: dict[str, Any], message: str, cuda: CudaRuntime, exported: Path) -> None:

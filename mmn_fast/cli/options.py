@@ -49,8 +49,8 @@ def load_engine(
     threads: int | None,
     backend_option: list[str] | None,
 ) -> Any:
-    import yaml
-
+    from mmn_fast.checks import fail
+    from mmn_fast.documents import parse_yaml
     from mmn_fast.engine import load
     from mmn_fast.environment import default_model
 
@@ -62,12 +62,11 @@ def load_engine(
         name, equals, value = item.partition("=")
         if not equals:
             raise InputError(f"--backend-option: expected NAME=VALUE, got {item!r}")
-        try:
-            options[name] = yaml.safe_load(value)  # 512 is a number, true a bool
-        except yaml.YAMLError:
-            raise InputError(
-                f"--backend-option: {name}: expected a number, true, false or text, got {value!r}"
-            ) from None
+        if name in options:
+            raise InputError(f"--backend-option: {name} is given twice")
+        options[name] = parse_yaml(value, f"--backend-option: {name}")  # 512 is a number, true a bool
+        if isinstance(options[name], (list, dict)):
+            raise fail(f"--backend-option: {name}", "a number, true, false or text", value)
     return load(model, preset, tokenizer, device, precision, backend, threads, progress=True, backend_options=options)
 
 

@@ -11,6 +11,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from mmn_fast.checks import Integer, MapOf, Number
+from mmn_fast.documents import read_json
 from mmn_fast.environment import tuning_dir
 from mmn_fast.geometry import ProposalPlan
 from mmn_fast.kernels.gpu_buckets import VIDEO_BUCKETS
@@ -228,9 +230,9 @@ def _read(path: Path) -> _Kept:
 @cache
 def _read_at(path: Path, _changed_ns: int) -> _Kept:
     try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        content: dict[str, Any] = read_json(path, str(path))
         choices = {
-            arch: {key: GatherConfig(**config) for key, config in configs.items()}
+            arch: {key: GatherConfig(**MapOf(Integer(0))(config, key)) for key, config in configs.items()}
             for arch, configs in content["choices"].items()
         }
         times = {arch: {key: _times(one) for key, one in every.items()} for arch, every in content["times"].items()}
@@ -240,4 +242,7 @@ def _read_at(path: Path, _changed_ns: int) -> _Kept:
 
 
 def _times(content: dict[str, list[float]]) -> Times:
-    return {algorithm: [float(milliseconds) for milliseconds in layers] for algorithm, layers in content.items()}
+    return {
+        algorithm: [Number(0)(milliseconds, algorithm) for milliseconds in layers]
+        for algorithm, layers in content.items()
+    }

@@ -14,7 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
+from mmn_fast.checks import Each, Integer, MapOf, Number, Rule, Text, check_record
+from mmn_fast.documents import read_json
 from mmn_fast.environment import tuning_dir
+from mmn_fast.errors import InputError
 from mmn_fast.geometry import ProposalPlan
 from mmn_fast.kernels.native import _C, cpu_isa
 from mmn_fast.kernels.native_conv import add_layer, candidates
@@ -25,6 +28,12 @@ _REPEATS = 3
 _FLUSH_BYTES = (
     64 * 2**20
 )  # more than a core's share of the last-level cache: weights come from memory, as between layers
+
+_KEPT_RULES: dict[str, Rule] = {
+    "isa": Text(),
+    "threads": Integer(),
+    "seconds": Each(MapOf(Number(0, above=True))),
+}
 
 Seconds = list[dict[str, float]]
 """Per layer: algorithm -> seconds for one video."""
@@ -49,13 +58,14 @@ def tuned_seconds(
     path = _path(plan, widths, precision, exact, threads)
     names = [candidates(plan.kernel, c_in, precision, exact) for c_in, _ in widths]
     try:
-        kept: Seconds = json.loads(path.read_text(encoding="utf-8"))["seconds"]
+        path.stat()
+        kept: Seconds = list(check_record(read_json(path, str(path)), _KEPT_RULES, str(path))["seconds"])
         if [set(layer) for layer in kept] == [set(layer) for layer in names]:
             return kept
         _LOG.warning("%s: not a tuning of this model; measuring again", path)
     except FileNotFoundError:
         pass
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, InputError) as error:
         _LOG.warning("%s: cannot be read (%s); measuring again", path, error)
     _LOG.info("tuning proposal_conv, %d layers, once for this host", len(widths))
     seconds = [

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import json
+import os
+import re
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
 from mmn_fast.checkpoint import load_model
+from mmn_fast.checks import build, check_keys, shown
+from mmn_fast.documents import parse_json, read_json
 from mmn_fast.fingerprint import first_difference
 from mmn_fast.hub import download, is_hub_id
 from mmn_fast.model import MMN
@@ -92,48 +94,38 @@ def parse_text_encoder(value: str, vocab_size: int) -> TextEncoderConfig:
         InputError: not of that form, an unknown name, or no integer >= 1.
     """
     expected = f"text_encoder: expected sizes ({', '.join(_SIZES)}), a directory or a hub id"
-    try:
-        if Path(value).suffix == ".json":
-            sizes = json.loads(Path(value).read_text(encoding="utf-8"))
-        elif value.lstrip().startswith("{"):
-            sizes = json.loads(value)
-        else:
-            sizes = {name.strip(): int(number) for name, number in (part.split("=") for part in value.split(","))}
-    except (OSError, ValueError) as error:
-        raise InputError(f"{expected}, got {value!r} ({error})") from None
-    if not isinstance(sizes, dict) or sizes.keys() - _SIZES.keys():
-        raise InputError(f"{expected}, got {value!r}")
-    config = TextEncoderConfig(**({"vocab_size": vocab_size} | sizes))
-    return _checked(config, value)
-
-
-def _checked(config: TextEncoderConfig, came: Any) -> TextEncoderConfig:
-    if not all(type(size) is int and size >= 1 for size in dataclasses.astuple(config)):
-        raise InputError(f"text_encoder: expected integers >= 1, got {came!r}")
-    if config.width % config.num_heads:
-        raise InputError(f"text_encoder: width: expected a multiple of num_heads, got {came!r}")
-    return config
+    if Path(value).suffix == ".json":
+        sizes = read_json(value, f"text_encoder: {value}")
+    elif value.lstrip().startswith("{"):
+        sizes = parse_json(value, "text_encoder")
+    else:
+        sizes = {}
+        for part in value.split(","):
+            name, equals, number = (word.strip() for word in part.partition("="))
+            if not equals or not re.fullmatch(r"[0-9]{1,20}", number):
+                raise InputError(f"{expected}, got {shown(value)}")
+            if name in sizes:
+                raise InputError(f"text_encoder: {name} stands twice in {shown(value)}")
+            sizes[name] = int(number)
+    return build(TextEncoderConfig, {"vocab_size": vocab_size, **check_keys(sizes, _SIZES, "text_encoder", ())}, "")
 
 
 def _text_start(
     text_encoder: str | Path | TextEncoderConfig | None, tokenizer: str | Path | None
 ) -> tuple[TextEncoderConfig, State | None, Tokenizer]:
     source = PUBLISHED_TEXT_ENCODER if text_encoder is None else text_encoder
-    if isinstance(source, TextEncoderConfig) or not (Path(source).is_dir() or is_hub_id(str(source))):
+    if isinstance(source, TextEncoderConfig) or not (os.path.isdir(source) or is_hub_id(str(source))):
         if tokenizer is None:
             raise InputError("tokenizer: expected one for a text encoder that starts from scratch, got none")
         chosen = load_tokenizer(tokenizer)
-        if isinstance(source, TextEncoderConfig):
-            config = _checked(source, source)
-        else:
-            config = parse_text_encoder(str(source), chosen.vocab_size)
+        config = source if isinstance(source, TextEncoderConfig) else parse_text_encoder(str(source), chosen.vocab_size)
         if config.vocab_size != chosen.vocab_size:
             raise InputError(
                 f"text_encoder: vocab_size: expected the tokenizer's {chosen.vocab_size}, got {config.vocab_size}"
             )
         chosen.max_tokens = config.max_tokens
         return config, None, chosen
-    root = Path(source) if Path(source).is_dir() else download(str(source), _FILES)
+    root = Path(source) if os.path.isdir(source) else download(str(source), _FILES)
     config, weights = _published(root)
     return config, weights, load_tokenizer(root if tokenizer is None else tokenizer, config.max_tokens)
 
@@ -144,12 +136,10 @@ def _published(root: Path) -> tuple[TextEncoderConfig, State]:
     from safetensors.numpy import load_file
 
     try:
-        values = json.loads((root / "config.json").read_text(encoding="utf-8"))
-        config = _checked(
-            TextEncoderConfig(**{ours: values[theirs] for theirs, ours in _PUBLISHED_SIZES.items()}), root
-        )
+        values = read_json(root / "config.json", f"text_encoder: {root / 'config.json'}")
+        config = TextEncoderConfig(**{ours: values[theirs] for theirs, ours in _PUBLISHED_SIZES.items()})
         tensors = load_file(str(root / "model.safetensors"))
-    except (OSError, KeyError, ValueError, SafetensorError) as error:
+    except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
         raise InputError(f"text_encoder: {root}: expected a DistilBERT directory ({error})") from None
     with torch.device("meta"):
         from mmn_fast.text_encoder import TextEncoder
