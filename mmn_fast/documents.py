@@ -48,6 +48,8 @@ def read_text(path: str | Path, where: str, most: int = MAX_FILE) -> str:
     try:
         with Path(path).open("rb") as file:
             content = file.read(most + 1)
+    except FileNotFoundError as error:
+        raise InputError(f"{where}: {error.strerror}") from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         raise InputError(f"{where} cannot be read ({getattr(error, 'strerror', None) or error})") from None
     if len(content) > most:
@@ -91,9 +93,9 @@ def parse_json(text: str, where: str, one_line: bool = False) -> Any:
         raise InputError(f"{where}: expected at most {MAX_DEPTH} levels of nesting, got more") from None
     level, depth = [value], 0
     while level:
-        if depth > MAX_DEPTH:
-            raise InputError(f"{where}: expected at most {MAX_DEPTH} levels of nesting, got more")
         inner = [one.values() if isinstance(one, dict) else one for one in level if isinstance(one, (dict, list))]
+        if inner and depth == MAX_DEPTH:
+            raise InputError(f"{where}: expected at most {MAX_DEPTH} levels of nesting, got more")
         level, depth = [one for values in inner for one in values], depth + 1
     return value
 
