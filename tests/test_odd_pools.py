@@ -126,12 +126,12 @@ def in_float64(name: str, root: Path) -> list[np.ndarray]:
     return fused
 
 
-def check_engine(engine: Engine, name: str, root: Path, op: str) -> None:
+def check_engine(engine: Engine, name: str, root: Path, op: str, precision: str = "fp32") -> None:
     """Scores and moments of an engine beside float64."""
     preset, batch = ODD[name], [mmn_fast.Query(video, SENTENCES) for video in videos()]
     every_map = engine.score_maps(batch)
     for maps, expected in zip(every_map, in_float64(name, root), strict=True):
-        check_close(maps.fused, expected, op, what=name)
+        check_close(maps.fused, expected, op, precision, name)
     for sentences, maps in zip(engine.ground(batch, top_k=3), every_map, strict=True):
         for moments, fused in zip(sentences, maps.fused, strict=True):
             i, j = maps.cells[fused.argmax()]
@@ -139,10 +139,13 @@ def check_engine(engine: Engine, name: str, root: Path, op: str) -> None:
             assert moments[0].end_s == pytest.approx((j + 1) * DURATION_S / preset.num_clips)
 
 
-@pytest.mark.parametrize("backend", ["torch", "native"])
-def test_backends_agree_with_float64(backend: str, loaded: LoadedModel, directory: Path, root: Path) -> None:
-    op = {"torch": "torch_maps", "native": "golden_maps"}[backend]
-    check_engine(mmn_fast.load(directory, backend=backend), loaded.source, root, op)
+@pytest.mark.parametrize(("backend", "precision"), [("torch", "fp32"), ("torch", "fp64"), ("native", "fp32")])
+def test_backends_agree_with_float64(
+    backend: str, precision: str, loaded: LoadedModel, directory: Path, root: Path
+) -> None:
+    engine = mmn_fast.load(directory, backend=backend, precision=precision)
+    op = "torch_maps" if (backend, precision) == ("torch", "fp32") else "golden_maps"
+    check_engine(engine, loaded.source, root, op, precision)
 
 
 @pytest.mark.parametrize("isa", [isa for isa in _C.available_cpu_isas() if isa != _C.cpu_isa()])
