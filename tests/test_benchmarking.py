@@ -64,6 +64,7 @@ def test_alternate_calls_in_turn_and_times_what_follows_the_warm_up():
     assert {timing.repeats for timing in timings.values()} == {3}
 
 
+@pytest.mark.slow
 def test_candidates_take_turns_and_one_that_cannot_run_leaves_the_others_alone(tmp_path: Path):
     log = tmp_path / "log"
     candidates = [
@@ -107,6 +108,7 @@ def _bench(*arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=300)
 
 
+@pytest.mark.slow
 def test_bench_command_measures_every_stage_beside_the_reference(golden_model: Callable[[str], Path]):
     done = _bench(
         "--model", golden_model("charades_small"), "--precision", "fp32", "--quick", "--sentences", 3, "--json"

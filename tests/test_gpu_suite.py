@@ -26,6 +26,7 @@ def _suite(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str
     return subprocess.run(["sh", script, *arguments], cwd=ROOT, env=env, capture_output=True, text=True, timeout=240)
 
 
+@pytest.mark.slow
 def test_the_rehearsal_runs_to_its_end_and_writes_no_results() -> None:
     results = ROOT / "benchmarks" / "results"
     before = {path: path.stat().st_mtime_ns for path in results.rglob("*")}
@@ -97,6 +98,7 @@ def test_a_peer_leaves_the_weights_of_the_others_as_they_are() -> None:
     assert {name: weight.stride() for name, weight in net.named_parameters()} == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["bench_gpu", "bench_gather"])
 def test_without_a_device_a_benchmark_says_so_and_names_the_rehearsal(name: str) -> None:
     if torch.cuda.is_available():

@@ -21,6 +21,7 @@ from mmn_fast.evaluation.datasets import read_annotations
 from mmn_fast.evaluation.evaluate import UnwrittenPredictions, evaluate
 from mmn_fast.features import open_features
 
+pytestmark = pytest.mark.slow
 LIMIT = 2048  # bytes that a file may have: less than any page or any file of predictions here
 
 

@@ -429,6 +429,7 @@ def test_train_command_makes_a_model_that_loads(task: dict[str, Path], tmp_path:
     assert engine.preset.recipe.milestones == (1, 2)
 
 
+@pytest.mark.slow
 def test_torchrun_trains_as_one_process_does(task: dict[str, Path], tmp_path: Path) -> None:
     """First-epoch losses agree to float32 rounding; later ones do not, since Adam divides rounding by rounding."""
     shared = ("--dropout", "0", "--share-negatives", "--share-statistics", "--device", "cpu")

@@ -28,6 +28,7 @@ from tests.test_training import ROOT, command, data_of, lines, options, task  # 
 from tests.tolerances import check_close
 from tests.training_task import PRESET, TEXT
 
+pytestmark = pytest.mark.slow
 LAUNCHER = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node")
 
 
