@@ -150,5 +150,5 @@ def test_truths_are_compared_as_annotated_not_rounded_to_float32():
 
 
 def test_unknown_rules_are_refused():
-    with pytest.raises(InputError, match=r"protocol 'own': rules: expected one of mmn, 2dtan.* got 'qvh-'"):
+    with pytest.raises(InputError, match=r"protocol 'own': rules: expected one of mmn, 2dtan, qvh, got 'qvh-'"):
         Protocol("own", strict=True, rules="qvh-")

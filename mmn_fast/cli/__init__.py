@@ -1,6 +1,6 @@
 """The command line: `mmn-fast COMMAND`; importing it registers the commands of each module."""
 
-from mmn_fast.cli import export, ground, show, train
+from mmn_fast.cli import export, ground, predict, show, train
 from mmn_fast.cli.app import app, main
 
-__all__ = ["app", "export", "ground", "main", "show", "train"]
+__all__ = ["app", "export", "ground", "main", "predict", "show", "train"]

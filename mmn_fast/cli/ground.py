@@ -98,7 +98,7 @@ def evaluate(
     features: Annotated[Path, typer.Option("--features", help="HDF5 file, or a directory with one file per video.")],
     feature_key: FeatureKey = None,
     model: Model = None,
-    protocol: Annotated[str, typer.Option("--protocol", help="mmn or 2dtan.")] = "mmn",
+    protocol: Annotated[str, typer.Option("--protocol", help="mmn, 2dtan or qvh.")] = "mmn",
     predictions: Annotated[
         Path | None, typer.Option("--predictions", help="Write predictions here, as QVHighlights JSONL.")
     ] = None,

@@ -54,8 +54,8 @@ class Sample:
         video_id: the video's name, the key of its features.
         duration_s: its length in seconds.
         sentences: S sentences, as annotated (leading spaces too).
-        moments_s: per sentence its ground-truth windows, float64 (or float32) [G, 2] seconds with G >= 1. Only the
-            QVHighlights layout has G > 1. A protocol that compares in float32 rounds them.
+        moments_s: per sentence its ground-truth windows, float64 (or float32) [G, 2] seconds. Only the QVHighlights
+            layout has G > 1; G = 0 where no truth is known. A protocol that compares in float32 rounds them.
         query_ids: per sentence its name in predictions: the file's own, else "<video_id>#<index in the video>",
             counted before entries are dropped.
     """
@@ -74,11 +74,9 @@ class Sample:
                 f"{counts[0]}, {counts[1]} and {counts[2]}"
             )
         for index, windows in enumerate(self.moments_s):
-            if np.ndim(windows) != 2 or windows.shape[1] != 2 or len(windows) == 0 or windows.dtype.kind != "f":
+            if np.ndim(windows) != 2 or windows.shape[1] != 2 or windows.dtype.kind != "f":
                 came = f"{getattr(windows, 'dtype', type(windows).__name__)} {list(np.shape(windows))}"
-                raise InputError(
-                    f"sample {self.video_id!r}: moments_s[{index}]: expected float64 [G, 2] with G >= 1, got {came}"
-                )
+                raise InputError(f"sample {self.video_id!r}: moments_s[{index}]: expected float64 [G, 2], got {came}")
 
 
 def read_annotations(
@@ -86,6 +84,7 @@ def read_annotations(
     preset: str | Path | Preset | None = None,
     durations: Durations | None = None,
     strict: bool = False,
+    truth: bool = True,
 ) -> list[Sample]:
     """Read an annotation file of any of the three layouts.
 
@@ -101,6 +100,8 @@ def read_annotations(
             or a JSON file of the same or of MMN's layout, or the Charades CSV with the columns id and length.
         strict: refuse windows that end at or before their start, begin before 0 or end after the duration, and
             sentences without a window, instead of repairing them.
+        truth: False reads what is to be predicted: windows may be missing, null or empty and are not looked at, a line
+            of text may be `VIDEO##sentence`, and every sentence is kept, with moments_s [0, 2].
 
     Returns:
         One sample per video, in the file's order.
@@ -113,13 +114,15 @@ def read_annotations(
     text = _read_text(path, "annotations")
     layout, content = _recognise(text, path)
     if layout == "text":
-        videos = _from_text(text, path, durations)
+        videos = _from_text(text, path, durations, truth)
     elif durations is not None:
         raise InputError(f"durations: only Charades-STA text takes them, and {path} states its durations itself")
     elif layout == "json":
-        videos = _from_json(content, path, unit)
+        videos = _from_json(content, path, unit, truth)
     else:
-        videos = _from_json_lines(text, path)
+        videos = _from_json_lines(text, path, truth)
+    if not truth:
+        return _without_truth(videos, path)
     return _samples(videos, path, strict)
 
 
@@ -193,31 +196,42 @@ def _in_frames(record: Any) -> bool:
     return isinstance(record, dict) and "fps" in record and "num_frames" in record
 
 
-def _from_json(content: dict[str, Any], path: Path, unit: str | None) -> dict[str, _VideoEntries]:
+def _from_json(content: dict[str, Any], path: Path, unit: str | None, truth: bool) -> dict[str, _VideoEntries]:
     videos = {}
     for video_id, record in content.items():
         where = f"annotations: {path}: video {shown(video_id)}"
         _NAME(video_id, f"{where}: name")
         if unit == "frames" or _in_frames(record):
-            names: tuple[str, ...] = ("timestamps", "sentences", "fps", "num_frames")
-            timestamps, sentences, *_ = _fields(record, names, where)
+            names: tuple[str, ...] = (*_windows_field(truth, "timestamps"), "sentences", "fps", "num_frames")
+            _fields(record, names, where)
             num_frames, fps = _frames_and_rate(record, where)
             video = _VideoEntries(_LENGTH(num_frames / fps, f"{where}: num_frames / fps"), fps)
         else:
-            duration, timestamps, sentences = _fields(record, ("duration", "timestamps", "sentences"), where)
+            names = ("duration", *_windows_field(truth, "timestamps"), "sentences")
+            duration, *_ = _fields(record, names, where)
             video = _VideoEntries(_LENGTH(duration, f"{where}: duration"))
-        timestamps = _list(timestamps, f"{where}: timestamps")
-        sentences = _list(sentences, f"{where}: sentences")
+        sentences = _list(record["sentences"], f"{where}: sentences")
+        known = record["timestamps"] if truth else None
+        timestamps = [None] * len(sentences) if known in (None, []) else _list(known, f"{where}: timestamps")
         if len(timestamps) != len(sentences):
             raise InputError(
                 f"{where}: expected as many timestamps as sentences, got {len(timestamps)} timestamps and "
                 f"{len(sentences)} sentences"
             )
         for index, (window, sentence) in enumerate(zip(timestamps, sentences, strict=True)):
-            entry = _Entry(f"{where}, entry {index}", f"{video_id}#{index}", sentence, [window])
+            entry = _Entry(f"{where}, entry {index}", f"{video_id}#{index}", sentence, _given([window]))
             video.entries.append(entry)
         videos[video_id] = video
     return videos
+
+
+def _windows_field(truth: bool, name: str) -> tuple[str, ...]:
+    return (name,) if truth else ()
+
+
+def _given(windows: list[Any]) -> list[Any]:
+    """The windows that are there: null stands for none."""
+    return [window for window in windows if window is not None]
 
 
 def _lines(text: str) -> Iterator[tuple[int, str]]:
@@ -227,14 +241,14 @@ def _lines(text: str) -> Iterator[tuple[int, str]]:
             yield number, line.rstrip("\r")
 
 
-def _from_json_lines(text: str, path: Path) -> dict[str, _VideoEntries]:
+def _from_json_lines(text: str, path: Path, truth: bool) -> dict[str, _VideoEntries]:
     videos: dict[str, _VideoEntries] = {}
     line_of: dict[str | int, int] = {}
     for number, line in _lines(text):
         where = f"annotations: {path}: line {number}"
         record = parse_json(line, where, one_line=True)
-        names = ("qid", "query", "vid", "duration", "relevant_windows")
-        query_id, sentence, video_id, duration, windows = _fields(record, names, where)
+        names = ("qid", "query", "vid", "duration", *_windows_field(truth, "relevant_windows"))
+        query_id, sentence, video_id, duration, *windows = _fields(record, names, where)
         if isinstance(query_id, bool) or not isinstance(query_id, (int, str)):
             raise InputError(f"{where}: qid: expected an integer or a string, got {shown(query_id)}")
         if line_of.setdefault(query_id, number) != number:
@@ -246,11 +260,12 @@ def _from_json_lines(text: str, path: Path) -> dict[str, _VideoEntries]:
             raise InputError(
                 f"{where}: duration: expected {video.duration_s} as in earlier lines of {video_id!r}, got {duration_s}"
             )
-        video.entries.append(_Entry(where, query_id, sentence, _list(windows, f"{where}: relevant_windows")))
+        known = [] if windows in ([], [None]) else _list(windows[0], f"{where}: relevant_windows")
+        video.entries.append(_Entry(where, query_id, sentence, _given(known)))
     return videos
 
 
-def _from_text(text: str, path: Path, durations: Durations | None) -> dict[str, _VideoEntries]:
+def _from_text(text: str, path: Path, durations: Durations | None, truth: bool) -> dict[str, _VideoEntries]:
     if durations is None:
         raise InputError(
             f"durations: {path} is Charades-STA text, which does not state how long videos are; expected a mapping, "
@@ -261,15 +276,16 @@ def _from_text(text: str, path: Path, durations: Durations | None) -> dict[str, 
         where = f"annotations: {path}: line {number}"
         head, separator, sentence = line.partition("##")
         words = head.split()
-        if not separator or len(words) != 3:
-            raise InputError(f"{where}: expected 'VIDEO start end##sentence', got {line[:60]!r}")
+        if not separator or len(words) not in ((3,) if truth else (1, 3)):
+            expected = "'VIDEO start end##sentence'" + ("" if truth else " or 'VIDEO##sentence'")
+            raise InputError(f"{where}: expected {expected}, got {line[:60]!r}")
         video_id, *times = words
         try:
-            window = [float(time) for time in times]
+            window = [float(time) for time in times] if truth else None
         except ValueError:
             raise InputError(f"{where}: expected start and end as numbers, got {times}") from None
         video = videos.setdefault(video_id, _VideoEntries(math.nan))
-        video.entries.append(_Entry(where, f"{video_id}#{len(video.entries)}", sentence, [window]))
+        video.entries.append(_Entry(where, f"{video_id}#{len(video.entries)}", sentence, _given([window])))
     lengths, source = _lengths(durations)
     unknown = [video_id for video_id in videos if video_id not in lengths]
     if unknown:
@@ -332,19 +348,37 @@ def _window_s(window: Any, where: str, video: _VideoEntries, strict: bool) -> tu
     return max(start_s, 0.0), min(end_s, video.duration_s)
 
 
+def _sentence(entry: _Entry) -> str:
+    if not isinstance(entry.sentence, str) or not entry.sentence.strip():
+        raise fail(entry.where, "a sentence with words", entry.sentence)
+    _SENTENCE(entry.sentence, f"{entry.where}: sentence")
+    return entry.sentence
+
+
+def _without_truth(videos: dict[str, _VideoEntries], path: Path) -> list[Sample]:
+    samples = []
+    for video_id, video in videos.items():
+        if video.entries:
+            sentences = tuple(_sentence(entry) for entry in video.entries)
+            nothing = (np.empty((0, 2)),) * len(sentences)
+            names = tuple(entry.query_id for entry in video.entries)
+            samples.append(Sample(video_id, video.duration_s, sentences, nothing, names))
+    if not samples:
+        raise InputError(f"annotations: {path}: no video with a sentence in it")
+    return samples
+
+
 def _samples(videos: dict[str, _VideoEntries], path: Path, strict: bool) -> list[Sample]:
     samples, dropped_windows, dropped_sentences = [], 0, 0
     for video_id, video in videos.items():
         kept: list[tuple[str, Windows, str | int]] = []
         for entry in video.entries:
-            if not isinstance(entry.sentence, str) or not entry.sentence.strip():
-                raise fail(entry.where, "a sentence with words", entry.sentence)
-            _SENTENCE(entry.sentence, f"{entry.where}: sentence")
+            sentence = _sentence(entry)
             windows = [_window_s(window, entry.where, video, strict) for window in entry.windows]
             usable = [window for window in windows if window is not None]
             dropped_windows += len(windows) - len(usable)
             if usable:
-                kept.append((entry.sentence, np.array(usable, np.float64), entry.query_id))
+                kept.append((sentence, np.array(usable, np.float64), entry.query_id))
             elif strict:
                 raise InputError(f"{entry.where}: expected at least one window, got none")
             else:
@@ -361,5 +395,6 @@ def _samples(videos: dict[str, _VideoEntries], path: Path, strict: bool) -> list
             len(videos) - len(samples),
         )
     if not samples:
-        raise InputError(f"annotations: {path}: no video with a sentence and a window in it")
+        hint = "; `mmn-fast predict` needs no windows"
+        raise InputError(f"annotations: {path}: no video with a sentence and a window in it{hint}")
     return samples

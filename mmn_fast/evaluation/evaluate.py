@@ -6,7 +6,6 @@ import contextlib
 import logging
 import math
 import time
-import typing
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,38 +16,20 @@ import numpy.typing as npt
 
 from mmn_fast.errors import InputError, WriteError
 from mmn_fast.evaluation.datasets import Sample, first_few
-from mmn_fast.evaluation.metrics import Protocol, get_protocol, mean_iou, recall_at
+from mmn_fast.evaluation.judge import Judge
+from mmn_fast.evaluation.loop import FeatureStore, ScoringEngine, check_counts, scored_batches, with_features
+from mmn_fast.evaluation.metrics import Protocol, get_protocol
 from mmn_fast.evaluation.predictions import PredictionsFile
+from mmn_fast.evaluation.qvhighlights import FIGURES, RANGES
 from mmn_fast.evaluation.ranking import rank_moments
 from mmn_fast.geometry import proposal_cells, proposal_mask
 from mmn_fast.postprocess import fuse_scores
 from mmn_fast.presets import Preset, get_preset
-from mmn_fast.types import FloatArray, Moment, Query, ScoreMaps, Video
+from mmn_fast.types import FloatArray, Moment
 
 IntArray = npt.NDArray[np.int32]
 
 logger = logging.getLogger(__name__)
-
-
-class ScoringEngine(typing.Protocol):
-    """What `evaluate` needs of an engine."""
-
-    @property
-    def preset(self) -> Preset:
-        """The preset whose conventions hold."""
-
-    def score_maps(self, batch: Sequence[Query], /) -> Sequence[ScoreMaps]:
-        """Score every proposal, one entry per query."""
-
-
-class FeatureStore(typing.Protocol):
-    """Clip features by video id."""
-
-    def __contains__(self, video_id: str, /) -> bool:
-        """Tell whether the store has the video."""
-
-    def __getitem__(self, video_id: str, /) -> Any:
-        """Read the video's features, float [n_src, D]."""
 
 
 @dataclass(frozen=True)
@@ -56,10 +37,11 @@ class EvaluationReport:
     """Figures of one evaluation and what they are figures of.
 
     Attributes:
-        protocol: the protocol, its NMS threshold filled in.
-        preset: the preset's name.
+        protocol: the protocol, its NMS threshold filled in; None where a file of predictions was scored.
+        preset: the preset's name, or that of the file of predictions.
         metrics: "R@n,IoU@m" for the preset's n and m, "Best_R<n>" (their mean over the m) and "mIoU" (of the best
-            moment); each 0 to 1.
+            moment), and by the rules "qvh" "MR-<range>-<figure>" of Moment-DETR's evaluator (`qvhighlights`); each 0 to
+            1.
         num_videos: videos evaluated.
         num_sentences: sentences evaluated.
         num_skipped: videos passed over because they have no features.
@@ -91,18 +73,30 @@ class EvaluationReport:
     def table(self) -> str:
         """Print the figures in percent under their names, below two lines that say how they were taken."""
         skipped = f", {self.num_skipped} videos skipped" if self.num_skipped else ""
+        nms = self.protocol.nms_iou
+        ranked = "moments as the file ranks them" if nms is None else f"NMS at IoU {nms:g}"
         header = (
             f"{self.preset}: {self.num_videos} videos, {self.num_sentences} sentences{skipped}\n"
-            f"protocol {self.protocol.name}: IoU {self.protocol.test} m counts, NMS at IoU {self.protocol.nms_iou:g}"
+            f"protocol {self.protocol.name}: IoU {self.protocol.test} m counts, {ranked}"
         )
-        columns = {name: f"{100 * value:.2f}" for name, value in self.metrics.items() if not name.startswith("Best_")}
-        widths = [max(len(name), len(figure)) for name, figure in columns.items()]
-        rule = "+" + "+".join("-" * (width + 2) for width in widths) + "+"
-        rows = [
-            "|" + "|".join(f" {cell:^{width}} " for cell, width in zip(row, widths, strict=True)) + "|"
-            for row in (list(columns), list(columns.values()))
-        ]
-        return "\n".join([header, rule, rows[0], rule, rows[1], rule])
+        plain = [name for name in self.metrics if not name.startswith(("Best_", "MR-"))]
+        tables = [_table([plain, [f"{100 * self.metrics[name]:.2f}" for name in plain]])]
+        ranges = [name for name in RANGES if f"MR-{name}-mAP" in self.metrics]
+        if ranges:
+            rows = [[f"{100 * self.metrics[f'MR-{name}-{figure}']:.2f}" for figure in FIGURES] for name in ranges]
+            rows = [[name, *row] for name, row in zip(ranges, rows, strict=True)]
+            tables.append(_table([["moments", *FIGURES], *rows]))
+        return "\n".join([header, *tables])
+
+
+def _table(rows: list[list[str]]) -> str:
+    """Rows in a frame, the first one apart."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    rule = "+" + "+".join("-" * (width + 2) for width in widths) + "+"
+    lines = [
+        "|" + "|".join(f" {cell:^{width}} " for cell, width in zip(row, widths, strict=True)) + "|" for row in rows
+    ]
+    return "\n".join([rule, lines[0], rule, *lines[1:], rule])
 
 
 class UnwrittenPredictions(WriteError):  # noqa: N818 - what it is about, as BackendUnavailable
@@ -172,7 +166,7 @@ def evaluate_maps(
         if count != len(moments_s):
             raise InputError(f"{name}: expected one entry per video, {len(moments_s)} as in moments_s, got {count}")
     cells = proposal_cells(proposal_mask(preset.num_clips, preset.pooling_counts))
-    scorer = _Scorer(preset, rules)
+    judge = Judge(rules, preset.recall_at, preset.recall_ious)
     for video, duration_s in enumerate(durations_s):
         windows = _windows(moments_s[video], f"moments_s[{video}]")
         shape = (len(windows), len(cells))
@@ -182,8 +176,11 @@ def evaluate_maps(
             _packed(array[video], shape, f"{name}[{video}]", preset)
             for name, array in (("contrastive", contrastive), ("iou", iou))
         ]
-        scorer.add(fuse_scores(maps[0], maps[1], preset), cells, duration_s, windows)
-    return scorer.metrics()
+        fused = fuse_scores(maps[0], maps[1], preset)
+        moments = rank_moments(fused, cells, duration_s, preset.num_clips, rules, judge.num_judged)
+        for ranked, truth in zip(moments, windows, strict=True):
+            judge.add(ranked, truth)
+    return judge.metrics()
 
 
 def evaluate(
@@ -229,88 +226,42 @@ def evaluate(
         UnwrittenPredictions: everything was evaluated, but `predictions` could not be written; it has the report.
     """
     started = time.perf_counter()
-    for name, number in (("limit", limit), ("batch_size", batch_size), ("top_k", top_k)):
-        if number is not None and number < 1:
-            raise InputError(f"{name}: expected a number >= 1, got {number!r}")
+    check_counts(limit=limit, batch_size=batch_size, top_k=top_k)
     preset = engine.preset
     rules = get_protocol(protocol).for_preset(preset.nms_iou)
-    missing = [sample.video_id for sample in samples if sample.video_id not in features]
-    if missing:
-        few = f"{len(missing)} of {len(samples)} videos: {first_few(missing)}"
-        if not skip_missing:
-            raise InputError(f"features: no features for {few} (skip_missing passes over them)")
-        logger.warning("skipping videos without features, %s", few)
-    absent = set(missing)
-    chosen = [sample for sample in samples if sample.video_id not in absent][:limit]
-    if not chosen:
-        raise InputError(f"samples: expected at least one video with features, got none of {len(samples)}")
+    unknown = [sample.video_id for sample in samples if not all(map(len, sample.moments_s))]
+    if unknown:
+        raise InputError(
+            f"samples: expected a true window for every sentence, got none in {len(unknown)} of {len(samples)} videos: "
+            f"{first_few(unknown)} (predict needs none)"
+        )
+    chosen, num_missing = with_features(samples, features, limit, skip_missing)
 
-    scorer = _Scorer(preset, rules, top_k)
+    judge = Judge(rules, preset.recall_at, preset.recall_ious)
+    num_ranked = max(judge.num_judged, top_k)
     file = None if predictions is None else PredictionsFile(predictions)
-    with file or contextlib.nullcontext(), _progress(progress, len(chosen)) as advance:
-        for first in range(0, len(chosen), batch_size):
-            batch = chosen[first : first + batch_size]
-            queries = [
-                Query(Video(features[sample.video_id], sample.duration_s, sample.video_id), list(sample.sentences))
-                for sample in batch
-            ]
-            for sample, maps in zip(batch, engine.score_maps(queries), strict=True):
-                moments = scorer.add(maps.fused, maps.cells, sample.duration_s, sample.moments_s)
-                if file is not None:
-                    file.write(sample, moments, top_k)
-                if on_result is not None:
-                    for result in _results(sample, moments, top_k, rules):
-                        on_result(result)
-            advance(len(batch))
+    with file or contextlib.nullcontext():
+        for sample, maps in scored_batches(engine, chosen, features, batch_size, progress):
+            moments = rank_moments(maps.fused, maps.cells, sample.duration_s, preset.num_clips, rules, num_ranked)
+            for ranked, windows in zip(moments, sample.moments_s, strict=True):
+                judge.add(ranked, windows)
+            if file is not None:
+                file.write(sample, moments, top_k)
+            if on_result is not None:
+                for result in _results(sample, moments, top_k, rules):
+                    on_result(result)
     report = EvaluationReport(
         protocol=rules,
         preset=preset.name,
-        metrics=scorer.metrics(),
+        metrics=judge.metrics(),
         num_videos=len(chosen),
         num_sentences=sum(len(sample.sentences) for sample in chosen),
-        num_skipped=len(missing),
+        num_skipped=num_missing,
         seconds=time.perf_counter() - started,
     )
     if file is not None and file.failure is not None:
         raise UnwrittenPredictions(str(file.failure), report)
     return report
-
-
-class _Scorer:
-    """Ranks moments and collects the IoUs that the metrics are made of: a few floats per sentence."""
-
-    def __init__(self, preset: Preset, protocol: Protocol, top_k: int = 1) -> None:
-        self._preset = preset
-        self._protocol = protocol
-        self._num_judged = max(preset.recall_at)
-        self._top_k = max(self._num_judged, top_k)
-        self._ious: list[npt.NDArray[Any]] = []
-
-    def add(
-        self, fused: FloatArray, cells: IntArray, duration_s: float, windows_s: Sequence[npt.NDArray[Any]]
-    ) -> list[npt.NDArray[np.float32]]:
-        """Judge one video; returns per sentence its ranked moments, float32 [up to top_k, 3]: start, end, score."""
-        ranked = rank_moments(fused, cells, duration_s, self._preset.num_clips, self._protocol, self._top_k)
-        for moments, windows in zip(ranked, windows_s, strict=True):
-            ious = self._protocol.ious(moments[: self._num_judged, :2], windows)
-            missing = self._num_judged - len(ious)
-            self._ious.append(np.pad(ious, (0, missing), constant_values=np.nan))
-        return ranked
-
-    def metrics(self) -> dict[str, float]:
-        """Compute the metrics of everything added, as in `EvaluationReport.metrics`."""
-        counts, thresholds = self._preset.recall_at, self._preset.recall_ious
-        if not self._ious:
-            raise InputError("moments_s: expected at least one sentence, got none")
-        ious = np.stack(self._ious)
-        recall = recall_at(ious, counts, thresholds, self._protocol.strict)
-        named = {
-            f"R@{count},IoU@{threshold:.1f}": float(recall[n, m])
-            for n, count in enumerate(counts)
-            for m, threshold in enumerate(thresholds)
-        }
-        named |= {f"Best_R{count}": float(recall[n].mean()) for n, count in enumerate(counts)}
-        return named | {"mIoU": mean_iou(ious)}
 
 
 def _packed(array: Any, shape: tuple[int, int], where: str, preset: Preset) -> FloatArray:
@@ -340,18 +291,3 @@ def _results(
         chosen = tuple(Moment(*row) for row in ranked[:top_k].tolist())
         windows = truth.astype(np.float32)
         yield QueryResult(sample.video_id, query_id, sentence, sample.duration_s, chosen, windows, iou)
-
-
-@contextlib.contextmanager
-def _progress(shown: bool, total: int) -> Iterator[Callable[[int], None]]:
-    """Show a bar over `total` videos on stderr; yields the function that moves it on."""
-    if not shown:
-        yield lambda _count: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = TextColumn("videos"), BarColumn(), MofNCompleteColumn(), TextColumn("ETA"), TimeRemainingColumn()
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("videos", total=total)
-        yield lambda count: bar.advance(task, count)

@@ -13,11 +13,12 @@ from typing import Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
+from mmn_fast.evaluation.qvhighlights import as_written, hull_ious
 from mmn_fast.geometry import temporal_iou
 from mmn_fast.types import InputError
 
 FloatArray = npt.NDArray[np.float32]
-Rules = Literal["mmn", "2dtan"]
+Rules = Literal["mmn", "2dtan", "qvh"]
 
 
 @dataclass(frozen=True)
@@ -26,19 +27,21 @@ class Protocol:
 
     Figures of two protocols are not comparable: on a grid of cells, IoUs exactly at a threshold are common.
 
-    Two sets of rules, `rules`, say how numbers are rounded and how ties go:
+    Three sets of rules, `rules`, say how numbers are rounded and how ties go:
 
     * "mmn": IoU in float32, the overlap over the hull of both spans. Equal scores rank by ascending cell, row by row
       (the official code leaves it to an unstable sort). A score of exactly 0 is no candidate.
     * "2dtan": ends are rounded to float32, IoU is computed from them in float64; truths stay float64. Equal scores rank
       by descending cell, row by row: 2D-TAN's code reverses an ascending sort (whose own ties NumPy does not define; a
       stable sort is taken here). A score of 0 is a candidate.
+    * "qvh": moments are ranked as by "mmn" and judged in float64 as a file of predictions spells them. With the figures
+      of `qvhighlights`: Moment-DETR's mAP and R1 by length of moment. Equal scores keep their order.
 
     Attributes:
         name: the key in `PROTOCOLS`, printed with every table.
         strict: a moment counts when its IoU > the threshold; otherwise when IoU >= the threshold.
         nms_iou: moments above this IoU with a better one are suppressed before ranking; None takes the preset's.
-        rules: "mmn" or "2dtan".
+        rules: "mmn", "2dtan" or "qvh".
     """
 
     name: str
@@ -66,12 +69,14 @@ class Protocol:
         """IoU of each moment with the truth that it fits best, in the precision that the rules compare in.
 
         Args:
-            moments_s: float [K, 2], seconds; rounded to float32.
+            moments_s: float [K, 2], seconds; rounded to float32 unless by "qvh".
             windows_s: float [G, 2], seconds, G >= 1.
 
         Returns:
-            [K], float32 by the rules "mmn", float64 by "2dtan".
+            [K], float32 by the rules "mmn", float64 by "2dtan" and "qvh".
         """
+        if self.rules == "qvh":
+            return hull_ious(as_written(moments_s), np.asarray(windows_s, np.float64))
         moments_s = np.asarray(moments_s, np.float32)
         return best_ious(moments_s if self.rules == "mmn" else moments_s.astype(np.float64), windows_s)
 
@@ -84,6 +89,9 @@ PROTOCOLS: dict[str, Protocol] = {
         # 2D-TAN's: IoU > m counts. NMS at its configuration's default; most of its experiments set 0.45 or 0.5. Its
         # "mIoU" is the mean of the best moment's IoU, as here.
         Protocol("2dtan", strict=True, nms_iou=0.4, rules="2dtan"),
+        # QVHighlights': IoU >= m with the best of several true windows. Its evaluator runs no NMS: the preset's is
+        # part of the model here.
+        Protocol("qvh", strict=False, rules="qvh"),
     )
 }
 

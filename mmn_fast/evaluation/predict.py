@@ -1,0 +1,229 @@
+"""Predictions of an engine for a dataset whose truth is not known, and the figures of a file of predictions."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mmn_fast.documents import parse_json
+from mmn_fast.errors import InputError
+from mmn_fast.evaluation.datasets import Sample, first_few
+from mmn_fast.evaluation.evaluate import EvaluationReport
+from mmn_fast.evaluation.judge import Judge
+from mmn_fast.evaluation.loop import FeatureStore, ScoringEngine, check_counts, scored_batches, with_features
+from mmn_fast.evaluation.metrics import Protocol, get_protocol
+from mmn_fast.evaluation.predictions import PredictionsFile
+from mmn_fast.evaluation.ranking import rank_moments
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PredictionReport:
+    """What was predicted.
+
+    Attributes:
+        predictions: the file.
+        num_videos: videos in it.
+        num_sentences: sentences in it, a line each.
+        num_skipped: videos passed over because they have no features.
+        seconds: wall-clock time.
+    """
+
+    predictions: str
+    num_videos: int
+    num_sentences: int
+    num_skipped: int
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give all values as plain JSON types."""
+        return asdict(self)
+
+
+def predict(
+    engine: ScoringEngine,
+    samples: Sequence[Sample],
+    features: FeatureStore,
+    output: str | Path,
+    *,
+    protocol: str | Protocol = "mmn",
+    limit: int | None = None,
+    skip_missing: bool = False,
+    batch_size: int = 8,
+    top_k: int = 10,
+    progress: bool = False,
+) -> PredictionReport:
+    """Ground every sentence of a dataset and write the moments; no truth is looked at.
+
+    Args:
+        engine: scores sentences on videos.
+        samples: the dataset, see `read_annotations(..., truth=False)`.
+        features: clip features by video id.
+        output: new file, a JSON line per sentence in QVHighlights' layout: `qid, query, vid, pred_relevant_windows`
+            with up to `top_k` [start, end, score], best first, after NMS. It appears when all of them are written.
+        protocol: how moments are ranked: name in `PROTOCOLS`, or a protocol.
+        limit: only so many videos, the first ones (that have features).
+        skip_missing: pass over videos without features; the report counts them.
+        batch_size: videos per call of the engine.
+        top_k: moments per sentence.
+        progress: show a progress bar on stderr.
+
+    Returns:
+        What was predicted.
+
+    Raises:
+        InputError: an argument cannot be used, `output` exists, or a video has no features (unless `skip_missing`).
+        WriteError: the file cannot be written.
+    """
+    started = time.perf_counter()
+    check_counts(limit=limit, batch_size=batch_size, top_k=top_k)
+    num_clips = engine.preset.num_clips
+    rules = get_protocol(protocol).for_preset(engine.preset.nms_iou)
+    chosen, num_missing = with_features(samples, features, limit, skip_missing)
+    with PredictionsFile(output, "output") as file:
+        for sample, maps in scored_batches(engine, chosen, features, batch_size, progress):
+            moments = rank_moments(maps.fused, maps.cells, sample.duration_s, num_clips, rules, top_k)
+            file.write(sample, moments, top_k)
+            if file.failure is not None:
+                break
+    if file.failure is not None:
+        raise file.failure
+    return PredictionReport(
+        predictions=str(output),
+        num_videos=len(chosen),
+        num_sentences=sum(len(sample.sentences) for sample in chosen),
+        num_skipped=num_missing,
+        seconds=time.perf_counter() - started,
+    )
+
+
+def read_predictions(path: str | Path) -> dict[str, npt.NDArray[np.float64]]:
+    """Read a file of predictions in QVHighlights' layout, one JSON object per line.
+
+    Args:
+        path: the file. Lines have `qid` and `pred_relevant_windows`, [start, end, score] each; more is ignored.
+
+    Returns:
+        Per qid (as text) its moments in the file's order, float64 [K, 3].
+
+    Raises:
+        InputError: no such file, or a line that cannot be used; the message names it.
+    """
+    path = Path(path)
+    found: dict[str, npt.NDArray[np.float64]] = {}
+    try:
+        with path.open(encoding="utf-8") as file:
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    where = f"predictions: {path}: line {number}"
+                    name, moments = _prediction(line, where)
+                    if name in found:
+                        raise InputError(f"{where}: qid {name!r} is taken by an earlier line")
+                    found[name] = moments
+    except OSError as error:
+        raise InputError(f"predictions: {path}: {error.strerror or error}") from None
+    except UnicodeDecodeError:
+        raise InputError(f"predictions: {path}: expected UTF-8 text, got other bytes") from None
+    if not found:
+        raise InputError(f"predictions: {path}: expected a JSON line per sentence, got none")
+    return found
+
+
+def _prediction(line: str, where: str) -> tuple[str, npt.NDArray[np.float64]]:
+    record = parse_json(line, where, one_line=True)
+    if not isinstance(record, dict) or "qid" not in record or "pred_relevant_windows" not in record:
+        raise InputError(f"{where}: expected an object with qid and pred_relevant_windows, got {line.strip()[:60]!r}")
+    name, windows = record["qid"], record["pred_relevant_windows"]
+    if isinstance(name, bool) or not isinstance(name, (int, str)):
+        raise InputError(f"{where}: qid: expected an integer or a string, got {name!r}")
+    if not isinstance(windows, list):
+        raise InputError(f"{where}: pred_relevant_windows: expected a list, got {type(windows).__name__}")
+    for window in windows:
+        if not isinstance(window, list) or len(window) != 3 or not all(map(_is_finite, window)):
+            raise InputError(f"{where}: expected [start, end, score] of finite numbers, got {str(window)[:60]}")
+        if window[0] > window[1]:
+            raise InputError(f"{where}: expected start <= end, got {window}")
+    return str(name), np.array(windows, np.float64).reshape(-1, 3)
+
+
+def _is_finite(number: object) -> bool:
+    if isinstance(number, bool) or not isinstance(number, (int, float)):
+        return False
+    return abs(number) < 1e30 and math.isfinite(number)  # 1e30: as durations
+
+
+def score_file(
+    predictions: str | Path,
+    samples: Sequence[Sample],
+    *,
+    protocol: str | Protocol = "mmn",
+    recall_at: Sequence[int] = (1, 5),
+    recall_ious: Sequence[float] = (0.3, 0.5, 0.7),
+    skip_missing: bool = False,
+) -> EvaluationReport:
+    """The figures of a file of predictions: no model, no features.
+
+    Moments count in the file's order and no NMS is run: a file that `evaluate` wrote gives the figures of `evaluate`,
+    with the same protocol, n and m. A sentence with an empty list counts as not found (Moment-DETR's evaluator stops
+    there). Predictions of sentences that the annotations lack are left out, with a warning that counts them.
+
+    Args:
+        predictions: the file, see `read_predictions`.
+        samples: the dataset with its truth, see `read_annotations`.
+        protocol: name in `PROTOCOLS`, or a protocol; how moments are compared with the truth.
+        recall_at: the n of R@n.
+        recall_ious: the m of IoU@m.
+        skip_missing: leave out sentences without predictions, with a warning that counts them.
+
+    Returns:
+        The report; its protocol has no NMS threshold.
+
+    Raises:
+        InputError: the file cannot be used, or a sentence has no predictions (unless `skip_missing`).
+    """
+    started = time.perf_counter()
+    rules = replace(get_protocol(protocol), nms_iou=None)
+    found = read_predictions(predictions)
+    judge = Judge(rules, recall_at, recall_ious)
+    missing: list[str] = []
+    videos, num_sentences = set(), 0
+    for sample in samples:
+        for query_id, windows in zip(sample.query_ids, sample.moments_s, strict=True):
+            moments = found.pop(str(query_id), None)
+            if moments is None:
+                missing.append(str(query_id))
+                continue
+            if not len(windows):
+                raise InputError(f"samples: sentence {query_id!r} has no true window")
+            judge.add(moments, windows)
+            videos.add(sample.video_id)
+            num_sentences += 1
+    total = num_sentences + len(missing)
+    if missing and (not skip_missing or not num_sentences):
+        hint = "" if skip_missing else " (skip_missing leaves them out)"
+        raise InputError(
+            f"predictions: {predictions} lacks {len(missing)} of {total} sentences: {first_few(missing)}{hint}"
+        )
+    if missing:
+        logger.warning("left out %d of %d sentences without predictions: %s", len(missing), total, first_few(missing))
+    if found:
+        few = first_few(list(found))
+        logger.warning("left out %d predictions of sentences that are not in the annotations: %s", len(found), few)
+    return EvaluationReport(
+        protocol=rules,
+        preset=Path(predictions).name,
+        metrics=judge.metrics(),
+        num_videos=len(videos),
+        num_sentences=num_sentences,
+        num_skipped=len({sample.video_id for sample in samples}) - len(videos),
+        seconds=time.perf_counter() - started,
+    )
