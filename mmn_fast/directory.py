@@ -105,7 +105,14 @@ def read_config(path: Path) -> tuple[dict[str, Any], Preset, TextEncoderConfig]:
             f" again, or convert the checkpoint again"
         )
     check_keys(config, _KEYS[version], where)
-    return config, Preset.from_dict(config["preset"]), build(TextEncoderConfig, config["text_encoder"], where)
+    try:
+        return (
+            config,
+            Preset.from_dict(config["preset"]),
+            build(TextEncoderConfig, config["text_encoder"], "text_encoder"),
+        )
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
 
 
 def read_weights(path: Path, config: Mapping[str, Any]) -> tuple[State, str]:

@@ -274,9 +274,15 @@ def _cut(path: Path) -> None:
         (lambda d: _edit_config(d, lambda c: c["preset"].update(nms_iou=0.4)), "fingerprint: expected .*, which"),
         (lambda d: _edit_config(d, lambda c: c["text_encoder"].update(num_heads=6)), "fingerprint: expected"),
         (lambda d: _edit_config(d, lambda c: c["text_encoder"].update(num_heads=5)), "num_heads"),
-        (lambda d: _edit_config(d, lambda c: c["preset"].pop("num_clips")), "missing num_clips"),
+        (
+            lambda d: _edit_config(d, lambda c: c["preset"].pop("num_clips")),
+            r"config.json: preset .*: missing num_clips",
+        ),
         (lambda d: _edit_config(d, lambda c: c["preset"].update(joint_size=32)), r"is \[24, .*expects \[32, "),
-        (lambda d: _edit_config(d, lambda c: c["text_encoder"].update(width="x")), "width: expected an integer"),
+        (
+            lambda d: _edit_config(d, lambda c: c["text_encoder"].update(width="x")),
+            "config.json: text_encoder: width: expected an integer",
+        ),
         (lambda d: _cut(d / "model.safetensors"), "model.safetensors is truncated or damaged"),
         (lambda d: _lfs_pointer(d / "model.safetensors", {}), "is a Git-LFS pointer"),
         (lambda d: _cut(d / "tokenizer.json"), "tokenizer.json is not the file that config.json was written for"),

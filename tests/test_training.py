@@ -522,7 +522,12 @@ def test_feature_width_that_differs_is_refused_before_the_first_step(
     [
         ({"losses": "all"}, r"losses: expected one of full, no-cross-video, iou-only, got 'all'"),
         ({"precision": "int8"}, r"precision: expected one of fp32, bf16, fp16, got 'int8'"),
-        ({"accumulate": 0}, r"accumulate: expected a number >= 1, got 0"),
+        ({"accumulate": 0}, r"accumulate: expected an integer >= 1, got 0"),
+        ({"checkpoint_every": 2.5}, r"checkpoint_every: expected an integer >= 0, got 2.5"),
+        ({"seed": True}, r"seed: expected an integer >= 0, got True"),
+        ({"dropout": float("nan")}, r"dropout: expected a finite number >= 0, got nan"),
+        ({"text_rate": "0.1"}, r"text_rate: expected a finite number >= 0, got '0.1'"),
+        ({"cache_gib": float("nan")}, r"cache_gib: expected a finite number >= 0, got nan"),
         ({"dropout": 1.0}, r"dropout: expected a number below 1, got 1.0"),
         ({"accumulate": 3}, r"batch_size: expected a multiple of processes x accumulate, 3, got 8"),
         ({"device": "tpu"}, r"device: expected auto, cpu, cuda or cuda:N, got 'tpu'"),

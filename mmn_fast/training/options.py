@@ -8,12 +8,19 @@ from typing import Literal
 
 import torch
 
+from mmn_fast.checks import Integer, Number, Rule
 from mmn_fast.presets import Preset, Recipe
 from mmn_fast.training.objective import LOSSES, Losses
 from mmn_fast.types import InputError, TextEncoderConfig
 
 Precision = Literal["fp32", "bf16", "fp16"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+_RULES: dict[str, Rule] = {
+    **dict.fromkeys(("accumulate", "evaluate_every"), Integer()),
+    **dict.fromkeys(("checkpoint_every", "warmup_steps", "seed"), Integer(0)),
+    **dict.fromkeys(("cache_gib", "text_rate", "dropout"), Number(0)),
+}
 
 
 @dataclass(frozen=True)
@@ -92,11 +99,7 @@ class TrainOptions:
         for name, allowed in (("losses", LOSSES), ("precision", tuple(DTYPES))):
             if getattr(self, name) not in allowed:
                 raise InputError(f"{name}: expected one of {', '.join(allowed)}, got {getattr(self, name)!r}")
-        for name, least in (
-            ("accumulate", 1), ("evaluate_every", 1), ("checkpoint_every", 0), ("warmup_steps", 0), ("seed", 0),
-            ("cache_gib", 0), ("text_rate", 0), ("dropout", 0),
-        ):  # fmt: skip
-            if getattr(self, name) < least:
-                raise InputError(f"{name}: expected a number >= {least}, got {getattr(self, name)!r}")
+        for name, rule in _RULES.items():
+            object.__setattr__(self, name, rule(getattr(self, name), name))
         if self.dropout >= 1:
             raise InputError(f"dropout: expected a number below 1, got {self.dropout!r}")
