@@ -557,9 +557,15 @@ def test_resume_refuses_another_run_and_a_damaged_checkpoint(task: dict[str, Pat
     train(options(task, tmp_path / "run"))
     with pytest.raises(InputError, match=r"resume: .*checkpoint\.pt: seed: the run was begun with 0, got 5"):
         train(options(task, tmp_path / "run", resume=True, seed=5))
-    longer = dataclasses.replace(options(task, tmp_path).recipe, epochs=9)  # type: ignore[type-var]
-    with pytest.raises(InputError, match=r"preset: the run was begun with recipe .*'epochs': 3"):
-        train(options(task, tmp_path / "run", resume=True, recipe=longer))
+    other = dataclasses.replace(options(task, tmp_path).recipe, learning_rate=0.25, epochs=9)  # type: ignore[type-var]
+    message = r"checkpoint\.pt: learning_rate: the run was begun with 0\.005, got 0\.25"
+    with pytest.raises(InputError, match=message + "$"):
+        train(options(task, tmp_path / "run", resume=True, recipe=other))
+    with pytest.raises(InputError, match=message + "; also different: dropout, seed$"):
+        train(options(task, tmp_path / "run", resume=True, recipe=other, seed=5, dropout=0.3))
+    shorter = dataclasses.replace(options(task, tmp_path).recipe, epochs=2)  # type: ignore[type-var]
+    with pytest.raises(InputError, match=r"epochs: the run was begun with 3, got 2; it can only be extended"):
+        train(options(task, tmp_path / "run", resume=True, recipe=shorter))
     (tmp_path / "run" / "checkpoint.pt").write_bytes(b"no checkpoint")
     with pytest.raises(InputError, match=r"resume: .*checkpoint\.pt: not a checkpoint of a run"):
         train(options(task, tmp_path / "run", resume=True))

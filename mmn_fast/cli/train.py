@@ -100,7 +100,7 @@ def train(
     ] = False,
     skip_missing: Annotated[bool, typer.Option("--skip-missing", help="Leave out videos without features.")] = False,
     official_pth: Annotated[bool, typer.Option("--official-pth", help="Write model.pth too.")] = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's checkpoint.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint; --epochs may grow.")] = False,
 ) -> None:
     """Train a model by the official recipe; under torchrun on several devices."""
     import dataclasses

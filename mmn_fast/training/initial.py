@@ -87,7 +87,9 @@ def parse_text_encoder(value: str, vocab_size: int) -> TextEncoderConfig:
     """Sizes of a text encoder, given as a JSON file, a JSON object, or "width=128,num_layers=2,...".
 
     Args:
-        value: the sizes; those left out take the published values, the vocabulary's is the tokenizer's.
+        value: the sizes. Those left out take the published values, where these follow from the width (ffn_width is 4
+            times it, each head is 64 wide or takes all of a smaller one) the value for it; the vocabulary's is the
+            tokenizer's.
         vocab_size: word pieces of the tokenizer.
 
     Raises:
@@ -107,18 +109,36 @@ def parse_text_encoder(value: str, vocab_size: int) -> TextEncoderConfig:
             if name in sizes:
                 raise InputError(f"text_encoder: {name} stands twice in {shown(value)}")
             sizes[name] = int(number)
-    return build(TextEncoderConfig, {"vocab_size": vocab_size, **check_keys(sizes, _SIZES, "text_encoder", ())}, "")
+    sizes = check_keys(sizes, _SIZES, "text_encoder", ())
+    implied = {"vocab_size": vocab_size}
+    if type(sizes.get("width")) is int and sizes["width"] >= 1:
+        implied |= {"num_heads": max(1, sizes["width"] // 64), "ffn_width": 4 * sizes["width"]}
+    return build(TextEncoderConfig, {**implied, **sizes}, "")
+
+
+def starts_from_scratch(text_encoder: str | Path | TextEncoderConfig | None, init: str | Path | None) -> bool:
+    """Whether a text encoder begins with random weights, of `new_model`'s arguments."""
+    if init is not None or text_encoder is None:
+        return False
+    return isinstance(text_encoder, TextEncoderConfig) or not (
+        os.path.isdir(text_encoder) or is_hub_id(str(text_encoder))
+    )
 
 
 def _text_start(
     text_encoder: str | Path | TextEncoderConfig | None, tokenizer: str | Path | None
 ) -> tuple[TextEncoderConfig, State | None, Tokenizer]:
     source = PUBLISHED_TEXT_ENCODER if text_encoder is None else text_encoder
-    if isinstance(source, TextEncoderConfig) or not (os.path.isdir(source) or is_hub_id(str(source))):
+    if isinstance(source, TextEncoderConfig) or starts_from_scratch(source, None):
         if tokenizer is None:
             raise InputError("tokenizer: expected one for a text encoder that starts from scratch, got none")
         chosen = load_tokenizer(tokenizer)
-        config = source if isinstance(source, TextEncoderConfig) else parse_text_encoder(str(source), chosen.vocab_size)
+        if not isinstance(source, TextEncoderConfig):
+            config = parse_text_encoder(str(source), chosen.vocab_size)
+        elif source.vocab_size == TextEncoderConfig.vocab_size:  # nobody named one
+            config = dataclasses.replace(source, vocab_size=chosen.vocab_size)
+        else:
+            config = source
         if config.vocab_size != chosen.vocab_size:
             raise InputError(
                 f"text_encoder: vocab_size: expected the tokenizer's {chosen.vocab_size}, got {config.vocab_size}"

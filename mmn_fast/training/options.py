@@ -59,7 +59,8 @@ class TrainOptions:
         strict: refuse annotations that the official code repairs: times outside the video, ends before starts.
         skip_missing: leave out videos without features.
         official_pth: write `model.pth` too.
-        resume: go on from the run's checkpoint, if it has one.
+        resume: go on from the run's checkpoint, if it has one. `recipe.epochs` may have grown since: milestones and the
+            other epochs of the recipe stay, and the run ends as one that was begun with so many epochs.
         progress: show progress on stderr.
     """
 

@@ -21,6 +21,7 @@ import logging
 import os
 import shutil
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -45,11 +46,12 @@ from mmn_fast.official import official_content
 from mmn_fast.presets import Preset, get_preset
 from mmn_fast.training.checkpoint_file import read_checkpoint, write_checkpoint
 from mmn_fast.training.data import TrainingData, epoch_order, epoch_parts
-from mmn_fast.training.initial import new_model
+from mmn_fast.training.initial import new_model, starts_from_scratch
 from mmn_fast.training.objective import Objective
 from mmn_fast.training.options import DTYPES, TrainOptions
 from mmn_fast.training.processes import device_of, joined_processes, wait
 from mmn_fast.training.progress import Log, ProgressBar
+from mmn_fast.training.resume import check_same_run
 from mmn_fast.training.schedule import contrastive_weight, learning_rates
 from mmn_fast.types import InputError
 from mmn_fast.version import __version__
@@ -146,6 +148,7 @@ class _Run:
         self.model, self.text, self.tokenizer = new_model(
             self.preset, options.text_encoder, options.tokenizer, options.init, options.dropout
         )
+        self._warn_of_a_frozen_start()
         torch.manual_seed(options.seed * self.world + self.rank)  # dropout differs between processes
         self.data = self._open_data(stack)
         self.validation = self._open_validation(stack)
@@ -220,6 +223,7 @@ class _Run:
     def train(self) -> Path:
         if self.options.resume:
             self._restore()
+        self._say(self._beginning())
         if self.rank == 0:
             self.output.mkdir(parents=True, exist_ok=True)
             self._trim_log()
@@ -231,6 +235,36 @@ class _Run:
             self._write_result()
         wait()
         return self.output / "model"
+
+    def _say(self, sentence: str) -> None:
+        """Tell the log, and the screen where progress is shown; one process speaks for all."""
+        if self.rank == 0:
+            logger.info(sentence)
+            if self.options.progress:
+                print(sentence, file=sys.stderr)
+
+    def _beginning(self) -> str:
+        """How the run begins, in a sentence."""
+        position, steps = self.position, self._num_steps()
+        if not position.step:
+            absent = f": {self.checkpoint_file} does not exist" if self.options.resume else ""
+            return f"starting anew{absent}; {steps} steps in {self.recipe.epochs} epochs"
+        if position.epoch > self.recipe.epochs:
+            return f"nothing left to do: all {steps} steps of {self.recipe.epochs} epochs are done"
+        return f"resuming at step {position.step} of {steps}, epoch {position.epoch} of {self.recipe.epochs}"
+
+    def _warn_of_a_frozen_start(self) -> None:
+        """Warn where a text encoder that starts from scratch would never learn."""
+        options, recipe = self.options, self.recipe
+        if self.rank or not starts_from_scratch(options.text_encoder, options.init):
+            return
+        if recipe.freeze_text_epochs >= recipe.epochs:
+            why = f"it is frozen for all {recipe.epochs} epochs (freeze_text_epochs is {recipe.freeze_text_epochs})"
+        elif not options.text_rate:
+            why = "its learning rate is 0 (text_rate)"
+        else:
+            return
+        logger.warning("text_encoder: its weights are random and will stay so: %s", why)
 
     def _num_steps(self) -> int:
         return self.recipe.epochs * -(-len(self.data) // self.recipe.batch_size)
@@ -394,22 +428,16 @@ class _Run:
 
     def _restore(self) -> None:
         if not self.checkpoint_file.exists():
-            logger.warning("resume: %s does not exist; starting from the beginning", self.checkpoint_file)
             return
         content = read_checkpoint(self.checkpoint_file)
         try:
             run, position = content["run"], _Position(**content["position"])
         except (KeyError, TypeError) as error:
             raise InputError(f"resume: {self.checkpoint_file}: not a checkpoint of a run ({error!r})") from None
-        now = json.loads(json.dumps(self._identity()))
-        then = json.loads(json.dumps(run))
-        for name in now:
-            if now[name] != then.get(name):
-                detail = f"{then.get(name)!r}, got {now[name]!r}"
-                if isinstance(now[name], dict) and isinstance(then.get(name), dict):
-                    key = next(key for key in now[name] if now[name][key] != then[name].get(key))
-                    detail = f"{key} {then[name].get(key)!r}, got {now[name][key]!r}"
-                raise InputError(f"resume: {self.checkpoint_file}: {name}: the run was begun with {detail}")
+        now, then = (json.loads(json.dumps(settings)) for settings in (self._identity(), run))
+        extended = check_same_run(then, now, position.epoch - 1, f"resume: {self.checkpoint_file}")
+        if extended is not None:
+            self._say(extended)
         self.model.load_state_dict(content["model"])
         self.optimizer.load_state_dict(content["optimizer"])
         self.scaler.load_state_dict(content["scaler"])
