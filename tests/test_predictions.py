@@ -1,14 +1,18 @@
 """Predicting without truth, scoring a file of predictions, and QVHighlights' figures."""
 
 import json
+import resource
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
+from typer.main import get_command
 
+from mmn_fast.cli import app
+from mmn_fast.errors import InputError, WriteError
 from mmn_fast.evaluation import PROTOCOLS, Sample, evaluate, predict, read_annotations, score_file
 from mmn_fast.evaluation.judge import Judge
-from mmn_fast.types import InputError
 from tests.test_evaluation import FEATURES, SAMPLES, FakeEngine
 
 CHARADES = {"recall_at": (1, 5), "recall_ious": (0.5, 0.7)}  # as the fake engine's preset
@@ -171,6 +175,40 @@ def test_predictions_appear_whole_or_not_at_all(tmp_path):
     assert (tmp_path / "a.jsonl").read_text() == "mine"
 
 
+def test_a_file_that_the_system_refuses_ends_the_work_in_a_sentence(tmp_path):
+    engine, (soft, hard) = FakeEngine(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200, hard))
+    try:
+        with pytest.raises(WriteError, match=r"^output: cannot write .*a\.jsonl: File too large$"):
+            predict(engine, SAMPLES, FEATURES, tmp_path / "a.jsonl", batch_size=1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_commands_predict_and_score_a_file(tmp_path, capsys):
+    """The demo model on one video, without its truth and then with it."""
+    with h5py.File(tmp_path / "f.h5", "w") as file:
+        file["v"] = np.random.RandomState(0).rand(32, 357).astype(np.float32)
+    record = {"duration": 8.0, "sentences": ["the red circle grows", "the square leaves"]}
+    (tmp_path / "blind.json").write_text(json.dumps({"v": record}))
+    (tmp_path / "truth.json").write_text(json.dumps({"v": record | {"timestamps": [[0, 4], [2, 3]]}}))
+
+    def run(*arguments):
+        assert get_command(app)(list(map(str, arguments)), standalone_mode=False) in (None, 0)
+        return capsys.readouterr().out
+
+    common = ("--annotations", tmp_path / "blind.json", "--features", tmp_path / "f.h5", "-o", tmp_path / "p.jsonl")
+    assert json.loads(run("predict", "--model", "demo", *common, "-k", 3, "--json"))["num_sentences"] == 2
+    lines = [json.loads(one) for one in (tmp_path / "p.jsonl").read_text().splitlines()]
+    assert [one["qid"] for one in lines] == ["v#0", "v#1"]
+    assert all(len(one["pred_relevant_windows"]) == 3 for one in lines)
+    scored = ("score-file", tmp_path / "p.jsonl", "--annotations", tmp_path / "truth.json", "--protocol", "qvh")
+    metrics = json.loads(run(*scored, "--json"))["metrics"]
+    assert {"R@5,IoU@0.3", "mIoU", "MR-short-mAP"} <= set(metrics)
+    assert "moments as the file ranks them" in run(*scored)
+
+
 # annotations without windows
 
 
@@ -218,6 +256,13 @@ def test_annotations_without_windows_are_read_for_prediction(tmp_path, content):
 def test_annotations_without_any_window_are_refused_for_evaluation_and_predict_is_named(tmp_path, content):
     (tmp_path / "annotations").write_text(content)
     with pytest.raises(InputError, match=r"no video with a sentence and a window in it; `mmn-fast predict` needs no"):
+        read_annotations(tmp_path / "annotations")
+
+
+@pytest.mark.parametrize(("content", "field"), [(line(), "relevant_windows"), (official(), "timestamps")])
+def test_a_field_that_is_missing_is_named_and_so_is_predict(tmp_path, content, field):
+    (tmp_path / "annotations").write_text(content)
+    with pytest.raises(InputError, match=rf"missing {field}; it has .* \(`mmn-fast predict` needs no windows\)$"):
         read_annotations(tmp_path / "annotations")
 
 

@@ -177,7 +177,9 @@ def _fields(record: Any, names: tuple[str, ...], where: str) -> list[Any]:
     missing = [name for name in names if name not in record]
     if missing:
         has = ", ".join(str(name)[:40] for name in list(record)[:12]) or "nothing"
-        raise InputError(f"{where}: missing {', '.join(missing)}; it has {has}")
+        alone = len(missing) == 1 and missing[0] in ("timestamps", "relevant_windows")
+        hint = " (`mmn-fast predict` needs no windows)" if alone else ""
+        raise InputError(f"{where}: missing {', '.join(missing)}; it has {has}{hint}")
     return [record[name] for name in names]
 
 
