@@ -8,23 +8,27 @@ choice. A plan is built on the GPU that it is for, and verified there before it 
 from __future__ import annotations
 
 import hashlib
-import secrets
+import logging
 import threading
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
+from mmn_fast.errors import WriteError
 from mmn_fast.export.manifest import Manifest, check_files, read_manifest
 from mmn_fast.export.plans import HARDWARE, Profile, Sidecar, plan_path, profiles_for, read_sidecar, sidecar_path
 from mmn_fast.export.verify import BOUNDS, VerificationError, verify_runs
+from mmn_fast.files import write_whole
 from mmn_fast.kernels import cuda_runtime
 from mmn_fast.kernels.tensorrt_module import BUILDER, make_logger, tensorrt_module
 from mmn_fast.kernels.tensorrt_plan import open_plans
 from mmn_fast.types import InputError
+from mmn_fast.unfinished import unfinished
+
+_LOG = logging.getLogger(__name__)
 
 TIMING_CACHE = "tensorrt.timing"
 _LEVELS = dict(zip(HARDWARE, ("NONE", "SAME_COMPUTE_CAPABILITY", "AMPERE_PLUS"), strict=True))
@@ -106,8 +110,8 @@ def build_plans(
     check_files(directory, manifest)
     builder = _Builder(directory, manifest, options)
     try:
-        with TemporaryDirectory(prefix=".plans.partial-", dir=directory, ignore_cleanup_errors=True) as place:
-            staging = Path(place)
+        with unfinished(directory / "plans") as staging:
+            staging.mkdir()
             with ExitStack() as stack:
                 for name in chosen:
                     plan = builder.build(name, profiles[name], stack)
@@ -213,12 +217,10 @@ class _Builder:
         return bytes(plan)
 
     def _keep(self, timings: bytes) -> None:
-        unfinished = self.cache.with_name(f".{self.cache.name}.partial-{secrets.token_hex(6)}")
         try:
-            unfinished.write_bytes(timings)
-            unfinished.replace(self.cache)
-        finally:
-            unfinished.unlink(missing_ok=True)
+            write_whole(self.cache, timings, overwrite=True, argument="timing_cache")
+        except WriteError as error:
+            _LOG.warning("%s; the next build measures again", error)
 
     def _configure(self, config: Any, stack: ExitStack, name: str) -> None:
         trt, options = self.trt, self.options

@@ -201,15 +201,15 @@ def test_sigkill_during_a_checkpoint_write_loses_nothing(moment: str, task: dict
 
         real, count = torch.save, 0
 
-        def save(content, path):
+        def save(content, file):
             global count
             count += 1
             if count < 5:
-                return real(content, path)
+                return real(content, file)
             buffer = io.BytesIO()
             real(content, buffer)
             half = {moment.startswith("half")}
-            pathlib.Path(path).write_bytes(buffer.getvalue()[: len(buffer.getvalue()) // (2 if half else 1)])
+            pathlib.Path(file.name).write_bytes(buffer.getvalue()[: len(buffer.getvalue()) // (2 if half else 1)])
             os.kill(os.getpid(), signal.SIGKILL)
 
         torch.save = save
@@ -220,7 +220,9 @@ def test_sigkill_during_a_checkpoint_write_loses_nothing(moment: str, task: dict
     assert done.returncode == -signal.SIGKILL, done.stderr.decode()
     # Two epochs of three steps: writes 1 and 2 within the first, 3 at its end, 4 is step 4, 5 did not arrive.
     assert torch.load(tmp_path / "cut" / "checkpoint.pt", weights_only=True)["position"]["step"] == 4
+    assert len(list((tmp_path / "cut").glob(".checkpoint.pt.partial-*"))) == 2
     train(options(task, tmp_path / "cut", resume=True, **changes))
+    assert not list((tmp_path / "cut").glob(".*"))
     assert_same_run(tmp_path / "whole", tmp_path / "cut")
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field
 from functools import cache
@@ -14,6 +12,7 @@ from typing import Any
 from mmn_fast.checks import Integer, MapOf, Number
 from mmn_fast.documents import read_json
 from mmn_fast.environment import tuning_dir
+from mmn_fast.files import write_whole
 from mmn_fast.geometry import ProposalPlan
 from mmn_fast.kernels.gpu_buckets import VIDEO_BUCKETS
 
@@ -199,17 +198,15 @@ def keep(arch: str, key: str, found: GatherConfig | Times, path: Path | None = N
 
     Raises:
         ValueError: the file cannot be read.
+        OSError, WriteError: it cannot be written.
     """
     path = path or cache_path()
     kept = deepcopy(_read(path))
     part = kept.choices if isinstance(found, GatherConfig) else kept.times
     part.setdefault(arch, {})[key] = found  # type: ignore[assignment]
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Written whole, then renamed: another process reads the old file or the new one.
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=_CACHE_NAME)
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        json.dump(asdict(kept), file, indent=1, sort_keys=True)
-    os.replace(temporary, path)
+    content = json.dumps(asdict(kept), indent=1, sort_keys=True)
+    write_whole(path, content.encode(), overwrite=True, argument="tuning")
     _read_at.cache_clear()
     return path
 

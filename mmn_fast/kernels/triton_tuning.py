@@ -14,11 +14,13 @@ import triton
 from torch import Tensor
 from triton.runtime.errors import OutOfResources
 
+from mmn_fast.errors import WriteError
 from mmn_fast.geometry import FloatArray, ProposalPlan
 from mmn_fast.kernels.gather_choices import (
     GatherConfig,
     Times,
     arch_of,
+    cache_path,
     chosen_config,
     config_key,
     keep,
@@ -113,6 +115,14 @@ def fastest(configs: Iterable[GatherConfig], time_ms: Callable[[GatherConfig], f
     return min(taken, key=lambda config: taken[config])
 
 
+def _keep(arch: str, key: str, found: GatherConfig | Times) -> None:
+    """Keep what was measured; a disk that does not take it costs another measurement, not this one."""
+    try:
+        keep(arch, key, found)
+    except (OSError, WriteError) as error:
+        _LOG.warning("%s: tuned choices cannot be kept (%s); the next process measures again", cache_path(), error)
+
+
 class Tuner:
     """Measures what was not measured before on such a device, and keeps it.
 
@@ -148,7 +158,7 @@ class Tuner:
         if found is None:
             _LOG.info("tuning %s for %d videos, once for this device", algorithm, videos)
             found = self.measure_config(algorithm, videos)
-            keep(arch_of(self._capability), key, found)
+            _keep(arch_of(self._capability), key, found)
         return found
 
     def measure_config(self, algorithm: str, videos: int) -> GatherConfig:
@@ -170,7 +180,7 @@ class Tuner:
                 map_padded, rows = self._maps(stack, videos)
                 found[name] = [self._timer(run) for run in stack.layer_runs(map_padded, rows)]
             found["crop"] = [self._timer(partial(CropProposalConv(*self._arguments), map_padded))]
-            keep(arch_of(self._capability), key, found)
+            _keep(arch_of(self._capability), key, found)
         return found
 
     def measure(self, videos: Iterable[int]) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import platform
 import statistics
 import time
@@ -17,7 +16,8 @@ import numpy as np
 from mmn_fast.checks import Each, Integer, MapOf, Number, Rule, Text, check_record
 from mmn_fast.documents import read_json
 from mmn_fast.environment import tuning_dir
-from mmn_fast.errors import InputError
+from mmn_fast.errors import InputError, WriteError
+from mmn_fast.files import write_whole
 from mmn_fast.geometry import ProposalPlan
 from mmn_fast.kernels.native import _C, cpu_isa
 from mmn_fast.kernels.native_conv import add_layer, candidates
@@ -72,10 +72,12 @@ def tuned_seconds(
         {name: _measure(plan, number, *widths[number], name, threads) for name in layer}
         for number, layer in enumerate(names)
     ]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}.partial")
-    partial.write_text(json.dumps({"isa": cpu_isa(), "threads": threads, "seconds": seconds}), encoding="utf-8")
-    partial.replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        content = json.dumps({"isa": cpu_isa(), "threads": threads, "seconds": seconds})
+        write_whole(path, content.encode(), overwrite=True, argument="tuning")
+    except (OSError, WriteError) as error:
+        _LOG.warning("%s: the tuning cannot be kept (%s); the next process measures again", path, error)
     return seconds
 
 

@@ -26,12 +26,13 @@ def write_checkpoint(content: Any, path: str | Path) -> None:
         path: file to write.
 
     Raises:
-        OSError, RuntimeError: the system refuses.
+        OSError: the system refuses.
     """
     import torch
 
-    torch.save(content, path)
     path = Path(path)
+    with path.open("wb") as file:  # of a path that it opens itself PyTorch does not say why the system refuses it
+        torch.save(content, file)
     size = path.stat().st_size
     with path.open("r+b") as file:
         file.seek(size - 22)

@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
+logger = logging.getLogger(__name__)
+
 
 class Log:
-    """log.jsonl, and TensorBoard's files where it is installed; nothing without a directory."""
+    """log.jsonl, and TensorBoard's files where it is installed; nothing without a directory.
+
+    Lines that the disk does not take wait for room and do not stop the run.
+
+    Attributes:
+        failure: why lines are waiting; None if none are.
+    """
 
     def __init__(self, directory: Path | None, step: int) -> None:
-        self._file = None if directory is None else (directory / "log.jsonl").open("a", encoding="utf-8")
+        self.failure: str | None = None
+        self._waiting = b""
+        self._file = None if directory is None else (directory / "log.jsonl").open("ab", buffering=0)
         self._board: Any = None
         if directory is not None:
             with contextlib.suppress(ImportError):
@@ -22,12 +34,22 @@ class Log:
 
     def write(self, line: dict[str, Any]) -> None:
         if self._file is not None:
-            self._file.write(json.dumps(line) + "\n")
-            self._file.flush()
+            self._waiting += (json.dumps(line) + "\n").encode()
+            self._flush(self._file)
         if self._board is not None:
             for name, value in (line.get("metrics") or line).items():
                 if isinstance(value, float):
                     self._board.add_scalar(name, value, line["step"])
+
+    def _flush(self, file: io.FileIO) -> None:
+        before, self.failure = self.failure, None
+        try:
+            while self._waiting:  # a part may fit; the rest follows it
+                self._waiting = self._waiting[file.write(self._waiting) :]
+        except OSError as error:
+            self.failure = error.strerror or str(error)
+            if before is None:
+                logger.warning("%s: %s; its lines wait for room", file.name, self.failure)
 
     def __enter__(self) -> Log:
         return self

@@ -18,7 +18,6 @@ import contextlib
 import dataclasses
 import json
 import logging
-import os
 import shutil
 import signal
 import sys
@@ -38,10 +37,11 @@ from torch.nn.parallel import DistributedDataParallel
 from mmn_fast.backends import registry
 from mmn_fast.checkpoint import LoadedModel, model_from_state, save_model
 from mmn_fast.engine import Engine
-from mmn_fast.errors import named_as
+from mmn_fast.errors import InputError, WriteError, named_as
 from mmn_fast.evaluation.datasets import read_annotations
 from mmn_fast.evaluation.evaluate import evaluate
 from mmn_fast.features import FeatureStore, open_features
+from mmn_fast.files import whole_file, write_whole
 from mmn_fast.official import official_content
 from mmn_fast.presets import Preset, get_preset
 from mmn_fast.training.checkpoint_file import read_checkpoint, write_checkpoint
@@ -53,7 +53,7 @@ from mmn_fast.training.processes import device_of, joined_processes, wait
 from mmn_fast.training.progress import Log, ProgressBar
 from mmn_fast.training.resume import check_same_run
 from mmn_fast.training.schedule import contrastive_weight, learning_rates
-from mmn_fast.types import InputError
+from mmn_fast.unfinished import remove_abandoned
 from mmn_fast.version import __version__
 
 # Facts of the official training that no configuration file has.
@@ -174,6 +174,7 @@ class _Run:
         )
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=options.precision == "fp16")
         self.position = _Position()
+        self.saved_step: int | None = None  # of the checkpoint on the disk
         self.stopping = False
 
     def _open_data(self, stack: contextlib.ExitStack) -> TrainingData:
@@ -224,8 +225,17 @@ class _Run:
         if self.options.resume:
             self._restore()
         self._say(self._beginning())
+        try:
+            return self._go_on()
+        except WriteError as error:
+            step = self.saved_step
+            whole = "no checkpoint was written yet" if step is None else f"the checkpoint of step {step} is whole"
+            raise WriteError(f"{error}; {whole}: free some space, then resume goes on from there (--resume)") from None
+
+    def _go_on(self) -> Path:
         if self.rank == 0:
             self.output.mkdir(parents=True, exist_ok=True)
+            remove_abandoned(self.output)
             self._trim_log()
         shown = self.options.progress and self.rank == 0
         with self._log() as log, ProgressBar(self._num_steps(), shown) as progress, self._stop_on_signals():
@@ -233,6 +243,8 @@ class _Run:
                 self._epoch(epoch, log, progress)
         if self.rank == 0:
             self._write_result()
+            if log.failure is not None:  # the model is more than its log
+                raise WriteError(f"output: cannot write {self.output / 'log.jsonl'}: {log.failure}")
         wait()
         return self.output / "model"
 
@@ -420,7 +432,9 @@ class _Run:
                 "scaler": self.scaler.state_dict(),
                 "generators": generators,
             }
-            write_whole(self.checkpoint_file, lambda path: write_checkpoint(content, path))
+            with whole_file(self.checkpoint_file, "output", durable=True) as file:
+                write_checkpoint(content, file.name)
+            self.saved_step = self.position.step
             for directory in self.output.glob("best-*"):
                 if directory != self._best(self.position.best_epoch):
                     shutil.rmtree(directory, ignore_errors=True)
@@ -445,7 +459,7 @@ class _Run:
         torch.set_rng_state(generators["cpu"])
         if self.device.type == "cuda":
             torch.cuda.set_rng_state(generators["cuda"], self.device)
-        self.position = position
+        self.position, self.saved_step = position, position.step
 
     def _write_result(self) -> None:
         from mmn_fast.checkpoint import load_model
@@ -466,7 +480,8 @@ class _Run:
             content = official_content(
                 model.state, record, self.preset.conv_layers, best or self.recipe.epochs, self.position.step
             )
-            write_whole(self.output / "model.pth", lambda path: torch.save(content, path))
+            with whole_file(self.output / "model.pth", "output", durable=True) as file:
+                torch.save(content, file)
 
     def _trim_log(self) -> None:
         """Drop what the log has from after the checkpoint: it is going to be written again."""
@@ -483,7 +498,7 @@ class _Run:
             finished = "metrics" not in line or line["epoch"] < position.epoch
             if line["step"] <= position.step and finished:
                 kept.append(text)
-        write_whole(path, lambda partial: Path(partial).write_text("".join(kept), encoding="utf-8"))
+        write_whole(path, "".join(kept).encode(), overwrite=True, argument="output", durable=True)
 
     def _log(self) -> Log:
         return Log(self.output if self.rank == 0 else None, self.position.step)
@@ -513,22 +528,3 @@ class _Run:
         flag = torch.tensor([int(self.stopping)], device=self.device)
         dist.all_reduce(flag)
         return bool(flag.item())
-
-
-def write_whole(path: Path, write: Callable[[str], object]) -> None:
-    """Write a file so that at any moment, power cuts included, it is the old one or the new one, whole.
-
-    Args:
-        path: the file; an existing one is replaced.
-        write: writes to the path it is given.
-    """
-    partial = path.with_name(f".{path.name}.partial")
-    write(str(partial))
-    for written, flags in ((partial, os.O_RDWR), (path.parent, os.O_RDONLY)):
-        if written == path.parent:
-            partial.replace(path)
-        descriptor = os.open(written, flags)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

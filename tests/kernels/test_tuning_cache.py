@@ -1,0 +1,38 @@
+"""A cache of tunings that cannot be written costs another measurement, not this one."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+
+from mmn_fast.geometry import plan_for
+from mmn_fast.kernels import gather_choices, tuning
+from mmn_fast.kernels.gather_choices import GatherConfig
+from tests.training_task import PRESET
+
+
+def test_a_tuning_that_cannot_be_kept_is_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "cache").touch()  # no directory, so nothing can be kept in it
+    monkeypatch.setenv("MMN_FAST_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(tuning, "_measure", lambda *_: 1.0)
+    plan = plan_for(PRESET)
+    with caplog.at_level(logging.WARNING, "mmn_fast"):
+        seconds = tuning.tuned_seconds(plan, [(24, 24)] * len(plan.layers), "fp32", True, 1)
+    assert len(seconds) == len(plan.layers)
+    assert "cannot be kept" in caplog.text
+
+
+def test_choices_that_cannot_be_kept_are_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    triton_tuning = pytest.importorskip("mmn_fast.kernels.triton_tuning")
+    (tmp_path / "cache" / "tuning").mkdir(parents=True)
+    monkeypatch.setenv("MMN_FAST_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(gather_choices, "write_whole", lambda *_, **__: (tmp_path / "missing" / "x").write_bytes(b""))
+    with caplog.at_level(logging.WARNING, "mmn_fast"):
+        triton_tuning._keep("sm_90", "key", GatherConfig(64, 64, 64, 4, 3, 1))
+    assert "cannot be kept" in caplog.text
