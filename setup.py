@@ -92,6 +92,8 @@ setup(
     extras_require={
         "bench": ["onnx", "onnxruntime", "onnxscript", "openvino"],
         "onnx": ["onnx", "onnxruntime", "onnxscript"],
+        # In place of "onnx": both distributions write the same package, the later one over the earlier.
+        "onnx-gpu": ["onnx", "onnxruntime-gpu", "onnxscript"],
         "tensorrt": ["tensorrt", "cuda-bindings"],
         "train": ["transformers>=4.44", "tensorboard"],
         "serve": ["litserve"],

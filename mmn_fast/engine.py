@@ -20,7 +20,7 @@ from mmn_fast.features import check_duration, float32_rows, pre_clips
 from mmn_fast.geometry import cells_to_moments, plan_for
 from mmn_fast.kernels import native
 from mmn_fast.postprocess import fuse_scores, to_moments
-from mmn_fast.presets import Preset
+from mmn_fast.presets import PUBLISHED_FEATURES, Preset
 from mmn_fast.tokenizer import check_text
 from mmn_fast.types import (
     FloatArray,
@@ -277,6 +277,20 @@ class Engine:
             "fingerprint": self._model.fingerprint,
             "preset": self.preset.name,
             "proposals": self._plan.num_proposals,
+            "sizes": {
+                "D": self.preset.input_size,
+                "T": self.preset.num_pre_clips,
+                "N": self.preset.num_clips,
+                "J": self.preset.joint_size,
+                "P": self._plan.num_proposals,
+            },
+            "features": {
+                "expects": f"float [n_src, {self.preset.input_size}], rows in temporal order, not normalised",
+                "streams": list(self.preset.feature_streams),
+                "normalisation": "each stream of each row to unit length, by the engine",
+                "key": self.preset.feature_key or "the video itself",
+                "extractor": PUBLISHED_FEATURES.get(self.preset.name, "not known; that of the training features"),
+            },
             "text_encoder": {"layers": text.num_layers, "width": text.width, "max_tokens": text.max_tokens},
             "backend": self._backend.name,
             **self._backend.info(),

@@ -456,3 +456,13 @@ def read_official_yaml(path: str | Path) -> Preset:
     except InputError as error:
         prefix = "" if str(error).startswith(where) else f"{where}: "
         raise InputError(f"{prefix}{error}") from None
+
+
+PUBLISHED_FEATURES = {
+    "charades-sta": "VGG16, published with 2D-TAN (vgg_rgb_features.hdf5)",
+    "activitynet-captions": "C3D reduced to 500 values (sub_activitynet_v1-3.c3d.hdf5)",
+    "tacos": "C3D fc6, published with 2D-TAN (tall_c3d_features.hdf5)",
+    "hc-stvg": "CSN and optical flow, of each tube",
+    "shapes": "mmn_fast.features.PixelFeatures",
+}
+"""What the published models of each preset were trained on. Other features of the same width mean nothing to them."""

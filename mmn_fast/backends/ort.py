@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,20 @@ _CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 _PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 
 
+def _how_to_get_cuda() -> str:
+    """What to install; both distributions hold one package, so that the later one is written over the earlier."""
+    both = []
+    for name in ("onnxruntime", "onnxruntime-gpu"):
+        with suppress(PackageNotFoundError):
+            both.append(f"{name} {version(name)}")
+    if len(both) == 2:
+        return (
+            f"{' and '.join(both)} are both installed and overwrite each other: pip uninstall both, then pip install"
+            " mmn_fast[onnx-gpu]"
+        )
+    return "pip uninstall onnxruntime, then pip install mmn_fast[onnx-gpu]; the two cannot be installed together"
+
+
 class OnnxBackend(Backend):
     """The three graphs of `mmn-fast export`, in the precision that they were exported in.
 
@@ -33,7 +49,7 @@ class OnnxBackend(Backend):
     @classmethod
     def unavailable_reason(cls, device: str, precision: str) -> str | None:
         if find_spec("onnxruntime") is None:
-            return "onnxruntime is not installed (pip install mmn_fast[onnx])"
+            return "onnxruntime is not installed (pip install mmn_fast[onnx], for CUDA mmn_fast[onnx-gpu])"
         if precision not in ("auto", *_PRECISIONS):
             return f"precision {precision!r} is not one of its precisions ({', '.join(_PRECISIONS)})"
         if device == "cpu" and precision == "bf16":
@@ -47,7 +63,7 @@ class OnnxBackend(Backend):
             if _CUDA not in providers:
                 return (
                     f"device {device!r}: this onnxruntime {onnxruntime.__version__} has no CUDA provider, only"
-                    f" {', '.join(providers)} (pip install onnxruntime-gpu in its place)"
+                    f" {', '.join(providers)} ({_how_to_get_cuda()})"
                 )
         return None
 

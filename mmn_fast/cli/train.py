@@ -39,6 +39,22 @@ def shapes(
     show(json.dumps(manifest, indent=2) if as_json else f"{output}:\n{lines_of(manifest, '  ')}")
 
 
+@data.command()
+def vocab(
+    annotations: Annotated[
+        list[Path], typer.Option("--annotations", help="Training annotations, as for eval; may be given again.")
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="vocab.txt to write; must not exist.")],
+    size: Annotated[int, typer.Option("--size", help="Entries at most.")] = 8000,
+    durations: Annotated[Path | None, typer.Option("--durations", help="As for eval.")] = None,
+) -> None:
+    """Build a vocabulary of word pieces from the sentences of annotations, for `train --tokenizer`."""
+    from mmn_fast.training.vocabulary import write_vocabulary
+
+    entries, sentences = write_vocabulary(annotations, output, size, durations)
+    typer.echo(f"{output}: {entries} entries from {sentences} sentences")
+
+
 @app.command()
 def train(
     preset: Annotated[str, typer.Option("--preset", help="Preset or official YAML file.")],
