@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -54,9 +55,11 @@ def test_vocab_builds_word_pieces_that_the_tokenizer_reads(tmp_path: Path) -> No
 
 def test_vocabulary_does_not_depend_on_process_or_order() -> None:
     code = "import json, sys; from mmn_fast.training.vocabulary import build_vocabulary;"
-    code += "print(json.dumps(build_vocabulary(json.loads(sys.argv[1]), 120)))"
-    expected = build_vocabulary(SENTENCES, 120)
-    for seed, sentences in (("1", SENTENCES), ("2", SENTENCES[::-1])):
+    code += "print(json.dumps(build_vocabulary(json.loads(sys.argv[1]), 300)))"
+    rng = np.random.default_rng(0)  # words whose pairs of letters are often equally frequent
+    many = ["".join(rng.choice(list("abcdefghij"), 6)) for _ in range(600)]
+    expected = build_vocabulary(many, 300)
+    for seed, sentences in (("1", many), ("2", many[::-1]), ("3", many)):
         done = subprocess.run(
             [sys.executable, "-c", code, json.dumps(sentences)],
             env=os.environ | {"PYTHONHASHSEED": seed}, capture_output=True, text=True, check=True,

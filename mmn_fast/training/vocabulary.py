@@ -33,12 +33,16 @@ def build_vocabulary(sentences: Iterable[str], size: int = 8000) -> list[str]:
     inner = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     inner.normalizer = normalizers.BertNormalizer(lowercase=True)
     inner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    trainer = trainers.WordPieceTrainer(vocab_size=size, special_tokens=_SPECIAL, show_progress=False)
-    inner.train_from_iterator(sorted(sentences), trainer)
-    vocabulary = inner.get_vocab()
-    if len(vocabulary) <= len(_SPECIAL):
+    texts = [inner.normalizer.normalize_str(sentence) for sentence in sentences]
+    words = {word for text in texts for word, _ in inner.pre_tokenizer.pre_tokenize_str(text)}
+    if not words:
         raise InputError("sentences: expected at least one word, got none")
-    # Numbers of single letters depend on a hash in the trainer: the set of pieces does not.
+    # The trainer numbers letters within words in the order of a hash that differs between processes, and equal counts
+    # go by number. Named beforehand, they have numbers that only the words decide.
+    within = sorted({f"##{letter}" for word in words for letter in word[1:]})
+    trainer = trainers.WordPieceTrainer(vocab_size=size, special_tokens=[*_SPECIAL, *within], show_progress=False)
+    inner.train_from_iterator(sorted(texts), trainer)
+    vocabulary = inner.get_vocab()
     pieces = sorted((piece for piece in vocabulary if piece not in _SPECIAL), key=lambda piece: (len(piece), piece))
     return [*_SPECIAL, *pieces]
 
