@@ -69,16 +69,24 @@ def test_windows_that_do_not_start_before_their_end_are_dropped_and_counted_once
     assert [len(sample.sentences) for sample in samples] == [3, 9, 3]
     # The names of the others do not move up: the same sentence has the same name whatever is dropped before it.
     assert samples[0].query_ids == ("v_N7ppHQNikv8#0", "v_N7ppHQNikv8#1", "v_N7ppHQNikv8#3")
-    (message,) = [record.getMessage() for record in caplog.records]
-    assert message.endswith(
-        "annotations_activitynet.json: dropped 2 windows whose start is not before their end; "
-        "2 sentences and 0 videos had none left"
-    )
+    message, *_ = [record.getMessage() for record in caplog.records if "left out" in record.getMessage()]
+    total = sum(len(sample.sentences) for sample in samples) + 2
+    assert f"2 of {total} sentences left out: the start is not before the end, as the official" in message
+    assert [(note.kind, note.count) for note in samples.notes if note.what == "sentences"] == [("left_out", 2)]
 
 
-def test_a_file_without_defects_logs_nothing(caplog):
-    read_annotations(GOLDEN / "annotations_charades.json")
+def test_a_file_without_defects_logs_nothing(tmp_path, caplog):
+    assert read_annotations(written(tmp_path, {"a": video()})).notes == ()
     assert not caplog.records
+
+
+def test_windows_beyond_the_video_are_clamped_and_counted(tmp_path, caplog):
+    content = {"a": {"duration": 10.0, "timestamps": [[1, 12], [11, 12], [2, 3]], "sentences": ["b", "c", "d"]}}
+    notes = read_annotations(written(tmp_path, content)).notes
+    assert [(note.kind, note.what, note.count, note.total) for note in notes] == [("clamped", "windows", 1, 3)] * 2
+    assert "first: video 'a', sentence 'b', window [1, 12])" in str(notes[0])
+    assert "counts them as missed" in str(notes[1])
+    assert len(caplog.records) == 2
 
 
 def test_times_are_clamped_to_the_video(tmp_path):
@@ -90,7 +98,7 @@ def test_a_video_without_a_sentence_left_is_dropped(tmp_path, caplog):
     empty = video(timestamps=[], sentences=[])
     path = written(tmp_path, {"a": video(timestamps=[[3, 3]]), "b": video(), "c": empty})
     assert [sample.video_id for sample in read_annotations(path)] == ["b"]
-    assert "1 sentences and 2 videos had none left" in caplog.text
+    assert "2 of 3 videos left out: no sentence of theirs remains (first: video 'a')" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -157,8 +165,7 @@ def test_a_single_json_line_is_no_json_of_videos(tmp_path):
 def test_json_lines_without_a_window_are_dropped(tmp_path, caplog):
     path = written(tmp_path, lines(line(qid=1, relevant_windows=[]), line(qid=2)))
     assert read_annotations(path)[0].query_ids == (2,)
-    assert "dropped 0 windows" in caplog.text
-    assert "1 sentences and 0 videos had none left" in caplog.text
+    assert "1 of 2 sentences left out: they have no window (first: video 'v', sentence 'A man.')" in caplog.text
 
 
 @pytest.mark.parametrize(

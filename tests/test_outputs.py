@@ -184,3 +184,24 @@ from mmn_fast.cli import main
 Engine.score_maps = lambda *_: time.sleep(100)
 main()
 """
+
+
+def test_what_is_left_out_is_counted_on_the_screen_and_in_json_and_refused_where_asked(
+    shapes: Path, tmp_path: Path
+) -> None:
+    content = json.loads((shapes / "test.json").read_text())
+    name = next(iter(content))
+    content[name]["timestamps"][0] = [5, 3]
+    (tmp_path / "test.json").write_text(json.dumps(content))
+    arguments = ("eval", "-m", "demo", "--annotations", tmp_path / "test.json", "--features", shapes / "features.h5")
+    done = _run(*arguments, "--json")
+    (note,) = json.loads(done.stdout)["left_out"]
+    total = sum(len(video["sentences"]) for video in content.values())
+    assert (note["what"], note["count"], note["total"]) == ("sentences", 1, total)
+    (message,) = _messages(done)
+    assert message.startswith("mmn-fast: warning: ")
+    assert f"1 of {total} sentences left out: " in message
+    assert f"first: video {name!r}, sentence {content[name]['sentences'][0]!r}" in message
+    refused = _run(*arguments, "--strict")
+    assert refused.returncode == 2
+    assert name in refused.stderr

@@ -109,6 +109,9 @@ def evaluate(
     skip_missing: Annotated[
         bool, typer.Option("--skip-missing", help="Leave out videos without features and say how many.")
     ] = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Refuse annotations that the official evaluation cuts or leaves out.")
+    ] = False,
     batch_size: Annotated[int, typer.Option("--batch-size", help="Videos per call.")] = 8,
     preset: PresetOption = None,
     tokenizer: TokenizerOption = None,
@@ -125,12 +128,13 @@ def evaluate(
     from mmn_fast.evaluation.datasets import read_annotations
     from mmn_fast.evaluation.evaluate import QueryResult, UnwrittenPredictions
     from mmn_fast.evaluation.evaluate import evaluate as run
+    from mmn_fast.evaluation.notes import by_kind
     from mmn_fast.features import open_features
 
     check_html(html)
     results: list[QueryResult] = []
     engine = load_engine(model, preset, tokenizer, device, precision, backend, threads, backend_option)
-    samples = read_annotations(annotations, engine.preset, durations=durations)
+    samples = read_annotations(annotations, engine.preset, durations=durations, strict=strict)
     unwritten: UnwrittenPredictions | None = None
     key = engine.preset.feature_key if feature_key is None else feature_key
     with named_as("path", "features"):
@@ -152,7 +156,8 @@ def evaluate(
         except UnwrittenPredictions as error:
             report, unwritten = error.report, error
     with output() as out:
-        out.show(json.dumps(report.to_dict(), indent=2) if as_json else report.table())
+        facts = {**report.to_dict(), **by_kind(getattr(samples, "notes", ()))}
+        out.show(json.dumps(facts, indent=2) if as_json else report.table())
         if unwritten is not None:
             out.fail("--predictions", unwritten)
         if html is not None:

@@ -25,6 +25,7 @@ import numpy.typing as npt
 
 from mmn_fast.checks import Number, Text, fail, shown
 from mmn_fast.documents import NotJsonError, parse_json, read_text
+from mmn_fast.evaluation.notes import Note, Tally, say
 from mmn_fast.presets import Preset, get_preset
 from mmn_fast.types import InputError
 
@@ -370,33 +371,60 @@ def _without_truth(videos: dict[str, _VideoEntries], path: Path) -> list[Sample]
     return samples
 
 
-def _samples(videos: dict[str, _VideoEntries], path: Path, strict: bool) -> list[Sample]:
-    samples, dropped_windows, dropped_sentences = [], 0, 0
+class Annotations(list[Sample]):
+    """The samples of an annotation file.
+
+    Attributes:
+        notes: what was left out or clamped.
+    """
+
+    notes: tuple[Note, ...] = ()
+
+
+_BACKWARDS = "the start is not before the end, as the official evaluation does"
+_OUTSIDE = "they reach beyond the video's ends, as the official evaluation does"
+_BEYOND = "they lie wholly outside the video, where nothing is found; the official evaluation counts them as missed"
+
+
+def _samples(videos: dict[str, _VideoEntries], path: Path, strict: bool) -> Annotations:
+    samples, tally, totals = Annotations(), Tally(), dict.fromkeys(("videos", "sentences", "windows"), 0)
     for video_id, video in videos.items():
         kept: list[tuple[str, Windows, str | int]] = []
         for entry in video.entries:
             sentence = _sentence(entry)
             windows = [_window_s(window, entry.where, video, strict) for window in entry.windows]
             usable = [window for window in windows if window is not None]
-            dropped_windows += len(windows) - len(usable)
+            totals["sentences"] += 1
+            totals["windows"] += len(windows)
+            first = f"video {video_id!r}, sentence {sentence.strip()[:60]!r}"
+            _note_windows(entry, windows, video, f"{first}, window", tally)
             if usable:
                 kept.append((sentence, np.array(usable, np.float64), entry.query_id))
             elif strict:
                 raise InputError(f"{entry.where}: expected at least one window, got none")
             else:
-                dropped_sentences += 1
+                tally.add("left_out", "sentences", _BACKWARDS if windows else "they have no window", first)
+        totals["videos"] += 1
         if kept:
             sentences, moments, query_ids = zip(*kept, strict=True)
             samples.append(Sample(video_id, video.duration_s, sentences, moments, query_ids))
-    if dropped_sentences or dropped_windows or len(samples) < len(videos):
-        logger.warning(
-            "%s: dropped %d windows whose start is not before their end; %d sentences and %d videos had none left",
-            path,
-            dropped_windows,
-            dropped_sentences,
-            len(videos) - len(samples),
-        )
+        else:
+            tally.add("left_out", "videos", "no sentence of theirs remains", f"video {video_id!r}")
+    samples.notes = tally.notes(totals)
+    say(logger, path, samples.notes)
     if not samples:
         hint = "; `mmn-fast predict` needs no windows"
         raise InputError(f"annotations: {path}: no video with a sentence and a window in it{hint}")
     return samples
+
+
+def _note_windows(
+    entry: _Entry, windows: list[tuple[float, float] | None], video: _VideoEntries, where: str, tally: Tally
+) -> None:
+    for raw, window in zip(entry.windows, windows, strict=True):
+        if window is None:
+            if any(other is not None for other in windows):  # else the sentence is counted
+                tally.add("left_out", "windows", _BACKWARDS, f"{where} {raw}")
+        elif raw[0] < 0 or raw[1] / video.units_per_s > video.duration_s:
+            outside = window[0] >= window[1]
+            tally.add("clamped", "windows", _BEYOND if outside else _OUTSIDE, f"{where} {raw}")
