@@ -24,15 +24,15 @@ def version() -> str:
 
 @cache
 def has_cuda() -> bool:
-    """Whether the installed PyTorch is built with CUDA, by its own version file."""
+    """Whether the installed PyTorch is built with CUDA, or with ROCm, called "cuda" there; its version file says."""
     folder = _folder()
     try:
         text = "" if folder is None else (folder / "version.py").read_text(encoding="utf-8")
     except OSError:
         return False
     # `cuda: Optional[str] = None` in a build for CPUs, `cuda: Optional[str] = '12.8'` in another
-    found = re.search(r"^cuda\b[^=\n]*=\s*(.+?)\s*$", text, re.MULTILINE)
-    return found is not None and found[1] != "None"
+    found = re.findall(r"^(?:cuda|hip)\b[^=\n]*=\s*(.+?)\s*$", text, re.MULTILINE)
+    return any(value != "None" for value in found)
 
 
 def _folder() -> Path | None:

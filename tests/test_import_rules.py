@@ -45,6 +45,7 @@ LAYERS: list[set[str]] = [
     {"fingerprint", "official"},
     {"directory"},
     {"checkpoint", "model"},
+    {"torch_runner"},
     {"backends.base"},
     {
         *("backends.registry", "backends.torch_ref", "backends.native_cpu", "backends.native_gpu"),
@@ -104,6 +105,7 @@ TORCH_FREE = {
         "backends.base",
         "backends.registry",
         "backends.native_cpu",
+        "backends.torch_ref",
         "backends.ort",
         "backends.trt",
         "kernels.cuda_runtime",

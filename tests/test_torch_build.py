@@ -25,7 +25,8 @@ def fresh() -> None:
         ("__version__ = '2.9.1+cpu'\ncuda: Optional[str] = None\n", False),
         ("__version__ = '2.9.1+cu128'\ncuda: Optional[str] = '12.8'\n", True),
         ("cuda = '12.8'\nhip: Optional[str] = None\n", True),
-        ("hip: Optional[str] = '6.4'\n", False),
+        ("cuda: Optional[str] = None\nhip: Optional[str] = '6.4'\n", True),
+        ("__version__ = '2.9.1'\n", False),
         (None, False),
     ],
 )

@@ -1,28 +1,19 @@
-"""The reference backend: the model in plain PyTorch, on any device that PyTorch has."""
+"""The reference backend: the model in plain PyTorch, which is imported when a model is loaded or CUDA is asked for."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
-import torch.nn.functional as F
-from torch import nn
 
+from mmn_fast import torch_build
 from mmn_fast.backends.base import NO_OPTIONS, Backend, Branches
 from mmn_fast.checkpoint import LoadedModel
-from mmn_fast.cores import limited_cores, usable_cores
-from mmn_fast.geometry import plan_for
-from mmn_fast.kernels import reference
-from mmn_fast.model import MMN, build_model
-from mmn_fast.torch_threads import strict_settings, torch_threads
 from mmn_fast.types import FloatArray
 
 _PRECISIONS = ("fp64", "fp32", "bf16", "fp16")
-_OPERANDS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class TorchBackend(Backend):
@@ -43,14 +34,17 @@ class TorchBackend(Backend):
 
     @classmethod
     def unavailable_reason(cls, device: str, precision: str) -> str | None:
-        if precision != "auto" and precision not in _PRECISIONS:
+        if not torch_build.is_installed():
+            return "torch is not installed (pip install torch)"
+        if precision not in ("auto", *_PRECISIONS):
             return f"precision {precision!r} is not one of its precisions ({', '.join(_PRECISIONS)})"
-        if device.startswith("cuda"):
-            if not torch.cuda.is_available():
-                return f"device {device!r}: PyTorch {torch.__version__} sees no CUDA device"
-            count = torch.cuda.device_count()
-            if torch.device(device).index is not None and torch.device(device).index >= count:
-                return f"device {device!r}: there are {count} CUDA devices"
+        if not device.startswith("cuda"):
+            return None
+        count = _cuda_devices() if torch_build.has_cuda() else 0
+        if count == 0:
+            return f"device {device!r}: PyTorch {torch_build.version()} sees no CUDA device"
+        if int(device.partition(":")[2] or 0) >= count:
+            return f"device {device!r}: there are {count} CUDA devices"
         return None
 
     def __init__(
@@ -61,105 +55,26 @@ class TorchBackend(Backend):
         threads: int | None,
         options: Mapping[str, Any] = NO_OPTIONS,
     ) -> None:
-        self.preset = model.preset
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.device = torch.device(device)
-        self.precision = "fp32" if precision == "auto" else precision
-        # Waiting threads of PyTorch's spin: many more than there are cores can take minutes over one addition.
-        self.threads = limited_cores() if threads is None else min(threads, usable_cores())
-        self.dtype = torch.float64 if self.precision == "fp64" else torch.float32
-        self.net = build_model(model.preset, model.text, model.state).requires_grad_(False).to(self.device, self.dtype)
-        self._packed = _PackedVideoBranch(self.net) if self.precision == "fp64" else None
-        if self.precision in _OPERANDS:
-            _round_operands(self.net, _OPERANDS[self.precision])
+        from mmn_fast.torch_runner import TorchRunner
 
-    @contextmanager
-    def _running(self) -> Iterator[None]:
-        with torch.inference_mode(), torch_threads(self.threads), strict_settings:
-            yield
+        self.preset = model.preset
+        self._runner = TorchRunner(model, device, "fp32" if precision == "auto" else precision, threads)
+        self.threads, self.net = self._runner.threads, self._runner.net
 
     def encode_video(self, pre_clips: FloatArray) -> Branches:
-        encode = self.net.encode_video if self._packed is None else self._packed
-        with self._running():
-            return self._stack(
-                [encode(self._take(video[None])) for video in pre_clips],
-                (len(self.net.cell_rows), self.net.preset.joint_size),
-            )
+        return self._runner.encode_video(pre_clips)
 
     def encode_text(self, token_ids: Sequence[npt.NDArray[np.int64]]) -> Branches:
-        with self._running():
-            return self._stack(
-                [self.net.encode_text(self._take(ids[None]), self._take(np.array([len(ids)]))) for ids in token_ids],
-                (self.net.preset.joint_size,),
-            )
+        return self._runner.encode_text(token_ids)
 
     def score(self, video: Branches, text: Branches) -> Branches:
-        with self._running():
-            contrastive, iou = self.net.score(
-                (self._take(video[0]), self._take(video[1])), (self._take(text[0]), self._take(text[1]))
-            )
-            return contrastive.float().cpu().numpy(), iou.float().cpu().numpy()
+        return self._runner.score(video, text)
 
     def info(self) -> dict[str, Any]:
-        device = str(self.device)
-        if self.device.type == "cuda":
-            device += f" ({torch.cuda.get_device_name(self.device)})"
-        return {
-            "device": device,
-            "precision": self.precision,
-            "threads": self.threads or torch.get_num_threads(),
-            "torch": torch.__version__,
-        }
-
-    def _take(self, array: npt.NDArray[Any]) -> torch.Tensor:
-        """The array on the device, floating-point values in the dtype that the model computes in."""
-        tensor = torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
-        return tensor.to(self.dtype) if tensor.is_floating_point() else tensor
-
-    def _stack(self, items: list[tuple[torch.Tensor, torch.Tensor]], shape: tuple[int, ...]) -> Branches:
-        """One array per branch from results with a leading axis of one; a float32 copy on the CPU."""
-        if not items:
-            return np.empty((0, *shape), np.float32), np.empty((0, *shape), np.float32)
-        contrastive, iou = (torch.cat(branch).float().cpu().numpy() for branch in zip(*items, strict=True))
-        return contrastive, iou
+        return self._runner.info()
 
 
-class _PackedVideoBranch:
-    """`MMN.encode_video` on the plan's cells and taps alone, BatchNorm folded in the model's own dtype.
+def _cuda_devices() -> int:
+    import torch
 
-    Args:
-        net: the model; its convolutions' weights are folded in place.
-    """
-
-    def __init__(self, net: MMN) -> None:
-        self._net, self._plan = net, plan_for(net.preset)
-        self._weights: list[torch.Tensor] = []
-        self._biases: list[torch.Tensor] = []
-        for conv, bn in zip(net.proposal_conv.convs, net.proposal_conv.bn, strict=True):
-            scale = bn.weight / (bn.running_var + bn.eps).sqrt()
-            self._weights.append(conv.weight.mul_(scale[:, None, None, None]))
-            self._biases.append((conv.bias - bn.running_mean) * scale + bn.bias)
-
-    def __call__(self, pre_clips: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Pre-clips [B, T, D] to contrastive and iou embeddings [B, P, J], unit norm over J."""
-        rows, columns = torch.from_numpy(self._plan.inputs).to(pre_clips.device).long().unbind(1)
-        inputs = self._net.moment_map(pre_clips)[:, :, rows, columns].mT
-        proposals = reference.proposal_conv_packed(inputs, self._weights, self._biases, self._plan)
-        heads = self._net.proposal_conv.conv1x1_contrastive, self._net.proposal_conv.conv1x1_iou
-        contrastive, iou = (F.normalize(F.linear(proposals, h.weight[:, :, 0, 0], h.bias), dim=-1) for h in heads)
-        return contrastive, iou
-
-
-def _round_operands(net: MMN, dtype: torch.dtype) -> None:
-    """Make every convolution and linear layer round its weight (now) and its input (on each call) to `dtype`."""
-
-    def round_input(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-        return (inputs[0].to(dtype).float(), *inputs[1:])
-
-    for module in net.modules():
-        if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Linear)):
-            module.weight = nn.Parameter(module.weight.to(dtype).float(), requires_grad=False)
-            module.register_forward_pre_hook(round_input)
-    # ClipPool hands its convolution's weight to a function: its own input is that operand.
-    net.featpool.register_forward_pre_hook(round_input)
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0

@@ -1,0 +1,142 @@
+"""What backend "torch" runs: the model in plain PyTorch, on any device that PyTorch has."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from mmn_fast.checkpoint import LoadedModel
+from mmn_fast.cores import limited_cores, usable_cores
+from mmn_fast.geometry import plan_for
+from mmn_fast.kernels import reference
+from mmn_fast.model import MMN, build_model
+from mmn_fast.torch_threads import strict_settings, torch_threads
+from mmn_fast.types import FloatArray
+
+_Branches = tuple[FloatArray, FloatArray]  # contrastive and iou
+_OPERANDS = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class TorchRunner:
+    """The three seams in PyTorch; see `backends.torch_ref.TorchBackend`.
+
+    Args:
+        model: the model's values.
+        device: "cpu", "cuda", "cuda:N", or "auto": CUDA where PyTorch sees a device.
+        precision: "fp64", "fp32", "bf16" or "fp16".
+        threads: CPU threads; None takes PyTorch's setting, or what a quota grants where that is less.
+    """
+
+    def __init__(self, model: LoadedModel, device: str, precision: str, threads: int | None) -> None:
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.device = torch.device(device)
+        self.precision = precision
+        # Waiting threads of PyTorch's spin: many more than there are cores can take minutes over one addition.
+        self.threads = limited_cores() if threads is None else min(threads, usable_cores())
+        self.dtype = torch.float64 if precision == "fp64" else torch.float32
+        self.net = build_model(model.preset, model.text, model.state).requires_grad_(False).to(self.device, self.dtype)
+        self._packed = _PackedVideoBranch(self.net) if precision == "fp64" else None
+        if precision in _OPERANDS:
+            _round_operands(self.net, _OPERANDS[precision])
+
+    @contextmanager
+    def _running(self) -> Iterator[None]:
+        with torch.inference_mode(), torch_threads(self.threads), strict_settings:
+            yield
+
+    def encode_video(self, pre_clips: FloatArray) -> _Branches:
+        """As `Backend.encode_video`."""
+        encode = self.net.encode_video if self._packed is None else self._packed
+        with self._running():
+            return self._stack(
+                [encode(self._take(video[None])) for video in pre_clips],
+                (len(self.net.cell_rows), self.net.preset.joint_size),
+            )
+
+    def encode_text(self, token_ids: Sequence[npt.NDArray[np.int64]]) -> _Branches:
+        """As `Backend.encode_text`."""
+        with self._running():
+            return self._stack(
+                [self.net.encode_text(self._take(ids[None]), self._take(np.array([len(ids)]))) for ids in token_ids],
+                (self.net.preset.joint_size,),
+            )
+
+    def score(self, video: _Branches, text: _Branches) -> _Branches:
+        """As `Backend.score`."""
+        with self._running():
+            contrastive, iou = self.net.score(
+                (self._take(video[0]), self._take(video[1])), (self._take(text[0]), self._take(text[1]))
+            )
+            return contrastive.float().cpu().numpy(), iou.float().cpu().numpy()
+
+    def info(self) -> dict[str, Any]:
+        """As `Backend.info`."""
+        device = str(self.device)
+        if self.device.type == "cuda":
+            device += f" ({torch.cuda.get_device_name(self.device)})"
+        return {
+            "device": device,
+            "precision": self.precision,
+            "threads": self.threads or torch.get_num_threads(),
+            "torch": torch.__version__,
+        }
+
+    def _take(self, array: npt.NDArray[Any]) -> torch.Tensor:
+        """The array on the device, floating-point values in the dtype that the model computes in."""
+        tensor = torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
+        return tensor.to(self.dtype) if tensor.is_floating_point() else tensor
+
+    def _stack(self, items: list[tuple[torch.Tensor, torch.Tensor]], shape: tuple[int, ...]) -> _Branches:
+        """One array per branch from results with a leading axis of one; a float32 copy on the CPU."""
+        if not items:
+            return np.empty((0, *shape), np.float32), np.empty((0, *shape), np.float32)
+        contrastive, iou = (torch.cat(branch).float().cpu().numpy() for branch in zip(*items, strict=True))
+        return contrastive, iou
+
+
+class _PackedVideoBranch:
+    """`MMN.encode_video` on the plan's cells and taps alone, BatchNorm folded in the model's own dtype.
+
+    Args:
+        net: the model; its convolutions' weights are folded in place.
+    """
+
+    def __init__(self, net: MMN) -> None:
+        self._net, self._plan = net, plan_for(net.preset)
+        self._weights: list[torch.Tensor] = []
+        self._biases: list[torch.Tensor] = []
+        for conv, bn in zip(net.proposal_conv.convs, net.proposal_conv.bn, strict=True):
+            scale = bn.weight / (bn.running_var + bn.eps).sqrt()
+            self._weights.append(conv.weight.mul_(scale[:, None, None, None]))
+            self._biases.append((conv.bias - bn.running_mean) * scale + bn.bias)
+
+    def __call__(self, pre_clips: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Pre-clips [B, T, D] to contrastive and iou embeddings [B, P, J], unit norm over J."""
+        rows, columns = torch.from_numpy(self._plan.inputs).to(pre_clips.device).long().unbind(1)
+        inputs = self._net.moment_map(pre_clips)[:, :, rows, columns].mT
+        proposals = reference.proposal_conv_packed(inputs, self._weights, self._biases, self._plan)
+        heads = self._net.proposal_conv.conv1x1_contrastive, self._net.proposal_conv.conv1x1_iou
+        contrastive, iou = (F.normalize(F.linear(proposals, h.weight[:, :, 0, 0], h.bias), dim=-1) for h in heads)
+        return contrastive, iou
+
+
+def _round_operands(net: MMN, dtype: torch.dtype) -> None:
+    """Make every convolution and linear layer round its weight (now) and its input (on each call) to `dtype`."""
+
+    def round_input(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        return (inputs[0].to(dtype).float(), *inputs[1:])
+
+    for module in net.modules():
+        if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Linear)):
+            module.weight = nn.Parameter(module.weight.to(dtype).float(), requires_grad=False)
+            module.register_forward_pre_hook(round_input)
+    # ClipPool hands its convolution's weight to a function: its own input is that operand.
+    net.featpool.register_forward_pre_hook(round_input)
