@@ -114,6 +114,11 @@ class _PackedVideoBranch:
         self._weights: list[torch.Tensor] = []
         self._biases: list[torch.Tensor] = []
         for conv, bn in zip(net.proposal_conv.convs, net.proposal_conv.bn, strict=True):
+            assert isinstance(conv, nn.Conv2d)
+            assert isinstance(bn, nn.BatchNorm2d)
+            assert conv.bias is not None
+            assert bn.running_mean is not None
+            assert bn.running_var is not None
             scale = bn.weight / (bn.running_var + bn.eps).sqrt()
             self._weights.append(conv.weight.mul_(scale[:, None, None, None]))
             self._biases.append((conv.bias - bn.running_mean) * scale + bn.bias)

@@ -156,14 +156,14 @@ def table(report: Mapping[str, Any]) -> Table:
 def make_stages(arguments: Mapping[str, Any], backend: str, precision: str, stages: Sequence[str]) -> dict[str, Call]:
     """An engine's calls by stage, such as "encode_video 16"; for `Candidate`."""
     engine = load(**arguments, backend=backend, precision=precision)
-    return {stage: _call(engine, *stage.split(" ")) for stage in stages}
+    return {stage: _call(engine, stage) for stage in stages}
 
 
 def make_exact_stages(arguments: Mapping[str, Any], stages: Sequence[str]) -> dict[str, Call]:
     """The calls in float64, with few videos in a batch; for `Candidate`."""
     backend, precision = EXACT
     engine = load(**arguments, backend=backend, precision=precision)
-    return {stage: _call(engine, *stage.split(" "), most_videos=_EXACT_VIDEOS) for stage in stages}
+    return {stage: _call(engine, stage, most_videos=_EXACT_VIDEOS) for stage in stages}
 
 
 def random_videos(preset: Preset, count: int) -> list[Video]:
@@ -179,9 +179,10 @@ def made_sentences(count: int) -> list[str]:
     return [" ".join(rng.choice(_WORDS.split(), rng.integers(4, 16))) + "." for _ in range(count)]
 
 
-def _call(engine: Engine, stage: str, size: str, most_videos: int | None = None) -> Call:
+def _call(engine: Engine, stage: str, most_videos: int | None = None) -> Call:
+    name, _, size = stage.partition(" ")
     count = int(size)
-    if stage == "encode_video":
+    if name == "encode_video":
         videos = random_videos(engine.preset, count)[:most_videos]
 
         def encode_video() -> Arrays:
@@ -190,7 +191,7 @@ def _call(engine: Engine, stage: str, size: str, most_videos: int | None = None)
 
         return encode_video
     sentences = made_sentences(count)
-    if stage == "encode_text":
+    if name == "encode_text":
 
         def encode_text() -> Arrays:
             embedded = engine.encode_text(sentences)
