@@ -31,6 +31,7 @@ def _same_maps(one: Any, other: Any) -> bool:
     return all(np.array_equal(one[name], other[name]) for name in one.keys())  # noqa: SIM118 - not a dict
 
 
+@pytest.mark.slow
 def test_results_do_not_depend_on_thebatch_of(golden_engine: Engines) -> None:
     for name in cases.SMALL:
         case, engine = cases.load(name), golden_engine(name)
@@ -170,6 +171,7 @@ def _score_elsewhere(model: Path, videos: Path, text: Path, queue: Any) -> None:
     queue.put(engine.score(VideoEmbeddings.load(videos), TextEmbeddings.load(text)))
 
 
+@pytest.mark.slow
 def test_saved_embeddings_are_scored_in_another_process(
     golden_engine: Engines, golden_model: Callable[[str], Path], tmp_path: Path
 ) -> None:

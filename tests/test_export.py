@@ -41,6 +41,7 @@ from tests.golden import cases
 from tests.golden.grounded import batch_of
 from tests.tolerances import TOLERANCES, check_close
 
+pytestmark = pytest.mark.slow
 BATCHES = (1, 2, 8, 33)
 # Exporting and verifying takes up to minutes a case.
 GOLDEN = ["charades_small", *(pytest.param(n, marks=pytest.mark.long) for n in (*cases.SMALL[1:], *cases.FULL))]

@@ -18,6 +18,8 @@ from mmn_fast.export.to_onnx import export
 from mmn_fast.export.verify import verify
 from mmn_fast.types import InputError
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize(
     "options",

@@ -22,6 +22,7 @@ from tests.conftest import Exports
 from tests.golden import cases
 from tests.tolerances import check_close
 
+pytestmark = pytest.mark.slow
 QUICK = ("charades_small", "charades_conv_small", "hcstvg_small")
 SLOW = [name for name in (*cases.SMALL, *cases.FULL) if name not in QUICK]
 GOLDEN = [*QUICK, *(pytest.param(name, marks=pytest.mark.long) for name in SLOW)]

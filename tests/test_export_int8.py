@@ -28,6 +28,8 @@ from mmn_fast.types import BackendUnavailable, InputError
 from tests.conftest import Exports
 from tests.tolerances import check_close
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="session")
 def int8(tmp_path_factory: pytest.TempPathFactory) -> Path:

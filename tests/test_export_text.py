@@ -16,6 +16,8 @@ from mmn_fast.export.to_onnx import export_loaded, write_graph
 from mmn_fast.export.verify import verify
 from mmn_fast.types import InputError
 
+pytestmark = pytest.mark.slow
+
 
 def demo_of(max_tokens: int) -> LoadedModel:
     """The demo model with a text encoder of so many word pieces."""

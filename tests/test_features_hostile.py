@@ -194,6 +194,7 @@ def test_compact_and_scalar_datasets_are_read(tmp_path: Path) -> None:
     assert load_features(tmp_path / "a.h5", "scalar") == 3
 
 
+@pytest.mark.slow
 def test_a_chunk_that_unpacks_beyond_its_size_is_refused_before_it_does(tmp_path: Path) -> None:
     """HDF5 unpacks all that a chunk holds: 1 MB on the disk would take 1 GiB of memory."""
     path = tmp_path / "a.h5"

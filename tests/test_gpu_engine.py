@@ -111,6 +111,7 @@ def test_golden_cases_in_fp32_and_ground_chooses_the_best_of_the_maps(
             check_close([m.score for m in moments], fused[chosen], "gpu_fused")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "precision"), [("charades_small", "fp16"), ("charades_small", "bf16"), ("tacos_small", "fp16")]
 )
@@ -132,6 +133,7 @@ def test_half_precisions_are_at_most_twice_as_far_off_as_rounded_operands(
     assert errors["ours"] <= 2 * errors["rounded operands"], errors
 
 
+@pytest.mark.slow
 def test_values_beyond_fp16_are_an_error_and_not_missing_moments(golden_model: Models, device: str) -> None:
     batch = _batch(cases.load("tacos_conv_small"))  # its learned map reaches values above 65,504
     engine = _engine(golden_model("tacos_conv_small"), device, "fp16")

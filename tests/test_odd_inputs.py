@@ -151,6 +151,7 @@ def test_more_threads_than_cores_are_not_started() -> None:
     assert mmn_fast.load("demo", backend="torch", threads=4096).info()["threads"] == usable_cores()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 @pytest.mark.parametrize("threads", [None, 2])
 def test_a_forked_process_does_not_wait_for_its_parents_threads(threads: int | None) -> None:

@@ -148,6 +148,7 @@ def test_backends_agree_with_float64(
     check_engine(engine, loaded.source, root, op, precision)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("isa", [isa for isa in _C.available_cpu_isas() if isa != _C.cpu_isa()])
 def test_every_other_instruction_set_agrees_with_float64(isa: str) -> None:
     """In a process of its own: a process keeps the instruction set that it began with."""
@@ -170,6 +171,7 @@ def exported(name: str, root: Path) -> Path:
     return export(save_model(model(name, root), root / f"{name}-to-export"), root / f"{name}-onnx")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["overlap", "learned"])
 def test_exports_agree_with_float64(name: str, root: Path) -> None:
     output = exported(name, root)

@@ -143,6 +143,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_resumed_run_equals_the_uninterrupted_one_bit_for_bit(
     variant: str, task: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -189,6 +190,7 @@ def test_sigterm_writes_a_checkpoint_at_the_steps_end(
     assert_same_run(tmp_path / "whole", tmp_path / "cut")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", ["half of the file is written", "the file is written, not yet renamed"])
 def test_sigkill_during_a_checkpoint_write_loses_nothing(moment: str, task: dict[str, Path], tmp_path: Path) -> None:
     changes = {"checkpoint_every": 1}
@@ -367,6 +369,7 @@ def _gradients(task: dict[str, Path], rank: int, world: int, share: bool) -> tup
     return total.tolist(), gradients, {name: b.numpy() for name, b in model.named_buffers()}
 
 
+@pytest.mark.slow
 def test_two_processes_with_shared_negatives_and_statistics_equal_one(task: dict[str, Path]) -> None:
     import socket
 

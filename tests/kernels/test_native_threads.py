@@ -1,6 +1,5 @@
 """The thread pool of the native kernels: many callers at once, forks, and how many threads a call uses."""
 
-import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -8,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
+from mmn_fast.cores import usable_cores
 from mmn_fast.kernels import native
 
 MASK = np.triu(np.ones((64, 64), bool))
@@ -48,13 +48,12 @@ sys.exit(max(codes))
     subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
 
 
-def test_num_threads_is_the_argument_then_the_environment_then_the_affinity(monkeypatch):
+def test_num_threads_is_the_argument_then_the_environment_then_the_usable_cores(monkeypatch):
     monkeypatch.setenv("MMN_FAST_NUM_THREADS", "3")
     assert native.num_threads(7) == 7
     assert native.num_threads() == 3
     monkeypatch.delenv("MMN_FAST_NUM_THREADS")
-    if hasattr(os, "sched_getaffinity"):
-        assert native.num_threads() == len(os.sched_getaffinity(0))
+    assert native.num_threads() == usable_cores()
 
 
 @pytest.mark.parametrize("nonsense", ["0", "-2", "many", "2.5", "99999"])
