@@ -30,6 +30,10 @@ class NotJsonError(InputError):
     """The text breaks JSON's syntax."""
 
 
+class NotYamlError(InputError):
+    """The text breaks YAML's syntax, or has a tag that does not suit its value."""
+
+
 class _RefusedError(ValueError):
     """What a hook of the JSON or YAML reader refuses; becomes an InputError that names the file."""
 
@@ -135,7 +139,8 @@ def parse_yaml(text: str, where: str) -> Any:
         where: how messages call it.
 
     Raises:
-        InputError: broken syntax, a tag that would run code, a key that stands twice, an alias (aliases of aliases grow
+        NotYamlError: broken syntax, or a tag that would run code.
+        InputError: a key that stands twice, an alias (aliases of aliases grow
             without bound), an integer that does not fit in 64 bits, or too many levels.
     """
     import yaml
@@ -151,9 +156,9 @@ def parse_yaml(text: str, where: str) -> Any:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         place = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise InputError(f"{where}: not a YAML file ({error.problem}{place})") from None
+        raise NotYamlError(f"{where}: not a YAML file ({error.problem}{place})") from None
     except (yaml.YAMLError, *_ODD_TAGS) as error:
-        raise InputError(f"{where}: not a YAML file ({' '.join(str(error).split())[:120]})") from None
+        raise NotYamlError(f"{where}: not a YAML file ({' '.join(str(error).split())[:120]})") from None
 
 
 @cache

@@ -102,7 +102,7 @@ def test_names_and_sizes_in_messages() -> None:
         (["exact=[" + "[" * 5000], "--backend-option: exact: expected at most 12 levels of nesting"),
         (["exact=[1]"], "--backend-option: exact: expected a number, true, false or text, got '[1]'"),
         (["exact=true", "exact=false"], "--backend-option: exact is given twice"),
-        (["exact={a: 1"], "--backend-option: exact: not a YAML file"),
+        (["exact={a: 1"], "--backend-option: exact: expected a number, true, false or text, got"),
         (["max_packed_mib=" + "9" * 5000], "--backend-option: max_packed_mib: expected integers of 64 bits"),
     ],
 )

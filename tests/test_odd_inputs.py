@@ -111,7 +111,7 @@ def test_what_is_no_device_is_refused_everywhere(device: Any) -> None:
 
 @pytest.mark.parametrize("precision", [None, "int4", ["fp32"]])
 def test_what_is_no_precision_is_refused_everywhere(precision: Any) -> None:
-    with pytest.raises(InputError, match="^precision: expected auto or one of fp32"):
+    with pytest.raises(InputError, match="^precision: expected auto or one of fp64, fp32"):
         mmn_fast.available_backends(precision=precision)
 
 

@@ -50,7 +50,7 @@ def load_engine(
     backend_option: list[str] | None,
 ) -> Any:
     from mmn_fast.checks import fail
-    from mmn_fast.documents import parse_yaml
+    from mmn_fast.documents import NotYamlError, parse_yaml
     from mmn_fast.engine import load
     from mmn_fast.environment import default_model
 
@@ -64,9 +64,13 @@ def load_engine(
             raise InputError(f"--backend-option: expected NAME=VALUE, got {item!r}")
         if name in options:
             raise InputError(f"--backend-option: {name} is given twice")
-        options[name] = parse_yaml(value, f"--backend-option: {name}")  # 512 is a number, true a bool
+        where, expected = f"--backend-option: {name}", "a number, true, false or text"
+        try:
+            options[name] = parse_yaml(value, where)  # 512 is a number, true a bool
+        except NotYamlError:
+            raise fail(where, expected, value) from None
         if isinstance(options[name], (list, dict)):
-            raise fail(f"--backend-option: {name}", "a number, true, false or text", value)
+            raise fail(where, expected, value)
     return load(model, preset, tokenizer, device, precision, backend, threads, progress=True, backend_options=options)
 
 
