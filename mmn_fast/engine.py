@@ -269,6 +269,27 @@ class Engine:
         if isinstance(self._backend, DeviceBackend):
             self._backend.warmup(videos, sentences, tokens, rows, top_k)
 
+    @property
+    def max_tokens(self) -> int:
+        """Word pieces of a sentence that the text encoder takes, [CLS] and [SEP] included."""
+        return self._model.text.max_tokens
+
+    def cut_sentences(self, sentences: Sequence[str]) -> dict[str, int]:
+        """The sentences that are longer than `max_tokens`, with their numbers of word pieces.
+
+        Every other call cuts them, with a warning that counts them.
+
+        Args:
+            sentences: any number of sentences.
+
+        Returns:
+            Each of them once, in their order.
+
+        Raises:
+            InputError: not a sequence of str.
+        """
+        return self._model.tokenizer.cut_sentences(_check_sentences(sentences, "sentences"))
+
     def info(self) -> dict[str, Any]:
         """What was chosen (backend, device, ISA, precision, threads) and why other backends were not."""
         text = self._model.text

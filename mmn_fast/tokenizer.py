@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,7 @@ import numpy.typing as npt
 from mmn_fast.files import check_name
 from mmn_fast.types import InputError
 
+_warned_of_already: ContextVar[bool] = ContextVar("_warned_of_already", default=False)
 _SPECIAL = ("[CLS]", "[SEP]", "[UNK]")
 # Sentences that tokenizers of one vocabulary cut differently if their settings differ: case, accents, Chinese
 # characters, punctuation, control characters, spaces, numbers, special tokens in the text, words without a limit.
@@ -51,12 +54,27 @@ def check_text(sentences: Sequence[str], where: str) -> None:
             raise InputError(f"{where}[{index}]: expected text, got {lone!r} at character {error.start}") from None
 
 
+def shortened(sentence: str) -> str:
+    """A sentence in quotes for messages, its first 60 characters if it is longer."""
+    return repr(sentence[:60]) + ("..." if len(sentence) > 60 else "")
+
+
+@contextmanager
+def without_warnings_of_cuts() -> Iterator[None]:
+    """Let `Tokenizer.encode` cut sentences in silence: the caller has counted them and said so."""
+    before = _warned_of_already.set(True)
+    try:
+        yield
+    finally:
+        _warned_of_already.reset(before)
+
+
 class Tokenizer:
     """BERT word pieces of sentences, [CLS] and [SEP] added.
 
     Args:
         inner: a `tokenizers.Tokenizer`; its own padding and truncation are switched off.
-        max_tokens: longest result; longer sentences are cut, [SEP] kept, with a warning.
+        max_tokens: longest result; longer sentences are cut, [SEP] kept, with one warning per call that counts them.
     """
 
     def __init__(self, inner: object, max_tokens: int = 512) -> None:
@@ -84,19 +102,41 @@ class Tokenizer:
             InputError: as `check_text`.
         """
         check_text(sentences, "sentences")
-        encoded = []
+        encoded, cut = [], {}
         # encode() one by one: encode_batch starts threads of its own, which a forked worker cannot use.
         for sentence in sentences:
             ids = self._inner.encode(sentence).ids  # type: ignore[attr-defined]
             if len(ids) > self.max_tokens:
-                warnings.warn(
-                    f"a sentence of {len(ids)} word pieces was cut to the encoder's {self.max_tokens}: "
-                    f"{sentence[:60]!r}...",
-                    stacklevel=2,
-                )
+                cut[sentence] = len(ids)
                 ids = [*ids[: self.max_tokens - 1], ids[-1]]
             encoded.append(np.asarray(ids, dtype=np.int64))
+        if cut and not _warned_of_already.get():
+            self._warn(cut, sum(sentence in cut for sentence in sentences), len(sentences))
         return encoded
+
+    def cut_sentences(self, sentences: Sequence[str]) -> dict[str, int]:
+        """The sentences that `encode` cuts, each once and in their order, with their numbers of word pieces.
+
+        Args:
+            sentences: any number of str.
+
+        Raises:
+            InputError: as `check_text`.
+        """
+        check_text(sentences, "sentences")
+        sizes = {s: len(self._inner.encode(s).ids) for s in dict.fromkeys(sentences)}  # type: ignore[attr-defined]
+        return {sentence: size for sentence, size in sizes.items() if size > self.max_tokens}
+
+    def _warn(self, cut: dict[str, int], count: int, total: int) -> None:
+        first, size = next(iter(cut.items()))
+        if count == 1:
+            text = f"a sentence of {size} word pieces was cut to the encoder's {self.max_tokens}: {shortened(first)}"
+        else:
+            text = (
+                f"{count} of {total} sentences were cut to the encoder's {self.max_tokens} word pieces (first: "
+                f"{shortened(first)}, {size} word pieces)"
+            )
+        warnings.warn(text, stacklevel=3)
 
     def digest(self) -> str:
         """SHA-256, hexadecimal, of the vocabulary and of the ids of some probing sentences.

@@ -16,6 +16,8 @@ from mmn_fast.evaluation import (
     evaluate,
     evaluate_maps,
     mean_iou,
+    predict,
+    read_annotations,
     recall_at,
 )
 from mmn_fast.evaluation.metrics import best_ious, get_protocol
@@ -327,12 +329,16 @@ def test_features_are_read_batch_by_batch():
     assert store.reads == len(SAMPLES)
 
 
-def test_limit_evaluates_the_first_videos_only():
+def test_limit_evaluates_the_first_videos_only_and_says_of_how_many(caplog):
     engine = FakeEngine()
     report = evaluate(engine, SAMPLES, FEATURES, limit=2)
     assert engine.batches == [["v0", "v1"]]
     assert (report.num_videos, report.num_sentences, report.num_skipped) == (2, 4, 0)
-    assert evaluate(FakeEngine(), SAMPLES, FEATURES, limit=99).num_videos == 5
+    assert "first 2 of 5 videos only: limit 2" in caplog.text
+    assert [(n["count"], n["total"], n["first"]) for n in report.to_dict()["limited"]] == [(3, 5, "'v2', 'v3', 'v4'")]
+    caplog.clear()
+    whole = evaluate(FakeEngine(), SAMPLES, FEATURES, limit=99)
+    assert (whole.num_videos, whole.notes, caplog.text) == (5, (), "")
 
 
 def test_videos_without_features_are_named_before_any_work():
@@ -345,9 +351,45 @@ def test_videos_without_features_are_named_before_any_work():
 def test_skip_missing_passes_over_them_and_reports_how_many(caplog):
     report = evaluate(FakeEngine(), SAMPLES, without("v0", "v2"), skip_missing=True)
     assert (report.num_videos, report.num_sentences, report.num_skipped) == (3, 8, 2)
-    assert "skipping videos without features, 2 of 5 videos: 'v0', 'v2'" in caplog.text
+    assert "2 of 5 videos skipped: they have no features (first: 'v0', 'v2')" in caplog.text
+    assert [(note.kind, note.what, note.count, note.total) for note in report.notes] == [("skipped", "videos", 2, 5)]
+    assert report.to_dict()["skipped"][0]["first"] == "'v0', 'v2'"
     kept = [SAMPLES[1], SAMPLES[3], SAMPLES[4]]
     assert report.metrics == evaluate(FakeEngine(), kept, FEATURES).metrics
+
+
+def test_strict_skips_no_video_and_cuts_no_sentence(tmp_path):
+    engine = FakeEngine()
+    with pytest.raises(InputError, match=r"^strict: 1 of 5 videos skipped: they have no features \(first: 'v0'\)$"):
+        evaluate(engine, SAMPLES, without("v0"), skip_missing=True, strict=True)
+    engine.max_tokens, engine.cut_sentences = 8, lambda sentences: {sentences[1]: 9}
+    for run in (evaluate, lambda *given, **more: predict(*given, tmp_path / "p.jsonl", **more)):
+        with pytest.raises(InputError, match=r"^strict: \d+ of 15 sentences cut: .* encoder's 8 word pieces \(first: "):
+            run(engine, SAMPLES, FEATURES, strict=True)
+    assert not engine.batches
+    assert not list(tmp_path.iterdir())
+
+
+def test_cut_sentences_are_one_warning_and_in_both_reports(tmp_path):
+    engine = FakeEngine()
+    engine.max_tokens, engine.cut_sentences = 8, lambda sentences: {sentences[1]: 9}
+    for run in (evaluate, lambda *given, **more: predict(*given, tmp_path / "p.jsonl", **more)):
+        with pytest.warns(UserWarning, match="sentences cut: they are longer than the text encoder's 8") as caught:
+            report = run(engine, SAMPLES, FEATURES, batch_size=1)
+        assert len(caught) == 1
+        (cut,) = report.to_dict()["cut"]
+        assert str(report.notes[0]) == str(caught[0].message)
+        assert (cut["what"], cut["total"]) == ("sentences", 15)
+        assert cut["first"].endswith(", 9 word pieces")
+
+
+def test_the_report_has_the_annotations_notes(tmp_path):
+    video = {"duration": SAMPLES[0].duration_s, "sentences": ["a", "b"], "timestamps": [[1, 2], [2, 1]]}
+    (tmp_path / "a.json").write_text(json.dumps({"v0": video}))
+    report = evaluate(FakeEngine(), read_annotations(tmp_path / "a.json"), FEATURES)
+    assert [(note.kind, note.what, note.count, note.total) for note in report.notes] == [
+        ("left_out", "sentences", 1, 2)
+    ]
 
 
 def test_limit_counts_the_videos_that_have_features():

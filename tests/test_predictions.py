@@ -270,7 +270,7 @@ def test_sentences_whose_windows_are_null_are_left_out_of_evaluation(tmp_path, c
     (tmp_path / "annotations").write_text(official(timestamps=[None, [1, 2]]))
     (sample,) = read_annotations(tmp_path / "annotations")
     assert sample.query_ids == ("v#1",)
-    assert "1 sentences and 0 videos had none left" in caplog.text
+    assert "1 of 2 sentences left out: they have no window (first: video 'v', sentence 'a b')" in caplog.text
 
 
 # score_file
@@ -302,8 +302,15 @@ def test_missing_and_foreign_predictions_are_counted(tmp_path, caplog):
         score_file(path, TRUTH)
     report = score_file(path, TRUTH, skip_missing=True)
     assert (report.num_sentences, report.metrics["R@1,IoU@0.7"]) == (1, 1)
-    assert "left out 1 of 2 sentences without predictions: 'two'" in caplog.text
-    assert "left out 1 predictions of sentences that are not in the annotations: '3'" in caplog.text
+    assert "1 of 2 sentences skipped: they have no predictions (first: 'two')" in caplog.text
+    assert "1 of 2 predictions left out: the annotations lack their sentences (first: '3')" in caplog.text
+    facts = report.to_dict()
+    assert [(facts[kind][0]["what"], facts[kind][0]["count"]) for kind in ("skipped", "left_out")] == [
+        ("sentences", 1),
+        ("predictions", 1),
+    ]
+    with pytest.raises(InputError, match=r"^strict: 1 of 2 sentences skipped: .*; 1 of 2 predictions left out: "):
+        score_file(path, TRUTH, skip_missing=True, strict=True)
     with pytest.raises(InputError, match=r"lacks 2 of 2 sentences: '1', 'two'$"):
         score_file(written(tmp_path, prediction(3, [0, 4, 0.5])), TRUTH, skip_missing=True)
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from mmn_fast.tokenizer import load_tokenizer
+from mmn_fast.tokenizer import load_tokenizer, without_warnings_of_cuts
 from mmn_fast.types import InputError
 from tests.golden import cases
 
@@ -82,6 +83,21 @@ def test_long_sentence_is_cut_with_a_warning_and_keeps_its_end() -> None:
     with pytest.warns(UserWarning, match="22 word pieces was cut to the encoder's 8"):
         (ids,) = tokenizer.encode(["door " * 20])
     assert ids.tolist() == [101, *[2341] * 6, 102]
+
+
+def test_several_long_sentences_are_one_warning_that_counts_them() -> None:
+    tokenizer = load_tokenizer(cases.VOCAB, max_tokens=8)
+    sentences = ["door", "door " * 20, "door " * 30, "door " * 20]
+    message = (
+        r"^3 of 4 sentences were cut to the encoder's 8 word pieces \(first: 'door door .*'\.\.\., 22 word pieces\)"
+    )
+    with pytest.warns(UserWarning, match=message) as caught:
+        tokenizer.encode(sentences)
+    assert len(caught) == 1
+    assert list(tokenizer.cut_sentences(sentences).values()) == [22, 32]
+    with warnings.catch_warnings(), without_warnings_of_cuts():
+        warnings.simplefilter("error")
+        tokenizer.encode(sentences)
 
 
 def test_tokenizer_ignores_crlf_in_a_vocabulary(tmp_path: Path) -> None:

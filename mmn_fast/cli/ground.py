@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -47,29 +47,38 @@ def ground(
     threads: Threads = None,
     backend_option: Options = None,
     html: Html = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Refuse sentences that the text encoder cuts.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Find the moments of one video that sentences describe."""
+    from mmn_fast.evaluation.notes import by_kind, cut_sentences, refuse
     from mmn_fast.features import load_features
     from mmn_fast.types import Query, Video
 
     check_html(html)
     engine = load_engine(model, preset, tokenizer, device, precision, backend, threads, backend_option)
+    cut = cut_sentences(engine, query)
+    if strict:
+        refuse(cut)
     video = Video(load_features(features, width=engine.preset.input_size), duration, video_id=features)
     batch = [Query(video, query)]
     (result,) = engine.ground(batch, top_k=top_k)
     with output() as out:
-        out.show(_results_as_json(features, duration, query, result) if as_json else _results_as_text(query, result))
+        notes = {"cut": by_kind(cut)["cut"]}
+        as_text = _results_as_text(query, result)
+        out.show(_results_as_json(features, duration, query, result, notes) if as_json else as_text)
         if html is not None:
             out.beside("--html", lambda: _save_page(engine, batch[0], result, top_k, html))
 
 
-def _results_as_json(features: str, duration: float, query: list[str], result: list[list[Moment]]) -> str:
+def _results_as_json(
+    features: str, duration: float, query: list[str], result: list[list[Moment]], notes: dict[str, Any]
+) -> str:
     items = [
         {"query": sentence, "moments": [moment.to_dict() for moment in moments]}
         for sentence, moments in zip(query, result, strict=True)
     ]
-    return json.dumps({"features": features, "duration_s": duration, "results": items}, indent=2)
+    return json.dumps({"features": features, "duration_s": duration, "results": items, **notes}, indent=2)
 
 
 def _results_as_text(query: list[str], result: list[list[Moment]]) -> str:
@@ -109,9 +118,7 @@ def evaluate(
     skip_missing: Annotated[
         bool, typer.Option("--skip-missing", help="Leave out videos without features and say how many.")
     ] = False,
-    strict: Annotated[
-        bool, typer.Option("--strict", help="Refuse annotations that the official evaluation cuts or leaves out.")
-    ] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Refuse to leave out, clamp, cut or skip anything.")] = False,
     batch_size: Annotated[int, typer.Option("--batch-size", help="Videos per call.")] = 8,
     preset: PresetOption = None,
     tokenizer: TokenizerOption = None,
@@ -128,7 +135,6 @@ def evaluate(
     from mmn_fast.evaluation.datasets import read_annotations
     from mmn_fast.evaluation.evaluate import QueryResult, UnwrittenPredictions
     from mmn_fast.evaluation.evaluate import evaluate as run
-    from mmn_fast.evaluation.notes import by_kind
     from mmn_fast.features import open_features
 
     check_html(html)
@@ -149,6 +155,7 @@ def evaluate(
                 predictions=predictions,
                 limit=limit,
                 skip_missing=skip_missing,
+                strict=strict,
                 batch_size=batch_size,
                 progress=True,
                 on_result=None if html is None else results.append,
@@ -156,8 +163,7 @@ def evaluate(
         except UnwrittenPredictions as error:
             report, unwritten = error.report, error
     with output() as out:
-        facts = {**report.to_dict(), **by_kind(getattr(samples, "notes", ()))}
-        out.show(json.dumps(facts, indent=2) if as_json else report.table())
+        out.show(json.dumps(report.to_dict(), indent=2) if as_json else report.table())
         if unwritten is not None:
             out.fail("--predictions", unwritten)
         if html is not None:

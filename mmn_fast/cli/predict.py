@@ -27,6 +27,7 @@ from mmn_fast.cli.output import show
 Durations = Annotated[
     Path | None, typer.Option("--durations", help="Durations of the videos, for Charades-STA's text format.")
 ]
+Strict = Annotated[bool, typer.Option("--strict", help="Refuse to leave out, clamp, cut or skip anything.")]
 ProtocolOption = Annotated[str, typer.Option("--protocol", help="mmn, 2dtan or qvh.")]
 
 
@@ -45,6 +46,7 @@ def predict(
     skip_missing: Annotated[
         bool, typer.Option("--skip-missing", help="Leave out videos without features and say how many.")
     ] = False,
+    strict: Strict = False,
     batch_size: Annotated[int, typer.Option("--batch-size", help="Videos per call.")] = 8,
     preset: PresetOption = None,
     tokenizer: TokenizerOption = None,
@@ -64,7 +66,7 @@ def predict(
 
     refuse_existing(output, "output")
     engine = load_engine(model, preset, tokenizer, device, precision, backend, threads, backend_option)
-    samples = read_annotations(annotations, engine.preset, durations=durations, truth=False)
+    samples = read_annotations(annotations, engine.preset, durations=durations, strict=strict, truth=False)
     key = engine.preset.feature_key if feature_key is None else feature_key
     with named_as("path", "features"):
         store = open_features(features, key, engine.preset.input_size)
@@ -77,6 +79,7 @@ def predict(
             protocol=protocol,
             limit=limit,
             skip_missing=skip_missing,
+            strict=strict,
             batch_size=batch_size,
             top_k=top_k,
             progress=True,
@@ -98,6 +101,7 @@ def score_file(
     skip_missing: Annotated[
         bool, typer.Option("--skip-missing", help="Leave out sentences without predictions and say how many.")
     ] = False,
+    strict: Strict = False,
     as_json: AsJson = False,
 ) -> None:
     """Evaluate a file of predictions, without a model or features."""
@@ -106,9 +110,9 @@ def score_file(
     from mmn_fast.presets import get_preset
 
     chosen = None if preset is None else get_preset(preset)
-    samples = read_annotations(annotations, chosen, durations=durations)
+    samples = read_annotations(annotations, chosen, durations=durations, strict=strict)
     recall: dict[str, Any] = {}
     if chosen is not None:
         recall = {"recall_at": chosen.recall_at, "recall_ious": chosen.recall_ious}
-    report = run(predictions, samples, protocol=protocol, skip_missing=skip_missing, **recall)
+    report = run(predictions, samples, protocol=protocol, skip_missing=skip_missing, strict=strict, **recall)
     show(json.dumps(report.to_dict(), indent=2) if as_json else report.table())

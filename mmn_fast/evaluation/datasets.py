@@ -25,7 +25,7 @@ import numpy.typing as npt
 
 from mmn_fast.checks import Number, Text, fail, shown
 from mmn_fast.documents import NotJsonError, parse_json, read_text
-from mmn_fast.evaluation.notes import Note, Tally, say
+from mmn_fast.evaluation.notes import Note, Tally, refuse, say
 from mmn_fast.presets import Preset, get_preset
 from mmn_fast.types import InputError
 
@@ -86,7 +86,7 @@ def read_annotations(
     durations: Durations | None = None,
     strict: bool = False,
     truth: bool = True,
-) -> list[Sample]:
+) -> Annotations:
     """Read an annotation file of any of the three layouts.
 
     As in the official code, windows whose start is not before their end are dropped (counted and logged once), starts
@@ -100,12 +100,12 @@ def read_annotations(
         durations: lengths in seconds, which the Charades-STA text needs and no other layout takes: a mapping by video,
             or a JSON file of the same or of MMN's layout, or the Charades CSV with the columns id and length.
         strict: refuse windows that end at or before their start, begin before 0 or end after the duration, and
-            sentences without a window, instead of repairing them.
+            sentences without a window and videos without a sentence, instead of repairing them.
         truth: False reads what is to be predicted: windows may be missing, null or empty and are not looked at, a line
             of text may be `VIDEO##sentence`, and every sentence is kept, with moments_s [0, 2].
 
     Returns:
-        One sample per video, in the file's order.
+        One sample per video, in the file's order; their `notes` say what was left out or clamped.
 
     Raises:
         InputError: the file cannot be used; the message names it and the entry.
@@ -123,7 +123,7 @@ def read_annotations(
     else:
         videos = _from_json_lines(text, path, truth)
     if not truth:
-        return _without_truth(videos, path)
+        return _without_truth(videos, path, strict)
     return _samples(videos, path, strict)
 
 
@@ -358,14 +358,20 @@ def _sentence(entry: _Entry) -> str:
     return entry.sentence
 
 
-def _without_truth(videos: dict[str, _VideoEntries], path: Path) -> list[Sample]:
-    samples = []
+def _without_truth(videos: dict[str, _VideoEntries], path: Path, strict: bool) -> Annotations:
+    samples, tally = Annotations(), Tally()
     for video_id, video in videos.items():
         if video.entries:
             sentences = tuple(_sentence(entry) for entry in video.entries)
             nothing = (np.empty((0, 2)),) * len(sentences)
             names = tuple(entry.query_id for entry in video.entries)
             samples.append(Sample(video_id, video.duration_s, sentences, nothing, names))
+        else:
+            tally.add("left_out", "videos", "they have no sentence", f"video {video_id!r}")
+    samples.notes = tally.notes({"videos": len(videos)})
+    if strict:
+        refuse(samples.notes)
+    say(logger, path, samples.notes)
     if not samples:
         raise InputError(f"annotations: {path}: no video with a sentence in it")
     return samples
@@ -408,6 +414,8 @@ def _samples(videos: dict[str, _VideoEntries], path: Path, strict: bool) -> Anno
         if kept:
             sentences, moments, query_ids = zip(*kept, strict=True)
             samples.append(Sample(video_id, video.duration_s, sentences, moments, query_ids))
+        elif strict:
+            raise InputError(f"annotations: {path}: video {video_id!r}: expected a sentence, got none")
         else:
             tally.add("left_out", "videos", "no sentence of theirs remains", f"video {video_id!r}")
     samples.notes = tally.notes(totals)

@@ -17,8 +17,9 @@ import numpy.typing as npt
 from mmn_fast.errors import InputError, WriteError
 from mmn_fast.evaluation.datasets import Sample, first_few
 from mmn_fast.evaluation.judge import Judge
-from mmn_fast.evaluation.loop import FeatureStore, ScoringEngine, check_counts, scored_batches, with_features
+from mmn_fast.evaluation.loop import FeatureStore, ScoringEngine, check_counts, choose, num_skipped, scored_batches
 from mmn_fast.evaluation.metrics import Protocol, get_protocol
+from mmn_fast.evaluation.notes import Note, by_kind
 from mmn_fast.evaluation.predictions import PredictionsFile
 from mmn_fast.evaluation.qvhighlights import FIGURES, RANGES
 from mmn_fast.evaluation.ranking import rank_moments
@@ -46,6 +47,7 @@ class EvaluationReport:
         num_sentences: sentences evaluated.
         num_skipped: videos passed over because they have no features.
         seconds: wall-clock time of the evaluation.
+        notes: what was left out, clamped, cut, skipped or not looked at, and why.
     """
 
     protocol: Protocol
@@ -55,9 +57,10 @@ class EvaluationReport:
     num_sentences: int
     num_skipped: int
     seconds: float
+    notes: tuple[Note, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """Give all values as plain JSON types."""
+        """Give all values as plain JSON types; the notes stand under their kinds."""
         return {
             "protocol": self.protocol.name,
             "iou_test": self.protocol.test,
@@ -68,6 +71,7 @@ class EvaluationReport:
             "num_sentences": self.num_sentences,
             "num_skipped": self.num_skipped,
             "seconds": self.seconds,
+            **by_kind(self.notes),
         }
 
     def table(self) -> str:
@@ -192,6 +196,7 @@ def evaluate(
     predictions: str | Path | None = None,
     limit: int | None = None,
     skip_missing: bool = False,
+    strict: bool = False,
     batch_size: int = 8,
     top_k: int = 10,
     progress: bool = False,
@@ -212,6 +217,8 @@ def evaluate(
             all of them are written, or not at all; if the disk refuses it, the evaluation goes on without.
         limit: evaluate only so many videos, the first ones (that have features).
         skip_missing: pass over videos without features; the report counts them.
+        strict: refuse to pass over videos, and sentences that the text encoder would cut. Annotations have a `strict`
+            of their own.
         batch_size: videos per call of the engine.
         top_k: moments per sentence in the predictions.
         progress: show a progress bar on stderr.
@@ -222,7 +229,7 @@ def evaluate(
 
     Raises:
         InputError: an argument cannot be used, `predictions` exists, or a video has no features (unless
-            `skip_missing`).
+            `skip_missing`), or what `strict` refuses.
         UnwrittenPredictions: everything was evaluated, but `predictions` could not be written; it has the report.
     """
     started = time.perf_counter()
@@ -235,7 +242,7 @@ def evaluate(
             f"samples: expected a true window for every sentence, got none in {len(unknown)} of {len(samples)} videos: "
             f"{first_few(unknown)} (predict needs none)"
         )
-    chosen, num_missing = with_features(samples, features, limit, skip_missing)
+    chosen, notes = choose(engine, samples, features, limit, skip_missing, strict)
 
     judge = Judge(rules, preset.recall_at, preset.recall_ious)
     num_ranked = max(judge.num_judged, top_k)
@@ -256,8 +263,9 @@ def evaluate(
         metrics=judge.metrics(),
         num_videos=len(chosen),
         num_sentences=sum(len(sample.sentences) for sample in chosen),
-        num_skipped=num_missing,
+        num_skipped=num_skipped(notes),
         seconds=time.perf_counter() - started,
+        notes=notes,
     )
     if file is not None and file.failure is not None:
         raise UnwrittenPredictions(str(file.failure), report)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import contextlib
 import logging
 import typing
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from mmn_fast.errors import InputError
 from mmn_fast.evaluation.datasets import Sample, first_few
+from mmn_fast.evaluation.notes import Note, cut_sentences, refuse
 from mmn_fast.presets import Preset
+from mmn_fast.tokenizer import without_warnings_of_cuts
 from mmn_fast.types import Query, ScoreMaps, Video
 
 logger = logging.getLogger(__name__)
@@ -44,31 +47,73 @@ def check_counts(**counts: int | None) -> None:
             raise InputError(f"{name}: expected a number >= 1, got {number!r}")
 
 
-def with_features(
-    samples: Sequence[Sample], features: FeatureStore, limit: int | None, skip_missing: bool
-) -> tuple[list[Sample], int]:
-    """The first `limit` samples that have features, and how many have none.
+def choose(
+    engine: ScoringEngine,
+    samples: Sequence[Sample],
+    features: FeatureStore,
+    limit: int | None,
+    skip_missing: bool,
+    strict: bool,
+) -> tuple[list[Sample], tuple[Note, ...]]:
+    """The first `limit` samples that have features, and what happens to the data set: said here, before the work.
+
+    Args:
+        engine: tells which sentences it cuts.
+        samples: the data set; an `Annotations` has notes of its own, which are not said again.
+        features: clip features by video id.
+        limit: so many videos; None for all.
+        skip_missing: pass over videos without features.
+        strict: refuse to skip videos, and to cut sentences.
+
+    Returns:
+        The samples, and all notes, those of `samples` first.
 
     Raises:
-        InputError: a video has no features (unless `skip_missing`), or none has.
+        InputError: a video has no features (unless `skip_missing`), none has, or what `strict` refuses.
     """
     missing = [sample.video_id for sample in samples if sample.video_id not in features]
-    if missing:
+    if missing and not skip_missing:
         few = f"{len(missing)} of {len(samples)} videos: {first_few(missing)}"
-        if not skip_missing:
-            raise InputError(f"features: no features for {few} (skip_missing passes over them)")
-        logger.warning("skipping videos without features, %s", few)
+        raise InputError(f"features: no features for {few} (skip_missing passes over them)")
+    skipped = _some("skipped", len(samples), "they have no features", missing)
+    if strict:
+        refuse(skipped)
     absent = set(missing)
-    chosen = [sample for sample in samples if sample.video_id not in absent][:limit]
+    present = [sample for sample in samples if sample.video_id not in absent]
+    chosen = present[:limit]
     if not chosen:
         raise InputError(f"samples: expected at least one video with features, got none of {len(samples)}")
-    return chosen, len(missing)
+    beyond = [sample.video_id for sample in present[len(chosen) :]]
+    limited = _some("limited", len(present), f"limit {limit}", beyond)
+    cut = cut_sentences(engine, [sentence for sample in chosen for sentence in sample.sentences])
+    if strict:
+        refuse(cut)
+    for note in (*skipped, *limited):
+        logger.warning("%s", note)
+    for note in cut:
+        warnings.warn(str(note), stacklevel=3)
+    return chosen, (*notes_of(samples), *skipped, *limited, *cut)
+
+
+def notes_of(samples: Sequence[Sample]) -> tuple[Note, ...]:
+    """What reading the annotations left out or clamped; nothing is known of a plain list."""
+    notes: tuple[Note, ...] = getattr(samples, "notes", ())
+    return notes
+
+
+def num_skipped(notes: Sequence[Note]) -> int:
+    """Videos passed over because they have no features."""
+    return sum(note.count for note in notes if (note.kind, note.what) == ("skipped", "videos"))
+
+
+def _some(kind: str, total: int, why: str, names: list[str]) -> tuple[Note, ...]:
+    return (Note(kind, "videos", len(names), total, why, first_few(names)),) if names else ()
 
 
 def scored_batches(
     engine: ScoringEngine, samples: Sequence[Sample], features: FeatureStore, batch_size: int, progress: bool
 ) -> Iterator[tuple[Sample, ScoreMaps]]:
-    """Every sample with its score maps; memory holds one batch of videos at a time."""
+    """Every sample with its score maps; memory holds one batch of videos at a time. `choose` has said what is cut."""
     with _progress(progress, len(samples)) as advance:
         for first in range(0, len(samples), batch_size):
             batch = samples[first : first + batch_size]
@@ -76,7 +121,9 @@ def scored_batches(
                 Query(Video(features[sample.video_id], sample.duration_s, sample.video_id), list(sample.sentences))
                 for sample in batch
             ]
-            yield from zip(batch, engine.score_maps(queries), strict=True)
+            with without_warnings_of_cuts():
+                scored = engine.score_maps(queries)
+            yield from zip(batch, scored, strict=True)
             advance(len(batch))
 
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
-_KINDS = ("left_out", "clamped", "skipped")
+from mmn_fast.errors import InputError
+from mmn_fast.tokenizer import shortened
+
+_KINDS = ("left_out", "clamped", "cut", "skipped", "limited")
 
 
 @dataclass(frozen=True)
@@ -14,12 +18,12 @@ class Note:
     """One thing that happened to some of a data set's entries.
 
     Attributes:
-        kind: "left_out", "clamped" or "skipped".
-        what: what is counted: "sentences", "windows" or "videos".
+        kind: "left_out", "clamped", "cut", "skipped" or "limited".
+        what: what is counted: "sentences", "windows", "videos" or "predictions".
         count: how many.
         total: of how many.
         why: the reason, and what the official evaluation does.
-        first: names the first of them.
+        first: names the first of them, or the first few.
     """
 
     kind: str
@@ -30,6 +34,8 @@ class Note:
     first: str
 
     def __str__(self) -> str:
+        if self.kind == "limited":
+            return f"first {self.total - self.count} of {self.total} {self.what} only: {self.why}"
         done = self.kind.replace("_", " ")
         return f"{self.count} of {self.total} {self.what} {done}: {self.why} (first: {self.first})"
 
@@ -58,7 +64,40 @@ def say(logger: logging.Logger, source: object, notes: tuple[Note, ...]) -> None
         logger.warning("%s: %s", source, note)
 
 
-def by_kind(notes: tuple[Note, ...]) -> dict[str, list[dict[str, Any]]]:
+def refuse(notes: Sequence[Note]) -> None:
+    """Refuse what `strict` does not allow: each of these notes.
+
+    Raises:
+        InputError: there is one; it says all of them.
+    """
+    if notes:
+        raise InputError(f"strict: {'; '.join(map(str, notes))}")
+
+
+def cut_sentences(engine: object, sentences: Sequence[str]) -> tuple[Note, ...]:
+    """What an engine's text encoder cuts of these sentences; nothing for an engine that does not tell."""
+    if not isinstance(engine, _Cuts):
+        return ()
+    cut = engine.cut_sentences(sentences)
+    if not cut:
+        return ()
+    first, pieces = next(iter(cut.items()))
+    count = sum(sentence in cut for sentence in sentences)
+    why = f"they are longer than the text encoder's {engine.max_tokens} word pieces"
+    return (Note("cut", "sentences", count, len(sentences), why, f"{shortened(first)}, {pieces} word pieces"),)
+
+
+@runtime_checkable
+class _Cuts(Protocol):
+    """An engine that tells what its text encoder cuts."""
+
+    @property
+    def max_tokens(self) -> int: ...
+
+    def cut_sentences(self, sentences: Sequence[str], /) -> dict[str, int]: ...
+
+
+def by_kind(notes: Sequence[Note]) -> dict[str, list[dict[str, Any]]]:
     """Notes as plain JSON types: kind -> its notes; every kind is there."""
     found: dict[str, list[dict[str, Any]]] = {kind: [] for kind in _KINDS}
     for note in notes:

@@ -18,8 +18,17 @@ from mmn_fast.errors import InputError
 from mmn_fast.evaluation.datasets import Sample, first_few
 from mmn_fast.evaluation.evaluate import EvaluationReport
 from mmn_fast.evaluation.judge import Judge
-from mmn_fast.evaluation.loop import FeatureStore, ScoringEngine, check_counts, scored_batches, with_features
+from mmn_fast.evaluation.loop import (
+    FeatureStore,
+    ScoringEngine,
+    check_counts,
+    choose,
+    notes_of,
+    num_skipped,
+    scored_batches,
+)
 from mmn_fast.evaluation.metrics import Protocol, get_protocol
+from mmn_fast.evaluation.notes import Note, by_kind, refuse, say
 from mmn_fast.evaluation.predictions import PredictionsFile
 from mmn_fast.evaluation.ranking import rank_moments
 
@@ -36,6 +45,7 @@ class PredictionReport:
         num_sentences: sentences in it, a line each.
         num_skipped: videos passed over because they have no features.
         seconds: wall-clock time.
+        notes: what was left out, cut, skipped or not looked at, and why.
     """
 
     predictions: str
@@ -43,10 +53,13 @@ class PredictionReport:
     num_sentences: int
     num_skipped: int
     seconds: float
+    notes: tuple[Note, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """Give all values as plain JSON types."""
-        return asdict(self)
+        """Give all values as plain JSON types; the notes stand under their kinds."""
+        facts = asdict(self)
+        del facts["notes"]
+        return facts | by_kind(self.notes)
 
 
 def predict(
@@ -58,6 +71,7 @@ def predict(
     protocol: str | Protocol = "mmn",
     limit: int | None = None,
     skip_missing: bool = False,
+    strict: bool = False,
     batch_size: int = 8,
     top_k: int = 10,
     progress: bool = False,
@@ -73,6 +87,7 @@ def predict(
         protocol: how moments are ranked: name in `PROTOCOLS`, or a protocol.
         limit: only so many videos, the first ones (that have features).
         skip_missing: pass over videos without features; the report counts them.
+        strict: refuse to pass over videos, and sentences that the text encoder would cut.
         batch_size: videos per call of the engine.
         top_k: moments per sentence.
         progress: show a progress bar on stderr.
@@ -81,14 +96,15 @@ def predict(
         What was predicted.
 
     Raises:
-        InputError: an argument cannot be used, `output` exists, or a video has no features (unless `skip_missing`).
+        InputError: an argument cannot be used, `output` exists, a video has no features (unless `skip_missing`),
+            or what `strict` refuses.
         WriteError: the file cannot be written.
     """
     started = time.perf_counter()
     check_counts(limit=limit, batch_size=batch_size, top_k=top_k)
     num_clips = engine.preset.num_clips
     rules = get_protocol(protocol).for_preset(engine.preset.nms_iou)
-    chosen, num_missing = with_features(samples, features, limit, skip_missing)
+    chosen, notes = choose(engine, samples, features, limit, skip_missing, strict)
     with PredictionsFile(output, "output") as file:
         for sample, maps in scored_batches(engine, chosen, features, batch_size, progress):
             moments = rank_moments(maps.fused, maps.cells, sample.duration_s, num_clips, rules, top_k)
@@ -101,8 +117,9 @@ def predict(
         predictions=str(output),
         num_videos=len(chosen),
         num_sentences=sum(len(sample.sentences) for sample in chosen),
-        num_skipped=num_missing,
+        num_skipped=num_skipped(notes),
         seconds=time.perf_counter() - started,
+        notes=notes,
     )
 
 
@@ -169,6 +186,7 @@ def score_file(
     recall_at: Sequence[int] = (1, 5),
     recall_ious: Sequence[float] = (0.3, 0.5, 0.7),
     skip_missing: bool = False,
+    strict: bool = False,
 ) -> EvaluationReport:
     """The figures of a file of predictions: no model, no features.
 
@@ -183,16 +201,19 @@ def score_file(
         recall_at: the n of R@n.
         recall_ious: the m of IoU@m.
         skip_missing: leave out sentences without predictions, with a warning that counts them.
+        strict: refuse to leave out either.
 
     Returns:
         The report; its protocol has no NMS threshold.
 
     Raises:
-        InputError: the file cannot be used, or a sentence has no predictions (unless `skip_missing`).
+        InputError: the file cannot be used, a sentence has no predictions (unless `skip_missing`), or what `strict`
+            refuses.
     """
     started = time.perf_counter()
     rules = replace(get_protocol(protocol), nms_iou=None)
     found = read_predictions(predictions)
+    num_predictions = len(found)
     judge = Judge(rules, recall_at, recall_ious)
     missing: list[str] = []
     videos, num_sentences = set(), 0
@@ -213,11 +234,15 @@ def score_file(
         raise InputError(
             f"predictions: {predictions} lacks {len(missing)} of {total} sentences: {first_few(missing)}{hint}"
         )
+    notes = []
     if missing:
-        logger.warning("left out %d of %d sentences without predictions: %s", len(missing), total, first_few(missing))
+        notes.append(Note("skipped", "sentences", len(missing), total, "they have no predictions", first_few(missing)))
     if found:
-        few = first_few(list(found))
-        logger.warning("left out %d predictions of sentences that are not in the annotations: %s", len(found), few)
+        why, few = "the annotations lack their sentences", first_few(list(found))
+        notes.append(Note("left_out", "predictions", len(found), num_predictions, why, few))
+    if strict:
+        refuse(notes)
+    say(logger, predictions, tuple(notes))
     return EvaluationReport(
         protocol=rules,
         preset=Path(predictions).name,
@@ -226,4 +251,5 @@ def score_file(
         num_sentences=num_sentences,
         num_skipped=len({sample.video_id for sample in samples}) - len(videos),
         seconds=time.perf_counter() - started,
+        notes=(*notes_of(samples), *notes),
     )
