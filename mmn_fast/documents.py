@@ -140,8 +140,8 @@ def parse_yaml(text: str, where: str) -> Any:
 
     Raises:
         NotYamlError: broken syntax, or a tag that would run code.
-        InputError: a key that stands twice, an alias (aliases of aliases grow
-            without bound), an integer that does not fit in 64 bits, or too many levels.
+        InputError: a key that stands twice, an alias (aliases of aliases grow without bound), an integer that does not
+            fit in 64 bits, or too many levels.
     """
     import yaml
 
