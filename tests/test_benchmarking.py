@@ -85,6 +85,7 @@ def test_candidates_take_turns_and_one_that_cannot_run_leaves_the_others_alone(t
         assert all(measured[name].timing.repeats == 2 and measured[name].peak_mib > 5 for name in "AB")
 
 
+@pytest.mark.slow
 def test_errors_are_measured_from_a_truth_that_is_never_timed(tmp_path: Path):
     candidates = [Candidate(name, make_toy, (tmp_path / "log", name, 1.5)) for name in "AB"]
     truth = Candidate("T", make_toy, (tmp_path / "log", "T", 1.0))

@@ -59,6 +59,7 @@ def check_golden_moments(found: list[dict[str, np.ndarray]], name: str) -> None:
             check_close(fused[mine[0]], fused[theirs[0]], "score_ties", what=f"{name}, moment {differs[0]}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", GOLDEN)
 def test_torch_in_fp64_is_the_reference(name: str, golden_model: Models) -> None:
     engine = mmn_fast.load(golden_model(name), backend="torch", precision="fp64", device="cpu")

@@ -179,6 +179,7 @@ def test_exports_agree_with_float64(name: str, root: Path) -> None:
     check_engine(mmn_fast.load(output, backend="onnx"), name, root, "onnx_backend")
 
 
+@pytest.mark.slow
 def test_tensorrt_and_the_triton_server_agree_with_float64(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from mmn_fast.checkpoint import DEMO_MODEL
 
+pytestmark = pytest.mark.slow
 BLOCKED = ("torch", "triton", "transformers", "onnxscript")
 MAIN = f"""
 import sys

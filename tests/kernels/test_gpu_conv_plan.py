@@ -36,6 +36,7 @@ CONFIG = GatherConfig(128, 128, 64, 8, 4, 1)
 SMALL = GatherConfig(16, 64, 32, 4, 2, 1)
 
 
+@pytest.mark.interpreter
 @pytest.mark.parametrize(
     ("names", "precision"),
     [(("gather", "fft12", "gather"), "fp16"), (("fft16", "gather", "fft24"), "fp32")],
