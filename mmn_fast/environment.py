@@ -50,8 +50,17 @@ def cache_dir() -> Path | None:
 
 
 def tuning_dir() -> Path:
-    """Where tuning results are kept: in `MMN_FAST_CACHE`, else in the user's cache directory."""
-    root = cache_dir() or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mmn_fast"
+    """Where tuning results are kept: in `MMN_FAST_CACHE`, else in the user's cache directory.
+
+    Raises:
+        OSError: the user has no home directory, as in a container whose user has no name there.
+    """
+    root = cache_dir()
+    if root is None:
+        try:
+            root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mmn_fast"
+        except RuntimeError:
+            raise OSError("there is no home directory; MMN_FAST_CACHE can name another") from None
     return root / "tuning"
 
 

@@ -133,7 +133,7 @@ def chosen_config(
 
 def kept_config(capability: tuple[int, int], key: str) -> GatherConfig | None:
     """The choice that was tuned on such a device and kept on this machine."""
-    return _read(cache_path()).choices.get(arch_of(capability), {}).get(key)
+    return _kept_here().choices.get(arch_of(capability), {}).get(key)
 
 
 def arch_of(capability: tuple[int, int]) -> str:
@@ -170,7 +170,7 @@ def measured_times(arch: str, plan: ProposalPlan, width: int, videos: int, preci
 
 def kept_times(arch: str, key: str) -> Times | None:
     """What is kept under a key of `times_key`, on this machine or else in the package."""
-    kept = (_read(path).times.get(arch, {}).get(key) for path in (cache_path(), SHIPPED))
+    kept = (choices.times.get(arch, {}).get(key) for choices in (_kept_here(), _read(SHIPPED)))
     return next((times for times in kept if times is not None), None)
 
 
@@ -180,7 +180,11 @@ def times_key(plan: ProposalPlan, width: int, videos: int, precision: str) -> st
 
 
 def cache_path() -> Path:
-    """Where tuned choices are kept: in `MMN_FAST_CACHE`, else in the user's cache directory."""
+    """Where tuned choices are kept: in `MMN_FAST_CACHE`, else in the user's cache directory.
+
+    Raises:
+        OSError: the user has no home directory.
+    """
     return tuning_dir() / _CACHE_NAME
 
 
@@ -218,6 +222,14 @@ class _Kept:
     about: str = _ABOUT
     choices: dict[str, dict[str, GatherConfig]] = field(default_factory=dict)
     times: dict[str, dict[str, Times]] = field(default_factory=dict)
+
+
+def _kept_here() -> _Kept:
+    """What was tuned on this machine; nothing where there is no place for it or none to look at, as `keep` says."""
+    try:
+        return _read(cache_path())
+    except OSError:
+        return _Kept()
 
 
 def _read(path: Path) -> _Kept:

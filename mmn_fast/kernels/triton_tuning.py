@@ -20,7 +20,6 @@ from mmn_fast.kernels.gather_choices import (
     GatherConfig,
     Times,
     arch_of,
-    cache_path,
     chosen_config,
     config_key,
     keep,
@@ -120,7 +119,7 @@ def _keep(arch: str, key: str, found: GatherConfig | Times) -> None:
     try:
         keep(arch, key, found)
     except (OSError, WriteError) as error:
-        _LOG.warning("%s: tuned choices cannot be kept (%s); the next process measures again", cache_path(), error)
+        _LOG.warning("tuned choices cannot be kept (%s); the next process measures again", error)
 
 
 class Tuner:

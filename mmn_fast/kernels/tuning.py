@@ -55,9 +55,10 @@ def tuned_seconds(
         For `choose_algorithms`. The file lies in `MMN_FAST_CACHE`, else in the user's cache directory; a damaged one is
         measured and written again.
     """
-    path = _path(plan, widths, precision, exact, threads)
+    path: Path | None = None
     names = [candidates(plan.kernel, c_in, precision, exact) for c_in, _ in widths]
     try:
+        path = _path(plan, widths, precision, exact, threads)
         path.stat()
         kept: Seconds = list(check_record(read_json(path, str(path)), _KEPT_RULES, str(path))["seconds"])
         if [set(layer) for layer in kept] == [set(layer) for layer in names]:
@@ -66,12 +67,17 @@ def tuned_seconds(
     except FileNotFoundError:
         pass
     except (OSError, InputError) as error:
-        _LOG.warning("%s: cannot be read (%s); measuring again", path, error)
+        if path is None:
+            _LOG.warning("the tuning cannot be kept (%s); every process measures again", error)
+        else:
+            _LOG.warning("%s: cannot be read (%s); measuring again", path, error)
     _LOG.info("tuning proposal_conv, %d layers, once for this host", len(widths))
     seconds = [
         {name: _measure(plan, number, *widths[number], name, threads) for name in layer}
         for number, layer in enumerate(names)
     ]
+    if path is None:
+        return seconds
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         content = json.dumps({"isa": cpu_isa(), "threads": threads, "seconds": seconds})

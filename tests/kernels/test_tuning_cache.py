@@ -36,3 +36,30 @@ def test_choices_that_cannot_be_kept_are_a_warning(
     with caplog.at_level(logging.WARNING, "mmn_fast"):
         triton_tuning._keep("sm_90", "key", GatherConfig(64, 64, 64, 4, 3, 1))
     assert "cannot be kept" in caplog.text
+
+
+def test_without_a_home_directory_there_is_a_warning_and_no_cache(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def home() -> Path:
+        raise RuntimeError(
+            "Could not determine home directory."
+        )  # as Python's, where HOME is unset and the user unknown
+
+    for name in ("MMN_FAST_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(Path, "home", home)
+    monkeypatch.setattr(tuning, "_measure", lambda *_: 1.0)
+    plan = plan_for(PRESET)
+    with caplog.at_level(logging.WARNING, "mmn_fast"):
+        assert len(tuning.tuned_seconds(plan, [(24, 24)] * len(plan.layers), "fp32", True, 1)) == len(plan.layers)
+        assert gather_choices.kept_config((9, 0), "key") is None
+        assert gather_choices.kept_times("sm_90", "key") is None
+    (record,) = caplog.records
+    assert (
+        "the tuning cannot be kept (there is no home directory; MMN_FAST_CACHE can name another)" in record.getMessage()
+    )
+    triton_tuning = pytest.importorskip("mmn_fast.kernels.triton_tuning")
+    with caplog.at_level(logging.WARNING, "mmn_fast"):
+        triton_tuning._keep("sm_90", "key", GatherConfig(64, 64, 64, 4, 3, 1))
+    assert "tuned choices cannot be kept (there is no home directory" in caplog.text
