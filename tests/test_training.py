@@ -504,6 +504,56 @@ def test_missing_videos_are_named(task: dict[str, Path], tmp_path: Path, caplog:
     recipe = dataclasses.replace(options(task, tmp_path).recipe, epochs=1)  # type: ignore[type-var]
     train(options(bad, tmp_path / "run", recipe=recipe, skip_missing=True))
     assert "they are left out" in caplog.text
+    with pytest.raises(
+        InputError, match=r"^strict: 1 of 21 videos skipped: they have no features \(first: 'absent'\)$"
+    ):
+        train(options(bad, tmp_path / "strict", skip_missing=True, strict=True))
+    assert not (tmp_path / "strict").exists()
+
+
+def test_validation_is_held_to_the_same_rules(
+    task: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    content = json.loads(task["val_annotations"].read_text())
+    name = next(iter(content))
+    path = tmp_path / "val.json"
+    changed_task = {**task, "val_annotations": path}
+    backwards = {**content, name: content[name] | {"timestamps": [[6.0, 5.0]] * len(content[name]["sentences"])}}
+    path.write_text(json.dumps(backwards))
+    with pytest.raises(InputError, match=rf"val\.json: video '{name}', entry 0: expected start < end"):
+        train(options(changed_task, tmp_path / "run", strict=True))
+    path.write_text(json.dumps({**content, "absent": content[name]}))
+    with pytest.raises(InputError, match="^strict: 1 of 9 videos skipped"):
+        train(options(changed_task, tmp_path / "run", strict=True, skip_missing=True))
+    path.write_text(json.dumps({"absent": content[name]}))
+    with pytest.raises(InputError, match=r"features lacks 1 of the 1 videos of .*val\.json: 'absent'"):
+        train(options(changed_task, tmp_path / "run", skip_missing=True))
+    assert not (tmp_path / "run").exists()
+    path.write_text(json.dumps({**backwards, "absent": content[name]}))
+    recipe = dataclasses.replace(options(task, tmp_path).recipe, epochs=2)  # type: ignore[type-var]
+    caplog.clear()
+    train(options(changed_task, tmp_path / "run", recipe=recipe, skip_missing=True))
+    for said in ("val.json: 1 of 9 videos left out", "lacks 1 of the 8 videos of "):
+        assert sum(said in record.getMessage() for record in caplog.records) == 1, said
+
+
+def test_long_sentences_of_training_are_one_warning_and_refused_where_asked(
+    task: dict[str, Path], tmp_path: Path
+) -> None:
+    def change(annotations: dict[str, Any]) -> None:
+        for name in ("train0", "train1"):
+            annotations[name]["sentences"][0] = "the red thing " * 10
+
+    bad = changed(task, tmp_path, change)
+    with pytest.raises(
+        InputError, match=r"^strict: 2 of 40 sentences cut: .* encoder's 12 word pieces \(first: 'the red"
+    ):
+        train(options(bad, tmp_path / "run", strict=True))
+    assert not (tmp_path / "run").exists()
+    recipe = dataclasses.replace(options(task, tmp_path).recipe, epochs=1)  # type: ignore[type-var]
+    with pytest.warns(UserWarning, match="^2 of 40 sentences were cut to the encoder's 12 word pieces") as caught:
+        train(options(bad, tmp_path / "run", recipe=recipe))
+    assert sum("were cut" in str(one.message) for one in caught) == 1
 
 
 @pytest.mark.parametrize("cache_gib", [4.0, 0.0])

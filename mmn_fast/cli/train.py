@@ -111,9 +111,7 @@ def train(
         int, typer.Option("--checkpoint-every", help="Steps between checkpoints, beside one per epoch; 0: none.")
     ] = 0,
     cache_gib: Annotated[float, typer.Option("--cache-gib", help="Keep features that fit so much memory.")] = 4.0,
-    strict: Annotated[
-        bool, typer.Option("--strict", help="Refuse annotations that the official code cuts or drops.")
-    ] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Refuse to leave out, clamp, cut or skip anything.")] = False,
     skip_missing: Annotated[bool, typer.Option("--skip-missing", help="Leave out videos without features.")] = False,
     official_pth: Annotated[bool, typer.Option("--official-pth", help="Write model.pth too.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint; --epochs may grow.")] = False,

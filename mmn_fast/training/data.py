@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from mmn_fast.evaluation.datasets import Sample, first_few
+from mmn_fast.evaluation.notes import Note, cut_sentences, refuse
 from mmn_fast.features import FeatureStore, pre_clips
 from mmn_fast.geometry import cells_to_moments, plan_for, temporal_iou
 from mmn_fast.presets import Preset
@@ -53,6 +54,44 @@ class Batch:
         return Batch(*(getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)))
 
 
+def usable_samples(
+    samples: Sequence[Sample],
+    features: FeatureStore,
+    tokenizer: Tokenizer,
+    source: str,
+    argument: str = "features",
+    skip_missing: bool = False,
+    strict: bool = False,
+) -> list[Sample]:
+    """The samples that have features; says in one line how many have none.
+
+    Args:
+        samples: videos with their sentences.
+        features: their features.
+        tokenizer: says which sentences are cut.
+        source: the annotations' name in messages.
+        argument: the name of the features' argument in messages.
+        skip_missing: leave out videos without features instead of refusing.
+        strict: refuse that, and sentences that the tokenizer cuts.
+
+    Raises:
+        InputError: a video has no features (unless `skip_missing`), none has, or what `strict` refuses.
+    """
+    missing = [sample.video_id for sample in samples if sample.video_id not in features]
+    if missing:
+        few = f"{len(missing)} of the {len(samples)} videos of {source}: {first_few(missing)}"
+        if not skip_missing or len(missing) == len(samples):
+            raise InputError(f"{argument}: {features.path} lacks {few}")
+        if strict:
+            refuse([Note("skipped", "videos", len(missing), len(samples), "they have no features", first_few(missing))])
+        logger.warning("%s: %s lacks %s; they are left out", argument, features.path, few)
+        absent = set(missing)
+        samples = [sample for sample in samples if sample.video_id not in absent]
+    if strict:
+        refuse(cut_sentences(tokenizer, [sentence for sample in samples for sentence in sample.sentences]))
+    return list(samples)
+
+
 class TrainingData:
     """A data set, ready to give batches.
 
@@ -67,11 +106,12 @@ class TrainingData:
         source: the annotations' name in messages.
         cache_gib: pre-clips are kept in memory if all of them take at most so many GiB, else read in every epoch.
         skip_missing: leave out videos without features and say how many, instead of refusing.
+        strict: refuse to leave out videos, and sentences that the text encoder would cut.
         progress: show a progress bar while features are read.
 
     Raises:
-        InputError: a video has no features, or features that cannot be used (all are looked at); the message names the
-            file and the video.
+        InputError: a video has no features, what `strict` refuses, or features that cannot be used (all are looked at);
+            the message names the file and the video.
     """
 
     def __init__(
@@ -83,15 +123,10 @@ class TrainingData:
         source: str = "annotations",
         cache_gib: float = 4.0,
         skip_missing: bool = False,
+        strict: bool = False,
         progress: bool = False,
     ) -> None:
-        missing = [sample.video_id for sample in samples if sample.video_id not in features]
-        if missing:
-            few = f"{len(missing)} of the {len(samples)} videos of {source}: {first_few(missing)}"
-            if not skip_missing or len(missing) == len(samples):
-                raise InputError(f"features: {features.path} lacks {few}")
-            logger.warning("features: %s lacks %s; they are left out", features.path, few)
-            samples = [sample for sample in samples if sample.video_id in features]
+        samples = usable_samples(samples, features, tokenizer, source, skip_missing=skip_missing, strict=strict)
         self.preset, self._features = preset, features
         self.video_ids = [sample.video_id for sample in samples]
         counts = np.array([len(sample.sentences) for sample in samples])

@@ -56,7 +56,8 @@ class TrainOptions:
         evaluate_every: epochs between evaluations.
         checkpoint_every: steps between checkpoints, beside one after every epoch.
         cache_gib: see `TrainingData`.
-        strict: refuse annotations that the official code repairs: times outside the video, ends before starts.
+        strict: refuse annotations that the official code repairs (times outside the video, ends before starts), of
+            training and of validation, sentences that the text encoder would cut, and to leave out videos.
         skip_missing: leave out videos without features.
         official_pth: write `model.pth` too.
         resume: go on from the run's checkpoint, if it has one. `recipe.epochs` may have grown since: milestones and the

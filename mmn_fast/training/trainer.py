@@ -45,7 +45,7 @@ from mmn_fast.files import whole_file, write_whole
 from mmn_fast.official import official_content
 from mmn_fast.presets import Preset, get_preset
 from mmn_fast.training.checkpoint_file import read_checkpoint, write_checkpoint
-from mmn_fast.training.data import TrainingData, epoch_order, epoch_parts
+from mmn_fast.training.data import TrainingData, epoch_order, epoch_parts, usable_samples
 from mmn_fast.training.initial import new_model, starts_from_scratch
 from mmn_fast.training.objective import Objective
 from mmn_fast.training.options import DTYPES, TrainOptions
@@ -189,6 +189,7 @@ class _Run:
             source=str(options.annotations),
             cache_gib=options.cache_gib,
             skip_missing=options.skip_missing,
+            strict=options.strict,
             progress=options.progress and self.rank == 0,
         )
 
@@ -202,22 +203,25 @@ class _Run:
         options = self.options
         if options.val_annotations is None:
             return None
-        samples = read_annotations(options.val_annotations, self.preset, options.durations)
+        samples = read_annotations(options.val_annotations, self.preset, options.durations, options.strict)
         path, argument = options.val_features, "val_features"
         if path is None:
             path, argument = options.features, "features"
         store = self._open_features(path, argument, stack)
-        absent = [sample.video_id for sample in samples if sample.video_id not in store]
-        if absent and not options.skip_missing:
-            raise InputError(
-                f"{argument}: {path} lacks {len(absent)} of the {len(samples)} videos of {options.val_annotations}:"
-                f" {', '.join(map(repr, absent[:3]))}"
-            )
+        usable = usable_samples(
+            samples,
+            store,
+            self.tokenizer,
+            str(options.val_annotations),
+            argument,
+            skip_missing=options.skip_missing,
+            strict=options.strict,
+        )
 
         def metrics(model: LoadedModel) -> dict[str, float]:
             backend = registry.backend_class("torch")
             engine = Engine(model, backend(model, str(self.device), "fp32", None))
-            return evaluate(engine, samples, store, skip_missing=True).metrics
+            return evaluate(engine, usable, store).metrics
 
         return metrics
 
