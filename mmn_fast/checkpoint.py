@@ -53,6 +53,7 @@ class LoadedModel:
         exported: directory of the graphs if an export was loaded (`mmn-fast export`); it has no weights, so `state` is
             empty then.
         weights_sha256: of the weights that the export was made of; None without an export.
+        manifest_sha256: of the export's manifest, which names every file's; None without an export.
     """
 
     preset: Preset
@@ -62,6 +63,7 @@ class LoadedModel:
     source: str
     exported: Path | None = None
     weights_sha256: str | None = None
+    manifest_sha256: str | None = None
 
     @cached_property
     def fingerprint(self) -> str:
@@ -71,6 +73,15 @@ class LoadedModel:
         """
         weights = self.weights_sha256 or combined_sha256(array_digests(self.state))
         return fingerprint_of(self.preset, self.text, weights, self.tokenizer)
+
+    def __setstate__(self, values: dict[str, Any]) -> None:
+        self.__dict__.update(values)
+        if self.exported is not None:
+            _check_export(self.exported, self.manifest_sha256)
+
+    def called(self, source: str) -> LoadedModel:
+        """The same model under another name in messages."""
+        return dataclasses.replace(self, source=source)._knowing(self.fingerprint)
 
     def _knowing(self, fingerprint: str) -> LoadedModel:
         """The model, its fingerprint worked out while it was read."""
@@ -280,14 +291,17 @@ def _from_directory(path: Path, preset: str | Path | Preset | None, tokenizer: s
 
 
 def _from_export(path: Path, preset: str | Path | Preset | None, tokenizer: str | Path | None) -> LoadedModel:
-    from mmn_fast.export.manifest import TOKENIZER, check_files, read_manifest
+    from mmn_fast.export.manifest import MANIFEST, TOKENIZER, check_files, read_manifest
 
     manifest = read_manifest(path)
     _insist(manifest.preset, preset, f"{path} was exported")
     check_files(path, manifest)
     words = load_tokenizer(path / TOKENIZER if tokenizer is None else tokenizer, manifest.text.max_tokens)
     loaded = dataclasses.replace(
-        _checked(manifest.preset, manifest.text, {}, words, path), exported=path, weights_sha256=manifest.weights_sha256
+        _checked(manifest.preset, manifest.text, {}, words, path),
+        exported=path.absolute(),
+        weights_sha256=manifest.weights_sha256,
+        manifest_sha256=file_sha256(path / MANIFEST),
     )
     if tokenizer is None and loaded.fingerprint != manifest.fingerprint:
         raise InputError(
@@ -295,6 +309,16 @@ def _from_export(path: Path, preset: str | Path | Preset | None, tokenizer: str 
             f" {manifest.fingerprint}; export the model again"
         )
     return loaded
+
+
+def _check_export(path: Path, manifest_sha256: str | None) -> None:
+    """Refuse an export that is not the one whose model was pickled: its graphs are not in the pickle."""
+    from mmn_fast.export.manifest import MANIFEST, check_files, read_manifest
+
+    manifest = read_manifest(path)
+    if file_sha256(path / MANIFEST) != manifest_sha256:
+        raise InputError(f"model: {path} is another export now than when its model was pickled; load it again")
+    check_files(path, manifest)
 
 
 def _checked(preset: Preset, text: TextEncoderConfig, state: State, tokenizer: Tokenizer, source: Path) -> LoadedModel:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
+import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from mmn_fast.environment import default_model, requested_threads
 from mmn_fast.features import check_duration, float32_rows, pre_clips
 from mmn_fast.geometry import cells_to_moments, plan_for
 from mmn_fast.kernels import native
+from mmn_fast.origin import Origin, absolute
 from mmn_fast.postprocess import fuse_scores, to_moments
 from mmn_fast.presets import PUBLISHED_FEATURES, Preset
 from mmn_fast.tokenizer import check_text
@@ -90,11 +92,33 @@ def load(
     settings = dict(backend_options)
     chosen.check_options(settings)
     running = chosen(loaded, device, precision, threads, settings)
-    return Engine(loaded, running, passed_over=choice.passed_over, progress=progress)
+    origin = Origin(
+        model="demo" if model == "demo" else absolute(model),
+        preset=None if preset is None else loaded.preset,
+        tokenizer=None if tokenizer is None else absolute(tokenizer),
+        device=device,
+        precision=precision,
+        backend=chosen.name,
+        threads=threads,
+        progress=progress,
+        options=tuple(settings.items()),
+        source=loaded.source,
+        fingerprint=loaded.fingerprint,
+        manifest_sha256=loaded.manifest_sha256,
+        runs_on=str(running.info()["device"]).partition(":")[0],
+        passed_over=tuple(choice.passed_over.items()),
+    )
+    return Engine(loaded, running, passed_over=choice.passed_over, progress=progress, origin=origin)
 
 
 class Engine:
-    """A loaded model. Safe to call from several threads.
+    """A loaded model. Safe to call from several threads. Immutable: `copy.copy` and `copy.deepcopy` give itself.
+
+    It pickles as what it was loaded from, in a few hundred bytes: the model's absolute path (or "demo", or a hub id),
+    its fingerprint, the backend that was chosen and its options. Unpickling loads the model again, once per process for
+    as long as one of its engines is in use, and raises InputError if the model there is another one now,
+    BackendUnavailable if the backend or its kind of device is not there. Results have the same bits on the same kind of
+    processor. An engine that was made of a `LoadedModel` pickles the weights.
 
     A result does not depend on what else is in the call: a video or sentence gives the same numbers alone and
     in any batch (on CUDA in fp16 and bf16 with backend "native": the same within what the precision promises).
@@ -104,6 +128,7 @@ class Engine:
         backend: what runs it.
         passed_over: why "auto" did not take the backends that it tried before.
         progress: show a progress bar during long calls.
+        origin: what `load` loaded it from; None: the engine pickles as its model's values.
     """
 
     def __init__(
@@ -113,6 +138,7 @@ class Engine:
         *,
         passed_over: dict[str, str] | None = None,
         progress: bool = False,
+        origin: Origin | None = None,
     ) -> None:
         self.preset = model.preset
         self._model = model
@@ -120,6 +146,19 @@ class Engine:
         self._passed_over = passed_over or {}
         self._progress = progress
         self._plan = plan_for(model.preset)
+        self._origin = origin
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self._origin is None:
+            return _engine_of, (self._model, self._backend, self._passed_over, self._progress)
+        _unpickled.setdefault(repr(self._origin), self)
+        return _loaded_again, (self._origin,)
+
+    def __copy__(self) -> Engine:
+        return self
+
+    def __deepcopy__(self, memo: object) -> Engine:
+        return self
 
     def ground(self, batch: Iterable[Query], top_k: int = 5) -> list[list[list[Moment]]]:
         """Find the moments that sentences describe.
@@ -430,6 +469,26 @@ class Engine:
         from rich.progress import track
 
         return track(blocks, description="grounding", transient=True, console=Console(stderr=True))
+
+
+_unpickled: weakref.WeakValueDictionary[str, Engine] = weakref.WeakValueDictionary()
+"""Engines of this process that have been pickled or unpickled, by their origin: each task of a worker finds its own."""
+
+
+def _loaded_again(origin: Origin) -> Engine:
+    """The engine of this origin in this process, loaded if there is none."""
+    engine = _unpickled.get(repr(origin))
+    if engine is None:
+        found = load(**origin.arguments())
+        assert found._origin is not None
+        origin.check(found._origin)
+        model, passed_over = found._model.called(origin.source), dict(origin.passed_over)
+        engine = Engine(model, found._backend, passed_over=passed_over, progress=origin.progress, origin=origin)
+    return _unpickled.setdefault(repr(origin), engine)
+
+
+def _engine_of(model: LoadedModel, backend: Backend, passed_over: dict[str, str], progress: bool) -> Engine:
+    return Engine(model, backend, passed_over=passed_over, progress=progress)
 
 
 _engines: dict[tuple[Any, ...], Engine] = {}

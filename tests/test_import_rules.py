@@ -51,6 +51,7 @@ LAYERS: list[set[str]] = [
         *("backends.registry", "backends.torch_ref", "backends.native_cpu", "backends.native_gpu"),
         *("backends.ort", "backends.trt"),
     },
+    {"origin"},
     {"engine", "index"},
     {"evaluation", "training"},
     {"viz", "serving", "demo", "benchmarking"},
@@ -88,6 +89,7 @@ TORCH_FREE = {
     *(
         "postprocess",
         "engine",
+        "origin",
         "cli",
         "kernels.native",
         "kernels.cell_runs",

@@ -65,6 +65,16 @@ class Backend(ABC):
     """Why "auto" never takes this backend, in one sentence; None if it may."""
     preset: Preset
     threads: int | None
+    _given: tuple[tuple[Any, ...], dict[str, Any]]
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Backend:
+        self = super().__new__(cls)
+        self._given = tuple(map(_plain, args)), {name: _plain(value) for name, value in kwargs.items()}
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A backend pickles as its arguments: what it made of them belongs to its process."""
+        return _made_of, (type(self), *self._given)
 
     @classmethod
     @abstractmethod
@@ -151,6 +161,14 @@ class Backend(ABC):
     @abstractmethod
     def info(self) -> dict[str, Any]:
         """What was chosen: at least device and precision."""
+
+
+def _plain(value: Any) -> Any:
+    return dict(value) if isinstance(value, Mapping) else value  # a mapping proxy cannot be pickled
+
+
+def _made_of(kind: type[Backend], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Backend:
+    return kind(*args, **kwargs)
 
 
 class DeviceBackend(Backend):

@@ -114,6 +114,9 @@ class UnwrittenPredictions(WriteError):  # noqa: N818 - what it is about, as Bac
         super().__init__(message)
         self.report = report
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (str(self), self.report)
+
 
 @dataclass(frozen=True, eq=False)
 class QueryResult:

@@ -24,6 +24,8 @@ class FeatureStore(ABC):
     The ids are listed once, when the store is opened, and an id is only ever looked up in that list: it never becomes
     part of a path.
 
+    A store pickles as its absolute path, `feature_key` and `width`; unpickling opens it again.
+
     Attributes:
         path: the file or directory.
         feature_key: the array to take of a video that has several.
@@ -32,6 +34,7 @@ class FeatureStore(ABC):
 
     def __init__(self, path: Path, feature_key: str | None, width: int | None, ids: Collection[str]) -> None:
         self.path = path
+        self._absolute = path.absolute()
         self.feature_key = feature_key
         self.width = width
         self._ids = dict.fromkeys(ids)
@@ -39,6 +42,11 @@ class FeatureStore(ABC):
         if not ids:
             self.close()
             raise InputError(f"path: {path}: expected features of at least one video, got none")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self._closed:
+            raise InputError(f"path: {self.path} has been closed, and a closed store cannot be pickled")
+        return open_features, (self._absolute, self.feature_key, self.width)
 
     def __contains__(self, vid: object) -> bool:
         return isinstance(vid, str) and vid in self._ids

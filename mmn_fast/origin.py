@@ -1,0 +1,84 @@
+"""Where an engine came from: the arguments of `load` and what they led to, so that it can be loaded again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mmn_fast.hub import is_hub_id
+from mmn_fast.presets import Preset
+from mmn_fast.types import BackendUnavailable, InputError
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What an engine was loaded from, as values that can be pickled.
+
+    Attributes:
+        model: "demo", a hub id, or an absolute path.
+        preset: the model's preset if the caller named one, else None.
+        tokenizer: a hub id or an absolute path if the caller named one, else None.
+        device: as given.
+        precision: as given.
+        backend: name of the backend that was chosen.
+        threads: as given or as the environment said.
+        progress: as given.
+        options: the backend's own settings.
+        source: the model's name in messages.
+        fingerprint: of the model.
+        manifest_sha256: of an export's manifest, because exports of one model have one fingerprint; else None.
+        runs_on: "cpu" or "cuda".
+        passed_over: why "auto" did not take the backends before.
+    """
+
+    model: str
+    preset: Preset | None
+    tokenizer: str | None
+    device: str
+    precision: str
+    backend: str
+    threads: int | None
+    progress: bool
+    options: tuple[tuple[str, Any], ...]
+    source: str
+    fingerprint: str
+    manifest_sha256: str | None
+    runs_on: str
+    passed_over: tuple[tuple[str, str], ...]
+
+    def arguments(self) -> dict[str, Any]:
+        """The arguments of `load`."""
+        names = ("model", "preset", "tokenizer", "device", "precision", "backend", "threads", "progress")
+        return {**{name: getattr(self, name) for name in names}, "backend_options": dict(self.options)}
+
+    def check(self, found: Origin) -> None:
+        """Refuse what is not the engine that was pickled.
+
+        Args:
+            found: where the engine that was loaded again came from.
+
+        Raises:
+            InputError: the model is another one now.
+            BackendUnavailable: the engine was on CUDA and would be on the CPU now, or the other way round.
+        """
+        if found.fingerprint != self.fingerprint:
+            raise InputError(
+                f"model: {self.model} has changed since the engine was pickled: expected fingerprint"
+                f" {self.fingerprint}, got {found.fingerprint}; load it and pickle the engine again"
+            )
+        if found.manifest_sha256 != self.manifest_sha256:
+            raise InputError(
+                f"model: {self.model} is another export of the model than the one that was pickled: expected a manifest"
+                f" of sha256 {self.manifest_sha256}, got {found.manifest_sha256}; load it and pickle the engine again"
+            )
+        if found.runs_on != self.runs_on:
+            raise BackendUnavailable(
+                f"backend {self.backend!r}: the engine that was pickled runs on {self.runs_on}, device"
+                f" {self.device!r} is {found.runs_on} here; name the device in load()"
+            )
+
+
+def absolute(name: str | Path) -> str:
+    """A model's or a tokenizer's name that means the same in every directory: an absolute path, or a hub id."""
+    return str(name) if is_hub_id(name) and not Path(name).exists() else str(Path(name).absolute())
