@@ -28,9 +28,10 @@ _PRECISIONS = ("fp32", "bf16")
 class NativeBackend(Backend):
     """C++ kernels; BatchNorm is folded and weights are packed once.
 
-    Where there is AMX, fp32 may multiply operands of two bf16 terms, 16 bits, with float32 sums: within 1e-4 of the
-    reference, and within 2e-5 with option `exact`. In bf16 the proposal convolution's weights have one term, and its
-    inputs one or two, and the text encoder's linear maps multiply bf16; everything else stays float32.
+    Scores in fp32 are within 2e-5 of float64, iou's within 5e-5. Where there is AMX, fp32 multiplies operands of two
+    bf16 terms, 16 bits, with float32 sums, in models that stay within that; option `exact` forbids it. In bf16 the
+    proposal convolution's weights have one term, and its inputs one or two, and the text encoder's linear maps multiply
+    bf16; everything else stays float32.
 
     A video or a sentence gives the same embeddings alone and in any batch, with any number of threads, bit for bit.
     """

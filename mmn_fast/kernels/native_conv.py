@@ -64,6 +64,11 @@ _NEAR = 1.5  # Winograd has to be faster than the FFT by more than this, where b
 # Spectra of bf16 terms need so many channels: with 48 the fused scores of the small golden models are up to 2.5e-4 off
 # with fft-bf16x3, and there is next to nothing to gain.
 _SPECTRAL_CHANNELS = 128
+# Products of two bf16 terms lose 2^-17 of each. Where fp32 may take them, scores have to stay within 2e-5 of float64
+# and iou's within 5e-5. Measured on AMX, all layers so: embeddings of TACoS 4.0e-6 and of ActivityNet Captions 5.5e-6
+# off (exact float32: 2.3e-6 and 2.0e-6). Emulated, against float64: ActivityNet Captions 6.2e-6 and iou 8.5e-6, HC-STVG
+# (16 clips, 7 x 7) 6.6e-6 and iou 1.6e-5. A 5 x 5 kernel on 16 clips is too far off: charades_small 1.0e-4, iou 1.4e-4.
+_SPLIT_KERNEL, _SPLIT_CLIPS = 7, 64  # a kernel of at least this width, or a map of at least so many clips
 _PACK_CHANNELS = 32  # output channels transformed at a time: bounds the float64 intermediates
 
 
@@ -135,21 +140,24 @@ def choose_algorithms(
     return chosen
 
 
-def candidates(kernel: int, c_in: int, precision: str, exact: bool = False) -> list[str]:
+def candidates(plan: ProposalPlan, c_in: int, precision: str, exact: bool = False) -> list[str]:
     """The algorithms that may do a layer.
 
+    fp32 takes products of bf16 terms only where the scores stay within float32's tolerance, see `_SPLIT_KERNEL`.
+
     Args:
-        kernel: k.
+        plan: the plan.
         c_in: C_in.
         precision: "fp32" or "bf16".
         exact: leave out those that make fp32 of bf16 terms: 16 bits of an operand instead of 24.
     """
+    far = plan.kernel < _SPLIT_KERNEL and plan.num_clips < _SPLIT_CLIPS
     return [
         name
         for name, algorithm in ALGORITHMS.items()
         if precision in algorithm.precisions
-        and can_use(name, kernel)
-        and not (exact and precision == "fp32" and algorithm.terms != (0, 0))
+        and can_use(name, plan.kernel)
+        and not ((exact or far) and precision == "fp32" and algorithm.terms != (0, 0))
         and not (algorithm.transform is not None and algorithm.terms != (0, 0) and c_in < _SPECTRAL_CHANNELS)
     ]
 
@@ -166,7 +174,7 @@ def _best(rated: Rated) -> LayerChoice:
 def _rate(plan: ProposalPlan, number: int, c_in: int, c_out: int, precision: str, exact: bool) -> Rated:
     rates = _FLOAT32_RATES | (_TILE_RATES if cpu_isa() == "amx" else _DOT_RATES)
     rated = {}
-    for name in candidates(plan.kernel, c_in, precision, exact):
+    for name in candidates(plan, c_in, precision, exact):
         algorithm = ALGORITHMS[name]
         work: float | None = None  # products that take as long at the rate, where they are others than those executed
         if name == "runs-bf16":

@@ -56,7 +56,7 @@ def tuned_seconds(
         measured and written again.
     """
     path: Path | None = None
-    names = [candidates(plan.kernel, c_in, precision, exact) for c_in, _ in widths]
+    names = [candidates(plan, c_in, precision, exact) for c_in, _ in widths]
     try:
         path = _path(plan, widths, precision, exact, threads)
         path.stat()
