@@ -1,6 +1,7 @@
 """The pictures: well-formed, complete in themselves, harmless whatever the text, and the same every time."""
 
 import base64
+import dataclasses
 import io
 import json
 import re
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 
 from mmn_fast.evaluation import EvaluationReport, Protocol, QueryResult, Sample, evaluate
+from mmn_fast.evaluation.notes import Note
 from mmn_fast.geometry import cells_to_moments, plan_for, proposal_cells
 from mmn_fast.presets import PRESETS
 from mmn_fast.types import InputError, Moment, ScoreMaps
@@ -395,6 +397,16 @@ def test_evaluation_page_lists_the_hardest_first_and_prints_the_protocol():
     assert "Protocol mmn: a moment counts where IoU ≥ m; NMS at IoU 0.5" in words
     for figure in ("50.00", "25.00", "75.00", "37.50"):
         assert figure in words
+
+
+def test_evaluation_page_says_what_its_figures_are_not_of():
+    notes = (
+        Note("skipped", "videos", 1, 5, "they have no features", "'e'"),
+        Note("left_out", "sentences", 2, 6, "they have no window", "<b>"),
+    )
+    words = " ".join(Reader(evaluation_report(dataclasses.replace(EVALUATION, notes=notes), [])).texts.values())
+    assert "2 of 6 sentences left out: they have no window (first: <b>)" in words
+    assert words.count("skipped") == 1
 
 
 def test_evaluation_page_stays_small_and_says_what_it_leaves_out():

@@ -57,6 +57,7 @@ def evaluation_report(
         f"{evaluation.num_sentences} sentences",
         f"{evaluation.num_skipped} videos skipped (no features)" if evaluation.num_skipped else "",
         f"{evaluation.seconds:.1f} s",
+        *(str(note) for note in evaluation.notes if (note.kind, note.what) != ("skipped", "videos")),
     ]
     spread = _histogram(ious) if len(ious) else '<p class="empty">No sentences.</p>'
     limit = f" The hardest {len(listed)} are listed, {left_out} are left out." if left_out else ""
