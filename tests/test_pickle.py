@@ -9,7 +9,7 @@ import json
 import multiprocessing
 import pickle
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from functools import cache
@@ -30,6 +30,8 @@ from mmn_fast.evaluation.datasets import read_annotations
 from mmn_fast.evaluation.evaluate import EvaluationReport, UnwrittenPredictions, evaluate
 from mmn_fast.export.manifest import read_manifest
 from mmn_fast.features.store import open_features
+from mmn_fast.origin import absolute
+from tests.golden import cases
 from tests.tiny_model import tiny_model
 
 WIDTH = mmn_fast.PRESETS["shapes"].input_size
@@ -181,6 +183,30 @@ def test_everything_that_load_was_given_comes_back(tmp_path: Path, monkeypatch: 
     assert again.info()["threads"] == 1
 
 
+@pytest.mark.slow
+def test_an_official_checkpoint_comes_back_with_its_preset_and_tokenizer(
+    golden_files: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(golden_files("charades_small"))
+    engine = mmn_fast.load("model.pth", cases.load("charades_small").preset, "vocab.txt", threads=1)
+    fingerprint, expected = engine.info()["fingerprint"], engine.encode_text(SENTENCES)
+    data = pickle.dumps(engine)
+    del engine
+    gc.collect()
+    monkeypatch.chdir("/")
+    again = pickle.loads(data)
+    assert again.info()["fingerprint"] == fingerprint
+    assert same(again.encode_text(SENTENCES), expected)
+
+
+def test_names_mean_the_same_in_every_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert absolute("owner/name") == "owner/name"  # on the hub
+    (tmp_path / "owner" / "name").mkdir(parents=True)
+    assert absolute("owner/name") == str(tmp_path / "owner" / "name")
+    assert absolute("./model.pth") == str(tmp_path / "model.pth")
+
+
 @pytest.mark.parametrize(
     "backends", [("auto", "native"), pytest.param(("torch",), marks=pytest.mark.slow)], ids="-".join
 )
@@ -284,7 +310,7 @@ class Grounding:
         return maps.fused, multiprocessing.current_process().pid or 0
 
 
-@pytest.mark.parametrize("method", [pytest.param("spawn", marks=pytest.mark.slow), "fork"])
+@pytest.mark.parametrize("method", ["fork", *(pytest.param(name, marks=pytest.mark.slow) for name in METHODS)])
 def test_workers_of_a_data_loader_hold_an_engine_and_a_store(
     method: str, engine: mmn_fast.Engine, stores: list[str], tmp_path: Path
 ) -> None:
