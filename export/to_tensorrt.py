@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import threading
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from mmn_fast.export.manifest import Manifest, check_files, read_manifest
 from mmn_fast.export.plans import HARDWARE, Profile, Sidecar, plan_path, profiles_for, read_sidecar, sidecar_path
 from mmn_fast.export.verify import BOUNDS, VerificationError, verify_runs
 from mmn_fast.files import write_whole
+from mmn_fast.forks import Lock
 from mmn_fast.kernels import cuda_runtime
 from mmn_fast.kernels.tensorrt_module import BUILDER, make_logger, tensorrt_module
 from mmn_fast.kernels.tensorrt_plan import open_plans
@@ -268,7 +268,7 @@ def _monitor(trt: Any, name: str, stack: ExitStack) -> Any:
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
             self.tasks: dict[str, TaskID] = {}
-            self.lock = threading.Lock()
+            self.lock = Lock()
 
         def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
             with self.lock:

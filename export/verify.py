@@ -26,6 +26,7 @@ from mmn_fast.export.manifest import (
 from mmn_fast.export.mixed import listed
 from mmn_fast.export.reference import read_reference
 from mmn_fast.geometry import cells_to_moments, plan_for
+from mmn_fast.kernels.onnxruntime_module import onnxruntime_module
 from mmn_fast.postprocess import fuse_scores, select_moments
 from mmn_fast.types import InputError
 
@@ -317,8 +318,7 @@ def _open(name: str, path: Path, manifest: Manifest) -> Callable[[Arrays], Array
 
 
 def _session(path: Path, precision: str) -> Any:
-    import onnxruntime
-
+    onnxruntime = onnxruntime_module()
     providers = ["CPUExecutionProvider"]
     if precision != "bf16":
         return onnxruntime.InferenceSession(str(path), providers=providers)

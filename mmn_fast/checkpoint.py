@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +30,7 @@ from mmn_fast.files import check_name, new_directory
 from mmn_fast.fingerprint import fingerprint_of, first_difference
 from mmn_fast.hub import download, is_hub_id
 from mmn_fast.official import RECORD, RECORD_FORMAT, read_official, text_sizes
+from mmn_fast.once import kept_property
 from mmn_fast.presets import Preset, get_preset
 from mmn_fast.state import State, check_state
 from mmn_fast.tokenizer import Tokenizer, load_tokenizer, tokenizer_from_json
@@ -65,7 +65,7 @@ class LoadedModel:
     weights_sha256: str | None = None
     manifest_sha256: str | None = None
 
-    @cached_property
+    @kept_property
     def fingerprint(self) -> str:
         """Hash of all that decides results (`fingerprint.fingerprint_of`), worked out from these values.
 

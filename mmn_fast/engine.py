@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import threading
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
@@ -20,6 +19,7 @@ from mmn_fast.environment import default_model, requested_threads
 from mmn_fast.features import check_duration, float32_rows, pre_clips
 from mmn_fast.geometry import cells_to_moments, plan_for
 from mmn_fast.kernels import native
+from mmn_fast.once import Once
 from mmn_fast.origin import Origin, absolute
 from mmn_fast.postprocess import fuse_scores, to_moments
 from mmn_fast.presets import PUBLISHED_FEATURES, Preset
@@ -491,8 +491,7 @@ def _engine_of(model: LoadedModel, backend: Backend, passed_over: dict[str, str]
     return Engine(model, backend, passed_over=passed_over, progress=progress)
 
 
-_engines: dict[tuple[Any, ...], Engine] = {}
-_engines_lock = threading.Lock()
+_engines: Once[tuple[Any, ...], Engine] = Once()
 
 
 def ground(
@@ -518,12 +517,8 @@ def ground(
             "ground(): no model; pass model=, set MMN_FAST_MODEL, or use an engine of your own, as from"
             ' mmn_fast.load("demo")'
         )
-    key = (str(model), *sorted((name, str(value)) for name, value in options.items()))
-    with _engines_lock:
-        engine = _engines.get(key)
-        if engine is None:
-            engine = _engines[key] = load(model, **options)
-    return engine.ground(batch, top_k=top_k)
+    key = (model == "demo", str(model), *sorted((name, str(value)) for name, value in options.items()))
+    return _engines.get(key, lambda: load(model, **options)).ground(batch, top_k=top_k)
 
 
 def _listed(items: Iterable[Any], where: str, expected: str) -> list[Any]:

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
 
+from mmn_fast.once import kept_property
 from mmn_fast.presets import Preset
 
 BoolArray = npt.NDArray[np.bool_]
@@ -120,12 +121,12 @@ class LayerPlan:
     cells: IntArray
     neighbours: IntArray
 
-    @cached_property
+    @kept_property
     def cell_weights(self) -> FloatArray:
         """float32 [R], the weight of each needed cell."""
         return np.ascontiguousarray(self.weights[self.cells[:, 0], self.cells[:, 1]])
 
-    @cached_property
+    @kept_property
     def taps(self) -> BoolArray:
         """bool [R, k*k], true where a tap reads an input that is not known to be zero."""
         return self.neighbours >= 0
@@ -156,17 +157,17 @@ class ProposalPlan:
         """P."""
         return len(self.cells)
 
-    @cached_property
+    @kept_property
     def dense_taps(self) -> int:
         """Cell x tap products of the dense convolutions, all layers: one is 2 C_in C_out FLOP."""
         return sum(layer.side**2 for layer in self.layers) * self.kernel**2
 
-    @cached_property
+    @kept_property
     def cell_taps(self) -> int:
         """Cell x tap products when only needed cells are computed."""
         return sum(len(layer.cells) for layer in self.layers) * self.kernel**2
 
-    @cached_property
+    @kept_property
     def exact_taps(self) -> int:
         """Cell x tap products when taps on known zeros are skipped as well."""
         return sum(int(layer.taps.sum()) for layer in self.layers)

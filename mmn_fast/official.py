@@ -9,9 +9,7 @@ stand-in takes their place, and no class of theirs is ever called.
 from __future__ import annotations
 
 import logging
-import os
 import re
-import threading
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -22,6 +20,7 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
+from mmn_fast.forks import Lock, renew_in_child
 from mmn_fast.hub import check_arrived
 from mmn_fast.types import InputError, TextEncoderConfig
 
@@ -325,14 +324,14 @@ class _StandIns:
 
     def __init__(self) -> None:
         self._pairs: list[Any] = [(stand_in, name) for name, stand_in in _stand_in_names().items()]
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._readers = 0
         self._table: Any = None
-        os.register_at_fork(after_in_child=self._start_anew)
+        renew_in_child(self._start_anew)
 
     def _start_anew(self) -> None:
-        """After a fork: a thread that held the lock or was reading is not in the child."""
-        self._lock, self._readers = threading.Lock(), 0
+        """After a fork: a thread that was reading is not in the child."""
+        self._readers = 0
         self._leave()
 
     def _leave(self) -> None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -14,12 +13,14 @@ from torch import nn
 
 from mmn_fast.checkpoint import LoadedModel
 from mmn_fast.cores import limited_cores, usable_cores
+from mmn_fast.forks import Opened
 from mmn_fast.geometry import plan_for
 from mmn_fast.kernels import reference
 from mmn_fast.model import MMN, build_model
-from mmn_fast.torch_threads import strict_settings, torch_threads
+from mmn_fast.torch_threads import on_usable_thread, strictly
 from mmn_fast.types import FloatArray
 
+_Result = TypeVar("_Result")
 _Branches = tuple[FloatArray, FloatArray]  # contrastive and iou
 _OPERANDS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -42,43 +43,53 @@ class TorchRunner:
         # Waiting threads of PyTorch's spin: many more than there are cores can take minutes over one addition.
         self.threads = limited_cores() if threads is None else min(threads, usable_cores())
         self.dtype = torch.float64 if precision == "fp64" else torch.float32
-        self.net = build_model(model.preset, model.text, model.state).requires_grad_(False).to(self.device, self.dtype)
-        self._packed = _PackedVideoBranch(self.net) if precision == "fp64" else None
-        if precision in _OPERANDS:
-            _round_operands(self.net, _OPERANDS[precision])
+        self.net = on_usable_thread(lambda: self._built(model))
+        self._packed = on_usable_thread(lambda: _PackedVideoBranch(self.net)) if precision == "fp64" else None
+        self._opened = Opened.here(f"device {str(self.device)!r}")
 
-    @contextmanager
-    def _running(self) -> Iterator[None]:
-        with torch.inference_mode(), torch_threads(self.threads), strict_settings:
-            yield
+    def _built(self, model: LoadedModel) -> MMN:
+        net = build_model(model.preset, model.text, model.state).requires_grad_(False).to(self.device, self.dtype)
+        if self.precision in _OPERANDS:
+            _round_operands(net, _OPERANDS[self.precision])
+        return net
+
+    def _infer(self, work: Callable[[], _Result]) -> _Result:
+        self._check_device()
+        return strictly(work, self.threads)
+
+    def _check_device(self) -> None:
+        if self.device.type == "cuda":
+            self._opened.check()
 
     def encode_video(self, pre_clips: FloatArray) -> _Branches:
         """As `Backend.encode_video`."""
         encode = self.net.encode_video if self._packed is None else self._packed
-        with self._running():
-            return self._stack(
-                [encode(self._take(video[None])) for video in pre_clips],
-                (len(self.net.cell_rows), self.net.preset.joint_size),
-            )
+
+        def embed(video: FloatArray) -> _Branches:
+            return self._given(encode(self._take(video[None])))
+
+        return self._each(embed, pre_clips, (len(self.net.cell_rows), self.net.preset.joint_size))
 
     def encode_text(self, token_ids: Sequence[npt.NDArray[np.int64]]) -> _Branches:
         """As `Backend.encode_text`."""
-        with self._running():
-            return self._stack(
-                [self.net.encode_text(self._take(ids[None]), self._take(np.array([len(ids)]))) for ids in token_ids],
-                (self.net.preset.joint_size,),
-            )
+
+        def embed(ids: npt.NDArray[np.int64]) -> _Branches:
+            return self._given(self.net.encode_text(self._take(ids[None]), self._take(np.array([len(ids)]))))
+
+        return self._each(embed, token_ids, (self.net.preset.joint_size,))
 
     def score(self, video: _Branches, text: _Branches) -> _Branches:
         """As `Backend.score`."""
-        with self._running():
-            contrastive, iou = self.net.score(
-                (self._take(video[0]), self._take(video[1])), (self._take(text[0]), self._take(text[1]))
-            )
-            return contrastive.float().cpu().numpy(), iou.float().cpu().numpy()
+
+        def matched() -> _Branches:
+            branches = [(self._take(one), self._take(other)) for one, other in (video, text)]
+            return self._given(self.net.score(*branches))
+
+        return self._infer(matched)
 
     def info(self) -> dict[str, Any]:
         """As `Backend.info`."""
+        self._check_device()
         device = str(self.device)
         if self.device.type == "cuda":
             device += f" ({torch.cuda.get_device_name(self.device)})"
@@ -94,11 +105,17 @@ class TorchRunner:
         tensor = torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
         return tensor.to(self.dtype) if tensor.is_floating_point() else tensor
 
-    def _stack(self, items: list[tuple[torch.Tensor, torch.Tensor]], shape: tuple[int, ...]) -> _Branches:
-        """One array per branch from results with a leading axis of one; a float32 copy on the CPU."""
-        if not items:
+    def _given(self, tensors: tuple[torch.Tensor, torch.Tensor]) -> _Branches:
+        """Embeddings or scores as float32 arrays."""
+        contrastive, iou = tensors
+        return contrastive.float().cpu().numpy(), iou.float().cpu().numpy()
+
+    def _each(self, embed: Callable[[Any], _Branches], items: Iterable[Any], shape: tuple[int, ...]) -> _Branches:
+        """Arrays of all items' embeddings; one call of PyTorch's per item, so that a fork waits for no more."""
+        found = [self._infer(lambda item=item: embed(item)) for item in items]  # type: ignore[misc]
+        if not found:
             return np.empty((0, *shape), np.float32), np.empty((0, *shape), np.float32)
-        contrastive, iou = (torch.cat(branch).float().cpu().numpy() for branch in zip(*items, strict=True))
+        contrastive, iou = (np.concatenate(branch) for branch in zip(*found, strict=True))
         return contrastive, iou
 
 

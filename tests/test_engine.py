@@ -17,6 +17,7 @@ import mmn_fast
 from mmn_fast import embeddings
 from mmn_fast.embeddings import TextEmbeddings, VideoEmbeddings
 from mmn_fast.engine import Engine
+from mmn_fast.once import Once
 from mmn_fast.presets import Preset
 from mmn_fast.types import BackendUnavailable, InputError
 from tests.golden import cases
@@ -428,7 +429,7 @@ def test_module_level_ground_keeps_one_engine_per_model(
     loads: list[Any] = []
     load = mmn_fast.engine.load  # type: ignore[attr-defined]
     monkeypatch.setattr("mmn_fast.engine.load", lambda *a, **k: loads.append(a) or load(*a, **k))
-    monkeypatch.setattr("mmn_fast.engine._engines", {})
+    monkeypatch.setattr("mmn_fast.engine._engines", Once())
     expected = golden_engine("charades_small").ground(batch_of(SMALL))
     assert mmn_fast.ground(batch_of(SMALL), model=golden_model("charades_small"), backend="torch") == expected
     monkeypatch.setenv("MMN_FAST_MODEL", str(golden_model("charades_small")))

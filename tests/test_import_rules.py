@@ -18,7 +18,7 @@ PACKAGE = Path(mmn_fast.__file__).parent
 LAYERS: list[set[str]] = [
     {
         *("version", "errors", "checks", "documents", "types", "environment", "files", "checksums", "embeddings"),
-        *("torch_build", "cores", "unfinished"),
+        *("torch_build", "cores", "unfinished", "forks", "once"),
     },
     {"official_yaml"},
     {"presets"},
@@ -27,6 +27,7 @@ LAYERS: list[set[str]] = [
     {
         *("kernels.native", "kernels.reference", "kernels.conv_transforms", "kernels.folding", "torch_threads"),
         *("kernels.cuda_runtime", "kernels.tensorrt_module", "kernels.cell_runs"),
+        "kernels.onnxruntime_module",
     },
     {
         *("kernels.native_conv", "kernels.native_text", "kernels.tensorrt_plan"),
@@ -70,6 +71,8 @@ TORCH_FREE = {
         "files",
         "embeddings",
         "unfinished",
+        "forks",
+        "once",
         "presets",
         "geometry",
         "geometry_crops",
@@ -112,6 +115,7 @@ TORCH_FREE = {
         "backends.trt",
         "kernels.cuda_runtime",
         "kernels.tensorrt_module",
+        "kernels.onnxruntime_module",
         "kernels.tensorrt_plan",
     ),
 }

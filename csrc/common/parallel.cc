@@ -81,10 +81,11 @@ class Pool {
 // Never destroyed: detached workers may still sleep on its condition variables while the process exits.
 std::atomic<Pool*> shared_pool{nullptr};
 
+// A forked child inherits the pool's memory but none of its threads, and maybe a locked mutex: it abandons both.
+// Registered when the library is loaded: a static in a function would be one more lock that a fork may inherit.
+[[maybe_unused]] const int registered = pthread_atfork(nullptr, nullptr, [] { shared_pool.store(nullptr); });
+
 Pool& pool() {
-  // A forked child inherits the pool's memory but none of its threads, and maybe a locked mutex: it abandons both.
-  static const int registered = pthread_atfork(nullptr, nullptr, [] { shared_pool.store(nullptr); });
-  static_cast<void>(registered);
   Pool* current = shared_pool.load();
   if (current == nullptr) {
     Pool* fresh = new Pool;

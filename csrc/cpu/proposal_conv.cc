@@ -8,17 +8,25 @@
 
 namespace mmn_fast {
 
+ConvScratchPool::~ConvScratchPool() {
+  for (std::atomic<ConvScratch*>& place : free_) delete place.load();
+}
+
 std::unique_ptr<ConvScratch> ConvScratchPool::take() {
-  std::lock_guard<std::mutex> lock(mutex_);
-  if (free_.empty()) return std::make_unique<ConvScratch>();
-  std::unique_ptr<ConvScratch> scratch = std::move(free_.back());
-  free_.pop_back();
-  return scratch;
+  for (std::atomic<ConvScratch*>& place : free_) {
+    if (ConvScratch* scratch = place.exchange(nullptr)) return std::unique_ptr<ConvScratch>(scratch);
+  }
+  return std::make_unique<ConvScratch>();
 }
 
 void ConvScratchPool::give_back(std::unique_ptr<ConvScratch> scratch) {
-  std::lock_guard<std::mutex> lock(mutex_);
-  free_.push_back(std::move(scratch));
+  for (std::atomic<ConvScratch*>& place : free_) {
+    ConvScratch* none = nullptr;
+    if (place.compare_exchange_strong(none, scratch.get())) {
+      static_cast<void>(scratch.release());
+      return;
+    }
+  }
 }
 
 ProposalConv::ProposalConv(CpuIsa isa) : kernels_(cpu_kernels(isa)) {}

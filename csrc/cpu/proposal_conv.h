@@ -1,8 +1,9 @@
 // proposal_conv on the CPU: its layers one after the other. See ops/proposal_conv.h.
 #pragma once
 
+#include <array>
+#include <atomic>
 #include <memory>
-#include <mutex>
 #include <vector>
 
 #include "cpu/conv_layer.h"
@@ -11,9 +12,14 @@
 namespace mmn_fast {
 
 // Lends each call memory of its own and takes it back: calls of several threads do not meet, and none allocates once
-// the memory has grown.
+// the memory has grown, up to kKept of them at a time. Without a lock: a forked child would inherit it locked.
 class ConvScratchPool {
  public:
+  ConvScratchPool() = default;
+  ~ConvScratchPool();
+  ConvScratchPool(const ConvScratchPool&) = delete;
+  ConvScratchPool& operator=(const ConvScratchPool&) = delete;
+
   class Lease {
    public:
     explicit Lease(ConvScratchPool& pool) : pool_(pool), scratch_(pool.take()) {}
@@ -31,8 +37,8 @@ class ConvScratchPool {
   std::unique_ptr<ConvScratch> take();
   void give_back(std::unique_ptr<ConvScratch> scratch);
 
-  std::mutex mutex_;
-  std::vector<std::unique_ptr<ConvScratch>> free_;
+  static constexpr int kKept = 64;
+  std::array<std::atomic<ConvScratch*>, kKept> free_{};
 };
 
 // Videos that share one pass over the weights: memory grows with them, results do not depend on them.

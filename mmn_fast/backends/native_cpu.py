@@ -11,6 +11,7 @@ import numpy.typing as npt
 from mmn_fast import torch_build
 from mmn_fast.backends.base import NO_OPTIONS, Backend, Branches, Selection
 from mmn_fast.checkpoint import LoadedModel
+from mmn_fast.forks import fork_waits
 from mmn_fast.geometry import ProposalPlan, plan_for, proposal_diagonals
 from mmn_fast.kernels import native
 from mmn_fast.kernels.folding import folded_layers
@@ -78,11 +79,12 @@ class NativeBackend(Backend):
         )
         self._options = {"exact": exact, "autotune": autotune, "max_packed_mib": limit}
         algorithms = [choice.algorithm for choice in self._choices]
-        self._conv = NativeProposalConv(weights, biases, self._plan, algorithms)
-        self._video = _video_encoder(model.preset, model.state, self._plan, self._conv)
         prefix = "text_encoder."
         text = {name.removeprefix(prefix): array for name, array in model.state.items() if name.startswith(prefix)}
-        self._text = NativeTextEncoder(text, model.text, self.precision)
+        with fork_waits:  # weights are transformed with NumPy's BLAS: a fork in its threads leaves a child that hangs
+            self._conv = NativeProposalConv(weights, biases, self._plan, algorithms)
+            self._video = _video_encoder(model.preset, model.state, self._plan, self._conv)
+            self._text = NativeTextEncoder(text, model.text, self.precision)
 
     def encode_video(self, pre_clips: FloatArray) -> Branches:
         shape = (len(pre_clips), self._plan.num_proposals, self.preset.joint_size)

@@ -16,6 +16,9 @@ import numpy.typing as npt
 from mmn_fast.backends.base import NO_OPTIONS, Backend, Branches
 from mmn_fast.checkpoint import LoadedModel
 from mmn_fast.cores import limited_cores
+from mmn_fast.export.manifest import GRAPHS, Manifest, check_files, read_manifest
+from mmn_fast.forks import Lock, Opened, fork_waits, renew_in_child
+from mmn_fast.kernels.onnxruntime_module import onnxruntime_module
 from mmn_fast.types import BackendUnavailable, FloatArray, InputError
 
 _CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
@@ -57,8 +60,7 @@ class OnnxBackend(Backend):
         if device.startswith("cuda") or precision == "bf16":
             if precision == "int8":
                 return f"device {device!r}: int8 graphs are for CPUs; export fp16 for it"
-            import onnxruntime
-
+            onnxruntime = onnxruntime_module()
             providers = onnxruntime.get_available_providers()
             if _CUDA not in providers:
                 return (
@@ -75,8 +77,6 @@ class OnnxBackend(Backend):
         threads: int | None,
         options: Mapping[str, Any] = NO_OPTIONS,
     ) -> None:
-        from mmn_fast.export.manifest import GRAPHS, read_manifest
-
         assert model.exported is not None, "engine.load gives this backend exports only"
         manifest = read_manifest(model.exported)
         self.preset, self.threads = model.preset, threads or limited_cores()
@@ -152,8 +152,6 @@ class OnnxBackend(Backend):
         return contrastive, iou
 
     def info(self) -> dict[str, Any]:
-        import onnxruntime
-
         graph = self._graphs["video"]
         return {
             "device": ":".join(map(str, self._device)) if self._device[0] == "cuda" else "cpu",
@@ -162,57 +160,92 @@ class OnnxBackend(Backend):
             **({"fp32_stages": self._fp32_stages} if self._fp32_stages else {}),
             "threads": self.threads or "ONNX Runtime's default",
             "providers": graph.session.get_providers(),
-            "onnxruntime": onnxruntime.__version__,
+            "onnxruntime": onnxruntime_module().__version__,
         }
 
 
-def _open_graphs(directory: Path, manifest: Any, device: tuple[str, int], threads: int | None) -> dict[str, _Graph]:
-    return {
-        name: _Graph(directory / file, manifest.signature(name), device, threads)
-        for name, file in manifest.graphs.items()
-    }
+def _open_graphs(
+    directory: Path, manifest: Manifest, device: tuple[str, int], threads: int | None
+) -> dict[str, _Graph]:
+    return {name: _Graph(directory, manifest, name, device, threads) for name in manifest.graphs}
 
 
 class _Graph:
-    """One session, its inputs and outputs bound to the caller's memory or to the device's."""
+    """One session, its inputs and outputs bound to the caller's memory or to the device's.
 
-    def __init__(self, path: Path, signature: Any, device: tuple[str, int], threads: int | None) -> None:
-        import onnxruntime
+    A session's threads are not there in a forked child, which opens a session of its own when it first needs one.
+    """
 
+    def __init__(
+        self, directory: Path, manifest: Manifest, name: str, device: tuple[str, int], threads: int | None
+    ) -> None:
+        self._directory, self._manifest, self._file = directory, manifest, manifest.graphs[name]
+        self._device, self._threads = device, threads
+        self._outputs = [spec.name for spec in manifest.signature(name).outputs]
+        self._opened = Opened.here(f"device {':'.join(map(str, device))!r}")
+        self._opening = Lock()
+        self._session: Any = self._open()
+        renew_in_child(self._abandon)
+
+    @property
+    def session(self) -> Any:
+        """The session of this process.
+
+        Raises:
+            BackendUnavailable: this process was forked after a session on CUDA was opened.
+            InputError: it was forked, and the export has changed since the parent opened it.
+        """
+        if self._device[0] == "cuda":
+            self._opened.check()
+        with self._opening:
+            if self._session is None:
+                parts = [name for name in self._manifest.files if name.startswith(self._file)]  # large weights apart
+                check_files(self._directory, self._manifest, parts)
+                self._session = self._open()
+            return self._session
+
+    def _abandon(self) -> None:
+        """In a forked child: a session that ends waits for its threads, so it must not end."""
+        if self._session is not None and (self._threads != 1 or self._device[0] == "cuda"):
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._session))
+            self._session = None
+
+    def _open(self) -> Any:
+        onnxruntime, path = onnxruntime_module(), self._directory / self._file
         settings = onnxruntime.SessionOptions()
         settings.log_severity_level = 3  # errors; what does not load is raised below
-        if threads is not None:
-            settings.intra_op_num_threads = threads
+        if self._threads is not None:
+            settings.intra_op_num_threads = self._threads
         wanted: list[Any] = [_CPU]
-        if device[0] == "cuda":
+        if self._device[0] == "cuda":
             if hasattr(onnxruntime, "preload_dlls"):
                 onnxruntime.preload_dlls()  # CUDA and cuDNN from their wheels
             # TF32 would round fp32 operands to 11 bits.
-            wanted.insert(0, (_CUDA, {"device_id": str(device[1]), "use_tf32": "0"}))
+            wanted.insert(0, (_CUDA, {"device_id": str(self._device[1]), "use_tf32": "0"}))
         try:
-            # With its fallback it would print what CUDA said, and run on the CPU.
-            self.session = onnxruntime.InferenceSession(str(path), settings, providers=wanted, enable_fallback=0)
+            with fork_waits:
+                # With its fallback it would print what CUDA said, and run on the CPU.
+                session = onnxruntime.InferenceSession(str(path), settings, providers=wanted, enable_fallback=0)
         except Exception as error:  # ONNX Runtime's own classes, by kind of failure
             raise BackendUnavailable(
-                f"backend 'onnx': {path}: ONNX Runtime does not load it on {device[0]} ({str(error).splitlines()[0]})"
+                f"backend 'onnx': {path}: ONNX Runtime does not load it on {self._device[0]}"
+                f" ({str(error).splitlines()[0]})"
             ) from None
-        loaded = self.session.get_providers()
-        if device[0] == "cuda" and _CUDA not in loaded:
+        loaded = session.get_providers()
+        if self._device[0] == "cuda" and _CUDA not in loaded:
             raise BackendUnavailable(
                 f"backend 'onnx': device 'cuda': ONNX Runtime loaded {', '.join(loaded)} alone ({_why_no_cuda()})"
             )
-        self._device = device
-        self._outputs = [spec.name for spec in signature.outputs]
+        return session
 
     def take(self, array: npt.NDArray[Any]) -> Any:
         """An array as a value on the device; on the CPU it shares the array's memory."""
-        import onnxruntime
-
-        return onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), *self._device)
+        return onnxruntime_module().OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), *self._device)
 
     def __call__(self, inputs: Mapping[str, Any], outputs: Mapping[str, FloatArray]) -> None:
         """Run the graph and write the named outputs, contiguous arrays of the right shapes; the others are dropped."""
-        binding = self.session.io_binding()
+        session = self.session
+        binding = session.io_binding()
         kept = []  # a binding does not own what is bound
         for name, value in inputs.items():
             value = self.take(value) if isinstance(value, np.ndarray) else value
@@ -225,7 +258,8 @@ class _Graph:
                 binding.bind_output(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
             else:
                 binding.bind_output(name, *self._device)
-        self.session.run_with_iobinding(binding)
+        with fork_waits:
+            session.run_with_iobinding(binding)
         if not on_cpu:
             for name, value in zip(self._outputs, binding.get_outputs(), strict=True):
                 if name in outputs:

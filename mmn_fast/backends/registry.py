@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from importlib import import_module
 
 from mmn_fast.backends.base import PRECISIONS, Backend
+from mmn_fast.forks import fork_waits
 from mmn_fast.kernels import native
 from mmn_fast.types import BackendUnavailable, InputError
 
@@ -64,7 +65,8 @@ def backend_class(name: str, device: str = "auto", precision: str = "auto") -> t
 
 def _imported(location: str) -> type[Backend]:
     module, _, attribute = location.partition(":")
-    found: type[Backend] = getattr(import_module(module), attribute)
+    with fork_waits:  # a module that another thread was importing is never imported in a forked child
+        found: type[Backend] = getattr(import_module(module), attribute)
     return found
 
 

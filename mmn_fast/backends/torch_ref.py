@@ -11,6 +11,7 @@ import numpy.typing as npt
 from mmn_fast import torch_build
 from mmn_fast.backends.base import NO_OPTIONS, Backend, Branches
 from mmn_fast.checkpoint import LoadedModel
+from mmn_fast.forks import fork_waits
 from mmn_fast.types import FloatArray
 
 _PRECISIONS = ("fp64", "fp32", "bf16", "fp16")
@@ -40,6 +41,9 @@ class TorchBackend(Backend):
             return f"precision {precision!r} is not one of its precisions ({', '.join(_PRECISIONS)})"
         if not device.startswith("cuda"):
             return None
+        lost = _cuda_lost() if torch_build.has_cuda() else None
+        if lost:
+            return f"device {device!r}: {lost}"
         count = _cuda_devices() if torch_build.has_cuda() else 0
         if count == 0:
             return f"device {device!r}: PyTorch {torch_build.version()} sees no CUDA device"
@@ -55,7 +59,8 @@ class TorchBackend(Backend):
         threads: int | None,
         options: Mapping[str, Any] = NO_OPTIONS,
     ) -> None:
-        from mmn_fast.torch_runner import TorchRunner
+        with fork_waits:  # a module that another thread was importing is never imported in a forked child
+            from mmn_fast.torch_runner import TorchRunner
 
         self.preset = model.preset
         self._runner = TorchRunner(model, device, "fp32" if precision == "auto" else precision, threads)
@@ -72,6 +77,13 @@ class TorchBackend(Backend):
 
     def info(self) -> dict[str, Any]:
         return self._runner.info()
+
+
+def _cuda_lost() -> str | None:
+    with fork_waits:
+        from mmn_fast.torch_threads import cuda_lost_by_fork
+
+    return cuda_lost_by_fork()
 
 
 def _cuda_devices() -> int:

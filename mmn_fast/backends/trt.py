@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -13,6 +12,7 @@ from mmn_fast.backends.base import NO_OPTIONS, Backend, Branches
 from mmn_fast.checkpoint import LoadedModel
 from mmn_fast.export.manifest import GRAPHS, Signature, read_manifest
 from mmn_fast.export.plans import text_batches
+from mmn_fast.forks import Lock, Opened
 from mmn_fast.kernels import cuda_runtime
 from mmn_fast.kernels.cuda_runtime import Cuda
 from mmn_fast.kernels.tensorrt_module import RUNTIME, tensorrt_module
@@ -70,7 +70,8 @@ class TensorRTBackend(Backend):
             cuda_graphs=self._cuda_graphs,
         )
         self._gpu = self._cuda.gpu()
-        self._lock = threading.Lock()
+        self._opened = Opened.here(f"device 'cuda:{self._cuda.number}'")
+        self._lock = Lock()
         self._stream = self._cuda.stream()
 
     def encode_video(self, pre_clips: FloatArray) -> Branches:
@@ -112,6 +113,7 @@ class TensorRTBackend(Backend):
         }
 
     def _run(self, plan: Plan, inputs: Arrays) -> Arrays:
+        self._opened.check()
         with self._lock:
             self._cuda.make_current()
             return plan.run(inputs, self._stream.handle)

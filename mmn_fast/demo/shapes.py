@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from mmn_fast.demo.scenes import render as render_scene
 from mmn_fast.demo.sentences import Sentence, say, vocabulary
 from mmn_fast.features.extractors.pixels import PixelFeatures
 from mmn_fast.files import new_directory
+from mmn_fast.once import kept_property
 from mmn_fast.types import FloatArray, InputError
 from mmn_fast.version import __version__
 
@@ -55,7 +56,7 @@ class ShapesVideo:
         """The frames, uint8 [F, size, size, 3], RGB, at `scenes.FPS`; drawn anew by each call."""
         return render_scene(self.scene, size)
 
-    @cached_property
+    @kept_property
     def features(self) -> FloatArray:
         """Clip features, float32 [n_clips, PixelFeatures.width]."""
         return PixelFeatures(FPS)(self.frames())

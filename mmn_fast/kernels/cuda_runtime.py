@@ -5,6 +5,7 @@ The bindings (`cuda.bindings.runtime`, package cuda-bindings) are imported when 
 
 from __future__ import annotations
 
+import os
 import weakref
 from collections.abc import Callable
 from contextlib import suppress
@@ -37,7 +38,12 @@ class Resource:
 
     def __init__(self, handle: Any, give_back: Callable[[Any], Any]) -> None:
         self.handle = handle
-        weakref.finalize(self, give_back, handle)
+        weakref.finalize(self, _give_back, os.getpid(), give_back, handle)
+
+
+def _give_back(owner: int, give_back: Callable[[Any], Any], handle: Any) -> None:
+    if os.getpid() == owner:  # a forked process has the handle and no CUDA
+        give_back(handle)
 
 
 def bindings() -> Any | None:

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
 
 from mmn_fast.geometry import BoolArray, FloatArray, IntArray, LayerPlan, ProposalPlan
+from mmn_fast.once import kept_property
 
 # A word's lowest bit is found through the exponent of a float32, so that words stay positive; 81 taps fill three.
 WORD_BITS = 27
@@ -53,7 +54,7 @@ class LayerSchedule:
         """Mask words of an item."""
         return self.items.shape[1] - ITEM_WORDS
 
-    @cached_property
+    @kept_property
     def executed_taps(self) -> int:
         """Row x tap products, rows that fill the last tile included: to compare with `ProposalPlan.dense_taps` * B."""
         return int(self.items[:, ITEM_TAPS].sum()) * self.block_rows

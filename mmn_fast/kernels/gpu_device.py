@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 
 from mmn_fast.kernels import native
-from mmn_fast.torch_threads import strict_settings
+from mmn_fast.torch_threads import cuda_lost_by_fork, strict_settings
 
 PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 _LEAST_CAPABILITY = (8, 0)  # of the machine code in csrc/cuda
@@ -32,6 +32,9 @@ def unavailable_reason(device: str) -> str | None:
             f"device {device!r}: this build of mmn_fast has no CUDA kernels; install it with MMN_FAST_CUDA=ON and"
             " nvcc on PATH"
         )
+    lost = cuda_lost_by_fork()
+    if lost:
+        return f"device {device!r}: {lost}"
     if torch.version.cuda is None:
         return f"device {device!r}: PyTorch {torch.__version__} is built without CUDA"
     if not torch.cuda.is_available():

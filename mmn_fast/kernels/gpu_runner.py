@@ -6,7 +6,6 @@ and without.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from mmn_fast.forks import Lock, Opened
 from mmn_fast.kernels.gpu_device import out_of_memory, strict_arithmetic
 from mmn_fast.kernels.gpu_graphs import MIB, Captured, GraphCache
 
@@ -70,7 +70,8 @@ class GraphRunner:
         self.device, self.graphs_on = device, graphs
         self._on_cuda = device.type == "cuda"
         self._describe = describe
-        self._lock = threading.RLock()  # static inputs and outputs are one set
+        self._opened = Opened.here(f"device {str(device)!r}")
+        self._lock = Lock()  # static inputs and outputs are one set
         self._graphs = GraphCache(limit_bytes, self._release_pool)
         self._pool: Any = None
         self.on_release: list[Callable[[], None]] = []  # let go of what is kept between calls
@@ -109,6 +110,14 @@ class GraphRunner:
         """A tensor of an array's values on the device, without waiting."""
         return self.pinned(array).to(self.device, non_blocking=True)
 
+    def check_process(self) -> None:
+        """Refuse a forked process, where CUDA does not work.
+
+        Raises:
+            BackendUnavailable: this process was forked after the runner was made.
+        """
+        self._opened.check()
+
     @contextmanager
     def running(self) -> Iterator[None]:
         """What every use stands in.
@@ -116,7 +125,9 @@ class GraphRunner:
         Raises:
             MemoryError: the device had too little memory; says for which program, at which sizes, and how much that
                 needs. Graphs were let go, and the runner stays usable.
+            BackendUnavailable: as `check_process`.
         """
+        self.check_process()
         with self._lock, strict_arithmetic():
             try:
                 with torch.cuda.device(self.device) if self._on_cuda else nullcontext():
@@ -135,6 +146,7 @@ class GraphRunner:
 
     def info(self) -> dict[str, Any]:
         """The device, and the graphs and memory held on it, in MiB."""
+        self.check_process()
         facts: dict[str, Any] = {
             "device": str(self.device),
             "torch": torch.__version__,

@@ -1,0 +1,479 @@
+"""Forked processes: nothing hangs, whatever other threads did at that moment, and results have the parent's bits."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import mmn_fast
+from mmn_fast.engine import Engine
+from mmn_fast.forks import Lock, Opened, fork_waits, forked_thread
+from mmn_fast.once import Once, kept_property
+from mmn_fast.torch_threads import on_usable_thread, strict_settings
+from mmn_fast.types import BackendUnavailable
+from tests.processes import in_fork
+
+ROOT = Path(__file__).parents[1]
+KINDS = {"native-2": 12, "torch-1": 5}
+ONNX_KINDS = {"onnx-2": 5, "onnx-1": 5}
+"""Backend and threads, and how many forks are tried. PyTorch's with two threads is a process of its own, below."""
+LIMIT_S = 180
+"""Longest time of a test: many times what one takes on a machine that others load."""
+
+
+@pytest.fixture(autouse=True)
+def _not_for_ever() -> Iterator[None]:
+    """Fails a test whose own threads wait for ever; `in_fork` does so for children, which inherit no alarm."""
+
+    def fail(*_: object) -> None:
+        raise AssertionError(f"the test has not ended in {LIMIT_S} s")
+
+    before = signal.signal(signal.SIGALRM, fail)
+    signal.alarm(LIMIT_S)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+@lru_cache(maxsize=1)
+def batch() -> list[mmn_fast.Query]:
+    rng = np.random.default_rng(0)
+    return [
+        mmn_fast.Query(
+            mmn_fast.Video(rng.standard_normal((50 + 7 * number, 357), np.float32), 30.0, str(number)),
+            ["a red circle moves left", "the square grows", f"person opens door {number}"],
+        )
+        for number in range(2)
+    ]
+
+
+def keeping(model: str | Path) -> Callable[[str], Engine]:
+    """Engines by kind ("native-2"), each loaded once."""
+    made: dict[str, Engine] = {}
+
+    def engine(kind: str) -> Engine:
+        if kind not in made:
+            backend, threads = kind.split("-")
+            made[kind] = mmn_fast.load(model, backend=backend, threads=int(threads))
+        return made[kind]
+
+    return engine
+
+
+@pytest.fixture(scope="module")
+def engines() -> Callable[[str], Engine]:
+    return keeping("demo")
+
+
+@pytest.fixture(scope="module")
+def onnx_engines(demo_export: Path) -> Callable[[str], Engine]:
+    return keeping(demo_export)
+
+
+def results(engine: Engine) -> tuple[Any, list[bytes]]:
+    """Moments, and the bits of all score maps."""
+    maps = engine.score_maps(batch())
+    return engine.ground(batch()), [one[name].tobytes() for one in maps for name in one.keys()]  # noqa: SIM118
+
+
+@contextmanager
+def always(work: Callable[[], object]) -> Iterator[None]:
+    """Another thread does the work again and again."""
+    stop, started = threading.Event(), threading.Event()
+
+    def run() -> None:
+        while not stop.is_set():
+            started.set()
+            work()
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    try:
+        started.wait()
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def check_forks_in_calls(engine: Engine, forks: int) -> None:
+    """Forked children have the parent's bits while a thread of the parent is in a call."""
+    expected = results(engine)
+    with always(lambda: engine.ground(batch())):
+        for number in range(forks):
+            time.sleep(0.007 * number)  # at another place of the call
+            assert in_fork(lambda: results(engine)) == expected
+    assert results(engine) == expected
+
+
+def check_threads_of_a_child(engine: Engine, forks: bool) -> None:
+    """Threads of a forked child have the parent's bits as well, and a child that it forks after they ended."""
+    expected = results(engine)
+
+    def child() -> list[Any]:
+        found = [results(engine)]
+        threads = [threading.Thread(target=lambda: found.append(results(engine)), daemon=True) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return [*found, in_fork(lambda: results(engine), 40)] if forks else found
+
+    with always(lambda: engine.ground(batch())):
+        assert in_fork(child, 80) == [expected] * (4 if forks else 3)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_fork_in_the_middle_of_a_call_has_the_parents_bits(kind: str, engines: Callable[[str], Engine]) -> None:
+    check_forks_in_calls(engines(kind), KINDS[kind])
+
+
+@pytest.mark.parametrize("kind", ONNX_KINDS)
+def test_a_fork_in_the_middle_of_a_call_of_onnx_has_the_parents_bits(
+    kind: str, onnx_engines: Callable[[str], Engine]
+) -> None:
+    check_forks_in_calls(onnx_engines(kind), ONNX_KINDS[kind])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_threads_and_forks_of_a_forked_child_work_too(kind: str, engines: Callable[[str], Engine]) -> None:
+    # MKL, which PyTorch multiplies with, once in about fifty times waits in `mm_account_ptr_by_tid` for ever in a
+    # child that is forked just after threads which used it have ended. Nothing here can renew that lock.
+    check_threads_of_a_child(engines(kind), forks=not kind.startswith("torch"))
+
+
+def test_threads_and_forks_of_a_forked_child_of_onnx_work_too(onnx_engines: Callable[[str], Engine]) -> None:
+    check_threads_of_a_child(onnx_engines("onnx-2"), forks=True)
+
+
+def test_a_forked_child_does_not_wait_for_openmp_threads_of_the_parent() -> None:
+    script = """
+import mmn_fast
+from tests import test_forks
+engine = mmn_fast.load("demo", backend="torch", threads=2)
+test_forks.check_forks_in_calls(engine, 3)
+test_forks.check_threads_of_a_child(engine, forks=False)
+expected = test_forks.results(engine)
+assert test_forks.in_fork(lambda: test_forks.results(mmn_fast.load("demo", backend="torch"))) == expected
+"""
+    # Waiting threads that spin take seconds over milliseconds where others load the cores.
+    environment = {**os.environ, "OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "PASSIVE"}
+    subprocess.run([sys.executable, "-W", "ignore", "-c", script], check=True, timeout=150, cwd=ROOT, env=environment)
+
+
+@pytest.mark.parametrize(("backend", "precision"), [("torch", "fp32"), ("torch", "bf16"), ("native", "fp32")])
+def test_a_forked_child_loads_models_while_another_thread_of_the_parent_does(backend: str, precision: str) -> None:
+    load = lambda: mmn_fast.load("demo", backend=backend, precision=precision, threads=1)  # noqa: E731
+    expected = results(load())
+    with always(load):
+        for _ in range(2):
+            assert in_fork(lambda: results(load())) == expected
+
+
+def test_a_forked_child_imports_what_another_thread_was_importing(tmp_path: Path) -> None:
+    (tmp_path / "slow_module.py").write_text("import time\ntime.sleep(1)\nvalue = 1\n")
+    script = """
+import os, signal, sys, threading, time
+from mmn_fast.backends import registry
+thread = threading.Thread(target=lambda: registry._imported("slow_module:value"))
+thread.start()
+time.sleep(0.3)
+child = os.fork()
+if child == 0:
+    signal.alarm(10)
+    import slow_module
+    os._exit(0)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    subprocess.run([sys.executable, "-W", "ignore", "-c", script], check=True, timeout=60, env=environment)
+
+
+def test_settings_of_a_call_under_way_do_not_stay_in_a_forked_child() -> None:
+    def state() -> tuple[Any, ...]:
+        cudnn = torch.backends.cudnn
+        return cudnn.deterministic, cudnn.allow_tf32, torch.get_float32_matmul_precision(), strict_settings._calls
+
+    before, inside, leave = state(), threading.Event(), threading.Event()
+
+    def call() -> None:
+        with strict_settings:
+            inside.set()
+            leave.wait()
+
+    def child() -> tuple[Any, ...]:
+        found = state()
+        with strict_settings:
+            pass
+        return found, state()
+
+    thread = threading.Thread(target=call, daemon=True)
+    thread.start()
+    inside.wait()
+    assert state() != before
+    assert in_fork(child) == (before, before)
+    leave.set()
+    thread.join()
+    assert state() == before
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_forked_child_has_the_parents_number_of_torch_threads(threads: int, engines: Callable[[str], Engine]) -> None:
+    engine, before = engines("torch-1"), torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with always(lambda: engine.ground(batch())):
+            for _ in range(2):
+                assert in_fork(lambda: (torch.get_num_threads(), on_usable_thread(torch.get_num_threads))) == (
+                    threads,
+                    threads,
+                )
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_bfloat16_features_are_read_in_a_forked_child(engines: Callable[[str], Engine]) -> None:
+    results(engines("torch-1"))
+    rows = torch.randn(4000, 357, generator=torch.Generator().manual_seed(0)).bfloat16()  # worth several threads
+    query = mmn_fast.Query(mmn_fast.Video(rows, 30.0), ["a red circle"])
+    expected = engines("native-2").ground([query])
+    assert in_fork(lambda: engines("native-2").ground([query])) == expected
+
+
+def test_a_forked_child_with_onnx_sessions_ends_as_a_program_does(demo_export: Path) -> None:
+    script = f"""
+import os, signal, sys
+import numpy as np
+import mmn_fast
+engine = mmn_fast.load({str(demo_export)!r}, backend="onnx", threads=2)
+for used in (False, True):
+    child = os.fork()
+    if child == 0:
+        signal.alarm(20)
+        if used:
+            engine.encode_text(["a red circle"])
+        sys.exit(0)  # modules and sessions come to their end
+    if os.waitpid(child, 0)[1]:
+        sys.exit(1)
+"""
+    subprocess.run([sys.executable, "-W", "ignore", "-c", script], check=True, timeout=120, cwd=ROOT)
+
+
+def test_an_export_that_changed_is_refused_where_a_forked_child_opens_it_again(
+    demo_export: Path, tmp_path: Path
+) -> None:
+    import shutil
+
+    copy = shutil.copytree(demo_export, tmp_path / "export")
+    engine = mmn_fast.load(copy, backend="onnx", threads=2)
+    with (copy / "text.onnx").open("r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"\xff")
+    assert engine.encode_text(["a"]).contrastive.shape[0] == 1
+    with pytest.raises(mmn_fast.types.InputError, match="text.onnx is not the file that was verified"):  # type: ignore[attr-defined]
+        in_fork(lambda: engine.encode_text(["a"]))
+
+
+def test_what_is_open_on_a_gpu_is_refused_in_a_forked_child() -> None:
+    opened = Opened.here("device 'cuda:0'")
+    opened.check()
+    message = r"^device 'cuda:0' was opened in process \d+, and this one, \d+, was forked from it: CUDA does not work"
+    with pytest.raises(BackendUnavailable, match=message):
+        in_fork(opened.check)
+
+
+def test_backends_on_a_gpu_refuse_a_forked_child(
+    engines: Callable[[str], Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mmn_fast.backends.native_gpu import NativeGpuBackend
+    from mmn_fast.checkpoint import load_model
+
+    loaded = load_model("demo")
+    engine = Engine(loaded, NativeGpuBackend(loaded, "cpu", "fp32", None))  # the kernels' twins on the CPU
+    for call in (lambda: engine.ground(batch()), engine.info):
+        with pytest.raises(BackendUnavailable, match="was forked from it"):
+            in_fork(call)
+    runner = engines("torch-1")._backend._runner  # type: ignore[attr-defined]
+    monkeypatch.setattr(runner, "device", torch.device("cuda:0"))
+    with pytest.raises(BackendUnavailable, match="was forked from it"):
+        in_fork(lambda: engines("torch-1").ground(batch()))
+    monkeypatch.setattr("mmn_fast.torch_build.has_cuda", lambda: True)
+    monkeypatch.setattr("torch.cuda._is_in_bad_fork", lambda: True)
+    with pytest.raises(BackendUnavailable, match="this process was forked from one that used CUDA"):
+        mmn_fast.load("demo", backend="torch", device="cuda")
+
+
+# The parts -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_lock_is_free_in_a_forked_child() -> None:
+    lock, held, leave = Lock(), threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with lock:
+            held.set()
+            leave.wait()
+
+    thread = threading.Thread(target=hold, daemon=True)
+    thread.start()
+    held.wait()
+
+    def child() -> bool:
+        with lock:
+            return True
+
+    try:
+        assert in_fork(child, 20)
+    finally:
+        leave.set()
+        thread.join()
+
+
+def test_a_fork_waits_for_calls_and_calls_wait_for_a_fork() -> None:
+    ended: list[str] = []
+    inside = threading.Event()
+
+    def call() -> None:
+        with fork_waits, fork_waits:
+            inside.set()
+            time.sleep(0.5)
+            ended.append("call")
+
+    thread = threading.Thread(target=call, daemon=True)
+    thread.start()
+    inside.wait()
+    assert in_fork(lambda: list(ended)) == ["call"]
+    thread.join()
+    with fork_waits:  # a fork of one's own waits for nobody, and leaves the call in parent and child
+        assert in_fork(lambda: dict(fork_waits._calls)) == {threading.get_ident(): 1}
+    assert fork_waits._calls == {}
+    assert fork_waits._forking == set()
+
+
+def test_two_threads_that_fork_within_calls_do_not_wait_for_each_other() -> None:
+    both, answers = threading.Barrier(2), []
+
+    def call() -> None:
+        with fork_waits:
+            both.wait()
+            answers.append(in_fork(lambda: len(fork_waits._calls)))
+
+    threads = [threading.Thread(target=call, daemon=True) for _ in range(2)]
+    started = time.monotonic()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert answers == [1, 1]
+    assert time.monotonic() - started < 20
+
+
+def test_the_thread_of_a_fork_is_known() -> None:
+    main = threading.get_ident()
+    assert forked_thread() != main or os.getpid() != os.getppid()
+    assert in_fork(lambda: forked_thread() == threading.get_ident())
+
+
+def test_values_are_made_once_and_do_not_wait_for_others() -> None:
+    once: Once[str, object] = Once()
+    slow, leave, made = threading.Event(), threading.Event(), []
+
+    def make_slow() -> object:
+        made.append("slow")
+        slow.set()
+        leave.wait()
+        return object()
+
+    found: list[object] = []
+    threads = [threading.Thread(target=lambda: found.append(once.get("slow", make_slow))) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    slow.wait()
+    assert once.get("other", lambda: 1) == 1
+    assert once.get("other", lambda: 2) == 1
+    assert in_fork(lambda: once.get("slow", lambda: "made in the child"), 20) == "made in the child"
+    assert not found
+    leave.set()
+    for thread in threads:
+        thread.join()
+    assert made == ["slow"]
+    assert len(found) == 3
+    assert len(set(map(id, found))) == 1
+
+
+def test_a_value_that_could_not_be_made_is_tried_again() -> None:
+    once: Once[str, int] = Once()
+    waiting, failed = threading.Barrier(2), []
+
+    def fail() -> int:
+        waiting.wait()
+        time.sleep(0.2)
+        raise ValueError("no")
+
+    def ask() -> None:
+        waiting.wait()
+        try:
+            once.get("key", fail)
+        except ValueError as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    with pytest.raises(ValueError, match="no"):
+        once.get("key", fail)
+    thread.join()
+    assert len(failed) == 1
+    assert once.get("key", lambda: 3) == 3
+
+
+def test_a_kept_property_is_worked_out_once_and_holds_no_lock() -> None:
+    working, leave = threading.Event(), threading.Event()
+
+    class Slow:
+        """A class with one."""
+
+        @kept_property
+        def value(self) -> list[int]:
+            """A value."""
+            if not working.is_set():
+                working.set()
+                leave.wait()
+            return [1]
+
+    shared = Slow()
+    thread = threading.Thread(target=lambda: shared.value, daemon=True)
+    thread.start()
+    working.wait()
+    assert in_fork(lambda: (shared.value, Slow().value), 20) == ([1], [1])
+    leave.set()
+    thread.join()
+    assert shared.value is shared.value
+    assert Slow.value.__doc__ == "A value."
+
+
+def test_every_lock_knows_of_forks() -> None:
+    """Locks of the standard library, which a child may find locked for ever, are in mmn_fast/forks.py alone."""
+    pattern = re.compile(r"threading\.(R?Lock|Condition|Semaphore|BoundedSemaphore|Barrier)\b|\bcached_property\b")
+    found = {
+        f"{path.relative_to(ROOT)}:{number}"
+        for folder in ("mmn_fast", "export", "benchmarks")
+        for path in (ROOT / folder).rglob("*.py")
+        if path.name != "forks.py"
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+        if pattern.search(line) and "`functools.cached_property`" not in line and "as functools." not in line
+    }
+    assert not found
