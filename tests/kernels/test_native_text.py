@@ -29,9 +29,10 @@ Ids = list[np.ndarray]
 
 
 def config(width: int, heads: int, ffn: int, layers: int = 2, max_tokens: int = 40) -> TextEncoderConfig:
-    """The kernels take no layers too; a model's sizes refuse that, so their check is passed by."""
-    sizes = TextEncoderConfig(60, max_tokens, width, max(layers, 1), heads, ffn)
+    """The kernels take no layers and check heads themselves; a model's sizes refuse both, so that is passed by."""
+    sizes = TextEncoderConfig(60, max_tokens, width, 1, 1, ffn)
     object.__setattr__(sizes, "num_layers", layers)
+    object.__setattr__(sizes, "num_heads", heads)
     return sizes
 
 
