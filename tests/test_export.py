@@ -395,7 +395,7 @@ def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, exports: Expo
     ):
         export("demo", tmp_path / "out")
     monkeypatch.setattr("mmn_fast.backends.ort.find_spec", lambda name: None)
-    with pytest.raises(BackendUnavailable, match=r"onnxruntime is not installed \(pip install mmn_fast\[onnx\]\)"):
+    with pytest.raises(BackendUnavailable, match=r"onnxruntime is not installed \(pip install mmn_fast\[onnx\], "):
         mmn_fast.load(directory, backend="onnx")
 
 
@@ -495,5 +495,5 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(kib: int, tmp_path: Path
     )
     command = [sys.executable, "-c", code, "export", "demo", "-o", str(tmp_path / "out")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (2, f"mmn-fast: --output: {tmp_path / 'out'}: File too large\n")
+    assert (done.returncode, done.stderr) == (1, f"mmn-fast: --output: {tmp_path / 'out'}: File too large\n")
     assert list(tmp_path.iterdir()) == []
