@@ -7,7 +7,8 @@ process for the time of a call, takes both from here.
 
 from __future__ import annotations
 
-import logging  # noqa: F401 - registers its own fork handlers before this module does, see `_before`
+import concurrent.futures.thread  # noqa: F401 - registers its fork handlers before this module does, as logging
+import logging  # noqa: F401 - see the end of this module
 import os
 import threading
 import weakref
@@ -122,8 +123,8 @@ def _in_child() -> None:
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows, which does not fork
-    # Handlers that were registered last run first before a fork. So logging's lock is taken after this has waited: a
-    # call that is waited for may log.
+    # Handlers that were registered last run first before a fork. So the locks of logging and of thread pools are taken
+    # after this has waited: a call that is waited for may log, and two threads that fork would meet at a pool's lock.
     os.register_at_fork(
         before=fork_waits.before_fork, after_in_parent=fork_waits.after_fork_in_parent, after_in_child=_in_child
     )
