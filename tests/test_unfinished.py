@@ -128,11 +128,10 @@ try:
             raise SystemExit(0)
         os.waitpid(child, 0)
         assert partial.exists()
-        sleeper = os.fork()
-        if sleeper == 0:
+        if os.fork() == 0:
+            print(os.getpid(), flush=True)  # from the child, which has closed its copy of the lock by then
             time.sleep(100)
             os._exit(0)
-        print(sleeper, flush=True)
         time.sleep(100)
 except AssertionError:
     print("removed by the child", flush=True)
