@@ -20,6 +20,7 @@ from mmn_fast.geometry import plan_for
 from mmn_fast.kernels import gpu_moment_ops, gpu_ops
 from mmn_fast.kernels.folding import folded_layers
 from mmn_fast.kernels.gpu_convs import make_conv
+from mmn_fast.kernels.gpu_recording import record
 from mmn_fast.kernels.gpu_video import VideoBranch
 
 if TYPE_CHECKING:
@@ -101,10 +102,7 @@ def captured(run: Callable[[], Any], on_device: bool) -> Callable[[], Any]:
     """What replays work from a graph, as the engine does, once it has run; on the CPU the work itself."""
     if not on_device:
         return run
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        held = run()
-    return lambda: (graph.replay(), held)
+    return record(run).replay
 
 
 def _stages(model: LoadedModel, device: torch.device, videos: int, sets: int) -> list[Stage]:

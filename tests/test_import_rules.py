@@ -26,12 +26,13 @@ LAYERS: list[set[str]] = [
     {"geometry_crops"},
     {
         *("kernels.native", "kernels.reference", "kernels.conv_transforms", "kernels.folding", "torch_threads"),
-        *("kernels.cuda_runtime", "kernels.tensorrt_module", "kernels.cell_runs"),
+        *("kernels.cuda_runtime", "kernels.tensorrt_module", "kernels.cell_runs", "kernels.gpu_captures"),
         "kernels.onnxruntime_module",
     },
     {
         *("kernels.native_conv", "kernels.native_text", "kernels.tensorrt_plan"),
         *("kernels.gpu_operator", "kernels.gpu_graphs", "kernels.gpu_buckets", "kernels.gpu_device"),
+        "kernels.gpu_recording",
         *("kernels.gather_schedule", "kernels.gather_choices", "kernels.triton_interpreter"),
         "kernels.gpu_conv_plan",
     },
@@ -102,6 +103,7 @@ TORCH_FREE = {
         "kernels.conv_transforms",
         "kernels.folding",
         "kernels.gpu_graphs",
+        "kernels.gpu_captures",
         "kernels.gpu_buckets",
         "kernels.gather_schedule",
         "kernels.gather_choices",

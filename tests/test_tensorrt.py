@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import ast
+import gc
 import importlib
 import inspect
 import json
 import shutil
 import sys
+import threading
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +25,7 @@ from mmn_fast.export.plans import BUCKETS, Profile, Sidecar, choose_profile, pro
 from mmn_fast.export.to_tensorrt import BuildOptions, build_plans
 from mmn_fast.export.verify import BOUNDS, VerificationError
 from mmn_fast.kernels import cuda_runtime, tensorrt_module, tensorrt_plan
+from mmn_fast.kernels.gpu_captures import between_captures
 from mmn_fast.types import BackendUnavailable, InputError
 from tests.tensorrt_double import CudaError, CudaRuntime, make_tensorrt
 from tests.tolerances import check_close
@@ -364,8 +368,6 @@ def test_without_graphs_nothing_is_captured(cuda: CudaRuntime, built: Path) -> N
 
 
 def test_device_memory_is_given_back(cuda: CudaRuntime, built: Path) -> None:
-    import gc
-
     engine = load(built)
     engine.encode_text(["a person opens the door"])
     assert cuda.memory
@@ -431,6 +433,41 @@ def test_a_recording_that_cuda_voids_says_how_to_do_without(
     message = "CUDA: cudaStreamEndCapture failed .*; it cannot be captured as a CUDA graph, load it with .*cuda_graphs"
     with pytest.raises(BackendUnavailable, match=message):
         backend.encode_video(one)
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_a_capture_stands_alone_and_ends_whatever_happens(
+    interrupted: bool, cuda: CudaRuntime, built: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend, one, entered = load(built)._backend, clips(1), threading.Event()
+    backend.encode_video(one)
+    context = type(backend._plans["video"]._slots[0].context)
+    execute = context.execute_async_v3
+
+    def elsewhere() -> None:
+        with between_captures():
+            entered.set()
+
+    other = threading.Thread(target=elsewhere, daemon=True)
+
+    def run(self: Any, stream_handle: int) -> Any:
+        assert cuda.captured is not None
+        assert not gc.isenabled()
+        other.start()
+        assert not entered.wait(0.1)
+        if interrupted:
+            raise KeyboardInterrupt
+        return execute(self, stream_handle)
+
+    monkeypatch.setattr(context, "execute_async_v3", run)
+    with pytest.raises(KeyboardInterrupt) if interrupted else nullcontext():
+        backend.encode_video(one)
+    assert entered.wait(60)
+    assert gc.isenabled()
+    assert cuda.captured is None
+    monkeypatch.setattr(context, "execute_async_v3", execute)
+    backend.encode_video(one)
+    assert cuda.launches == (1 if interrupted else 2)
 
 
 def test_plans_take_device_pointers_on_the_callers_stream(cuda: CudaRuntime, built: Path) -> None:

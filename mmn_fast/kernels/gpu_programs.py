@@ -15,6 +15,7 @@ from torch import Tensor
 from mmn_fast.geometry import plan_for
 from mmn_fast.kernels import gpu_moment_ops, gpu_ops
 from mmn_fast.kernels.gpu_graphs import MIB
+from mmn_fast.kernels.gpu_recording import own_stream
 from mmn_fast.kernels.gpu_runner import GraphRunner, Input, Program, Shapes
 from mmn_fast.kernels.gpu_video import VideoBranch
 from mmn_fast.presets import Preset
@@ -92,7 +93,7 @@ class Programs:
             self.video, self._text = make_video(), make_text()
             self.runner.on_release.append(self.video.conv.release)
             self._cells = torch.from_numpy(self._plan.cells).to(device)
-            self._side = torch.cuda.Stream(device) if device.type == "cuda" else None
+            self._side = own_stream(device) if device.type == "cuda" else None
 
     def run(self, name: str, inputs: Sequence[Tensor | Input], top_k: int = 0) -> Any:
         """Run a program, within `runner.running`.

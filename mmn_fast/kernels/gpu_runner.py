@@ -17,8 +17,10 @@ import torch
 from torch import Tensor
 
 from mmn_fast.forks import Lock, Opened
+from mmn_fast.kernels.gpu_captures import between_captures
 from mmn_fast.kernels.gpu_device import out_of_memory, strict_arithmetic
 from mmn_fast.kernels.gpu_graphs import MIB, Captured, GraphCache
+from mmn_fast.kernels.gpu_recording import own_stream, record
 
 Program = Callable[..., tuple[Tensor, ...]]
 Shapes = Sequence[tuple[int, ...]]
@@ -56,6 +58,9 @@ class Input:
 class GraphRunner:
     """Runs programs; a lack of memory is one sentence and leaves it usable.
 
+    Several runners may run in several threads, on one device or on many: their captures follow each other
+    (`gpu_recording.record`), each on its runner's own stream.
+
     Args:
         device: where they run.
         graphs: whether to capture CUDA graphs.
@@ -74,6 +79,7 @@ class GraphRunner:
         self._lock = Lock()  # static inputs and outputs are one set
         self._graphs = GraphCache(limit_bytes, self._release_pool)
         self._pool: Any = None
+        self._stream: torch.cuda.Stream | None = None  # captures all graphs, since they share a pool
         self.on_release: list[Callable[[], None]] = []  # let go of what is kept between calls
         self._doing: tuple[str, Shapes] = ("load", ())
 
@@ -160,27 +166,21 @@ class GraphRunner:
         return facts
 
     def _capture(self, program: Program, inputs: Sequence[Input], arguments: tuple[int, ...]) -> Captured:
-        torch.cuda.empty_cache()  # as the capture does: what it frees must not count against the graph
+        self._empty_cache()  # as the capture does: what it frees must not count against the graph
         before = torch.cuda.memory_reserved(self.device)
         static = [given.static(self.device) for given in inputs]
-        warm = torch.cuda.Stream(self.device)
-        warm.wait_stream(torch.cuda.current_stream(self.device))
-        with torch.cuda.stream(warm):  # the libraries make their handles and workspaces outside of the capture
-            program(*static, *arguments)
-        torch.cuda.current_stream(self.device).wait_stream(warm)
+        program(*static, *arguments)  # libraries make their handles, and kernels are compiled, outside of the capture
+        if self._stream is None:
+            self._stream = own_stream(self.device)
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()
-        graph = torch.cuda.CUDAGraph()
-        # Other threads may use the device for themselves meanwhile.
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-            outputs = program(*static, *arguments)
+        recording = record(lambda: program(*static, *arguments), self._stream, self._pool)
 
         def run(*given: Input) -> tuple[Tensor, ...]:
             for place, one in zip(static, given, strict=True):
                 one.copy_to(place)
-            graph.replay()
             # Graphs share a pool: the next one may write where this one's outputs are.
-            return tuple(output.clone() for output in outputs)
+            return tuple(output.clone() for output in recording.replay())
 
         return Captured(run, max(torch.cuda.memory_reserved(self.device) - before, 0))
 
@@ -189,4 +189,8 @@ class GraphRunner:
         for release in self.on_release:
             release()
         if self._on_cuda:
+            self._empty_cache()
+
+    def _empty_cache(self) -> None:
+        with between_captures():
             torch.cuda.empty_cache()

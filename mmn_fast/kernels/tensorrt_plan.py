@@ -12,6 +12,7 @@ import numpy.typing as npt
 from mmn_fast.export.manifest import Manifest, Signature
 from mmn_fast.export.plans import Profile, Sidecar, check_sidecar, choose_profile, plan_path, read_sidecar, unfit_reason
 from mmn_fast.kernels.cuda_runtime import Cuda, Gpu, Resource
+from mmn_fast.kernels.gpu_captures import capturing
 from mmn_fast.kernels.tensorrt_module import RUNTIME, make_logger, tensorrt_module
 from mmn_fast.types import BackendUnavailable, InputError
 
@@ -168,15 +169,19 @@ class Plan:
                 raise BackendUnavailable(f"{self._path}: {spec.name}: expected {expected}, TensorRT gives {found}")
 
     def _capture(self, slot: _Slot, stream: int) -> Resource:
-        self._cuda.begin_capture(stream)
-        try:
-            self._execute(slot, stream)
-            return self._cuda.end_capture(stream)
-        except BackendUnavailable as error:
-            self._cuda.abandon_capture(stream)
-            raise BackendUnavailable(
-                f"{error}; it cannot be captured as a CUDA graph, load it with backend_options={{'cuda_graphs': False}}"
-            ) from None
+        with capturing():
+            self._cuda.begin_capture(stream)
+            try:
+                self._execute(slot, stream)
+                return self._cuda.end_capture(stream)
+            except BaseException as error:  # Ctrl-C too must not leave the stream recording
+                self._cuda.abandon_capture(stream)
+                if not isinstance(error, BackendUnavailable):
+                    raise
+                raise BackendUnavailable(
+                    f"{error}; it cannot be captured as a CUDA graph, load it with"
+                    " backend_options={'cuda_graphs': False}"
+                ) from None
 
     def _must(self, done: bool, what: str) -> None:
         if not done:

@@ -29,6 +29,7 @@ from mmn_fast.kernels.gather_choices import (
 )
 from mmn_fast.kernels.gpu_conv_plan import usable_algorithms
 from mmn_fast.kernels.gpu_device import capability_of, precision_of
+from mmn_fast.kernels.gpu_recording import record
 from mmn_fast.kernels.gpu_video import CropProposalConv
 from mmn_fast.kernels.triton_fourier import FourierProposalConv
 from mmn_fast.kernels.triton_mixed import make_stack
@@ -47,13 +48,11 @@ def time_on_device(queue: Callable[[], Any]) -> float:
     Queued from Python, small work would be timed by how fast kernels are launched. The median of a few runs after one.
     """
     queue()  # kernels are compiled, and whatever is laid out once is
-    graph, taken = torch.cuda.CUDAGraph(), []
-    with torch.cuda.graph(graph):
-        queue()
+    recording, taken = record(queue), []
     for _ in range(1 + _REPEATS):
         first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         first.record()
-        graph.replay()
+        recording.replay()
         last.record()
         last.synchronize()
         taken.append(first.elapsed_time(last))
