@@ -7,13 +7,15 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
 import torch
 
 import mmn_fast
-from mmn_fast.checkpoint import convert
+from mmn_fast.checkpoint import LoadedModel, convert
+from mmn_fast.export.manifest import Manifest
 from mmn_fast.kernels import triton_interpreter
 from tests import CPUS
 from tests.golden import cases
@@ -113,6 +115,46 @@ def golden_engine(golden_model: Callable[[str], Path]) -> Callable[[str], mmn_fa
     return engine
 
 
+@contextmanager
+def _graphs_made_once(directory: Path) -> Iterator[None]:
+    """Let exports take a graph that this run has traced already from the same values: a trace takes some five seconds.
+
+    A model's fingerprint stands for its weights, sizes and preset.
+    """
+    from mmn_fast.export import to_onnx
+
+    write = to_onnx._write
+
+    def once(name: str, model: LoadedModel, manifest: Manifest, output: Path) -> None:
+        values: dict[str, list[object]] = {
+            "video": [manifest.precision, tuple(manifest.fp32_stages), manifest.raw_features],
+            "text": [manifest.precision],
+            "score": [manifest.top_k],
+        }
+        key = sha256(repr([name, model.fingerprint, manifest.opset, manifest.graphs[name], *values[name]]).encode())
+
+        def make(path: Path) -> None:
+            partial = path.with_name(f"{path.name}.partial")
+            partial.mkdir()
+            write(name, model, manifest, partial)
+            partial.rename(path)
+
+        shutil.copytree(made_once(directory / key.hexdigest(), make), output, dirs_exist_ok=True)
+
+    to_onnx._write = once
+    try:
+        yield
+    finally:
+        to_onnx._write = write
+
+
+@pytest.fixture
+def graphs_once(shared: Path) -> Iterator[None]:
+    """For tests of what is done with graphs, not of their tracing: see `_graphs_made_once`."""
+    with _graphs_made_once(shared):
+        yield
+
+
 @pytest.fixture(scope="session")
 def exports(golden_model: Callable[[str], Path], shared: Path) -> Exports:
     """An export of a golden case or of "demo" by precision, made once; score.onnx of the demo's chooses 5 moments.
@@ -124,7 +166,8 @@ def exports(golden_model: Callable[[str], Path], shared: Path) -> Exports:
     def get(name: str, precision: str = "fp32") -> Path:
         model, top_k = ("demo", 5) if name == "demo" else (golden_model(name), None)
         output = shared / f"{name}-{precision}"
-        return made_once(output, lambda path: export(model, path, precision=precision, top_k=top_k))
+        with _graphs_made_once(shared):
+            return made_once(output, lambda path: export(model, path, precision=precision, top_k=top_k))
 
     return get
 

@@ -28,12 +28,12 @@ from mmn_fast.types import BackendUnavailable, InputError
 from tests.conftest import Exports
 from tests.tolerances import check_close
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("graphs_once")]
 
 
-@pytest.fixture(scope="session")
-def int8(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return export("demo", tmp_path_factory.mktemp("int8") / "out", precision="int8")
+@pytest.fixture
+def int8(exports: Exports) -> Path:
+    return exports("demo", "int8")
 
 
 @pytest.mark.full

@@ -10,8 +10,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,7 +29,7 @@ Models = Callable[[str], Path]
 GOLDEN = [*cases.SMALL, *(pytest.param(name, marks=pytest.mark.full) for name in cases.FULL)]
 
 
-def check_golden(found: list[dict[str, np.ndarray]], name: str, op: str, precision: str) -> None:
+def check_golden(found: Sequence[Any], name: str, op: str, precision: str) -> None:
     """Hold maps and moments of a case to the official ones: `op` for the scores, `op`_iou for iou's."""
     case = cases.load(name)
     for ours, video in zip(found, case.videos, strict=True):
@@ -72,7 +73,7 @@ def test_torch_in_fp64_is_the_reference(name: str, golden_model: Models) -> None
 @pytest.mark.parametrize("name", GOLDEN)
 def test_torch_in_fp32_is_as_near_as_its_order_of_sums_allows(name: str, golden_model: Models) -> None:
     engine = mmn_fast.load(golden_model(name), backend="torch", precision="fp32", device="cpu")
-    check_golden(grounded(engine, cases.load(name)), name, "torch_maps", "fp32")
+    check_golden(engine.score_maps(batch_of(cases.load(name))), name, "torch_maps", "fp32")
 
 
 @pytest.mark.parametrize("size", ["small", pytest.param("full", marks=pytest.mark.full)])

@@ -116,7 +116,7 @@ def proposal_conv_packed(
         for tap, matrix in enumerate(weight.flatten(2).unbind(2)):
             rows = torch.from_numpy(layer.taps[:, tap]).nonzero()[:, 0].to(x.device)
             sources = torch.from_numpy(layer.neighbours[:, tap]).to(x.device)[rows].long()
-            total[:, rows] += x[:, sources] @ matrix.mT
+            total[:, rows] += x.index_select(1, sources) @ matrix.mT
         x = total.relu() * torch.from_numpy(layer.cell_weights).to(x)[:, None]
     return x
 

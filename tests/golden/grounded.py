@@ -9,6 +9,8 @@ OUTPUT gets the instruction set and, for each video of each case, the maps [S, P
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -28,11 +30,33 @@ def batch_of(case: cases.GoldenCase) -> list[mmn_fast.Query]:
     ]
 
 
+@contextmanager
+def _videos_encoded_once(engine: Engine) -> Iterator[None]:
+    """Let the backend encode equal videos once: a full-size video takes float64 half a minute."""
+    backend: Any = engine._backend
+    encode: Callable[[np.ndarray], Any] = backend.encode_video
+    kept: dict[bytes, Any] = {}
+
+    def encode_once(pre_clips: np.ndarray) -> Any:
+        key = pre_clips.tobytes()
+        if key not in kept:
+            kept[key] = encode(pre_clips)
+        return kept[key]
+
+    backend.encode_video = encode_once
+    try:
+        yield
+    finally:
+        del backend.encode_video
+
+
 def grounded(engine: Engine, case: cases.GoldenCase) -> list[dict[str, np.ndarray]]:
     """For each video of a case contrastive, iou and fused [S, P], cells [P, 2] and moments [S, 20, 2]."""
     batch = batch_of(case)
+    with _videos_encoded_once(engine):
+        both = list(zip(engine.score_maps(batch), engine.ground(batch, top_k=TOP_K), strict=True))
     found = []
-    for maps, result in zip(engine.score_maps(batch), engine.ground(batch, top_k=TOP_K), strict=True):
+    for maps, result in both:
         moments = np.full((len(result), TOP_K, 2), np.nan, np.float32)
         for row, chosen in zip(moments, result, strict=True):
             row[: len(chosen)] = [(moment.start_s, moment.end_s) for moment in chosen]
