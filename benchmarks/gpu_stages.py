@@ -9,22 +9,22 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.gpu_timing import INPUT_SETS, Bench
 from mmn_fast.features import pre_clip_spans
 from mmn_fast.geometry import plan_for
 from mmn_fast.kernels import gpu_moment_ops, gpu_ops
 from mmn_fast.kernels.folding import folded_layers
 from mmn_fast.kernels.gpu_convs import make_conv
-from mmn_fast.kernels.gpu_recording import record
+from mmn_fast.kernels.gpu_device import strict_arithmetic
 from mmn_fast.kernels.gpu_video import VideoBranch
 
 if TYPE_CHECKING:
-    from benchmarks.bench_gpu import Bench
     from mmn_fast.checkpoint import LoadedModel
 
 Tensors = tuple[Tensor, ...]
@@ -70,39 +70,30 @@ def text_flop(model: LoadedModel) -> float:
     return 2.0 * text.num_layers * (4 * text.width**2 + 2 * text.width * text.ffn_width)
 
 
-def bench_stages(bench: Bench, model: LoadedModel, batches: Sequence[int], sets: int) -> None:
+def bench_stages(bench: Bench, model: LoadedModel, batches: Sequence[int]) -> None:
     """Write a line per stage and number of videos, in fp16.
 
     Args:
         bench: where and how long.
         model: whose stages.
         batches: numbers of videos.
-        sets: inputs that are rotated.
     """
     for videos in batches:
         what = f"{model.preset.name}, batch {videos}, stages"
         if bench.out_of_time(what):
             return
         try:
-            _bench_batch(bench, model, videos, sets)
+            _bench_batch(bench, model, videos)
         except (RuntimeError, MemoryError) as problem:
             print(f"not measured: {what}: {str(problem).splitlines()[0]}", flush=True)
 
 
-def _bench_batch(bench: Bench, model: LoadedModel, videos: int, sets: int) -> None:
-    for stage in _stages(model, torch.device(bench.device), videos, sets):
+def _bench_batch(bench: Bench, model: LoadedModel, videos: int) -> None:
+    for stage in _stages(model, torch.device(bench.device), videos, INPUT_SETS):
         error = stage.error(stage.run(*stage.inputs[0]))
-        runs = [captured(partial(stage.run, *inputs), inputs[0].is_cuda) for inputs in stage.inputs]
-        taken = bench.time_ms(lambda number, runs=runs: runs[number]())  # type: ignore[misc]
-        facts = {"preset": model.preset.name, "batch": videos, **bench.roofline(stage.flop, stage.moved, taken)}
-        bench.write(stage.name, "mmn_fast fp16", taken, error, **facts)
-
-
-def captured(run: Callable[[], Any], on_device: bool) -> Callable[[], Any]:
-    """What replays work from a graph, as the engine does, once it has run; on the CPU the work itself."""
-    if not on_device:
-        return run
-    return record(run).replay
+        timing = bench.time_captured([partial(stage.run, *inputs) for inputs in stage.inputs])
+        facts = {"preset": model.preset.name, "batch": videos}
+        bench.write(stage.name, "mmn_fast fp16", timing, error, (stage.flop, stage.moved), **facts)
 
 
 def _stages(model: LoadedModel, device: torch.device, videos: int, sets: int) -> list[Stage]:
@@ -154,8 +145,7 @@ def _stages(model: LoadedModel, device: torch.device, videos: int, sets: int) ->
         """The first video's error; the axes are those of videos."""
 
         def error(found: Tensors) -> float:
-            torch.set_float32_matmul_precision("highest")
-            with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            with strict_arithmetic():
                 expected = reference(given.narrow(axis, 0, 1).float().contiguous())
             both = zip(found, expected if isinstance(expected, tuple) else (expected,), strict=True)
             return max(_difference(ours.narrow(out_axis, 0, 1), theirs) for ours, theirs in both)

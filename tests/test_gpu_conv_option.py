@@ -17,7 +17,7 @@ from mmn_fast.backends.native_gpu import NativeGpuBackend
 from mmn_fast.checkpoint import load_model
 from mmn_fast.engine import Engine
 from mmn_fast.geometry import ProposalPlan, plan_for
-from mmn_fast.kernels import gather_choices, gpu_convs
+from mmn_fast.kernels import gather_choices, gpu_conv_plan, gpu_convs
 from mmn_fast.kernels.gpu_convs import layer_choices, make_conv, unavailable_reason
 from mmn_fast.kernels.gpu_video import CropProposalConv
 from mmn_fast.presets import PRESETS
@@ -166,6 +166,7 @@ def test_auto_takes_the_crop_until_something_was_measured_that_beats_it(
 
     def measured(videos: int, crop: float, gather: float, fft: float, precision: str = "fp16") -> None:
         times = {"crop": [crop], "gather": [gather] * layers, "fft12": [gather * 2] + [fft] * (layers - 1)}
+        times |= {"fft16": [99.0] * layers, "fft24": [99.0] * layers, "mixed": [gather + fft * (layers - 1)]}
         gather_choices.keep(arch, gather_choices.times_key(plan, 4, videos, precision), times)
 
     assert isinstance(made(), CropProposalConv)
@@ -175,7 +176,7 @@ def test_auto_takes_the_crop_until_something_was_measured_that_beats_it(
     assert isinstance(made(), CropProposalConv)  # the crop is faster for one video
     measured(1, 9.0, 1.0, 2.0)
     assert made().name == "gather"  # in fp16 spectra of 4 channels are too coarse
-    monkeypatch.setattr(gpu_convs, "_SPECTRAL_CHANNELS", 4)
+    monkeypatch.setattr(gpu_conv_plan, "SPECTRAL_CHANNELS", 4)
     conv = made()
     assert conv.info()["proposal_conv"] == "mixed"
     assert conv.choices[4] == ("gather",) * layers
@@ -195,7 +196,8 @@ def test_what_is_too_coarse_in_16_bits_is_not_chosen_however_fast(
     small, large = (plan_for(PRESETS[name]) for name in ("charades-sta", "tacos"))
     for plan, precision in ((small, "fp16"), (small, "fp32"), (large, "fp16"), (large, "bf16")):
         layers = [3.0] * len(plan.layers)
-        times = {"crop": [99.0], "gather": layers, "fft16": [2.0 for _ in layers], "fft24": [1.0 for _ in layers]}
+        times = {"crop": [99.0], "gather": layers, "fft12": layers, "fft16": [2.0 for _ in layers]}
+        times |= {"fft24": [1.0 for _ in layers], "mixed": [9.0]}
         gather_choices.keep("sm_90", gather_choices.times_key(plan, 512, 1, precision), times)
 
     def chosen(conv: str, plan: ProposalPlan, dtype: torch.dtype, width: int = 512) -> set[str]:
@@ -210,13 +212,32 @@ def test_what_is_too_coarse_in_16_bits_is_not_chosen_however_fast(
         assert chosen(conv, large, torch.bfloat16) == {"gather"}
     assert chosen("fft", small, torch.float16) == {"fft24"}
     assert "gather" in chosen("mixed", small, torch.float16, 48)
-    # A benchmark that ran out of time has measured no tiles: what is predicted stands in.
-    times = {"crop": [99.0], "gather": [3.0] * len(large.layers)}
-    gather_choices.keep("sm_90", gather_choices.times_key(large, 512, 1, "fp16"), times)
-    assert chosen("fft", large, torch.float16) == {"fft16"}
-    assert chosen("mixed", large, torch.float16) == {"gather"}
     assert layer_choices("gather", small, [512] * 9, torch.float16, CPU) is None
     assert layer_choices("auto", large, [512] * 9, torch.float32, CPU) is None
+
+
+def test_what_was_not_timed_is_not_taken_for_slower(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Where a benchmark ran out of time, predictions stand in for all that it did time, and auto stays the crop."""
+    monkeypatch.setenv("MMN_FAST_CACHE", str(tmp_path))
+    monkeypatch.setattr(gpu_convs, "capability_of", lambda _: (9, 0))
+    plan = plan_for(PRESETS["tacos"])
+    every: dict[str, list[float]] = {"crop": [99.0], "mixed": [9.0]}
+    every |= {name: [3.0] * len(plan.layers) for name in gpu_conv_plan.ALGORITHMS}
+
+    def chosen(conv: str, videos: int = 1) -> set[str] | None:
+        choices = layer_choices(conv, plan, [512] * (len(plan.layers) + 1), torch.float16, CPU, (videos,))
+        return None if choices is None else set(choices[videos])
+
+    for missing in every:
+        times = {name: one for name, one in every.items() if name != missing}
+        gather_choices.keep("sm_90", gather_choices.times_key(plan, 512, 1, "fp16"), times)
+        assert chosen("auto") is None, missing
+        assert chosen("fft") == chosen("mixed") == {"fft16"}, missing  # as predicted
+    gather_choices.keep("sm_90", gather_choices.times_key(plan, 512, 1, "fp16"), every)
+    assert chosen("auto") == chosen("mixed") == {"gather"}
+    # Eight videos were not timed in full: what is known of one stands in.
+    gather_choices.keep("sm_90", gather_choices.times_key(plan, 512, 8, "fp16"), {"crop": [1.0], "gather": [9.0] * 8})
+    assert chosen("auto", 8) == {"gather"}
 
 
 def test_spectral_weights_are_counted_once_for_each_size_of_tiles_that_a_layer_takes(golden_model: Models) -> None:

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import bench_gpu
 from benchmarks.bench_moments import official_moments
+from benchmarks.gpu_peers import peers
+from benchmarks.gpu_timing import Bench
 from mmn_fast.model import build_model
 from mmn_fast.presets import PRESETS
 from tests.golden import cases
@@ -93,7 +94,7 @@ def test_a_peer_leaves_the_weights_of_the_others_as_they_are() -> None:
     case = cases.load("charades_small")
     net = build_model(case.preset, case.text, case.state())
     before = {name: weight.stride() for name, weight in net.named_parameters()}
-    make = bench_gpu._peers(net, bench_gpu.Bench("cpu", True, math.inf), [], compiled=False)
+    make = peers(net, Bench("cpu", True, math.inf), [torch.empty(1)], compiled=False)
     make["PyTorch fp16 channels-last"]()
     assert {name: weight.stride() for name, weight in net.named_parameters()} == before
 

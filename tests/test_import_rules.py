@@ -32,7 +32,7 @@ LAYERS: list[set[str]] = [
     {
         *("kernels.native_conv", "kernels.native_text", "kernels.tensorrt_plan"),
         *("kernels.gpu_operator", "kernels.gpu_graphs", "kernels.gpu_buckets", "kernels.gpu_device"),
-        "kernels.gpu_recording",
+        *("kernels.gpu_recording", "kernels.gpu_clock"),
         *("kernels.gather_schedule", "kernels.gather_choices", "kernels.triton_interpreter"),
         "kernels.gpu_conv_plan",
     },

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field
 from functools import cache
@@ -20,11 +21,11 @@ SHIPPED = Path(__file__).with_name("gather_choices.json")
 _CACHE_NAME = "gather_choices.json"
 _ABOUT = (
     "choices: few, many and products are untuned defaults, from work counts and resource reports; other keys were"
-    " measured. times: milliseconds per layer, measured."
+    " measured. times: milliseconds of whole stacks, measured; of each layer its share."
 )
 
 Times = dict[str, list[float]]
-"""Per algorithm milliseconds, of each layer or of all together."""
+"""Milliseconds per way to run the layers: "crop" and "mixed" as a whole, others per layer, in shares of the whole."""
 
 
 @dataclass(frozen=True)
@@ -149,7 +150,9 @@ def shipped_choices() -> dict[str, dict[str, GatherConfig]]:
     return _read(SHIPPED).choices
 
 
-def measured_times(arch: str, plan: ProposalPlan, width: int, videos: int, precision: str) -> Times | None:
+def measured_times(
+    arch: str, plan: ProposalPlan, width: int, videos: int, precision: str, usable: Callable[[Times], bool]
+) -> Times | None:
     """What layers took on such a device, tuned here or shipped, for this number of videos or the next lower one known.
 
     Args:
@@ -158,14 +161,14 @@ def measured_times(arch: str, plan: ProposalPlan, width: int, videos: int, preci
         width: C.
         videos: B.
         precision: "fp16", "bf16" or "fp32".
+        usable: which times are; others are passed over, as if nothing had been measured.
 
     Returns:
-        Per algorithm milliseconds of all videos, of each layer, or of all layers together; None where nothing was
-        measured.
+        Milliseconds of all videos; None where nothing usable was measured.
     """
     buckets = [bucket for bucket in reversed(VIDEO_BUCKETS) if bucket <= videos]
     found = (kept_times(arch, times_key(plan, width, bucket, precision)) for bucket in buckets)
-    return next((times for times in found if times is not None), None)
+    return next((times for times in found if times is not None and usable(times)), None)
 
 
 def kept_times(arch: str, key: str) -> Times | None:

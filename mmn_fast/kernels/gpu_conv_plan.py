@@ -19,12 +19,41 @@ _BYTES = 2  # of an operand in fp16 or bf16
 TILES = {f"fft{tile}": tile for tile in SPECTRAL_TILES}
 """Places of a side of the tiles of every algorithm through spectra."""
 ALGORITHMS = ("gather", *TILES)
+SPECTRAL_CHANNELS = 128
+"""Channels of which every layer needs as many at least for spectra in fp16."""
+_SMALL_TILE = 16
 
 
 def usable_algorithms(kernel: int, spectra: bool = True) -> tuple[str, ...]:
     """Those of `ALGORITHMS` that take a kernel; no spectra if they are not wanted."""
     gather = ("gather",) if kernel**2 <= MAX_TAPS else ()
     return (*gather, *(name for name, tile in TILES.items() if spectra and tile >= kernel))
+
+
+def engine_algorithms(plan: ProposalPlan, widths: Sequence[int], precision: str) -> tuple[str, ...]:
+    """Those of `ALGORITHMS` that an engine may mix: they take the kernel and are accurate enough.
+
+    Tiles must stay within three times the error of operands in 16 bits (benchmarks/NOTES.md). In fp16 each spectral
+    value's rounding meets every cell of a tile, and averages out over channels alone: models of 48 channels were beyond
+    that, and tiles of 24 over a whole map of 16. bf16 is too coarse for any.
+    """
+    usable = usable_algorithms(plan.kernel, precision != "bf16")
+    if precision == "fp32":
+        return usable
+    most = max(_SMALL_TILE, plan.num_clips) if min(widths) >= SPECTRAL_CHANNELS else 0
+    return tuple(name for name in usable if TILES.get(name, 0) <= most)
+
+
+def not_timed(times: Times, kernel: int, precision: str) -> tuple[str, ...]:
+    """The ways that `times` lack, of those that must all be there before any of them can be called the fastest.
+
+    Args:
+        times: of one number of videos: "crop", layers of all `usable_algorithms`, and "mixed".
+        kernel: k.
+        precision: "fp16", "bf16" or "fp32".
+    """
+    ways = ("crop", *usable_algorithms(kernel, precision != "bf16"), "mixed")
+    return tuple(name for name in ways if not times.get(name))
 
 
 @dataclass(frozen=True)
@@ -102,6 +131,25 @@ def choose_layers(times: Times, among: Collection[str] = ALGORITHMS) -> tuple[st
     """
     known = [name for name in ALGORITHMS if name in times and name in among]
     return tuple(min(known, key=lambda name: times[name][n]) for n in range(len(times[known[0]])))
+
+
+def fastest_stack(times: Times, among: Collection[str]) -> tuple[tuple[str, ...], float]:
+    """The fastest whole stack: all layers by one algorithm, or each by its fastest.
+
+    Args:
+        times: layers' milliseconds, which together are those of their whole stack, and those of "mixed", the stack of
+            `choose_layers(times, among)`.
+        among: which may be chosen.
+
+    Returns:
+        The algorithm of every layer, and the stack's milliseconds.
+    """
+    mixed = choose_layers(times, among)
+    stacks = {(name,) * len(mixed): sum(times[name]) for name in ALGORITHMS if name in times and name in among}
+    if mixed not in stacks:
+        stacks[mixed] = sum(times["mixed"])
+    fastest = min(stacks, key=lambda stack: stacks[stack])
+    return fastest, stacks[fastest]
 
 
 def chosen_ms(times: Times, chosen: Sequence[str]) -> float:

@@ -14,7 +14,15 @@ from mmn_fast.kernels.conv_transforms import SPECTRAL_TILES
 from mmn_fast.kernels.gather_choices import Times, arch_of, measured_times
 from mmn_fast.kernels.gather_schedule import MAX_TAPS
 from mmn_fast.kernels.gpu_buckets import VIDEO_BUCKETS
-from mmn_fast.kernels.gpu_conv_plan import ALGORITHMS, TILES, choose_layers, chosen_ms, predicted_on
+from mmn_fast.kernels.gpu_conv_plan import (
+    ALGORITHMS,
+    TILES,
+    choose_layers,
+    engine_algorithms,
+    fastest_stack,
+    not_timed,
+    predicted_on,
+)
 from mmn_fast.kernels.gpu_device import capability_of, precision_of
 from mmn_fast.kernels.gpu_video import CropProposalConv, GpuProposalConv
 
@@ -25,7 +33,6 @@ CONVS = {
     "fft": "products of spectra of tiles of 12, 16 or 24 a side, by measured times, else predicted ones; fp16 and fp32",
     "mixed": "every layer by gather or by fft, by the same times",
 }
-_SPECTRAL_CHANNELS, _SMALL_TILE = 128, 16
 _MOST_KERNEL = {"gather": math.isqrt(MAX_TAPS), "fft": max(SPECTRAL_TILES), "mixed": math.isqrt(MAX_TAPS)}
 
 
@@ -122,49 +129,39 @@ def layer_choices(
     """
     if conv in ("crop", "gather"):
         return None
-    among: Collection[str] = TILES if conv == "fft" else ALGORITHMS
-    if conv != "fft" and dtype is not torch.float32:
-        among = ["gather", *(name for name, tile in TILES.items() if _accurate(tile, plan, widths, dtype))]
     capability, precision = capability_of(device), precision_of(dtype)
+    among: Collection[str] = TILES if conv == "fft" else engine_algorithms(plan, widths, precision)
     arch = arch_of(capability)
-    times = {bucket: measured_times(arch, plan, widths[-1], bucket, precision) for bucket in buckets}
+
+    def in_full(times: Times) -> bool:
+        # What was not timed may be the fastest: the rest says nothing.
+        return not not_timed(times, plan.kernel, precision)
+
+    times = {bucket: measured_times(arch, plan, widths[-1], bucket, precision, in_full) for bucket in buckets}
     if conv == "auto":
         return measured_choices(times, among)
-    known = {
-        n: one if one and one.keys() & set(among) else predicted_on(capability, plan, widths, n)
-        for n, one in times.items()
-    }
+    known = {n: one or predicted_on(capability, plan, widths, n) for n, one in times.items()}
     return {n: choose_layers(one, among) for n, one in known.items()}
-
-
-def _accurate(tile: int, plan: ProposalPlan, widths: Sequence[int], dtype: torch.dtype) -> bool:
-    """Whether tiles stay within three times the error of operands in 16 bits (benchmarks/NOTES.md).
-
-    In fp16 each spectral value's rounding meets every cell of a tile, and averages out over channels alone: models of
-    48 channels were beyond that, and tiles of 24 over a whole map of 16. bf16 is too coarse for any.
-    """
-    small = tile <= max(_SMALL_TILE, plan.num_clips)
-    return dtype is torch.float16 and small and min(widths) >= _SPECTRAL_CHANNELS
 
 
 def measured_choices(
     times: Mapping[int, Times | None], among: Collection[str] = ALGORITHMS
 ) -> dict[int, tuple[str, ...]] | None:
-    """Per bucket of videos the fastest algorithm of every layer, if together they beat the crop for every bucket.
+    """Per bucket of videos the fastest whole stack, if it beats the crop for every bucket.
 
     Args:
-        times: per bucket what was measured.
+        times: per bucket what was measured in full.
         among: which may be chosen.
 
     Returns:
-        None where a bucket was not measured, or the crop is faster for one.
+        None where a bucket was not measured in full, or the crop is faster for one.
     """
     choices = {}
     for videos, measured in times.items():
         if measured is None:
             return None
-        choices[videos] = choose_layers(measured, among)
-        if chosen_ms(measured, choices[videos]) >= sum(measured["crop"]):
+        choices[videos], stack_ms = fastest_stack(measured, among)
+        if stack_ms >= sum(measured["crop"]):
             return None
     return choices
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import logging
-import statistics
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from itertools import product
-from typing import Any
+from typing import Protocol
 
 import torch
 import triton
@@ -27,36 +26,26 @@ from mmn_fast.kernels.gather_choices import (
     kept_times,
     times_key,
 )
-from mmn_fast.kernels.gpu_conv_plan import usable_algorithms
+from mmn_fast.kernels.gpu_clock import DeviceClock, Run
+from mmn_fast.kernels.gpu_conv_plan import choose_layers, engine_algorithms, not_timed, usable_algorithms
 from mmn_fast.kernels.gpu_device import capability_of, precision_of
-from mmn_fast.kernels.gpu_recording import record
 from mmn_fast.kernels.gpu_video import CropProposalConv
 from mmn_fast.kernels.triton_fourier import FourierProposalConv
-from mmn_fast.kernels.triton_mixed import make_stack
+from mmn_fast.kernels.triton_mixed import MixedProposalConv, make_stack
 from mmn_fast.kernels.triton_stack import ConvStack
 
 _LOG = logging.getLogger(__name__)
-_REPEATS = 5
-
-Timer = Callable[[Callable[[], Any]], float]
-"""Milliseconds that the work takes which a function queues."""
+_SAMPLES = 5
 
 
-def time_on_device(queue: Callable[[], Any]) -> float:
-    """Milliseconds between events around what a function queues, as the engine runs it: replayed from a graph.
+class Clock(Protocol):
+    """Times work on a device, as `gpu_clock.DeviceClock` does."""
 
-    Queued from Python, small work would be timed by how fast kernels are launched. The median of a few runs after one.
-    """
-    queue()  # kernels are compiled, and whatever is laid out once is
-    recording, taken = record(queue), []
-    for _ in range(1 + _REPEATS):
-        first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        first.record()
-        recording.replay()
-        last.record()
-        last.synchronize()
-        taken.append(first.elapsed_time(last))
-    return statistics.median(taken[1:])
+    def whole_ms(self, queue: Run) -> float:
+        """Milliseconds of what a function queues."""
+
+    def layers_ms(self, runs: Sequence[Run], whole_ms: float) -> list[float]:
+        """Milliseconds of each run of a stack, in shares of what the stack takes."""
 
 
 def candidates(algorithm: str, shared_bytes: int, width: int, precision: str = "fp16") -> list[GatherConfig]:
@@ -130,7 +119,7 @@ class Tuner:
         plan: geometry.
         dtype: of operands.
         device: where to measure.
-        timer: how.
+        clock: how.
         shared_bytes: shared memory that a block can have; None asks the device.
     """
 
@@ -141,11 +130,11 @@ class Tuner:
         plan: ProposalPlan,
         dtype: torch.dtype,
         device: torch.device,
-        timer: Timer = time_on_device,
+        clock: Clock | None = None,
         shared_bytes: int | None = None,
     ) -> None:
         self._arguments = weights, biases, plan, dtype, device
-        self._plan, self._width, self._timer = plan, len(biases[-1]), timer
+        self._plan, self._width, self._clock = plan, len(biases[-1]), clock or DeviceClock(samples=_SAMPLES)
         self._shared_bytes = _shared_bytes(device) if shared_bytes is None else shared_bytes
         self._capability, self._precision = capability_of(device), precision_of(dtype)
 
@@ -166,19 +155,29 @@ class Tuner:
         return fastest(every, lambda config: self._stack_ms(algorithm, videos, config))
 
     def times(self, videos: int) -> Times:
-        """Milliseconds of "crop" as a whole and of every layer by every algorithm, measured if none are kept."""
-        dtype = self._arguments[3]
-        key = times_key(self._plan, self._width, videos, self._precision)
-        found = kept_times(arch_of(self._capability), key)
-        if found is None:
-            _LOG.info("timing the proposal convolution's layers for %d videos, once for this device", videos)
-            found = {}
-            for name in usable_algorithms(self._plan.kernel, dtype in FourierProposalConv.dtypes):
-                stack = make_stack(name, self._arguments, partial(self.config_for, name))
-                map_padded, rows = self._maps(stack, videos)
-                found[name] = [self._timer(run) for run in stack.layer_runs(map_padded, rows)]
-            found["crop"] = [self._timer(partial(CropProposalConv(*self._arguments), map_padded))]
-            _keep(arch_of(self._capability), key, found)
+        """What `gpu_conv_plan.not_timed` asks for, measured if it is not all kept."""
+        weights, biases, _, dtype, _ = self._arguments
+        key, arch = times_key(self._plan, self._width, videos, self._precision), arch_of(self._capability)
+        found = kept_times(arch, key)
+        if found is not None and not not_timed(found, self._plan.kernel, self._precision):
+            return found
+        _LOG.info("timing the proposal convolution for %d videos, once for this device", videos)
+        found, map_padded = {}, Tensor()
+        for name in usable_algorithms(self._plan.kernel, dtype in FourierProposalConv.dtypes):
+            stack = make_stack(name, self._arguments, partial(self.config_for, name))
+            map_padded, rows = self._maps(stack, videos)
+            whole_ms = self._clock.whole_ms(partial(stack, map_padded))
+            found[name] = self._clock.layers_ms(stack.layer_runs(map_padded, rows), whole_ms)
+        found["crop"] = [self._clock.whole_ms(partial(CropProposalConv(*self._arguments), map_padded))]
+        widths = [weights[0].shape[1], *map(len, biases)]
+        chosen = choose_layers(found, engine_algorithms(self._plan, widths, self._precision))
+        if len(set(chosen)) == 1:
+            found["mixed"] = [sum(found[chosen[0]])]
+        else:
+            configs = {name: partial(self.config_for, name) for name in set(chosen)}
+            mixed = MixedProposalConv(*self._arguments, {videos: chosen}, configs=configs)
+            found["mixed"] = [self._clock.whole_ms(partial(mixed, map_padded))]
+        _keep(arch, key, found)
         return found
 
     def measure(self, videos: Iterable[int]) -> None:
@@ -192,7 +191,7 @@ class Tuner:
 
     def _stack_ms(self, algorithm: str, videos: int, config: GatherConfig) -> float:
         stack = make_stack(algorithm, self._arguments, config)
-        return self._timer(partial(stack, self._maps(stack, videos)[0]))
+        return self._clock.whole_ms(partial(stack, self._maps(stack, videos)[0]))
 
     def _maps(self, stack: ConvStack, videos: int) -> tuple[Tensor, Tensor]:
         """A padded map of random values, since zeros are multiplied faster, and rows for the result."""

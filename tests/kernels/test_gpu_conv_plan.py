@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,13 @@ from mmn_fast.kernels.gather_choices import GatherConfig
 from mmn_fast.kernels.gather_schedule import work_fraction
 from mmn_fast.kernels.gpu_buckets import VIDEO_BUCKETS
 from mmn_fast.kernels.gpu_conv_plan import (
+    ALGORITHMS,
     TILES,
     choose_layers,
     chosen_ms,
+    fastest_stack,
     gather_flop,
+    not_timed,
     predicted_on,
     product_flop,
     usable_algorithms,
@@ -151,21 +154,32 @@ def test_the_fastest_wins_and_what_does_not_fit_is_passed_over(caplog: pytest.Lo
         fastest(every[3:], time_ms)
 
 
+class _Clock:
+    """A clock that runs by what is asked of it: the n-th run takes 100 - n ms."""
+
+    def __init__(self) -> None:
+        self.asked: list[Any] = []
+
+    def whole_ms(self, queue: Callable[[], Any]) -> float:
+        self.asked.append(queue)
+        return 100.0 - len(self.asked)
+
+    def layers_ms(self, runs: Sequence[Callable[[], Any]], whole_ms: float) -> list[float]:
+        """The first layer takes as much as all the others."""
+        self.asked += runs
+        return [whole_ms / 2, *[whole_ms / 2 / (len(runs) - 1)] * (len(runs) - 1)] if len(runs) > 1 else [whole_ms]
+
+
 @pytest.fixture
 def tuner(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[], tuple[Tuner, list[Any]]]:
-    """Makes tuners for a device of sm_90 whose clock runs by what is asked of it: the n-th run takes 100 - n ms."""
+    """Makes tuners for a device of sm_90 with a `_Clock`."""
     monkeypatch.setenv("MMN_FAST_CACHE", str(tmp_path))
     monkeypatch.setattr(triton_tuning, "capability_of", lambda _: (9, 0))
 
     def make(layers: int = 2, width: int = 70) -> tuple[Tuner, list[Any]]:
         case = ConvCase(proposal_plan(3, (2,), 3, layers), (5, width, 1), "fp32")  # the interpreter is slow in fp16
-        asked: list[Any] = []
-
-        def timer(queue: Callable[[], Any]) -> float:
-            asked.append(queue)
-            return 100.0 - len(asked)
-
-        return Tuner(*case.arguments, timer=timer, shared_bytes=227 * 1024), asked
+        clock = _Clock()
+        return Tuner(*case.arguments, clock=clock, shared_bytes=227 * 1024), clock.asked
 
     return make
 
@@ -194,21 +208,70 @@ def test_layers_are_timed_once_and_kept(
 ) -> None:
     monkeypatch.setattr(Tuner, "config_for", lambda *_: GatherConfig(64, 16, 16, 4, 2, 1))
     first, asked = tuner(1, 7)
-    assert first.times(1) == {"gather": [99.0], "fft12": [98.0], "fft16": [97.0], "fft24": [96.0], "crop": [95.0]}
-    gather, tiles, *_, crop = asked
-    for queue in (gather, tiles, crop):
+    tiles = {"fft12": [97.0], "fft16": [95.0], "fft24": [93.0]}
+    assert first.times(1) == {"gather": [99.0], **tiles, "crop": [91.0], "mixed": [93.0]}
+    gather, _, tiles_of_12, *_, crop = asked
+    for queue in (gather, tiles_of_12, crop):
         queue()  # what was timed runs; larger tiles do so too, more slowly
     first, _ = tuner(2, 7)
     times = first.times(1)
-    tiles = {"fft12": [97.0, 96.0], "fft16": [95.0, 94.0], "fft24": [93.0, 92.0]}
-    assert times == {"gather": [99.0, 98.0], **tiles, "crop": [91.0]}
+    # Two layers are asked for after each stack; the tiles of 24 are the fastest for both, so nothing is left to mix.
+    tiles = {"fft12": [48.0, 48.0], "fft16": [46.5, 46.5], "fft24": [45.0, 45.0]}
+    assert times == {"gather": [49.5, 49.5], **tiles, "crop": [87.0], "mixed": [90.0]}
     plan = proposal_plan(3, (2,), 3, 2)
-    assert gather_choices.measured_times("sm_90", plan, 7, 8, "fp32") == times
-    assert gather_choices.measured_times("sm_90", plan, 7, 8, "fp16") is None
-    assert gather_choices.measured_times("sm_80", plan, 7, 8, "fp32") is None
+    assert gather_choices.measured_times("sm_90", plan, 7, 8, "fp32", bool) == times
+    assert gather_choices.measured_times("sm_90", plan, 7, 8, "fp16", bool) is None
+    assert gather_choices.measured_times("sm_80", plan, 7, 8, "fp32", bool) is None
     again, untouched = tuner(2, 7)
     assert again.times(1) == times
     assert not untouched
+
+
+def test_what_was_kept_in_part_is_measured_again(
+    tuner: Callable[..., tuple[Tuner, list[Any]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Tuner, "config_for", lambda *_: GatherConfig(64, 16, 16, 4, 2, 1))
+    key = gather_choices.times_key(proposal_plan(3, (2,), 3, 1), 7, 1, "fp32")
+    gather_choices.keep("sm_90", key, {"crop": [9.0], "gather": [1.0]})
+    first, asked = tuner(1, 7)
+    times = first.times(1)
+    assert not not_timed(times, 3, "fp32")
+    assert asked
+
+
+def test_layers_that_differ_are_mixed_and_timed_as_a_whole(
+    tuner: Callable[..., tuple[Tuner, list[Any]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Tuner, "config_for", lambda *_: GatherConfig(64, 16, 16, 4, 2, 1))
+    shares = iter([(0.1, 0.9), (0.9, 0.1), (0.9, 0.1), (0.9, 0.1)])
+    monkeypatch.setattr(_Clock, "layers_ms", lambda _, runs, ms: [ms * share for share in next(shares)])
+    first, asked = tuner(2, 7)
+    times = first.times(1)
+    assert choose_layers(times) == ("gather", "fft24")
+    assert times["mixed"] == [94.0]  # its own time, not 9.9 + 9.6 of layers in other stacks
+    assert asked[-1].func.choices == {1: ("gather", "fft24")}
+
+
+@pytest.mark.parametrize("missing", ["crop", "gather", "fft12", "fft16", "fft24", "mixed"])
+def test_each_way_that_was_not_timed_is_named(missing: str) -> None:
+    ways = ["crop", "gather", "fft12", "fft16", "fft24", "mixed"]
+    times = {name: [1.0] for name in ways}
+    assert not_timed(times, 5, "fp16") == ()
+    assert not_timed({name: one for name, one in times.items() if name != missing}, 5, "fp16") == (missing,)
+    assert not_timed({}, 5, "bf16") == ("crop", "gather", "mixed")
+    assert not_timed({}, 10, "fp16") == ("crop", "fft12", "fft16", "fft24", "mixed")
+
+
+def test_the_fastest_whole_stack_is_taken_not_the_least_sum_of_layers() -> None:
+    times = {"crop": [9.0], "gather": [1.0, 3.0], "fft16": [3.0, 0.5], "mixed": [1.6]}
+    assert fastest_stack(times, ALGORITHMS) == (("gather", "fft16"), 1.6)
+    times["mixed"] = [3.6]  # more than 1.0 + 0.5: the layers disturb each other
+    assert fastest_stack(times, ALGORITHMS) == (("fft16", "fft16"), 3.5)
+    assert fastest_stack(times, ("gather",)) == (("gather", "gather"), 4.0)
+    assert fastest_stack({"crop": [9.0], "gather": [1.0, 3.0], "fft16": [1.0, 3.0]}, ALGORITHMS) == (
+        ("gather", "gather"),
+        4.0,
+    )
 
 
 def test_what_the_memory_does_not_hold_is_not_timed(

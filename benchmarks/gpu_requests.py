@@ -1,0 +1,129 @@
+"""Whole requests on a GPU, by the host's clock: features on the host to moments on the host."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+import numpy as np
+
+import mmn_fast
+from benchmarks.gpu_timing import INPUT_SETS, Bench
+from benchmarks.gpu_videos import Videos, bench_ours
+from mmn_fast.backends.native_gpu import NativeGpuBackend
+from mmn_fast.backends.torch_ref import TorchBackend
+from mmn_fast.checkpoint import LoadedModel
+from mmn_fast.engine import Engine
+from mmn_fast.model import MMN
+
+SENTENCES = ["person turn a light on.", "person flips the switch by the door.", "a man runs.", "she opens a bag."]
+CONVS = ("crop", "gather", "fft", "mixed", "auto")
+REFERENCE = "PyTorch fp32"
+
+
+def engines(model: LoadedModel, device: str) -> dict[str, Engine]:
+    """Ours and the reference, by the names of the lines."""
+    return {
+        "mmn_fast fp16": Engine(model, NativeGpuBackend(model, device, "fp16", None)),
+        REFERENCE: Engine(model, cast(Any, TorchBackend(model, device, "fp32", None))),
+    }
+
+
+def bench_ground(bench: Bench, model: LoadedModel, every: Mapping[str, Engine], batches: Sequence[int]) -> None:
+    """Write lines of `ground` for numbers of videos, of one sentence for one video, else of four; then cached ones.
+
+    A cached video's embeddings are there already: the sentence is encoded and scored.
+
+    Args:
+        bench: where and how long.
+        model: whose inputs.
+        every: engines by name, `REFERENCE` among them.
+        batches: numbers of videos.
+    """
+    for count in batches:
+        batch = _batch(model, count)
+        expected = every[REFERENCE].ground(batch)
+        for peer, engine in every.items():
+            if not bench.out_of_time(f"{model.preset.name}, ground, {count} videos, {peer}"):
+                _ground(bench, model, engine, peer, batch, expected)
+    query = _batch(model, 1)[0]
+    expected = every[REFERENCE].ground([query])
+    for peer, engine in every.items():
+        if bench.out_of_time(f"{model.preset.name}, cached video, {peer}"):
+            continue
+        embedded = engine.encode_video([query.video])
+        spoken = [[f"{SENTENCES[0]} {number}"] for number in range(INPUT_SETS)]
+
+        def run(
+            number: int, engine: Engine = engine, embedded: Any = embedded, spoken: list[list[str]] = spoken
+        ) -> Any:
+            return engine.score(embedded, engine.encode_text(spoken[number]))
+
+        error = _score_error([run(0)[0]], expected)
+        bench.write("cached video", peer, bench.time_on_host(run), error, preset=model.preset.name, batch=1, queries=1)
+
+
+def bench_engines(bench: Bench, model: LoadedModel, net: MMN, batches: Sequence[int], convs: Sequence[str]) -> None:
+    """Write lines of `ground` and of `encode_video` for engines that take each proposal convolution, in fp16.
+
+    Args:
+        bench: where and how long.
+        model: whose.
+        net: the reference in float32, on the device.
+        batches: numbers of videos.
+        convs: of the backend's option `conv`.
+    """
+    reference = Engine(model, cast(Any, TorchBackend(model, bench.device, "fp32", None)))
+    grounded = {count: reference.ground(_batch(model, count)) for count in batches}
+    videos = {count: Videos(bench, model, net, count) for count in batches}
+    for conv in convs:
+        if bench.out_of_time(f"{model.preset.name}, engine, {conv}"):
+            continue
+        try:
+            backend = NativeGpuBackend(model, bench.device, "fp16", None, {"conv": conv})
+            peer, engine = f"mmn_fast fp16, conv {conv}", Engine(model, backend)
+            for count in batches:
+                if bench.out_of_time(f"{model.preset.name}, batch {count}, engine, {conv}"):
+                    continue
+                _ground(bench, model, engine, peer, _batch(model, count), grounded[count], conv=conv)
+                bench_ours(bench, videos[count], backend, peer, conv=conv)
+        except (RuntimeError, MemoryError) as problem:
+            print(f"not measured: {model.preset.name}, engine, {conv}: {str(problem).splitlines()[0]}", flush=True)
+        backend = engine = None  # type: ignore[assignment]
+        gc.collect()  # an engine is in reference cycles, and its graphs hold gigabytes
+
+
+def _batch(model: LoadedModel, videos: int) -> list[mmn_fast.Query]:
+    rng, queries = np.random.default_rng(0), 1 if videos == 1 else len(SENTENCES)
+    return [
+        mmn_fast.Query(
+            mmn_fast.Video(rng.standard_normal((40, model.preset.input_size)).astype(np.float32), 30.0 + number),
+            [f"{sentence} {number}" for sentence in SENTENCES[:queries]],
+        )
+        for number in range(videos)
+    ]
+
+
+def _ground(
+    bench: Bench,
+    model: LoadedModel,
+    engine: Engine,
+    peer: str,
+    batch: list[mmn_fast.Query],
+    expected: Any,
+    **facts: Any,
+) -> None:
+    error = _score_error(engine.ground(batch), expected)
+    timing = bench.time_on_host(lambda _: engine.ground(batch))
+    facts |= {"preset": model.preset.name, "batch": len(batch), "queries": len(batch[0].sentences)}
+    bench.write("ground", peer, timing, error, **facts)
+
+
+def _score_error(found: Any, expected: Any) -> float:
+    """The largest difference of best scores."""
+    return max(
+        abs(ours[0].score - exact[0].score)
+        for mine, theirs in zip(found, expected, strict=True)
+        for ours, exact in zip(mine, theirs, strict=True)
+    )

@@ -1,0 +1,91 @@
+"""Embeddings of videos from pre-clips on a GPU: ours in each precision, and the peers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from benchmarks.gpu_peers import PeerRun, largest_error, peers, waits
+from benchmarks.gpu_stages import video_flop
+from benchmarks.gpu_timing import INPUT_SETS, Bench
+from mmn_fast.backends.native_gpu import NativeGpuBackend
+from mmn_fast.checkpoint import LoadedModel
+from mmn_fast.geometry import plan_for
+from mmn_fast.kernels.gpu_device import PRECISIONS, strict_arithmetic
+from mmn_fast.model import MMN
+
+_COMPARED = 8  # videos: the reference takes them one at a time, since 48 dense maps in float32 need too much memory
+
+
+class Videos:
+    """Sets of pre-clips of a number of videos, and what the reference makes of the first set.
+
+    Args:
+        bench: where.
+        model: whose.
+        net: the reference in float32, on the device.
+        count: videos of a set.
+    """
+
+    def __init__(self, bench: Bench, model: LoadedModel, net: MMN, count: int) -> None:
+        preset, plan = model.preset, plan_for(model.preset)
+        self.preset, self.count = preset, count
+        shape = (count, preset.num_pre_clips, preset.input_size)
+        self.sets = [torch.randn(shape, device=bench.device) for _ in range(INPUT_SETS)]
+        with strict_arithmetic():
+            parts = [net.encode_video(self.sets[0][n : n + 1]) for n in range(min(count, _COMPARED))]
+        self.expected = [torch.cat(branch) for branch in zip(*parts, strict=True)]
+        size = preset.num_pre_clips * preset.input_size + 2 * plan.num_proposals * preset.joint_size
+        weights = sum(array.size for name, array in model.state.items() if not name.startswith("text_encoder."))
+        self.work = count * video_flop(model), 2.0 * (weights + count * size)
+
+
+def bench_videos(bench: Bench, model: LoadedModel, net: MMN, batches: Sequence[int], compiled: bool) -> None:
+    """Write lines of `encode_video` for numbers of videos, ours in every precision and the peers'.
+
+    Args:
+        bench: where and how long.
+        model: whose.
+        net: the reference in float32, on the device.
+        batches: numbers of videos.
+        compiled: whether torch.compile is a peer for one video.
+    """
+    backends = {p: NativeGpuBackend(model, bench.device, p, None) for p in PRECISIONS}
+    for count in batches:
+        if bench.out_of_time(f"{model.preset.name}, batch {count}, encode_video"):
+            continue
+        videos = Videos(bench, model, net, count)
+        for precision, backend in backends.items():
+            bench_ours(bench, videos, backend, f"mmn_fast {precision}")
+        for peer, make in peers(net, bench, videos.sets, compiled and count == 1).items():
+            _bench(bench, videos, peer, make, waits(peer))
+
+
+def bench_ours(bench: Bench, videos: Videos, backend: NativeGpuBackend, peer: str, **facts: Any) -> None:
+    """Write a line of `encode_video` by a backend of ours."""
+
+    def make() -> PeerRun:
+        inputs = [one.to(PRECISIONS[backend.precision]) for one in videos.sets]
+        return lambda number: backend.run("video", [inputs[number]])
+
+    _bench(bench, videos, peer, make, False, **facts)
+
+
+def _bench(bench: Bench, videos: Videos, peer: str, make: Callable[[], PeerRun], by_host: bool, **facts: Any) -> None:
+    what = f"{videos.preset.name}, batch {videos.count}, {peer}"
+    if bench.out_of_time(what):
+        return
+    if bench.device != "cpu":
+        torch.cuda.reset_peak_memory_stats()
+    try:
+        run = make()
+        error = largest_error(run(0), videos.expected)
+        timing = bench.time_on_host(run, 30, 0.5) if by_host else bench.time(run)
+    except (RuntimeError, MemoryError) as problem:
+        print(f"not measured: {what}: {str(problem).splitlines()[0]}", flush=True)
+        return
+    peak = 0.0 if bench.device == "cpu" else torch.cuda.max_memory_allocated() / 2**20
+    facts |= {"preset": videos.preset.name, "batch": videos.count, "peak_mib": round(peak, 1)}
+    bench.write("encode_video", peer, timing, error, videos.work, **facts)
