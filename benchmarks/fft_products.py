@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -27,7 +28,7 @@ def bench_products(bench: Bench, layers: Layers, conv: Any) -> None:
         layers: a preset's.
         conv: their `FourierProposalConv` of some tiles.
     """
-    plan, number = layers.plan, len(layers.plan.layers) // 2
+    plan, number = layers.plan, _middle(layers)
     c_in, c_out = layers.widths[number : number + 2]
     side = side_of_input(plan, number)
     map_in = torch.rand((side**2, GO_VIDEOS, c_in), device=layers.device).to(layers.dtype)
@@ -73,14 +74,32 @@ def bench_products(bench: Bench, layers: Layers, conv: Any) -> None:
         ("products", "mmn_fast", unit * c_out * tile.products, moved_in + moved_out + points.nbytes,
          unit * c_out * tile.products / per_product, partial(conv.multiply, number, GO_VIDEOS)),
     ):  # fmt: skip
-        if bench.out_of_time(f"{layers.preset}, {what}, {peer}"):
-            continue
-        timing = bench.time_captured([run])
-        reached = {"tflops": flop / timing.median_ms / 1e9, "gbps": moved / timing.median_ms / 1e6}
-        facts: dict[str, Any] = {"preset": layers.preset, "batch": GO_VIDEOS, "layer": number, "tile": tile.tile}
-        facts |= reached
-        if predicted_ms is not None:
-            facts["predicted_ms"] = predicted_ms
-        bench.write(f"fft {what}", peer, timing, errors[what, peer], (flop, moved), **facts)
-        shown = "" if predicted_ms is None else f", predicted {predicted_ms:.3g} ms"
-        print(f"{'':15}{reached['tflops']:.0f} TFLOP/s, {reached['gbps']:.0f} GB/s{shown}", flush=True)
+        work = flop, moved
+        _write_line(bench, layers, what, peer, work, predicted_ms, errors[what, peer], run, tile.tile)
+
+
+def _write_line(
+    bench: Bench,
+    layers: Layers,
+    what: str,
+    peer: str,
+    work: tuple[float, float],
+    predicted_ms: float | None,
+    error: float,
+    run: Callable[[], Any],
+    tile: int,
+) -> None:
+    if bench.out_of_time(f"{layers.preset}, {what}, {peer}"):
+        return
+    timing = bench.time_captured([run])
+    facts: dict[str, Any] = {"preset": layers.preset, "batch": GO_VIDEOS, "layer": _middle(layers), "tile": tile}
+    facts |= {"tflops": work[0] / timing.median_ms / 1e9, "gbps": work[1] / timing.median_ms / 1e6}
+    if predicted_ms is not None:
+        facts["predicted_ms"] = predicted_ms
+    bench.write(f"fft {what}", peer, timing, error, work, **facts)
+    shown = "" if predicted_ms is None else f", predicted {predicted_ms:.3g} ms"
+    print(f"{'':15}{facts['tflops']:.0f} TFLOP/s, {facts['gbps']:.0f} GB/s{shown}", flush=True)
+
+
+def _middle(layers: Layers) -> int:
+    return len(layers.plan.layers) // 2

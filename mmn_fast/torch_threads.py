@@ -5,8 +5,10 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import dataclass
+from functools import partial
 from queue import SimpleQueue
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -15,46 +17,86 @@ from mmn_fast.forks import Lock, fork_waits, forked_thread, renew_in_child
 T = TypeVar("T")
 
 
+@dataclass(frozen=True)
+class _Setting:
+    """A setting of the process: how to read it, how to set it, and its value in strict calls."""
+
+    get: Callable[[], Any]
+    put: Callable[[Any], None]
+    strict: Any
+
+
+def _cudnn(name: str, strict: bool) -> _Setting:
+    return _Setting(partial(getattr, torch.backends.cudnn, name), partial(setattr, torch.backends.cudnn, name), strict)
+
+
+def _cublas(name: str) -> _Setting:
+    """Off in strict calls. `torch.backends.cuda.matmul` calls the same, but takes ten times as long, 1.6 us a value."""
+    get, put = (getattr(torch._C, f"_{verb}_cublas_allow_{name}") for verb in ("get", "set"))
+    # PyTorch 2.10 and later give and take a pair: whether sums may be in 16 bits, whether they may be split.
+    if isinstance(get(), tuple):
+        return _Setting(get, lambda value: put(*value), (False, True))
+    return _Setting(get, put, False)
+
+
+_SETTINGS = (
+    _cudnn("benchmark", False),
+    _cudnn("deterministic", True),
+    _cudnn("allow_tf32", False),
+    _cublas("fp16_reduced_precision_reduction"),
+    _cublas("bf16_reduced_precision_reduction"),
+    *([_cublas("fp16_accumulation")] if hasattr(torch._C, "_get_cublas_allow_fp16_accumulation") else []),  # 2.7
+    _Setting(torch.get_float32_matmul_precision, torch.set_float32_matmul_precision, "highest"),
+    _Setting(torch.backends.cuda.cudnn_sdp_enabled, torch.backends.cuda.enable_cudnn_sdp, False),
+)
+_STRICT = [setting.strict for setting in _SETTINGS]
+
+
+def _settings() -> list[Any]:
+    return [setting.get() for setting in _SETTINGS]
+
+
+def _set(values: list[Any]) -> None:
+    for setting, value in zip(_SETTINGS, values, strict=True):
+        setting.put(value)
+
+
 class _StrictSettings:
     """Calls under way that need them: the first sets them, the last puts back what was, whatever order calls end in."""
 
     def __init__(self) -> None:
         self._lock, self._calls = Lock(), 0
-        self._before: tuple[bool, bool, bool, str]
+        self._before: list[Any]
         renew_in_child(self._end_calls)
 
     def __enter__(self) -> None:
         with self._lock:
             if self._calls == 0:
-                cudnn = torch.backends.cudnn
-                matmul = torch.get_float32_matmul_precision()
-                self._before = cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32, matmul
+                self._before = _settings()
                 self._calls = 1  # before the settings change: a fork in between puts them back
-                self._set(False, True, False, "highest")
+                _set(_STRICT)
             else:
                 self._calls += 1
 
     def __exit__(self, *_: object) -> None:
         with self._lock:
             if self._calls == 1:
-                self._set(*self._before)
+                _set(self._before)
             self._calls = max(self._calls - 1, 0)  # 0 already where a forked child ended the call
 
     def _end_calls(self) -> None:
         """The calls of the parent's threads end in a forked child."""
         if self._calls:
             self._calls = 0
-            self._set(*self._before)
-
-    @staticmethod
-    def _set(benchmark: bool, deterministic: bool, allow_tf32: bool, matmul: str) -> None:
-        cudnn = torch.backends.cudnn
-        cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32 = benchmark, deterministic, allow_tf32
-        torch.set_float32_matmul_precision(matmul)
+            _set(self._before)
 
 
 strict_settings = _StrictSettings()
-"""A context without TF32, which cuDNN would take for float32, and without algorithms that are picked by the clock."""
+"""A context without what trades exactness for time, or one call's time for the next one's.
+
+No TF32, which cuDNN would take for float32; no sums in 16 bits within cuBLAS; no algorithms that are picked by the
+clock; no attention by cuDNN, which Hopper takes first and which builds a plan for every new shape.
+"""
 
 
 class _Helper:

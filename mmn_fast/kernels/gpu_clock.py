@@ -114,7 +114,7 @@ class DeviceClock:
         Returns:
             Per run a time; together `whole_ms`.
         """
-        started, found = self._now(), list[list[float]]()
+        started, found, self._sleep_ms = self._now(), list[list[float]](), _SLEEP_MS
         self._spans([[run] for run in runs])
         while not found or (len(found) < self._samples and self._now() - started < self._seconds):
             found.append(self._spans([[run] for run in runs])[0])

@@ -1,0 +1,98 @@
+"""A device and a host with clocks of their own, for tests of what events measure.
+
+The host spends time on every launch. The device runs what was queued in order, each piece no sooner than a launch's way
+to it after the host queued it. Events stand in the same queue.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+CYCLES_PER_MS = 1_980_000  # an H200's clock
+
+
+@dataclass
+class Device:
+    """What `torch.cuda` is to `DeviceClock`, and the host beside it.
+
+    Attributes:
+        launch_ms: from the host's launch to the device's start, where the device is idle.
+        host_ms: what a launch costs the host.
+        now_ms: the host's clock.
+        free_ms: when the device will have done all that is queued.
+        queue_length: pieces that can wait before the host has to; None for any number.
+        log: names of the work that ran, in order.
+    """
+
+    launch_ms: float = 0.010
+    host_ms: float = 0.004
+    queue_length: int | None = None
+    now_ms: float = 0.0
+    free_ms: float = 0.0
+    log: list[str] = field(default_factory=list)
+    _ends: list[float] = field(default_factory=list)
+
+    def now(self) -> float:
+        """The host's clock in seconds."""
+        return self.now_ms / 1e3
+
+    def queue(self, milliseconds: float) -> float:
+        """Queue work; when the device will have done it."""
+        self.now_ms += self.host_ms
+        if self.queue_length is not None:
+            waiting = [end for end in self._ends if end > self.now_ms]
+            if len(waiting) >= self.queue_length:
+                self.now_ms = waiting[-self.queue_length]
+        self.free_ms = max(self.free_ms, self.now_ms + self.launch_ms) + milliseconds
+        self._ends = [*self._ends[-2000:], self.free_ms]
+        return self.free_ms
+
+    def kernel(self, milliseconds: float, name: str = "") -> Callable[[], None]:
+        """What queues a kernel of that duration."""
+
+        def run() -> None:
+            self.queue(milliseconds)
+            self.log.append(name)
+
+        return run
+
+    def waiting(self, milliseconds: float) -> Callable[[], None]:
+        """What queues a kernel and waits for it."""
+
+        def run() -> None:
+            self.now_ms = max(self.now_ms, self.queue(milliseconds))
+
+        return run
+
+    def _sleep(self, cycles: int) -> None:
+        self.queue(cycles / CYCLES_PER_MS)
+
+    def Event(self, enable_timing: bool) -> Event:  # noqa: N802 (torch.cuda names it so)
+        assert enable_timing
+        return Event(self)
+
+
+@dataclass
+class Event:
+    """An event of such a device."""
+
+    device: Device
+    at_ms: float = 0.0
+
+    def record(self) -> None:
+        """Queue it."""
+        self.at_ms = self.device.queue(0.0)
+
+    def query(self) -> bool:
+        """Whether the device has passed it."""
+        return self.at_ms <= self.device.now_ms
+
+    def synchronize(self) -> None:
+        """The host waits for it."""
+        self.device.now_ms = max(self.device.now_ms, self.at_ms)
+
+    def elapsed_time(self, end: Any) -> float:
+        """Milliseconds to another one."""
+        return float(end.at_ms - self.at_ms)

@@ -1,0 +1,212 @@
+"""The benchmarks on a GPU: their options, what they ship, and how they treat their peers. Without a device."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks import bench_gather, bench_gpu, gpu_timing
+from benchmarks.conv_layers import Layers
+from benchmarks.gpu_peers import TUNED_VIDEOS, arithmetic, peers
+from benchmarks.gpu_timing import Bench, HostClock, add_options
+from mmn_fast.geometry import proposal_plan
+from mmn_fast.kernels import gather_choices
+from mmn_fast.kernels.gpu_clock import DeviceClock, Timing
+from mmn_fast.model import build_model
+from tests.golden import cases
+from tests.gpu_clock_double import Device
+
+
+def _options(*arguments: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(exit_on_error=False)
+    add_options(parser, ["tacos", "charades"], [1, 8, 48])
+    return parser.parse_args(arguments)
+
+
+def test_presets_and_batches_keep_their_order_and_the_largest_batch_comes_last() -> None:
+    options = _options()
+    assert (options.presets, options.batches, options.seconds) == (["tacos", "charades"], [1, 8, 48], 90.0)
+    given = _options("--presets", "tacos", "activitynet", "--batches", "8", "1", "--seconds", "12.5")
+    assert (given.presets, given.batches, given.seconds) == (["tacos", "activitynet"], [8, 1], 12.5)
+
+
+@pytest.mark.parametrize("main", [bench_gpu.main, bench_gather.main], ids=["bench_gpu", "bench_gather"])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--presets", "nowhere"], "argument --presets: expected charades, activitynet or tacos, got 'nowhere'"),
+        (["--batches", "1", "0"], "argument --batches: expected a number of videos, at least 1, got '0'"),
+        (["--batches", "two"], "argument --batches: expected a number of videos, at least 1, got 'two'"),
+        (["--seconds", "0"], "argument --seconds: expected seconds above 0, got '0'"),
+        (["--seconds", "soon"], "argument --seconds: expected seconds above 0, got 'soon'"),
+    ],
+)
+def test_what_an_option_does_not_know_is_refused_in_a_sentence(
+    main: Callable[[list[str]], None], arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([*arguments, "--rehearse"])
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.rstrip().endswith(message)
+
+
+def test_an_unknown_step_is_refused_in_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        bench_gpu.main(["--steps", "ground", "grind", "--rehearse"])
+    expected = "argument --steps: expected ground, score, encode_text, stages, encode_video or engine, got 'grind'"
+    assert capsys.readouterr().err.rstrip().endswith(expected)
+
+
+def test_steps_run_in_their_order_for_each_preset(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ran: list[str] = []
+
+    def steps(_bench: Bench, _options: argparse.Namespace, preset: str) -> dict[str, Callable[[], None]]:
+        def fail() -> None:
+            raise RuntimeError("for a test")
+
+        return {"score": lambda: ran.append(f"{preset} score"), "engine": lambda: ran.append(f"{preset} engine")} | {
+            "stages": fail
+        }
+
+    monkeypatch.setattr(bench_gpu, "_steps", steps)
+    with pytest.raises(SystemExit) as ended:
+        bench_gpu.main(["--steps", "engine", "stages", "score", "--rehearse"])
+    assert ran == ["charades engine", "charades score"]
+    assert ended.value.code == 1
+    assert capsys.readouterr().err.rstrip().endswith("bench_gpu: failed: charades, stages")
+
+
+def _layers() -> Layers:
+    weights, biases = [torch.zeros(7, 5, 3, 3).numpy()], [torch.zeros(7).numpy()]
+    return Layers("tiny", proposal_plan(3, (2,), 3, 1), weights, biases, torch.float16, torch.device("cpu"))
+
+
+WAYS = ("crop", "gather", "fft12", "fft16", "fft24", "mixed")
+
+
+@pytest.mark.parametrize("missing", [None, *WAYS])
+def test_a_number_of_videos_is_shipped_only_where_every_way_was_timed(
+    missing: str | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shipped = tmp_path / "gather_choices.json"
+    monkeypatch.setattr(bench_gather, "SHIPPED", shipped)
+    times = {name: [1.0] for name in WAYS if name != missing} | {"fft": [1.0]}
+    bench_gather.ship_times(_layers(), 8, times)
+    printed = capsys.readouterr().out
+    if missing is None:
+        (kept,) = gather_choices._read(shipped).times["sm_00"].values()
+        assert kept.keys() == set(WAYS)
+        assert "kept" in printed
+    else:
+        assert not shipped.exists()
+        assert printed == f"not kept: tiny, batch 8: not timed: {missing}\n"
+
+
+def test_times_with_launches_in_them_are_written_but_not_shipped(monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[str] = []
+    bench = Bench("cpu", True, float("inf"))
+    monkeypatch.setattr(Bench, "write", lambda _, stage, peer, *__, **___: written.append(peer))
+    ways = bench_gather._Measurement.__new__(bench_gather._Measurement)
+    ways.bench, ways.layers, ways.videos, ways.maps = bench, _layers(), 2, [torch.ones(2, 2)]
+    ways._exact, ways._dense_ms, ways._direct_error, ways.times = torch.ones(2, 2), 1.0, 0.0, {}
+    for clock, expected in (("device", 2.0), ("device, with launches", None)):
+        monkeypatch.setattr(HostClock, "times", lambda *_, clock=clock: Timing([2.0], 1, clock))
+        assert ways.write("gather", lambda x: x, None) == expected
+    assert written == ["gather", "gather"]
+
+
+def test_where_the_time_ends_within_a_number_of_videos_nothing_of_it_is_shipped(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The deadline falls after the gathering kernel: crop and gather alone would make auto take gather for ever."""
+    pytest.importorskip("triton")
+    monkeypatch.setattr(bench_gather, "SHIPPED", tmp_path / "gather_choices.json")
+    bench, layers = Bench("cpu", True, float("inf"), "bench_gather"), bench_gather._load("tiny", True)
+    monkeypatch.setattr(bench_gather._Measurement, "dense", lambda *_: None)
+
+    class Stack:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def release(self) -> None: ...
+
+    def stack(ways: Any, conv: Stack, _predicted: object) -> None:
+        if not bench.out_of_time(conv.name):
+            ways.times[conv.name] = [1.0]
+            bench.deadline = 0.0
+
+    monkeypatch.setattr(bench_gather._Measurement, "stack", stack)
+    times = bench_gather.measure(bench, layers, {name: Stack(name) for name in WAYS[1:-1]}, 2, False)
+    assert times.keys() == {"crop", "gather"}
+    bench_gather.ship_times(layers, 2, times)
+    printed = capsys.readouterr().out
+    assert "not measured: tiny, batch 2, mixed: not all of its parts were timed" in printed
+    assert "not kept: tiny, batch 2: not timed: fft12, fft16, fft24, mixed" in printed
+    assert not (tmp_path / "gather_choices.json").exists()
+
+
+def _settings() -> tuple[Any, ...]:
+    cudnn = torch.backends.cudnn
+    return cudnn.allow_tf32, cudnn.benchmark, cudnn.deterministic, torch.get_float32_matmul_precision()
+
+
+@pytest.mark.parametrize("settings", [{}, {"tf32": True}, {"benchmark": True}, {"tf32": True, "benchmark": True}])
+def test_a_peers_settings_are_its_own(settings: dict[str, bool]) -> None:
+    before = _settings()
+    tf32, benchmark = settings.get("tf32", False), settings.get("benchmark", False)
+    with arithmetic(**settings):
+        assert _settings() == (tf32, benchmark, False, "high" if tf32 else "highest")
+        assert torch.is_inference_mode_enabled()
+    assert _settings() == before
+    with pytest.raises(ZeroDivisionError), arithmetic(**settings):
+        raise ZeroDivisionError
+    assert _settings() == before
+
+
+def test_every_dense_peer_also_runs_at_its_best_and_sets_nothing_for_the_next_one() -> None:
+    case = cases.load("charades_small")
+    net = build_model(case.preset, case.text, case.state())
+    bench, seen, before = Bench("cpu", True, float("inf")), dict[str, Any](), _settings()
+    clips = [torch.zeros(TUNED_VIDEOS, case.preset.num_pre_clips, case.preset.input_size)]
+    encode = type(net).encode_video
+    for name, make in peers(net, bench, clips, compiled=False).items():
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(type(net), "encode_video", lambda *_, name=name: seen.setdefault(name, _settings()))
+            make()(0)
+        assert _settings() == before
+    assert type(net).encode_video is encode
+    tuned = {name for name, (_, benchmark, *_) in seen.items() if benchmark}
+    assert tuned == {name for name in seen if name.endswith("cudnn.benchmark")}
+    assert {name.removesuffix(", cudnn.benchmark") for name in tuned} >= {"PyTorch fp32", "PyTorch TF32"}
+    assert {name for name, (tf32, *_) in seen.items() if tf32} == {name for name in seen if "TF32" in name}
+    large = [torch.zeros(1).expand(TUNED_VIDEOS + 1)]
+    assert not any("benchmark" in name for name in peers(net, bench, large, compiled=False))
+
+
+def test_a_share_of_the_floor_is_written_only_of_the_devices_own_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines: list[dict[str, Any]] = []
+    monkeypatch.setattr(gpu_timing, "append", lambda line, _: lines.append(dict(line)))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a device")
+    bench = Bench("cuda", False, float("inf"), rates={"matmul_tflops": 1.0, "copy_gbps": 1.0})
+    for clock in ("device", "device, with launches", "host"):
+        bench.write("stage", "peer", Timing([2.0], 4, clock), 0.0, (1e9, 0.0), preset="p")
+    assert [line.get("of_floor") for line in lines] == [0.5, None, None]
+    assert [(line["clock"], line["calls"]) for line in lines] == [
+        ("device", 4),
+        ("device, with launches", 4),
+        ("host", 4),
+    ]
+
+
+def test_the_rates_are_of_a_busy_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = Device(launch_ms=0.05)
+    monkeypatch.setattr(Bench, "clock", property(lambda _: DeviceClock(device, device.now)))
+    bench = Bench("cpu", True, float("inf"))
+    assert bench.time(lambda _: device.queue(0.004)).median_ms == pytest.approx(0.004)
