@@ -11,6 +11,7 @@ import os
 import re
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from mmn_fast.kernels import triton_fourier
 from mmn_fast.kernels.gather_choices import GatherConfig, shipped_choices
 from mmn_fast.kernels.gather_schedule import WORD_BITS
 from mmn_fast.kernels.triton_conv import gather_conv_kernel
+from mmn_fast.kernels.triton_stack import CHANNELS, round_up
 
 _ALIGNED = [["tt.divisibility", 16]]
 
@@ -37,14 +39,14 @@ def compile_gather(
         arch: 80 or 90.
         config: block sizes.
         kernel: k.
-        width: C_in = C_out, a multiple of the blocks.
+        width: C_in = C_out, a multiple of `triton_stack.CHANNELS`; the compiler refuses any other.
         splits: shares of a tile's taps.
         dtype: "fp16" or "bf16".
 
     Returns:
         registers, spill_bytes, shared_bytes; copies_16 and copies_other, the asynchronous copies of 16 and of fewer
         bytes; wgmma and mma, the shapes of matrix instructions; tma, whether weights come by the copy engine;
-        buffers, the copies in flight of each operand.
+        buffers, the copies in flight of each operand; late_fences, see `late_fences`.
     """
     descriptor = arch >= 90
     block = f"{config.block_k},{config.block_cols}"
@@ -60,7 +62,7 @@ def compile_gather(
         **dict.fromkeys(("rows", "videos", "side_in", "n_items"), "i32"),
     }
     constants = {
-        **{"C_IN": width, "C_OUT": width, "C_PAD": width, "N_PAD": width, "KERNEL": kernel},
+        **{"C_IN": width, "C_OUT": width, **_padded(width, config), "KERNEL": kernel},
         **{"WORDS": -(-(kernel**2) // WORD_BITS), "SPLITS": splits},
         **{"BLOCK_M": config.block_rows, "BLOCK_N": config.block_cols, "BLOCK_K": config.block_k},
         **{"DESCRIPTOR": descriptor, "OVERLAP": descriptor},
@@ -75,7 +77,7 @@ def compile_products(arch: int, config: GatherConfig, width: int = 512) -> dict[
     Args:
         arch: 80 or 90.
         config: block sizes.
-        width: C_in = C_out, a multiple of the blocks.
+        width: as there.
 
     Returns:
         What `compile_gather` returns.
@@ -88,12 +90,16 @@ def compile_products(arch: int, config: GatherConfig, width: int = 512) -> dict[
             **{"tile_rows": "i32", "weight_scale": "fp32"},
         },
         {
-            **{"COMPLEX": 126, "C_IN": width, "C_OUT": width, "C_PAD": width, "N_PAD": width},
+            **{"COMPLEX": 126, "C_IN": width, "C_OUT": width, **_padded(width, config)},
             **{"BLOCK_M": config.block_rows, "BLOCK_N": config.block_cols, "BLOCK_K": config.block_k},
             "OVERLAP": arch >= 90,
         },
         {"num_warps": config.warps, "num_stages": config.stages},
     )
+
+
+def _padded(width: int, config: GatherConfig) -> dict[str, int]:
+    return {"C_PAD": round_up(width, config.block_k), "N_PAD": round_up(width, config.block_cols)}
 
 
 def _compile(
@@ -122,8 +128,37 @@ def read_report(compiled: Any) -> dict[str, Any]:
         "wgmma": sorted(set(re.findall(r"wgmma\.mma_async\.sync\.aligned\.(m\d+n\d+k\d+)", ptx))),
         "mma": sorted(set(re.findall(r"mma\.sync\.aligned\.(m\d+n\d+k\d+)", ptx))),
         "tma": "cp.async.bulk.tensor" in ptx,
+        "late_fences": late_fences(ptx),
         "buffers": sorted(re.findall(r"ttg\.local_alloc : \(\) -> !ttg\.memdesc<((?:\d+x){3}\w+)", ttgir)),
     }
+
+
+def late_fences(ptx: str) -> int:
+    """Products on tensor cores whose operands in shared memory may not be shown to them.
+
+    Threads that store an operand themselves have to fence their stores (`fence.proxy.async`) and only then to meet the
+    other threads at a barrier, for the tensor cores read it in another way than threads do (by the async proxy).
+    Operands that are copied asynchronously have no such stores.
+
+    Args:
+        ptx: a kernel's, read in its textual order.
+
+    Returns:
+        How many products begin after stores that were not fenced, or not before the last barrier.
+    """
+    late, to_fence, to_meet = 0, False, False
+    for line in ptx.splitlines():
+        instruction = re.match(r"\s*(?:@!?%p\d+\s+)?([a-z][\w.:]*)", line)
+        name = instruction[1] if instruction else ""
+        if name.startswith(("st.shared", "stmatrix")):
+            to_fence = to_meet = True
+        elif name.startswith("fence.proxy.async"):
+            to_fence = False
+        elif name.startswith("bar"):
+            to_meet = to_fence
+        elif name.startswith("wgmma.mma_async"):
+            late += to_meet
+    return late
 
 
 def _resource_usage(cubin: Path) -> dict[str, int]:
@@ -150,9 +185,22 @@ def report_shipped() -> dict[str, dict[str, Any]]:
     return reports
 
 
+def report_narrow(widths: Sequence[int] = (CHANNELS, 3 * CHANNELS)) -> dict[str, dict[str, Any]]:
+    """The kernels for sm_90 at widths that fill no block."""
+    reports = {}
+    for width in widths:
+        for name, config in shipped_choices()["sm_90"].items():
+            products = name == "products" or name.startswith("fft")
+            found = compile_products(90, config, width) if products else compile_gather(90, config, 5, width)
+            reports[f"{name}, {width} channels"] = found
+    return reports
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--shipped", action="store_true", help="report every shipped choice instead of one")
+    parser.add_argument("--narrow", action="store_true", help="report narrow layers, in the blocks shipped for sm_90")
+    parser.add_argument("--width", type=int, default=512)
     parser.add_argument("--arch", type=int, default=90)
     parser.add_argument("--kernel", type=int, default=5)
     parser.add_argument("--splits", type=int, default=1)
@@ -163,8 +211,11 @@ def main() -> None:
     if a.shipped:
         print(json.dumps(report_shipped()))
         return
+    if a.narrow:
+        print(json.dumps(report_narrow()))
+        return
     config = GatherConfig(a.block_rows, a.block_cols, a.block_k, a.warps, a.stages, 1)
-    print(json.dumps(compile_gather(a.arch, config, a.kernel, splits=a.splits, dtype=a.dtype)))
+    print(json.dumps(compile_gather(a.arch, config, a.kernel, a.width, a.splits, a.dtype)))
 
 
 if __name__ == "__main__":

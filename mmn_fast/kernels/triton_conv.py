@@ -20,10 +20,11 @@ from torch import Tensor
 from mmn_fast.geometry import FloatArray, ProposalPlan
 from mmn_fast.kernels.gather_choices import GatherConfig, choose_splits
 from mmn_fast.kernels.gather_schedule import ITEM_WORDS, MAX_TAPS, WORD_BITS, LayerSchedule, schedule_layer
-from mmn_fast.kernels.triton_stack import ConfigFor, ConvStack, round_up
+from mmn_fast.kernels.triton_stack import CHANNELS, ConfigFor, ConvStack, round_up, whole_widths
 
 _WORD_BITS: tl.constexpr = tl.constexpr(WORD_BITS)
 _ITEM_WORDS: tl.constexpr = tl.constexpr(ITEM_WORDS)
+_CHANNELS: tl.constexpr = tl.constexpr(CHANNELS)
 
 
 # Sizes that change from layer to layer are compiled in by none: C_IN alone says how rows are aligned.
@@ -55,6 +56,7 @@ def gather_conv_kernel(
     OVERLAP: tl.constexpr,
 ):
     """One layer: every needed cell's sum over its taps, then bias, ReLU and cell weight, or a share of the sum."""
+    tl.static_assert(C_IN // _CHANNELS * _CHANNELS == C_IN, "expected a width of whole CHANNELS")
     if OVERLAP:
         # The next layer's blocks may start as this one's leave; they wait here for its results.
         tl.extra.cuda.gdc_launch_dependents()
@@ -203,8 +205,9 @@ class GatherProposalConv(ConvStack):
         config: GatherConfig | ConfigFor | None = None,
     ) -> None:
         super().__init__(weights, biases, plan, dtype, device, config)
-        self._weights = [torch.from_numpy(weight) for weight in weights]
-        self._biases = [torch.from_numpy(bias).to(device, torch.float32) for bias in biases]
+        whole = [whole_widths(*layer) for layer in zip(weights, biases, strict=True)]
+        self._weights = [torch.from_numpy(weight) for weight, _ in whole]
+        self._biases = [torch.from_numpy(bias).to(device, torch.float32) for _, bias in whole]
         self._packed: dict[tuple[int, int, int], Tensor] = {}
         self._prepared: dict[int, _Prepared] = {}
 

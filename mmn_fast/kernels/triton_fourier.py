@@ -21,7 +21,9 @@ from mmn_fast.kernels.conv_transforms import SPECTRAL_TILE, TileTransform, fouri
 from mmn_fast.kernels.gather_choices import GatherConfig
 from mmn_fast.kernels.gather_schedule import side_of_input
 from mmn_fast.kernels.gpu_fourier_ops import fourier_cells, fourier_tiles
-from mmn_fast.kernels.triton_stack import ConfigFor, ConvStack, round_up
+from mmn_fast.kernels.triton_stack import CHANNELS, ConfigFor, ConvStack, round_up, whole_widths
+
+_CHANNELS: tl.constexpr = tl.constexpr(CHANNELS)
 
 
 @triton.jit(do_not_specialize=["tile_rows"])
@@ -45,6 +47,7 @@ def product_kernel(
 
     Four products of four blocks: half of what each value by itself would read, which is what bounds them.
     """
+    tl.static_assert(C_IN // _CHANNELS * _CHANNELS == C_IN, "expected a width of whole CHANNELS")
     if OVERLAP:
         # These blocks may start as those of the transform leave; they wait here for its spectra.
         tl.extra.cuda.gdc_launch_dependents()
@@ -177,7 +180,9 @@ class FourierProposalConv(ConvStack):
         super().__init__(weights, biases, plan, dtype, device, config)
         self.transform_of_tiles = fourier(plan.kernel, tile)
         self._layers = {
-            number: _Layer(number, weights[number], biases[number], plan, self.transform_of_tiles, dtype, device)
+            number: _Layer(
+                *(number, *whole_widths(weights[number], biases[number]), plan, self.transform_of_tiles, dtype, device)
+            )
             for number in (range(len(weights)) if layers is None else layers)
         }
         self._prepared: dict[int, tuple[GatherConfig, Tensor, Tensor]] = {}

@@ -9,6 +9,7 @@ from functools import partial
 from itertools import pairwise
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 import triton
 from torch import Tensor
@@ -22,6 +23,13 @@ ConfigFor = Callable[[int], GatherConfig]
 """From a number of videos to block sizes."""
 
 INDEX_LIMIT = 2**31
+CHANNELS = 16
+"""Kernels here are compiled for widths that are multiples of this; other layers are filled up with zeros.
+
+Then every row begins at 32 bytes or more, and operands reach shared memory by asynchronous copies. At odd widths in 16
+bits there are none: threads store operands themselves, and for sm_90 Triton 3.6 places the fence that shows those
+stores to the tensor cores after the barrier, in threads that did not store them. Whether that is enough is not said.
+"""
 _PROGRAMS_INTERPRETED = 2  # few, so that tests loop over a work list as a device does
 
 
@@ -52,6 +60,9 @@ class ConvStack(ABC):
 
     Every layer but the last writes the cells that it needs of a dense map [side^2, B, C], videos minor to cells, whose
     other cells stay zero for good; the last writes the plan's cells, [P, B, C]. So any layer can run by any kernels.
+
+    Kernels see widths that are filled up with zeros to multiples of `CHANNELS`; a call's map and its result have the
+    model's own.
 
     Calls of one object share the maps and the kernels' scratch memory, so they must be ordered, as calls on one stream
     are. A video's rows do not depend on the other videos' values. A call queues work and does not wait; it can be
@@ -93,9 +104,11 @@ class ConvStack(ABC):
         self.plan, self.dtype, self.device = plan, dtype, device
         side = side_of_input(plan, 0)
         self.layout = MapLayout(side, (side - plan.num_clips) // 2, weights[0].shape[1])
-        self.widths = [self.layout.channels, *(len(bias) for bias in biases)]
+        self.channels = [self.layout.channels, *(len(bias) for bias in biases)]  # the model's
+        self.widths = [round_up(channels, CHANNELS) for channels in self.channels]  # what kernels see
         self._config, self._chosen = config, dict[int, GatherConfig]()
         self._maps: dict[int, list[Tensor]] = {}
+        self._filled: dict[int, tuple[Tensor | None, Tensor | None]] = {}  # a map and rows of whole widths, if needed
         self.on_gpu, self.capability = device.type == "cuda", capability_of(device)
         self.programs = _PROGRAMS_INTERPRETED
         if self.on_gpu:
@@ -114,7 +127,7 @@ class ConvStack(ABC):
         if isinstance(self._config, GatherConfig):
             return self._config
         precision = precision_of(self.dtype)
-        return chosen_config(self.name, self.capability, self.plan, self.widths[-1], videos, precision)
+        return chosen_config(self.name, self.capability, self.plan, self.channels[-1], videos, precision)
 
     def prepare(self, videos: int) -> None:
         """Lay out tables, maps and scratch memory; a call does it by itself unless a graph is captured.
@@ -137,15 +150,21 @@ class ConvStack(ABC):
             torch.zeros((cells, videos, width), dtype=self.dtype, device=self.device)
             for cells, width in self._maps_between()
         ]
+        wide_map, wide_rows = (
+            torch.zeros((cells, videos, width), dtype=self.dtype, device=self.device) if cells else None
+            for cells, width in self._ends()
+        )
+        self._filled[videos] = wide_map, wide_rows
 
     def workspace_bytes(self, videos: int) -> int:
         """What `prepare` holds for a number of videos beside weights and tables: maps and scratch memory; counted."""
-        maps = sum(cells * width for cells, width in self._maps_between()) * videos * self.dtype.itemsize
-        return maps + self.scratch_bytes(range(len(self.plan.layers)), videos)
+        values = sum(cells * width for cells, width in [*self._maps_between(), *self._ends()])
+        return values * videos * self.dtype.itemsize + self.scratch_bytes(range(len(self.plan.layers)), videos)
 
     def release(self) -> None:
         """Let go of what `prepare` holds; no graph that was captured may be replayed any more."""
         self._maps.clear()
+        self._filled.clear()
         self._chosen.clear()
 
     def __call__(self, map_padded: Tensor) -> Tensor:
@@ -162,19 +181,28 @@ class ConvStack(ABC):
         """
         self.layout.check(map_padded, self.dtype, self.device)
         videos = map_padded.shape[1]
-        rows = map_padded.new_empty((self.plan.num_proposals, videos, self.widths[-1]))
+        rows = map_padded.new_empty((self.plan.num_proposals, videos, self.channels[-1]))
         if videos == 0:
             return rows
         for run in self.layer_runs(map_padded, rows):
             run()
         return rows
 
-    def layer_runs(self, map_padded: Tensor, rows: Tensor) -> list[Callable[[], None]]:
+    def layer_runs(self, map_padded: Tensor, rows: Tensor) -> list[Callable[[], Any]]:
         """What queues each layer, for a padded map as in a call and the rows of the plan's cells, [P, B, C]."""
         videos = map_padded.shape[1]
         self.prepare(videos)
-        maps = [map_padded, *self._maps[videos], rows]
-        return [partial(self.run_layer, number, *pair) for number, pair in enumerate(pairwise(maps))]
+        wide_map, wide_rows = self._filled[videos]
+        first, last = map_padded if wide_map is None else wide_map, rows if wide_rows is None else wide_rows
+        maps = [first, *self._maps[videos], last]
+        runs: list[Callable[[], Any]] = [
+            partial(self.run_layer, number, *pair) for number, pair in enumerate(pairwise(maps))
+        ]
+        if wide_map is not None:
+            runs[0] = partial(_in_turn, partial(wide_map[..., : self.channels[0]].copy_, map_padded), runs[0])
+        if wide_rows is not None:
+            runs[-1] = partial(_in_turn, runs[-1], partial(rows.copy_, wide_rows[..., : self.channels[-1]]))
+        return runs
 
     def info(self) -> dict[str, Any]:
         """What `Engine.info` says of it."""
@@ -196,6 +224,11 @@ class ConvStack(ABC):
         """Cells and channels of the maps between layers."""
         return [(side_of_input(self.plan, n) ** 2, self.widths[n]) for n in range(1, len(self.plan.layers))]
 
+    def _ends(self) -> list[tuple[int, int]]:
+        """Cells and channels of the filled-up map and rows; 0 cells where the model's own width is whole."""
+        ends = ((self.layout.side**2, 0), (self.plan.num_proposals, -1))
+        return [(cells if self.channels[at] != self.widths[at] else 0, self.widths[at]) for cells, at in ends]
+
     def _values_indexed(self) -> int:
         """Values of one video in the largest array that is indexed in 32 bits."""
         return max(cells * width for cells, width in [(self.layout.side**2, self.widths[0]), *self._maps_between()])
@@ -204,6 +237,19 @@ class ConvStack(ABC):
 def round_up(value: int, multiple: int) -> int:
     """The least multiple that is not below a value."""
     return -(-value // multiple) * multiple
+
+
+def _in_turn(*works: Callable[[], Any]) -> None:
+    for work in works:
+        work()
+
+
+def whole_widths(weight: FloatArray, bias: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """A layer's weights [C_out, C_in, k, k] and bias [C_out], zeros filled up to multiples of `CHANNELS`."""
+    out, into = (round_up(size, CHANNELS) - size for size in weight.shape[:2])
+    if not out and not into:
+        return weight, bias
+    return np.pad(weight, ((0, out), (0, into), (0, 0), (0, 0))), np.pad(bias, (0, out))
 
 
 def check_layers(weights: Sequence[FloatArray], biases: Sequence[FloatArray], plan: ProposalPlan) -> None:

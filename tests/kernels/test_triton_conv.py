@@ -28,6 +28,8 @@ CASES = {
     "one-cell": (proposal_plan(1, (), 1, 1), 5, 7, 1, SMALL),
     "one-cell-k5": (proposal_plan(1, (), 5, 2), 3, 5, 3, SMALL),
     "k3": (proposal_plan(3, (2,), 3, 2), 20, 18, 1, SMALL),
+    "k3-odd": (proposal_plan(3, (2,), 3, 2), 17, 19, 2, SMALL),
+    "k3-whole": (proposal_plan(3, (2,), 3, 2), 16, 32, 2, SMALL),
     "k4-even": (proposal_plan(3, (2,), 4, 2), 17, 18, 3, GatherConfig(64, 32, 16, 4, 2, 1)),
     "k7-split": (proposal_plan(3, (2,), 7, 2), 8, 16, 1, SMALL),
     "k9": (proposal_plan(3, (1,), 9, 2), 6, 5, 2, GatherConfig(64, 16, 16, 4, 2, 4)),
@@ -70,6 +72,31 @@ def test_gather_conv_matches_the_reference(name: str, precision: str) -> None:
     out = conv(c.padded(conv))
     assert out.dtype == c.dtype
     check_close(out.cpu().double() / scale, c.expected / scale, "gather_conv", precision, name)
+
+
+@on_device
+@pytest.mark.usefixtures("poisoned_outputs")
+@pytest.mark.parametrize("sizes", [(17, 19), (16, 19), (17, 32), (16, 32)])
+def test_kernels_see_whole_widths_alone(sizes: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Odd widths are filled up, maps and rows of whole ones are the caller's own."""
+    seen, run_layer = list[tuple[int, ...]](), GatherProposalConv.run_layer
+
+    def spy(self: GatherProposalConv, number: int, x: torch.Tensor, out: torch.Tensor) -> None:
+        seen.append((x.shape[-1], out.shape[-1], x.data_ptr(), out.data_ptr()))
+        run_layer(self, number, x, out)
+
+    monkeypatch.setattr(GatherProposalConv, "run_layer", spy)
+    c = ConvCase(proposal_plan(3, (2,), 3, 2), (*sizes, 2), "fp32")
+    conv = GatherProposalConv(*c.arguments, SMALL)
+    given = c.padded(conv)
+    out = conv(given)
+    assert [widths[:2] for widths in seen] == [(-(-sizes[0] // 16) * 16, 32), (32, 32)]
+    assert (seen[0][2] == given.data_ptr()) == (sizes[0] == 16)
+    assert (seen[-1][3] == out.data_ptr()) == (sizes[1] == 32)
+    scale = c.expected.abs().max()
+    check_close(out.cpu().double() / scale, c.expected / scale, "gather_conv", "fp32", str(sizes))
+    held = sum(t.nbytes for t in (*conv._maps[2], *conv._filled[2], conv._prepared[2].partial) if t is not None)
+    assert conv.workspace_bytes(2) == held
 
 
 @on_device
@@ -134,8 +161,8 @@ def test_gather_conv_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
     ):
         with pytest.raises(ValueError, match=message):
             conv(bad)
-    with pytest.raises(ValueError, match="videos: expected 1 to 2191309 at once, got 2191347"):
-        conv.prepare(2191347)
+    with pytest.raises(ValueError, match="videos: expected 1 to 1369568 at once, got 1369569"):
+        conv.prepare(1369569)
     with monkeypatch.context() as capturing:
         capturing.setattr(conv, "on_gpu", True)
         capturing.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)

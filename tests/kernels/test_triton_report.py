@@ -14,12 +14,15 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
 
 
+def _report(*options: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    # In a process of its own: in this one Triton may be interpreting.
+    command = [sys.executable, "-m", "benchmarks.triton_report", *options]
+    return subprocess.run(command, cwd=ROOT, check=check, capture_output=True, text=True)
+
+
 @pytest.fixture(scope="module")
 def reports() -> dict[str, Any]:
-    # In a process of its own: in this one Triton may be interpreting.
-    command = [sys.executable, "-m", "benchmarks.triton_report", "--shipped"]
-    run = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
-    return json.loads(run.stdout)
+    return json.loads(_report("--shipped").stdout)
 
 
 # Blocks of each operand in shared memory; before sm_90 Triton keeps one fewer than the stages asked for.
@@ -72,3 +75,39 @@ def test_spectral_products_run_on_tensor_cores_with_copies_as_designed(arch: str
     assert report["shared_bytes"] <= (227 if arch == "sm_90" else 163) * 1024
     assert report["copies_16"] > 0
     assert report["copies_other"] == 0
+
+
+def test_no_product_reads_what_was_stored_and_not_fenced_before_a_barrier(reports: dict[str, Any]) -> None:
+    """At every width that a kernel is compiled for: the layers' own, and such that fill no block."""
+    narrow = json.loads(_report("--narrow").stdout)
+    assert {name.partition(", ")[2] for name in narrow} == {"16 channels", "48 channels"}
+    for name, report in {**reports, **narrow}.items():
+        assert report["late_fences"] == 0, name
+        assert report["copies_other"] == 0, name
+        assert report["spill_bytes"] == 0, name
+    assert all(report["copies_16"] for name, report in narrow.items() if not name.startswith("products"))
+
+
+def test_no_kernel_is_compiled_for_other_widths() -> None:
+    run = _report("--width", "17", check=False)
+    assert run.returncode != 0
+    assert "expected a width of whole CHANNELS" in run.stderr
+
+
+STORE, FENCE, BARRIER = "@%p1 st.shared.b16 [%r1], %rs1;", "\tfence.proxy.async.shared::cta;", "bar.sync \t0;"
+PRODUCT = "wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 {%f1}, %rd1, %rd2;"
+LATE = (
+    ((STORE, FENCE, BARRIER, PRODUCT, PRODUCT), 0),
+    ((STORE, BARRIER, FENCE, PRODUCT), 1),  # what Triton 3.6 makes of 17 channels
+    ((STORE, BARRIER, PRODUCT, PRODUCT), 2),
+    ((STORE, FENCE, PRODUCT), 1),
+    ((STORE, BARRIER, STORE, FENCE, BARRIER, PRODUCT, FENCE, PRODUCT), 0),
+    (("cp.async.wait_group 1;", BARRIER, PRODUCT), 0),
+)
+
+
+def test_late_fences_are_counted() -> None:
+    code = "from benchmarks.triton_report import late_fences; import sys; print(*map(late_fences, sys.argv[1:]))"
+    command = [sys.executable, "-c", code, *("\n".join(lines) for lines, _ in LATE)]
+    run = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
+    assert [int(count) for count in run.stdout.split()] == [count for _, count in LATE]
