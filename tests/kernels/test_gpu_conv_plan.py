@@ -63,7 +63,7 @@ def test_any_layer_can_follow_any_other(names: tuple[str, ...], precision: str) 
     check_close(out.cpu().double() / scale, case.expected / scale, "fourier_conv", precision)
     alone = conv(case.padded(conv, case.inputs[:1]))  # by other kernels
     check_close(alone.cpu().double() / scale, case.expected[:, :1] / scale, "fourier_conv", precision, "alone")
-    held = sum(tensor.nbytes for tensor in conv._maps[2])
+    held = sum(tensor.nbytes for tensor in (*conv._maps[2], *conv._filled[2]) if tensor is not None)
     gather, *tiles = (conv._stacks[name] for name in ("gather", *(name for name in names if name in TILES)))
     held += sum(tensor.nbytes for stack in tiles for tensor in stack._prepared[2][1:])  # type: ignore[attr-defined]
     partial = gather._prepared[2].partial  # type: ignore[attr-defined]
