@@ -6,37 +6,41 @@ tested. `python -m benchmarks.report --write` records them.
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import json
+import os
 import re
-import subprocess
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from benchmarks.commit import DIGITS, commit_of, git
 from mmn_fast.benchmarking.timing import Timing, alternate, machine
+from mmn_fast.kernels.gather_choices import SHIPPED
 
 __all__ = ["LOCAL", "RESULTS", "ROOT", "Timing", "alternate", "append", "environment", "record"]
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 LOCAL = RESULTS / "local"
+_MEASURED = tuple(str(path.relative_to(ROOT)) for path in (RESULTS, SHIPPED) if path.is_relative_to(ROOT))
+"""What measuring writes: a run's first line does not make the tree dirty for the second."""
 
 
 def environment() -> dict[str, Any]:
-    """The commit and the machine; without git or outside of a repository no commit, and so dirty."""
+    """The commit and the machine; where neither git nor `BENCH_COMMIT` names a commit there is none, and so dirty.
 
-    def git(*arguments: str) -> str:
-        try:
-            found = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
-        except FileNotFoundError:
-            return ""
-        return found.stdout.strip()
-
-    # The results are not what was measured: the first line of a run does not make the tree dirty for the second.
-    changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!benchmarks/results")
-    commit = git("rev-parse", "--short=10", "HEAD")
-    return {"commit": commit, "dirty": bool(changed) or not commit, **machine()}
+    `gather_choices` stands there where that file, from which `auto` chooses, is not known to be the commit's: the first
+    digits of its SHA-256. bench_gather writes it, so that it makes no tree dirty.
+    """
+    commit, dirty = commit_of(ROOT, _MEASURED)
+    line: dict[str, Any] = {"commit": commit, "dirty": dirty, **machine()}
+    if git(ROOT, "status", "--porcelain", "--", str(SHIPPED)) != "":
+        line["gather_choices"] = hashlib.sha256(SHIPPED.read_bytes()).hexdigest()[:DIGITS]
+    return line
 
 
 def record(benchmark: str, timings: Mapping[str, Timing], max_error: float, **facts: Any) -> dict[str, Any]:
@@ -63,8 +67,27 @@ def record(benchmark: str, timings: Mapping[str, Timing], max_error: float, **fa
 
 
 def append(line: Mapping[str, Any], processor: str) -> None:
-    """Append a line to the processor's file of lines that are not recorded yet."""
+    """Append a line to the processor's file of lines that are not recorded yet, whole or not at all.
+
+    Raises:
+        OSError: it cannot be written.
+    """
     LOCAL.mkdir(parents=True, exist_ok=True)
     slug = re.sub(r"[^a-z0-9]+", "-", processor.lower()).strip("-")
-    with (LOCAL / f"{slug}.jsonl").open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
+    content = (json.dumps(line) + "\n").encode()
+    with (LOCAL / f"{slug}.jsonl").open("ab", buffering=0) as file:
+        before = file.seek(0, os.SEEK_END)
+        try:
+            written = file.write(content)
+            if written != len(content):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), file.name)
+        except OSError:
+            file.truncate(before)  # a half line would spoil the next one
+            raise
+
+
+try:
+    commit_of(ROOT)
+except ValueError as _problem:  # at once, not after the minutes that the first figure takes
+    print(_problem, file=sys.stderr)
+    sys.exit(2)
