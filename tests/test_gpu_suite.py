@@ -1,4 +1,4 @@
-"""The GPU suite's rehearsal runs to its end on the CPU, and its command line refuses what it does not know."""
+"""The GPU suite's plans: their order, their limits, and that every command line of theirs runs."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks import gpu_suite
 from benchmarks.bench_moments import official_moments
 from benchmarks.gpu_peers import peers
+from benchmarks.gpu_suite import PLANS, START_S, Step
 from benchmarks.gpu_timing import Bench
 from mmn_fast.model import build_model
 from mmn_fast.presets import PRESETS
@@ -21,18 +23,20 @@ from tests.golden import cases
 ROOT = Path(__file__).parents[1]
 
 
-def _suite(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    env = os.environ | {"PYTHON": sys.executable, "BUILD": "0"} | variables
-    script = str(ROOT / "benchmarks" / "gpu_suite.sh")
-    return subprocess.run(["sh", script, *arguments], cwd=ROOT, env=env, capture_output=True, text=True, timeout=240)
+PRESETS_MEASURED = {"charades", "activitynet", "tacos"}
 
 
 @pytest.mark.slow
-def test_the_rehearsal_runs_to_its_end_and_writes_no_results() -> None:
+def test_the_rehearsal_runs_every_command_line_of_each_plan_and_writes_no_results() -> None:
     results = ROOT / "benchmarks" / "results"
     before = {path: path.stat().st_mtime_ns for path in results.rglob("*")}
-    result = _suite("--rehearse")
-    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-2000:]
+    command = [sys.executable, "-m", "tests.suite_rehearsal", *map(str, sorted(PLANS, reverse=True))]
+    done = subprocess.run(
+        command, cwd=ROOT, env=os.environ | {"BUILD": "0"}, capture_output=True, text=True, timeout=400
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
+    for step in (step for plan in PLANS.values() for step in plan):
+        assert f" {step.name}: {step.answers} (" in done.stdout or not step.command
     for stage in (
         "ground",
         "cached video",
@@ -44,39 +48,107 @@ def test_the_rehearsal_runs_to_its_end_and_writes_no_results() -> None:
         "fft products",
         "proposal_conv",
         "mixed",
-        "== ",
     ):
-        assert stage in result.stdout
-    assert result.stdout.rstrip().endswith("done")
-    assert "not measured" not in result.stdout
+        assert stage in done.stdout
+    assert "not measured" not in done.stdout
+    assert "Traceback" not in done.stdout + done.stderr
     assert {path: path.stat().st_mtime_ns for path in results.rglob("*")} == before
 
 
-def test_what_fails_is_named_and_does_not_keep_the_rest_from_running(tmp_path: Path) -> None:
-    python = tmp_path / "python"
-    python.write_text('#!/bin/sh\n[ "$2" = pytest ] && exit 3\necho "ran $2"\n', encoding="utf-8")
-    python.chmod(0o755)
-    result = _suite("--rehearse", PYTHON=str(python))
-    assert result.returncode == 1
-    assert result.stderr == "gpu_suite.sh: failed: tests\n"
-    assert "ran benchmarks.bench_gpu\n" in result.stdout
-    assert "ran benchmarks.bench_gather\n" in result.stdout
+@pytest.mark.parametrize("minutes", PLANS)
+def test_what_a_plan_may_take_fits_its_minutes(minutes: int) -> None:
+    """Also where every step takes all that it has; 15 seconds are for the start and the last copies."""
+    assert sum(step.limit_s for step in PLANS[minutes]) <= 60 * minutes - 15
+    assert all(0 < step.expected_s < step.limit_s for step in PLANS[minutes])
+    assert all(step.limit_s >= START_S + 20 for step in PLANS[minutes])  # seconds that a benchmark measures
+    assert len({step.name for step in PLANS[minutes]}) == len(PLANS[minutes])
+
+
+@pytest.mark.parametrize("minutes", PLANS)
+def test_a_plan_builds_then_proves_then_measures(minutes: int) -> None:
+    build, operators, *rest = PLANS[minutes]
+    assert (build.command, build.limit_s) == ("", 180)
+    assert operators.command.endswith(" tests/kernels")
+    modules = [step.command.split()[1] for step in rest if step.is_benchmark]
+    gathers = modules.count("benchmarks.bench_gather")
+    assert modules == ["benchmarks.bench_gather"] * gathers + ["benchmarks.bench_gpu"] * (len(modules) - gathers)
+    assert 0 < gathers < len(modules)
+    assert all(len(_values(step, "--presets")) == 1 for step in rest if step.is_benchmark)
+
+
+def test_ten_minutes_answer_what_matters_most() -> None:
+    found = [
+        (_values(step, "--presets")[0], _values(step, "--batches"), _values(step, "--steps")) for step in PLANS[10][2:]
+    ]
+    assert found == [
+        ("tacos", ["8"], []),
+        ("activitynet", ["8"], []),
+        ("charades", ["1"], ["ground"]),
+        ("charades", ["8"], ["encode_video"]),
+        ("activitynet", ["8"], ["encode_video"]),
+        ("tacos", ["8"], ["encode_video"]),
+    ]
+
+
+def test_twenty_five_minutes_measure_every_preset_small_batches_first_and_end_with_the_sanitizers() -> None:
+    benchmarks = [step for step in PLANS[25] if step.is_benchmark]
+    gather, small, large = benchmarks[:3], benchmarks[3:6], benchmarks[6:]
+    for steps, batches in ((gather, ["1", "8", "48"]), (small, ["1", "8"]), (large, ["48"])):
+        assert {_values(step, "--presets")[0] for step in steps} == PRESETS_MEASURED
+        assert len(steps) == 3
+        assert all(_values(step, "--batches") == batches for step in steps)
+    for step in small:
+        assert set(_values(step, "--steps")) == {"ground", "score", "encode_text", "stages", "encode_video", "engine"}
+    assert [step.is_benchmark for step in PLANS[25][-3:]] == [False] * 3
+    sanitizers = [step for step in PLANS[25] if step.tool]
+    assert sanitizers == list(PLANS[25][-3:])
+    assert [step.tool.split()[0] for step in sanitizers] == ["memcheck", "racecheck", "memcheck"]
+    assert ["triton" in step.command for step in sanitizers] == [False, False, True]
+    assert ["test_gpu_ops" in step.command for step in sanitizers] == [True, True, False]
+
+
+def _values(step: Step, option: str) -> list[str]:
+    _, found, rest = step.command.partition(f" {option} ")
+    return rest.split(" --")[0].split() if found else []
 
 
 def test_every_file_with_tests_for_a_device_is_run() -> None:
     """Not all of tests: each of its processes would import what they need."""
-    script = (ROOT / "benchmarks" / "gpu_suite.sh").read_text(encoding="utf-8")
-    line = next(line for line in script.splitlines() if "tests/kernels" in line and "faulthandler" in line)
-    run = {path for pattern in line.split() if pattern.startswith("tests/") for path in ROOT.glob(pattern)}
+    words = [word for step in PLANS[25] if not step.tool for word in step.command.split()]
+    run = {path for word in words if word.startswith("tests/") for path in ROOT.glob(word)}
     marked = [p for p in (ROOT / "tests").rglob("test_*.py") if "pytest.mark." + "gpu" in p.read_text(encoding="utf-8")]
     assert len(marked) > 5
     assert [path for path in marked if run.isdisjoint({path, path.parent})] == []
 
 
-def test_an_unknown_argument_is_refused() -> None:
-    result = _suite("--rehearsal")
-    assert result.returncode == 2
-    assert result.stderr == "gpu_suite.sh: expected no argument or --rehearse, got '--rehearsal'\n"
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--rehearsal"], "expected --minutes, --output and --rehearse, got '--rehearsal'"),
+        (["results"], "expected --minutes, --output and --rehearse, got 'results'"),
+        (["--minutes", "12"], "--minutes: expected 10 or 25, got '12'"),
+        (["--minutes", "ten"], "--minutes: expected 10 or 25, got 'ten'"),
+        (["--minutes"], "--minutes: expected one argument"),
+        (["--output"], "--output: expected one argument"),
+    ],
+)
+def test_what_the_command_line_does_not_know_is_refused(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    with pytest.raises(SystemExit) as refused:
+        gpu_suite.main(arguments)
+    assert refused.value.code == 2
+    assert capsys.readouterr() == ("", f"gpu_suite.sh: {message}\n")
+
+
+def test_the_help_shows_the_table(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        gpu_suite.main(["--help"])
+    shown = capsys.readouterr().out
+    for minutes, plan in PLANS.items():
+        assert f"--minutes {minutes}:" in shown
+        for step in plan:
+            assert f"{step.expected_s} s {step.limit_s:4} s  {step.name:18}  {step.answers}\n" in shown
 
 
 def test_the_official_post_processing_makes_nothing_on_another_device_than_its_inputs() -> None:
