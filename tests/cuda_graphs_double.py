@@ -76,6 +76,8 @@ class CudaGraphs:
     Attributes:
         captures: per capture the thread, its stream's device and handle, and the pool.
         problems: what CUDA would have refused.
+        underway: device and pool of captures that the allocator takes to be under way.
+        released: device and pool of captures that were given up.
     """
 
     def __init__(self) -> None:
@@ -83,7 +85,8 @@ class CudaGraphs:
         self.streams_given: dict[int, int] = {}
         self.captures: list[tuple[int, int, int, Any]] = []
         self.problems: list[str] = []
-        self.underway: list[Stream] = []
+        self.underway: list[tuple[int, Any]] = []
+        self.released: list[tuple[int, Any]] = []
         self.fail_at_end = False
         self._local = threading.local()
         self._pools = 0
@@ -109,7 +112,7 @@ class CudaGraphs:
             self._local.device = before
 
     def synchronize(self, device: Any = None) -> None:
-        if any(stream.index == self.current_device() for stream in self.underway):
+        if any(number == self.current_device() for number, _ in self.underway):
             self.refuse("a device was waited for amid a capture on it")
 
     def empty_cache(self) -> None:
@@ -123,6 +126,14 @@ class CudaGraphs:
         with self.guard:
             self._pools += 1
         return 0, self._pools
+
+    def end_allocate_to_pool(self, device: int, pool: Any) -> None:
+        if (device, pool) not in self.underway:
+            raise RuntimeError("not currently recording to mempool_id")
+        self.underway.remove((device, pool))
+
+    def release_pool(self, device: int, pool: Any) -> None:
+        self.released.append((device, pool))
 
     def refuse(self, problem: str) -> None:
         """Note what CUDA refuses, and raise as PyTorch does."""
@@ -146,7 +157,7 @@ class Graph:
 
 
 class CaptureContext:
-    """`torch.cuda.graph`, with its habits: a stream of the process, and one that stays on where the end fails."""
+    """`torch.cuda.graph`, with its habits: a stream of the process; stream and capture stay on where the end fails."""
 
     double: CudaGraphs
     default_capture_stream: Stream | None = None
@@ -172,7 +183,7 @@ class CaptureContext:
                 double.refuse("a capture while another one is under way")
             if gc.isenabled():
                 double.refuse("a capture with garbage collection on")
-            double.underway.append(self._stream)
+            double.underway.append((self._stream.index, self._pool))
             double.captures.append((threading.get_ident(), self._stream.index, self._stream.cuda_stream, self._pool))
         time.sleep(0.02)  # long enough for another thread to come in
         self._operators.__enter__()
@@ -180,10 +191,10 @@ class CaptureContext:
     def __exit__(self, *args: Any) -> None:
         double = self.double
         self._operators.__exit__(*args)
-        with double.guard:
-            double.underway.remove(self._stream)
         if double.fail_at_end:
             raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
+        with double.guard:
+            double.underway.remove((self._stream.index, self._pool))
         self._on.__exit__(*args)
         if self._stream.index == self._device_before:  # else the work went to a stream that nobody captured
             self._graph.calls = self._operators.calls
@@ -208,6 +219,8 @@ def install(monkeypatch: pytest.MonkeyPatch) -> CudaGraphs:
         "graph_pool_handle",
     ):
         monkeypatch.setattr(torch.cuda, name, getattr(double, name))
+    monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", double.end_allocate_to_pool, raising=False)
+    monkeypatch.setattr(torch._C, "_cuda_releasePool", double.release_pool, raising=False)
     monkeypatch.setattr(torch.cuda, "Stream", Stream)
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
     monkeypatch.setattr(torch.cuda, "graph", CaptureContext)

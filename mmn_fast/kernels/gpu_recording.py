@@ -73,16 +73,35 @@ def record(work: Callable[[], T], stream: torch.cuda.Stream | None = None, pool:
     if stream is None:
         device = torch.cuda.current_device()
         stream = _common.get(device, lambda: own_stream(torch.device("cuda", device)))
+    pool = torch.cuda.graph_pool_handle() if pool is None else pool
     graph = torch.cuda.CUDAGraph()
     # "thread_local": in this thread alone CUDA refuses what is unsafe within a capture, such as cudaMalloc. "global"
     # would void this capture for any thread that allocates or asks for an event: another engine at its first request,
     # or a data loader that pins memory. Other threads may launch and replay; to wait for the whole device or to empty
     # PyTorch's cache they have to wait (`between_captures`).
     # The stream is entered by itself too: where the end of a capture fails, `torch.cuda.graph` leaves its stream on.
-    with (
-        capturing(),
-        torch.cuda.stream(stream),
-        torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"),
-    ):
-        outputs = work()
+    with capturing(), torch.cuda.stream(stream):
+        try:
+            with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
+                outputs = work()
+        except BaseException:
+            _give_up(pool)
+            raise
     return Recording(graph, outputs, stream)
+
+
+def _give_up(pool: Any) -> None:
+    """Tell the allocator of the current device that a capture is over, if its end has not.
+
+    PyTorch tells it of ends that succeed alone. After one that CUDA voided, it would still count a capture, and refuse
+    to empty its cache, without which no other capture begins.
+    """
+    end = getattr(torch._C, "_cuda_endAllocateToPool", None)  # in PyTorch 2.6 by another name
+    if end is None:
+        return
+    device = torch.cuda.current_device()
+    try:
+        end(device, pool)
+    except RuntimeError:  # it knows
+        return
+    torch._C._cuda_releasePool(device, pool)
