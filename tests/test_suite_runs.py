@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -89,11 +90,14 @@ def tree(tmp_path: Path) -> Tree:
     return Tree(tmp_path)
 
 
-def _living(group: int) -> list[str]:
+def _living(group: int) -> list[int]:
     """Processes of a group; those that are over and that nobody has asked after do not count."""
-    found = subprocess.run(["ps", "-A", "-o", "pgid=,stat=,args="], capture_output=True, text=True, check=True)
-    rows = [row.split(None, 2) for row in found.stdout.splitlines()]
-    return [row[2] for row in rows if int(row[0]) == group and not row[1].startswith("Z")]
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            state, _, group_of = path.read_text().rpartition(")")[2].split()[:3]
+            found += [int(path.parent.name)] if state != "Z" and int(group_of) == group else []
+    return found
 
 
 def _wait_for(path: Path, text: str) -> None:
@@ -158,6 +162,7 @@ def test_a_run_that_is_killed_leaves_what_it_had_measured(tree: Tree, number: si
     assert _living(child) == []
 
 
+@pytest.mark.slow
 def test_a_step_that_never_ends_is_ended_and_the_time_it_had_is_all_it_takes(tree: Tree) -> None:
     """The first step leaves almost all of its 4 seconds to the second, which has 2; the third has its own 4."""
     tree.steps('[ "$3" = hang ] && { trap "" TERM; line "{}"; while true; do sleep 1; done; }; true')
@@ -171,8 +176,8 @@ def test_a_step_that_never_ends_is_ended_and_the_time_it_had_is_all_it_takes(tre
     assert done.returncode == 1
     times = [int(t) for t in re.findall(r"\((\d+) s\)$", done.stdout, re.MULTILINE)]
     assert times[0] == 4
-    assert times[1] in (5, 6)
-    assert times[2] in (4, 5)
+    assert 2 < times[1] <= 6
+    assert 3 <= times[2] <= 6
     assert "hang: stopped after" in done.stdout
     assert tree.lines.read_text() == "{}\n"
     assert [command.split()[2] for command in tree.commands()] == ["a", "hang", "b"]
@@ -219,7 +224,7 @@ def test_a_rehearsal_gives_the_benchmarks_what_the_plan_gives_them(tree: Tree, m
 
 
 def test_without_compute_sanitizer_its_steps_say_so(tree: Tree) -> None:
-    done = tree.run("--minutes", "25", PATH="/usr/bin:/bin")
+    done = tree.run("--minutes", "25", PATH="/nowhere")
     assert done.returncode == 0
     assert done.stdout.count("compute-sanitizer is not installed: not checked") == 3
 
