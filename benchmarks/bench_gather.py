@@ -40,7 +40,7 @@ from torch import Tensor
 from benchmarks.conv_layers import Layers, difference
 from benchmarks.fft_products import GO_VIDEOS, bench_products
 from benchmarks.gpu_peers import TUNED_VIDEOS, arithmetic
-from benchmarks.gpu_timing import INPUT_SETS, Bench, add_options, deadline, measure_rates
+from benchmarks.gpu_timing import INPUT_SETS, Bench, add_options, start
 from mmn_fast.geometry import plan_for, proposal_plan
 from mmn_fast.geometry_crops import border_of, cropped_taps, padded_rows
 from mmn_fast.kernels import gpu_conv_plan, gpu_device, triton_interpreter
@@ -280,8 +280,7 @@ def main(arguments: list[str] | None = None) -> None:
         reason = gpu_device.unavailable_reason("cuda")
         if reason:
             parser.error(f"{reason} (--rehearse runs the steps on the CPU)")
-    bench = Bench("cpu" if options.rehearse else "cuda", options.rehearse, deadline(options), "bench_gather")
-    measure_rates(bench)
+    bench = start(options, "bench_gather")
     with gpu_device.strict_arithmetic():
         for name in ["tiny"] if options.rehearse else options.presets:
             if not bench.out_of_time(name):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
@@ -15,6 +14,7 @@ from mmn_fast.backends.native_gpu import NativeGpuBackend
 from mmn_fast.backends.torch_ref import TorchBackend
 from mmn_fast.checkpoint import LoadedModel
 from mmn_fast.engine import Engine
+from mmn_fast.errors import InputError
 from mmn_fast.model import MMN
 
 SENTENCES = ["person turn a light on.", "person flips the switch by the door.", "a man runs.", "she opens a bag."]
@@ -42,11 +42,15 @@ def bench_ground(bench: Bench, model: LoadedModel, every: Mapping[str, Engine], 
         batches: numbers of videos.
     """
     for count in batches:
+        if bench.out_of_time(f"{model.preset.name}, ground, {count} videos"):
+            continue
         batch = _batch(model, count)
         expected = every[REFERENCE].ground(batch)
         for peer, engine in every.items():
             if not bench.out_of_time(f"{model.preset.name}, ground, {count} videos, {peer}"):
                 _ground(bench, model, engine, peer, batch, expected)
+    if bench.out_of_time(f"{model.preset.name}, cached video"):
+        return
     query = _batch(model, 1)[0]
     expected = every[REFERENCE].ground([query])
     for peer, engine in every.items():
@@ -64,34 +68,43 @@ def bench_ground(bench: Bench, model: LoadedModel, every: Mapping[str, Engine], 
         bench.write("cached video", peer, bench.time_on_host(run), error, preset=model.preset.name, batch=1, queries=1)
 
 
-def bench_engines(bench: Bench, model: LoadedModel, net: MMN, batches: Sequence[int], convs: Sequence[str]) -> None:
+def bench_engines(
+    bench: Bench, model: LoadedModel, reference: Engine, batches: Sequence[int], convs: Sequence[str]
+) -> None:
     """Write lines of `ground` and of `encode_video` for engines that take each proposal convolution, in fp16.
+
+    All engines take a number of videos before the next one, so that the last numbers are missing where the time ends.
 
     Args:
         bench: where and how long.
         model: whose.
-        net: the reference in float32, on the device.
+        reference: the engine of `REFERENCE`.
         batches: numbers of videos.
         convs: of the backend's option `conv`.
     """
-    reference = Engine(model, cast(Any, TorchBackend(model, bench.device, "fp32", None)))
-    grounded = {count: reference.ground(_batch(model, count)) for count in batches}
-    videos = {count: Videos(bench, model, net, count) for count in batches}
-    for conv in convs:
-        if bench.out_of_time(f"{model.preset.name}, engine, {conv}"):
+    backends: dict[str, NativeGpuBackend] = {}
+    for count in batches:
+        if bench.out_of_time(f"{model.preset.name}, batch {count}, engine"):
             continue
-        try:
-            backend = NativeGpuBackend(model, bench.device, "fp16", None, {"conv": conv})
-            peer, engine = f"mmn_fast fp16, conv {conv}", Engine(model, backend)
-            for count in batches:
-                if bench.out_of_time(f"{model.preset.name}, batch {count}, engine, {conv}"):
-                    continue
-                _ground(bench, model, engine, peer, _batch(model, count), grounded[count], conv=conv)
-                bench_ours(bench, videos[count], backend, peer, conv=conv)
-        except (RuntimeError, MemoryError) as problem:
-            print(f"not measured: {model.preset.name}, engine, {conv}: {str(problem).splitlines()[0]}", flush=True)
-        backend = engine = None  # type: ignore[assignment]
-        gc.collect()  # an engine is in reference cycles, and its graphs hold gigabytes
+        batch, videos = _batch(model, count), Videos(bench, model, net_of(reference), count)
+        expected = reference.ground(batch)
+        for conv in convs:
+            what = f"{model.preset.name}, batch {count}, engine, {conv}"
+            if bench.out_of_time(what):
+                continue
+            try:
+                if conv not in backends:
+                    backends[conv] = NativeGpuBackend(model, bench.device, "fp16", None, {"conv": conv})
+                backend, peer = backends[conv], f"mmn_fast fp16, conv {conv}"
+                _ground(bench, model, Engine(model, backend), peer, batch, expected, conv=conv)
+                bench_ours(bench, videos, backend, peer, conv=conv)
+            except (InputError, RuntimeError, MemoryError) as problem:
+                print(f"not measured: {what}: {str(problem).splitlines()[0]}", flush=True)
+
+
+def net_of(reference: Engine) -> MMN:
+    """The model of the engine of `REFERENCE`, in float32 on the device."""
+    return cast(Any, reference._backend).net
 
 
 def _batch(model: LoadedModel, videos: int) -> list[mmn_fast.Query]:

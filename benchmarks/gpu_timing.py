@@ -63,7 +63,7 @@ class Bench:
     device: str
     rehearse: bool
     deadline: float
-    benchmark: str = "bench_gpu"
+    benchmark: str
     rates: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -176,6 +176,11 @@ def _seconds(value: str) -> float:
     return found
 
 
-def deadline(options: argparse.Namespace) -> float:
-    """When the time of a run that starts now is spent; a rehearsal has no end."""
-    return math.inf if options.rehearse else time.monotonic() + options.seconds
+def start(options: argparse.Namespace, benchmark: str) -> Bench:
+    """The bench of a run that starts now, with its rates. A rehearsal has no end; its one thread waits for no other."""
+    if options.rehearse:
+        torch.set_num_threads(1)
+    until = math.inf if options.rehearse else time.monotonic() + options.seconds
+    bench = Bench("cpu" if options.rehearse else "cuda", options.rehearse, until, benchmark)
+    measure_rates(bench)
+    return bench

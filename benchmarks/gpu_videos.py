@@ -77,6 +77,7 @@ def _bench(bench: Bench, videos: Videos, peer: str, make: Callable[[], PeerRun],
     what = f"{videos.preset.name}, batch {videos.count}, {peer}"
     if bench.out_of_time(what):
         return
+    held = 0 if bench.device == "cpu" else torch.cuda.memory_allocated()
     if bench.device != "cpu":
         torch.cuda.reset_peak_memory_stats()
     try:
@@ -86,6 +87,7 @@ def _bench(bench: Bench, videos: Videos, peer: str, make: Callable[[], PeerRun],
     except (RuntimeError, MemoryError) as problem:
         print(f"not measured: {what}: {str(problem).splitlines()[0]}", flush=True)
         return
-    peak = 0.0 if bench.device == "cpu" else torch.cuda.max_memory_allocated() / 2**20
-    facts |= {"preset": videos.preset.name, "batch": videos.count, "peak_mib": round(peak, 1)}
+    peak = 0 if bench.device == "cpu" else torch.cuda.max_memory_allocated()
+    memory = {"held_mib": round(held / 2**20, 1), "peak_mib": round(peak / 2**20, 1)}  # before, and at most since
+    facts |= {"preset": videos.preset.name, "batch": videos.count, **memory}
     bench.write("encode_video", peer, timing, error, videos.work, **facts)

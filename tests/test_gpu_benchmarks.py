@@ -3,23 +3,34 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from benchmarks import bench_gather, bench_gpu, gpu_timing
+from benchmarks import bench_gather, bench_gpu, gpu_requests, gpu_timing
 from benchmarks.conv_layers import Layers
 from benchmarks.gpu_peers import TUNED_VIDEOS, arithmetic, peers
 from benchmarks.gpu_timing import Bench, HostClock, add_options
+from mmn_fast.backends.native_gpu import NativeGpuBackend
+from mmn_fast.checkpoint import LoadedModel
+from mmn_fast.errors import InputError
 from mmn_fast.geometry import proposal_plan
 from mmn_fast.kernels import gather_choices
 from mmn_fast.kernels.gpu_clock import DeviceClock, Timing
 from mmn_fast.model import build_model
+from mmn_fast.tokenizer import load_tokenizer
 from tests.golden import cases
 from tests.gpu_clock_double import Device
+
+
+@pytest.fixture(autouse=True)
+def _threads_as_before() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
 
 
 def _options(*arguments: str) -> argparse.Namespace:
@@ -111,7 +122,7 @@ def test_a_number_of_videos_is_shipped_only_where_every_way_was_timed(
 
 def test_times_with_launches_in_them_are_written_but_not_shipped(monkeypatch: pytest.MonkeyPatch) -> None:
     written: list[str] = []
-    bench = Bench("cpu", True, float("inf"))
+    bench = Bench("cpu", True, float("inf"), "a benchmark")
     monkeypatch.setattr(Bench, "write", lambda _, stage, peer, *__, **___: written.append(peer))
     ways = bench_gather._Measurement.__new__(bench_gather._Measurement)
     ways.bench, ways.layers, ways.videos, ways.maps = bench, _layers(), 2, [torch.ones(2, 2)]
@@ -173,7 +184,7 @@ def test_a_peers_settings_are_its_own(settings: dict[str, bool]) -> None:
 def test_every_dense_peer_also_runs_at_its_best_and_sets_nothing_for_the_next_one() -> None:
     case = cases.load("charades_small")
     net = build_model(case.preset, case.text, case.state())
-    bench, seen, before = Bench("cpu", True, float("inf")), dict[str, Any](), _settings()
+    bench, seen, before = Bench("cpu", True, float("inf"), "a benchmark"), dict[str, Any](), _settings()
     clips = [torch.zeros(TUNED_VIDEOS, case.preset.num_pre_clips, case.preset.input_size)]
     encode = type(net).encode_video
     for name, make in peers(net, bench, clips, compiled=False).items():
@@ -194,7 +205,7 @@ def test_a_share_of_the_floor_is_written_only_of_the_devices_own_time(monkeypatc
     lines: list[dict[str, Any]] = []
     monkeypatch.setattr(gpu_timing, "append", lambda line, _: lines.append(dict(line)))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a device")
-    bench = Bench("cuda", False, float("inf"), rates={"matmul_tflops": 1.0, "copy_gbps": 1.0})
+    bench = Bench("cuda", False, float("inf"), "a benchmark", rates={"matmul_tflops": 1.0, "copy_gbps": 1.0})
     for clock in ("device", "device, with launches", "host"):
         bench.write("stage", "peer", Timing([2.0], 4, clock), 0.0, (1e9, 0.0), preset="p")
     assert [line.get("of_floor") for line in lines] == [0.5, None, None]
@@ -208,5 +219,52 @@ def test_a_share_of_the_floor_is_written_only_of_the_devices_own_time(monkeypatc
 def test_the_rates_are_of_a_busy_device(monkeypatch: pytest.MonkeyPatch) -> None:
     device = Device(launch_ms=0.05)
     monkeypatch.setattr(Bench, "clock", property(lambda _: DeviceClock(device, device.now)))
-    bench = Bench("cpu", True, float("inf"))
+    bench = Bench("cpu", True, float("inf"), "a benchmark")
     assert bench.time(lambda _: device.queue(0.004)).median_ms == pytest.approx(0.004)
+
+
+def test_an_engine_of_each_convolution_grounds_and_encodes_and_one_that_cannot_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    case = cases.load("charades_small")
+    tokenizer = load_tokenizer(cases.VOCAB, case.text.max_tokens)
+    model = LoadedModel(case.preset, case.text, case.state(), tokenizer, case.name)
+    reference, made = gpu_requests.engines(model, "cpu")[gpu_requests.REFERENCE], list[str]()
+
+    def backend(*arguments: Any) -> NativeGpuBackend:
+        conv = arguments[-1]["conv"]
+        made.append(conv)
+        if conv == "fft":
+            raise InputError("backend_options: conv: for a test")
+        if conv == "mixed":
+            raise MemoryError("native: out of device memory\nsecond line")
+        return NativeGpuBackend(*arguments[:-1], {"conv": "crop"})  # the others need the interpreter
+
+    lines: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(gpu_requests, "NativeGpuBackend", backend)
+    monkeypatch.setattr(
+        Bench, "write", lambda _, stage, peer, *__, **facts: lines.append((facts["batch"], facts["conv"], stage, peer))
+    )
+    bench = Bench("cpu", True, float("inf"), "a benchmark")
+    gpu_requests.bench_engines(bench, model, reference, [1, 2], gpu_requests.CONVS)
+    assert lines == [
+        (batch, conv, stage, f"mmn_fast fp16, conv {conv}")
+        for batch in (1, 2)
+        for conv in ("crop", "gather", "auto")
+        for stage in ("ground", "encode_video")
+    ]
+    assert [made.count(conv) for conv in ("crop", "gather", "auto")] == [1, 1, 1]
+    printed = capsys.readouterr().out
+    assert "not measured: charades_small, batch 1, engine, fft: backend_options: conv: for a test\n" in printed
+    assert "not measured: charades_small, batch 2, engine, mixed: native: out of device memory\n" in printed
+
+
+def test_requests_are_timed_by_the_host_and_stages_by_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    clocks: dict[str, set[str]] = {}
+    monkeypatch.setattr(
+        Bench, "write", lambda _, stage, __, timing, *___, **____: clocks.setdefault(stage, set()).add(timing.clock)
+    )
+    bench_gpu.main(["--rehearse", "--steps", "ground", "score", "encode_text", "stages"])
+    host = {"ground", "cached video", "score"}
+    assert {stage for stage, found in clocks.items() if found == {"host"}} == host
+    assert {stage for stage, found in clocks.items() if found == {"device"}} == clocks.keys() - host

@@ -166,7 +166,7 @@ def test_a_peer_leaves_the_weights_of_the_others_as_they_are() -> None:
     case = cases.load("charades_small")
     net = build_model(case.preset, case.text, case.state())
     before = {name: weight.stride() for name, weight in net.named_parameters()}
-    make = peers(net, Bench("cpu", True, math.inf), [torch.empty(1)], compiled=False)
+    make = peers(net, Bench("cpu", True, math.inf, "a benchmark"), [torch.empty(1)], compiled=False)
     make["PyTorch fp16 channels-last"]()
     assert {name: weight.stride() for name, weight in net.named_parameters()} == before
 
