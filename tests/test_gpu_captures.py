@@ -226,3 +226,30 @@ def test_streams_are_nobody_elses_as_long_as_there_are_any(cuda: CudaGraphs) -> 
     del held[7]
     free = own_stream(device)
     assert free.cuda_stream not in {stream.cuda_stream for stream in held}
+
+
+@pytest.mark.gpu
+def test_engines_on_devices_capture_from_two_threads(golden_model: Models) -> None:
+    """Two engines on one device, or on two where there are two."""
+    reason = NativeGpuBackend.unavailable_reason("cuda", "auto")
+    if reason:
+        pytest.skip(reason)
+    loaded = load_model(golden_model("charades_small"))
+    names = ["cuda:0", f"cuda:{torch.cuda.device_count() - 1}"]
+    engines = [Engine(loaded, NativeGpuBackend(loaded, name, "fp16", None)) for name in names]
+    rng, width = np.random.default_rng(0), loaded.preset.input_size
+    videos = [mmn_fast.Video(rng.standard_normal((9 + n, width)).astype(np.float32), 30.0 + n) for n in range(9)]
+    batches = [[mmn_fast.Query(video, ["a", "b c"]) for video in videos[:count]] for count in (1, 2, 4, 9)]
+    plain = Engine(loaded, NativeGpuBackend(loaded, names[0], "fp16", None, {"graphs": False}))
+    expected = [plain.ground(batch) for batch in batches]
+    found: dict[int, list[Any]] = {0: [], 1: []}
+
+    def ground(number: int) -> None:
+        for batch in (*batches, *batches):
+            found[number].append(engines[number].ground(batch))
+
+    _in_threads(lambda: ground(0), lambda: ground(1))
+    assert found[0] == expected * 2
+    if names[0] == names[1]:  # another GPU may be another kind
+        assert found[1] == expected * 2
+    assert all(engine.info()["graphs"] >= len(batches) for engine in engines)
