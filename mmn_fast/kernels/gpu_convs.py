@@ -27,7 +27,7 @@ from mmn_fast.kernels.gpu_device import capability_of, precision_of
 from mmn_fast.kernels.gpu_video import CropProposalConv, GpuProposalConv
 
 CONVS = {
-    "auto": "what was measured to be fastest on this kind of GPU, and crop where nothing was measured",
+    "auto": "what was measured to be fastest on this kind of GPU, and crop where not every way was measured",
     "crop": "the library's convolutions, cropped to boxes of needed cells",
     "gather": "needed cells and taps alone, in Triton",
     "fft": "products of spectra of tiles of 12, 16 or 24 a side, by measured times, else predicted ones; fp16 and fp32",
