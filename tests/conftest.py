@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from hashlib import sha256
 from pathlib import Path
 
@@ -115,6 +116,14 @@ def golden_engine(golden_model: Callable[[str], Path]) -> Callable[[str], mmn_fa
     return engine
 
 
+@cache
+def _translations_made_once() -> None:
+    """Let PyTorch keep its table of translations to ONNX, which it makes anew for every trace, in 0.7 s."""
+    from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+    ONNXRegistry.from_torchlib = staticmethod(cache(ONNXRegistry.from_torchlib))  # type: ignore[method-assign,assignment]
+
+
 @contextmanager
 def _graphs_made_once(directory: Path) -> Iterator[None]:
     """Let exports take a graph that this run has traced already from the same values: a trace takes some five seconds.
@@ -123,6 +132,7 @@ def _graphs_made_once(directory: Path) -> Iterator[None]:
     """
     from mmn_fast.export import to_onnx
 
+    _translations_made_once()
     write = to_onnx._write
 
     def once(name: str, model: LoadedModel, manifest: Manifest, output: Path) -> None:

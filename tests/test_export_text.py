@@ -10,11 +10,10 @@ import onnxruntime
 import pytest
 
 from mmn_fast.checkpoint import LoadedModel, load_model
-from mmn_fast.export.graphs import TextGraph
-from mmn_fast.export.manifest import signature
-from mmn_fast.export.to_onnx import export_loaded, write_graph
+from mmn_fast.export.to_onnx import export_loaded
 from mmn_fast.export.verify import verify
 from mmn_fast.types import InputError
+from tests.conftest import Exports
 
 pytestmark = pytest.mark.slow
 
@@ -49,10 +48,8 @@ def test_an_encoder_without_room_for_cls_and_sep_is_refused(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_rows_that_are_all_padding_are_finite_and_leave_the_others_alone(precision: str, tmp_path: Path) -> None:
-    model, path = load_model("demo"), tmp_path / "text.onnx"
-    write_graph(TextGraph(model, precision), signature("text", model.preset), path)
-    session, rng = open_graph(path), np.random.default_rng(0)
+def test_rows_that_are_all_padding_are_finite_and_leave_the_others_alone(precision: str, exports: Exports) -> None:
+    session, rng = open_graph(exports("demo", precision) / "text.onnx"), np.random.default_rng(0)
     ids, mask = rng.integers(1, 40, (8, 9)), np.ones((8, 9), np.int64)
     mask[3, 4:] = 0
     full = session.run(None, {"token_ids": ids, "attention_mask": mask})
