@@ -8,13 +8,17 @@ INSTALLED := $(VENV)/.installed
 WORKERS ?= auto
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 4 --dist worksteal
 
-.PHONY: demo test quick lint clean
+.PHONY: demo test tests quick lint clean
 
 demo: $(INSTALLED)
 	$(BIN)/mmn-fast demo --html mmn-fast-demo.html
 	$(BIN)/python -m tests.golden.demo
 
-test: $(INSTALLED) lint
+# The checks of `lint` run beside the tests; what either finds is shown, and fails.
+test: $(INSTALLED)
+	$(MAKE) --no-print-directory --jobs=2 lint tests
+
+tests: $(INSTALLED)
 	$(PYTEST)
 
 # Leaves out full-size models, Triton's interpreter, exports and what else takes long (see CONTRIBUTING.md).

@@ -15,9 +15,10 @@ import pytest
 import torch
 
 import mmn_fast
-from mmn_fast.checkpoint import LoadedModel, convert
+from mmn_fast.checkpoint import LoadedModel, convert, model_from_state, save_model
 from mmn_fast.export.manifest import Manifest
 from mmn_fast.kernels import triton_interpreter
+from mmn_fast.tokenizer import load_tokenizer
 from tests import CPUS
 from tests.golden import cases
 
@@ -93,14 +94,18 @@ def golden_files(shared: Path) -> Callable[[str], Path]:
 
 @pytest.fixture(scope="session")
 def golden_model(golden_files: Callable[[str], Path], shared: Path) -> Callable[[str], Path]:
-    """A case's converted directory."""
+    """A case's converted directory; a full-size one, 200 to 600 MB, is not written as an official file before."""
 
-    def model(name: str) -> Path:
-        files = golden_files(name)
-        preset, vocab = cases.load(name).preset, files / "vocab.txt"
-        return made_once(shared / f"{name}-model", lambda root: convert(files / "model.pth", preset, vocab, root))
+    def make(name: str, root: Path) -> None:
+        case = cases.load(name)
+        if name in cases.FULL:
+            tokenizer = load_tokenizer(cases.VOCAB, case.text.max_tokens)
+            save_model(model_from_state(case.preset, case.text, case.state(), tokenizer, name), root)
+        else:
+            files = golden_files(name)
+            convert(files / "model.pth", case.preset, files / "vocab.txt", root)
 
-    return model
+    return lambda name: made_once(shared / f"{name}-model", lambda root: make(name, root))
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ from mmn_fast.export.verify import verify
 from mmn_fast.types import InputError
 from tests.conftest import Exports
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("graphs_once")]
 
 
 def demo_of(max_tokens: int) -> LoadedModel:

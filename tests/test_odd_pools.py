@@ -172,6 +172,7 @@ def exported(name: str, root: Path) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("graphs_once")
 @pytest.mark.parametrize("name", ["overlap", "learned"])
 def test_exports_agree_with_float64(name: str, root: Path) -> None:
     output = exported(name, root)
