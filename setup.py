@@ -70,7 +70,7 @@ setup(
     package_dir={"mmn_fast.export": "export"},
     package_data={
         "mmn_fast": ["py.typed", "_C.pyi"],
-        "mmn_fast.kernels": ["*.json"],
+        "mmn_fast.kernels.gpu.conv": ["*.json"],
         "mmn_fast.viz": ["static/*"],
         "mmn_fast.demo": ["model/*"],
     },

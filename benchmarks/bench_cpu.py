@@ -40,7 +40,7 @@ from benchmarks.video_peers import (
 )
 from mmn_fast.benchmarking.turns import Candidate, Measured, take_turns
 from mmn_fast.geometry import plan_for
-from mmn_fast.kernels import native
+from mmn_fast.kernels import host
 from mmn_fast.presets import Preset
 from tests.golden import cases
 
@@ -121,7 +121,7 @@ def bench_video(case: str, batch: int, peers: list[str], options: argparse.Names
 
 def video_table(preset: str, batch: int, found: Mapping[str, Measured], facts: Mapping[str, Any]) -> Table:
     """One preset's and batch size's candidates."""
-    table = Table(title=f"{preset}, {STAGE}, batch {batch}, {facts['threads']} threads, {native.cpu_isa()}")
+    table = Table(title=f"{preset}, {STAGE}, batch {batch}, {facts['threads']} threads, {host.cpu_isa()}")
     ours = list(facts["ratios"])
     columns = ["candidate", "median ms", "p20", "p80", *(f"over {name}" for name in ours)]
     for name in [*columns, "TFLOP/s plan", "dense", "peak MiB", "max error"]:

@@ -19,10 +19,10 @@ import torch
 
 from benchmarks.timing import alternate, record
 from benchmarks.video_peers import VideoBranch
+from mmn_fast.artifact.manifest import signature
 from mmn_fast.checkpoint import LoadedModel
 from mmn_fast.export.crops import crop
 from mmn_fast.export.graphs import VideoGraph
-from mmn_fast.export.manifest import signature
 from mmn_fast.export.to_onnx import write_graph
 from mmn_fast.features import pre_clips
 from mmn_fast.geometry import plan_for

@@ -42,13 +42,14 @@ from benchmarks.fft_products import GO_VIDEOS, bench_products
 from benchmarks.gpu_peers import TUNED_VIDEOS, arithmetic
 from benchmarks.gpu_timing import INPUT_SETS, Bench, add_options, start
 from mmn_fast.geometry import plan_for, proposal_plan
-from mmn_fast.geometry_crops import border_of, cropped_taps, padded_rows
-from mmn_fast.kernels import gpu_conv_plan, gpu_device, triton_interpreter
+from mmn_fast.geometry_crops import cropped_taps, padded_rows
 from mmn_fast.kernels.folding import folded_layers
-from mmn_fast.kernels.gather_choices import SHIPPED, GatherConfig, Times, arch_of, config_key, keep, times_key
-from mmn_fast.kernels.gpu_conv_plan import TILES, engine_algorithms, not_timed, usable_algorithms
-from mmn_fast.kernels.gpu_device import capability_of, precision_of
-from mmn_fast.kernels.gpu_video import CropProposalConv
+from mmn_fast.kernels.gpu import device as gpu_device
+from mmn_fast.kernels.gpu.conv import costs, interpreter
+from mmn_fast.kernels.gpu.conv.block_sizes import SHIPPED, GatherConfig, Times, arch_of, config_key, keep, times_key
+from mmn_fast.kernels.gpu.conv.costs import TILES, engine_algorithms, not_timed, usable_algorithms
+from mmn_fast.kernels.gpu.conv.crop import CropProposalConv
+from mmn_fast.kernels.gpu.device import capability_of, precision_of
 from tests.golden import cases
 
 Conv = Callable[[Tensor], Tensor]
@@ -80,7 +81,7 @@ def _load(name: str, rehearse: bool) -> Layers:
 
 def _maps(layers: Layers, videos: int) -> list[Tensor]:
     """Rotated padded maps [side^2, B, C]: values of a max over random clips, zeros outside the plan's cells."""
-    plan, side = layers.plan, layers.plan.num_clips + 2 * border_of(layers.plan)
+    plan, side = layers.plan, layers.plan.num_clips + 2 * layers.plan.border
     rows = torch.from_numpy(padded_rows(plan, plan.inputs)).long().to(layers.device)
     found = []
     for _ in range(INPUT_SETS):
@@ -211,9 +212,9 @@ class _Measurement:
         """One of our kernels for all layers, and each layer alone."""
         plan, pairs, config = self.layers.plan, enumerate(pairwise(self.layers.widths)), conv.config_for(self.videos)
         if conv.name == "gather":
-            flop = sum(gpu_conv_plan.gather_flop(plan, n, *pair, self.videos, config) for n, pair in pairs)
+            flop = sum(costs.gather_flop(plan, n, *pair, self.videos, config) for n, pair in pairs)
         else:
-            flop = sum(gpu_conv_plan.product_flop(plan, n, *pair, self.videos, config, conv.name) for n, pair in pairs)
+            flop = sum(costs.product_flop(plan, n, *pair, self.videos, config, conv.name) for n, pair in pairs)
         whole_ms = self.write(conv.name, conv, flop, sum(predicted[conv.name]))
         if whole_ms is None or self.bench.out_of_time(
             f"{self.layers.preset}, batch {self.videos}, {conv.name} by layer"
@@ -229,10 +230,10 @@ def measure(bench: Bench, layers: Layers, stacks: dict[str, Any], videos: int, c
     Returns:
         What crop, mixed and each layer took, of the ways that were timed.
     """
-    from mmn_fast.kernels.triton_mixed import MixedProposalConv
+    from mmn_fast.kernels.gpu.conv.mixed import MixedProposalConv
 
     ways = _Measurement(bench, layers, videos)
-    predicted = gpu_conv_plan.predicted_on(capability_of(layers.device), layers.plan, layers.widths, videos)
+    predicted = costs.predicted_on(capability_of(layers.device), layers.plan, layers.widths, videos)
     ways.dense(compiled)
     ways.crop()
     for stack in stacks.values():
@@ -244,10 +245,10 @@ def measure(bench: Bench, layers: Layers, stacks: dict[str, Any], videos: int, c
         if not needed or not needed <= ways.times.keys():  # what was not timed is not slower
             print(f"not measured: {layers.preset}, batch {videos}, {name}: not all of its parts were timed", flush=True)
             continue
-        chosen, expected = (gpu_conv_plan.choose_layers(times, needed) for times in (ways.times, predicted))
+        chosen, expected = (costs.choose_layers(times, needed) for times in (ways.times, predicted))
         print(f"{'':15}{name}: {' '.join(chosen)}; predicted {' '.join(expected)}")
         mixed = MixedProposalConv(*layers.arguments, {videos: chosen}, stacks, name=name)
-        whole_ms = ways.write(name, mixed, None, gpu_conv_plan.chosen_ms(predicted, chosen))
+        whole_ms = ways.write(name, mixed, None, costs.chosen_ms(predicted, chosen))
         if whole_ms is not None:
             ways.times[name] = [whole_ms]
         mixed.release()
@@ -256,7 +257,7 @@ def measure(bench: Bench, layers: Layers, stacks: dict[str, Any], videos: int, c
 
 def _tune(layers: Layers, batches: list[int]) -> None:
     """Measure block sizes, and take and ship them."""
-    from mmn_fast.kernels.triton_tuning import Tuner
+    from mmn_fast.kernels.gpu.conv.autotune import Tuner
 
     tuner, precision = Tuner(*layers.arguments), precision_of(layers.dtype)
     for algorithm, videos in itertools.product(usable_algorithms(layers.plan.kernel), batches):
@@ -275,7 +276,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--compiled", action="store_true")
     options = parser.parse_args(arguments)
     if options.rehearse:
-        triton_interpreter.enable()
+        interpreter.enable()
     else:
         reason = gpu_device.unavailable_reason("cuda")
         if reason:
@@ -288,12 +289,12 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _bench_preset(bench: Bench, options: argparse.Namespace, layers: Layers) -> None:
-    from mmn_fast.kernels.triton_mixed import make_stack
+    from mmn_fast.kernels.gpu.conv.mixed import make_stack
 
     # Interpreted, tiles of other sizes take seconds more and run the same kernels.
     algorithms = usable_algorithms(layers.plan.kernel)[: 2 if options.rehearse else None]
     stacks: dict[str, Any] = {algorithm: make_stack(algorithm, layers.arguments) for algorithm in algorithms}
-    predicted = gpu_conv_plan.predicted_on(capability_of(layers.device), layers.plan, layers.widths, GO_VIDEOS)
+    predicted = costs.predicted_on(capability_of(layers.device), layers.plan, layers.widths, GO_VIDEOS)
     tiles = min(TILES.keys() & stacks.keys(), key=lambda tiles: sum(predicted[tiles]))
     bench_products(bench, layers, stacks[tiles])
     if options.tune and not options.rehearse:

@@ -39,7 +39,7 @@ from mmn_fast.backends.native_gpu import NativeGpuBackend
 from mmn_fast.checkpoint import LoadedModel
 from mmn_fast.engine import Engine
 from mmn_fast.geometry import cells_to_moments, plan_for
-from mmn_fast.kernels.gpu_device import strict_arithmetic
+from mmn_fast.kernels.gpu.device import strict_arithmetic
 from mmn_fast.model import MMN
 from mmn_fast.tokenizer import load_tokenizer
 from tests.golden import cases

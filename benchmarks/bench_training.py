@@ -22,11 +22,10 @@ from torch import Tensor
 from benchmarks.timing import alternate, record
 from mmn_fast.geometry import cells_to_moments, plan_for, temporal_iou
 from mmn_fast.model import MMN
-from mmn_fast.presets import PRESETS, LossParams
+from mmn_fast.presets import PRESETS, LossParams, TextEncoderConfig
 from mmn_fast.training.data import Batch
 from mmn_fast.training.losses import pairwise_iou
 from mmn_fast.training.objective import Objective
-from mmn_fast.types import TextEncoderConfig
 
 # Four videos of Charades-STA as published: duration, and sentences with their moments, seconds.
 VIDEOS = [

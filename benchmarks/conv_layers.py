@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmn_fast.geometry import FloatArray, ProposalPlan
+from mmn_fast.arrays import Float32
+from mmn_fast.geometry import ProposalPlan
 
 
 @dataclass
@@ -18,8 +19,8 @@ class Layers:
 
     preset: str
     plan: ProposalPlan
-    weights: list[FloatArray]
-    biases: list[FloatArray]
+    weights: list[Float32]
+    biases: list[Float32]
     dtype: torch.dtype
     device: torch.device
 

@@ -12,10 +12,10 @@ from torch import Tensor
 from benchmarks.conv_layers import Layers, difference
 from benchmarks.gpu_timing import Bench
 from mmn_fast.geometry import cover_with_tiles, input_cells
-from mmn_fast.kernels import gpu_conv_plan
-from mmn_fast.kernels.conv_transforms import REAL_POINTS
-from mmn_fast.kernels.gather_schedule import side_of_input
-from mmn_fast.kernels.gpu_device import capability_of
+from mmn_fast.kernels.gpu.conv import costs
+from mmn_fast.kernels.gpu.conv.gather_schedule import side_of_input
+from mmn_fast.kernels.gpu.device import capability_of
+from mmn_fast.kernels.transforms import REAL_POINTS
 
 GO_VIDEOS = 8
 
@@ -60,7 +60,7 @@ def bench_products(bench: Bench, layers: Layers, conv: Any) -> None:
         ("products", "library"): difference(library_products()[real], product),
         ("products", "mmn_fast"): difference(spectra_out[real], product),
     }
-    rates = gpu_conv_plan.rates_of(capability_of(layers.device))
+    rates = costs.rates_of(capability_of(layers.device))
     unit = 2.0 * rows * c_in
     moved_in, moved_out = spectra_in.nbytes, spectra_out.nbytes
     transform_ms, per_product = 2 * moved_in / rates.memory_gbps / 1e6, rates.product_tflops * 1e9

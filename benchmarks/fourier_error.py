@@ -20,21 +20,23 @@ import torch
 from torch import Tensor
 
 import mmn_fast
+from mmn_fast.arrays import Float32
 from mmn_fast.backends.torch_ref import TorchBackend
-from mmn_fast.demo.agreement import Agreement, LabelledSplit, agreement, draw_split
+from mmn_fast.demo.split import draw_split
+from mmn_fast.evaluation.agreement import Agreement, LabelledSplit, agreement
 from mmn_fast.features import pre_clips
-from mmn_fast.geometry import FloatArray, ProposalPlan, cover_with_tiles, plan_for
-from mmn_fast.kernels.conv_transforms import SPECTRAL_TILE, fourier
+from mmn_fast.geometry import ProposalPlan, cover_with_tiles, plan_for
 from mmn_fast.kernels.folding import folded_layers
-from mmn_fast.kernels.gpu_conv_plan import TILES
-from mmn_fast.kernels.gpu_fourier_ops import fourier_cells, fourier_tiles
+from mmn_fast.kernels.gpu.conv.costs import TILES
+from mmn_fast.kernels.gpu.conv.fourier import spectral_weights
+from mmn_fast.kernels.gpu.fourier_ops import fourier_cells, fourier_tiles
 from mmn_fast.kernels.reference import proposal_conv_packed
-from mmn_fast.kernels.triton_fourier import spectral_weights
+from mmn_fast.kernels.transforms import SPECTRAL_TILE, fourier
 from mmn_fast.model import MMN, build_model
 from mmn_fast.postprocess import fuse_scores
 from tests.golden import cases
 
-Conv = Callable[[Tensor, Sequence[FloatArray], Sequence[FloatArray], ProposalPlan], Tensor]
+Conv = Callable[[Tensor, Sequence[Float32], Sequence[Float32], ProposalPlan], Tensor]
 """From [B, R_0, C_0] to [B, P, C]."""
 
 
@@ -43,7 +45,7 @@ def rounded(x: Tensor) -> Tensor:
     return x.half().float()
 
 
-def direct_fp16(x: Tensor, weights: Sequence[FloatArray], biases: Sequence[FloatArray], plan: ProposalPlan) -> Tensor:
+def direct_fp16(x: Tensor, weights: Sequence[Float32], biases: Sequence[Float32], plan: ProposalPlan) -> Tensor:
     """A direct convolution: fp16 maps and weights, float32 sums and biases."""
     x = rounded(x)
     for number, layer in enumerate(plan.layers):
@@ -55,8 +57,8 @@ def direct_fp16(x: Tensor, weights: Sequence[FloatArray], biases: Sequence[Float
 
 def fourier_fp16(
     x: Tensor,
-    weights: Sequence[FloatArray],
-    biases: Sequence[FloatArray],
+    weights: Sequence[Float32],
+    biases: Sequence[Float32],
     plan: ProposalPlan,
     tile: int = SPECTRAL_TILE,
 ) -> Tensor:
@@ -105,7 +107,7 @@ class VideoBranch:
         return contrastive, iou
 
 
-def fused_with(case: cases.GoldenCase, net: MMN, conv: Conv) -> list[FloatArray]:
+def fused_with(case: cases.GoldenCase, net: MMN, conv: Conv) -> list[Float32]:
     """The fused scores [S, P] of every video, all but the proposal convolution in float64."""
     branch, fused = VideoBranch(net, conv), []
     with torch.inference_mode():
@@ -119,7 +121,7 @@ def fused_with(case: cases.GoldenCase, net: MMN, conv: Conv) -> list[FloatArray]
     return fused
 
 
-def exact(x: Tensor, weights: Sequence[FloatArray], biases: Sequence[FloatArray], plan: ProposalPlan) -> Tensor:
+def exact(x: Tensor, weights: Sequence[Float32], biases: Sequence[Float32], plan: ProposalPlan) -> Tensor:
     """In float64."""
     to64 = [[torch.from_numpy(a).double() for a in arrays] for arrays in (weights, biases)]
     return proposal_conv_packed(x.double(), to64[0], to64[1], plan)

@@ -18,11 +18,11 @@ from torch import Tensor
 from benchmarks.gpu_timing import INPUT_SETS, Bench
 from mmn_fast.features import pre_clip_spans
 from mmn_fast.geometry import plan_for
-from mmn_fast.kernels import gpu_moment_ops, gpu_ops
 from mmn_fast.kernels.folding import folded_layers
-from mmn_fast.kernels.gpu_convs import make_conv
-from mmn_fast.kernels.gpu_device import strict_arithmetic
-from mmn_fast.kernels.gpu_video import VideoBranch
+from mmn_fast.kernels.gpu import moment_ops, video_ops
+from mmn_fast.kernels.gpu.conv.choice import make_conv
+from mmn_fast.kernels.gpu.device import strict_arithmetic
+from mmn_fast.runtime.video_branch import VideoBranch
 
 if TYPE_CHECKING:
     from mmn_fast.checkpoint import LoadedModel
@@ -113,19 +113,19 @@ def _stages(model: LoadedModel, device: torch.device, videos: int, sets: int) ->
     streams = list(preset.feature_streams)
 
     def pool(rows: Tensor, dtype: torch.dtype = half) -> Tensors:
-        return (gpu_ops.feature_pool(rows, starts, ends, streams, dtype).view(videos, T, D),)
+        return (video_ops.feature_pool(rows, starts, ends, streams, dtype).view(videos, T, D),)
 
     def scores(contrastive: Tensor, iou: Tensor, text_contrastive: Tensor, text_iou: Tensor) -> Tensors:
         pairs = torch.arange(Q, dtype=torch.int32, device=device)
         power, product = preset.score_power, preset.score_fusion == "product"
         both = (text_contrastive, text_iou)
-        return (gpu_moment_ops.pair_scores(contrastive, iou, *both, pairs // _QUERIES, pairs, power, product)[2],)
+        return (moment_ops.pair_scores(contrastive, iou, *both, pairs // _QUERIES, pairs, power, product)[2],)
 
     cells = torch.from_numpy(plan.cells).to(device)
     durations = torch.full((Q,), 30.0, device=device)
 
     def moments(fused: Tensor) -> Tensors:
-        found = gpu_moment_ops.pair_moments(fused, cells, durations, _TOP_K, preset.num_clips, preset.nms_iou)
+        found = moment_ops.pair_moments(fused, cells, durations, _TOP_K, preset.num_clips, preset.nms_iou)
         return tuple(found)
 
     def text(_: int) -> Tensors:

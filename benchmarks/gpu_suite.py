@@ -35,7 +35,7 @@ from benchmarks.suite_output import Output, new_folder
 from benchmarks.suite_step import Signals, run
 from benchmarks.timing import LOCAL, ROOT
 from mmn_fast.errors import InputError
-from mmn_fast.kernels.gather_choices import SHIPPED
+from mmn_fast.kernels.gpu.conv.block_sizes import SHIPPED
 
 
 @dataclass(frozen=True)

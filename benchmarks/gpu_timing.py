@@ -1,6 +1,6 @@
 """What the benchmarks on a GPU share: the clocks, the rooflines, the lines, and their options.
 
-"device" times are those of `mmn_fast.kernels.gpu_clock`: launches do not enter. Only they have a share of the floor.
+"device" times are those of `mmn_fast.kernels.gpu.clock`: launches do not enter. Only they have a share of the floor.
 "host" times are by the host's clock, of calls that return results to the host.
 """
 
@@ -18,8 +18,8 @@ import numpy as np
 import torch
 
 from benchmarks.timing import append, environment
-from mmn_fast.kernels.gpu_clock import DeviceClock, Run, Timing
-from mmn_fast.kernels.gpu_recording import record
+from mmn_fast.kernels.gpu.clock import DeviceClock, Run, Timing
+from mmn_fast.kernels.gpu.recording import record
 
 PRESETS = ("charades", "activitynet", "tacos")
 INPUT_SETS = 4  # larger together than the cache for all but the smallest work

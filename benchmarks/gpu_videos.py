@@ -13,7 +13,7 @@ from benchmarks.gpu_timing import INPUT_SETS, Bench
 from mmn_fast.backends.native_gpu import NativeGpuBackend
 from mmn_fast.checkpoint import LoadedModel
 from mmn_fast.geometry import plan_for
-from mmn_fast.kernels.gpu_device import PRECISIONS, strict_arithmetic
+from mmn_fast.kernels.gpu.device import PRECISIONS, strict_arithmetic
 from mmn_fast.model import MMN
 
 _COMPARED = 8  # videos: the reference takes them one at a time, since 48 dense maps in float32 need too much memory

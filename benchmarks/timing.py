@@ -19,7 +19,7 @@ from typing import Any
 
 from benchmarks.commit import DIGITS, commit_of, git
 from mmn_fast.benchmarking.timing import Timing, alternate, machine
-from mmn_fast.kernels.gather_choices import SHIPPED
+from mmn_fast.kernels.gpu.conv.block_sizes import SHIPPED
 
 __all__ = ["LOCAL", "RESULTS", "ROOT", "Timing", "alternate", "append", "environment", "record"]
 

@@ -21,11 +21,11 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from mmn_fast.kernels import triton_fourier
-from mmn_fast.kernels.gather_choices import GatherConfig, shipped_choices
-from mmn_fast.kernels.gather_schedule import WORD_BITS
-from mmn_fast.kernels.triton_conv import gather_conv_kernel
-from mmn_fast.kernels.triton_stack import CHANNELS, round_up
+from mmn_fast.kernels.gpu.conv import fourier
+from mmn_fast.kernels.gpu.conv.block_sizes import GatherConfig, shipped_choices
+from mmn_fast.kernels.gpu.conv.gather import gather_conv_kernel
+from mmn_fast.kernels.gpu.conv.gather_schedule import WORD_BITS
+from mmn_fast.kernels.gpu.conv.stack import CHANNELS, round_up
 
 _ALIGNED = [["tt.divisibility", 16]]
 
@@ -83,7 +83,7 @@ def compile_products(arch: int, config: GatherConfig, width: int = 512) -> dict[
         What `compile_gather` returns.
     """
     return _compile(
-        triton_fourier.product_kernel,
+        fourier.product_kernel,
         arch,
         {
             **dict.fromkeys(("spectra_ptr", "weights_ptr", "out_ptr"), "*fp16"),

@@ -17,9 +17,9 @@ from mmn_fast.backends.native_cpu import NativeBackend
 from mmn_fast.backends.torch_ref import TorchBackend
 from mmn_fast.benchmarking.turns import Arrays, Call
 from mmn_fast.checkpoint import LoadedModel
+from mmn_fast.errors import BackendUnavailable
 from mmn_fast.features import pre_clips
 from mmn_fast.model import MMN, build_model
-from mmn_fast.types import BackendUnavailable
 from tests.golden import cases
 
 STAGE = "encode_video"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mmn_fast.types import InputError
+from mmn_fast.errors import InputError
 
 if TYPE_CHECKING:
     import onnx

@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mmn_fast.export.plans import check_bounds
+from mmn_fast.artifact.sidecar import check_bounds
+from mmn_fast.errors import InputError
 from mmn_fast.export.to_tensorrt import BuildOptions, build_plans
 from mmn_fast.export.to_tensorrt import unavailable_reason as tensorrt_unavailable
-from mmn_fast.export.triton_repository import RepositoryOptions, check_graphs, write_repository
-from mmn_fast.types import InputError
+from mmn_fast.export.tritonserver_repository import RepositoryOptions, check_graphs, write_repository
 
 
 @dataclass(frozen=True)

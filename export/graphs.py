@@ -15,12 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmn_fast.artifact.manifest import GRAPHS as GRAPHS
+from mmn_fast.artifact.manifest import signature as signature
+from mmn_fast.artifact.stages import CLIP_POOL, HEADS, SPARSE_MAX_POOL, conv_stages, stages
 from mmn_fast.checkpoint import LoadedModel
 from mmn_fast.export.crops import Box, Crops, crop
-from mmn_fast.export.manifest import GRAPHS as GRAPHS
-from mmn_fast.export.manifest import signature as signature
-from mmn_fast.export.mixed import CLIP_POOL, HEADS, SPARSE_MAX_POOL, conv_stages, stages
-from mmn_fast.geometry import cells_to_moments, plan_for, proposal_diagonals
+from mmn_fast.geometry import cells_to_moments, diagonal_rows, plan_for, pool_steps
 from mmn_fast.kernels.folding import folded_layers
 from mmn_fast.presets import Preset
 from mmn_fast.state import State
@@ -82,7 +82,7 @@ class VideoGraph(nn.Module):
         model: the model's values.
         precision: "fp32", "fp16" or "bf16".
         raw_features: take source rows.
-        fp32: of `mixed.stages`, those that keep float32 weights, products and sums in every precision.
+        fp32: of `artifact.stages`, those that keep float32 weights, products and sums in every precision.
     """
 
     def __init__(
@@ -120,45 +120,35 @@ class _Map(nn.Module):
 
     def __init__(self, preset: Preset, state: State, dtype: torch.dtype | None) -> None:
         super().__init__()
-        self.counts = preset.pooling_counts
-        self.learned = preset.pooling == "conv"
+        self.steps = pool_steps(preset.pooling_counts)
+        self.dtype = dtype  # None where the map is made by max pools, which have no weights
         plan = plan_for(preset)
         frame = crop(plan).input_frame
-        padding = (preset.conv_kernel - 1) * preset.conv_layers // 2
-        diagonals = proposal_diagonals(preset.num_clips, preset.pooling_counts)
-        if self.learned:
-            for number in range(len(diagonals)):
+        if dtype is not None:
+            for number in range(len(self.steps)):
                 weight = state[f"feat2d.convs.{number}.weight"][:, :, None]
                 self.register_buffer(f"weight{number}", _tensor(weight, dtype))
                 self.register_buffer(f"bias{number}", _tensor(state[f"feat2d.convs.{number}.bias"], dtype))
         # Clips and then each diagonal lie one after the other, and behind them one 0 for cells that do not exist.
-        total = preset.num_clips + sum(len(rows) for rows, _ in diagonals)
-        source = np.full((preset.num_clips,) * 2, total, np.int64)
-        np.fill_diagonal(source, np.arange(preset.num_clips))
-        first = preset.num_clips
-        for rows, columns in diagonals:
-            source[list(rows), list(columns)] = first + np.arange(len(rows))
-            first += len(rows)
-        source = np.pad(source, padding, constant_values=total)
+        row_of = diagonal_rows(preset.num_clips, preset.pooling_counts)
+        nothing = row_of.max() + 1
+        source = np.pad(np.where(row_of < 0, nothing, row_of), plan.border, constant_values=nothing)
         self.size = frame.bottom - frame.top, frame.right - frame.left
         self.source = nn.Buffer(
             torch.from_numpy(source[frame.top : frame.bottom, frame.left : frame.right].reshape(-1))
         )
 
     def forward(self, clips: Tensor) -> Tensor:
-        if self.learned:
-            clips = clips.to(self.weight0.dtype)
-        parts, number = [clips], 0
-        for level, count in enumerate(self.counts):
-            for index in range(count):
-                kernel, stride = (3, 2) if level and not index else (2, 1)
-                if self.learned:
-                    weight, bias = getattr(self, f"weight{number}"), getattr(self, f"bias{number}")
-                    clips = F.conv2d(clips, weight, bias, (1, stride))
-                else:
-                    clips = F.max_pool2d(clips, (1, kernel), (1, stride))
-                parts.append(clips)
-                number += 1
+        if self.dtype is not None:
+            clips = clips.to(self.dtype)
+        parts = [clips]
+        for number, (kernel, stride) in enumerate(self.steps):
+            if self.dtype is not None:
+                weight, bias = getattr(self, f"weight{number}"), getattr(self, f"bias{number}")
+                clips = F.conv2d(clips, weight, bias, (1, stride))
+            else:
+                clips = F.max_pool2d(clips, (1, kernel), (1, stride))
+            parts.append(clips)
         rows = F.pad(_wide(torch.cat(parts, -1))[:, :, 0], (0, 1)).mT  # [B, cells + 1, C]
         return rows.index_select(1, self.source).mT.unflatten(-1, self.size)
 
@@ -237,6 +227,7 @@ class TextGraph(nn.Module):
         words = bert.embeddings.word_embeddings(token_ids)
         places = bert.embeddings.position_embeddings.weight[: token_ids.shape[1]]
         x = self._norm(bert.embeddings.LayerNorm, words.float() + places.float())
+        layer: Any  # a TransformerLayer
         for layer in bert.transformer.layer:
             x = self._norm(layer.sa_layer_norm, x.float() + self._attention(layer.attention, x, real).float())
             inner = F.gelu(layer.ffn.lin1(x).float()).to(self.dtype)

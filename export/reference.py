@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from mmn_fast.artifact.manifest import REFERENCE
 from mmn_fast.checkpoint import LoadedModel
-from mmn_fast.export.manifest import REFERENCE
 from mmn_fast.features import pre_clips
 from mmn_fast.postprocess import fuse_scores
 

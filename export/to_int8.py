@@ -19,16 +19,17 @@ from typing import Any
 
 import numpy as np
 
+from mmn_fast.artifact.manifest import GRAPHS, MAX_RECALL_LOSS, TOKENIZER, Manifest
 from mmn_fast.checksums import file_sha256
-from mmn_fast.demo.agreement import Agreement, LabelledSplit, agreement, draw_split
+from mmn_fast.demo.split import draw_split
 from mmn_fast.engine import load
-from mmn_fast.errors import named_as
+from mmn_fast.errors import InputError, named_as
+from mmn_fast.evaluation.agreement import Agreement, LabelledSplit, agreement
 from mmn_fast.evaluation.datasets import read_annotations
-from mmn_fast.export.manifest import GRAPHS, MAX_RECALL_LOSS, TOKENIZER, Manifest
 from mmn_fast.features import open_features, pre_clips
 from mmn_fast.presets import PRESETS, Preset
 from mmn_fast.tokenizer import load_tokenizer
-from mmn_fast.types import InputError, Query, Video
+from mmn_fast.types import Query, Video
 
 _CALIBRATION_VIDEOS = 16  # of the demo's training split; about 100 sentences
 _EVALUATION_VIDEOS = 150  # of its test split: 1,036 sentences, so one of them is 0.1 points

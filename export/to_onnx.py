@@ -4,20 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import platform
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from mmn_fast.checkpoint import LoadedModel, load_model
-from mmn_fast.checksums import array_digests, combined_sha256, file_sha256
-from mmn_fast.export import bf16
-from mmn_fast.export.manifest import (
+from mmn_fast.artifact.manifest import (
     GRAPHS,
     MAX_RECALL_LOSS,
     PRECISIONS,
@@ -25,29 +18,22 @@ from mmn_fast.export.manifest import (
     Manifest,
     Signature,
 )
-from mmn_fast.export.mixed import attempts, listed
+from mmn_fast.artifact.stages import attempts, listed
+from mmn_fast.checkpoint import LoadedModel, load_model
+from mmn_fast.checksums import array_digests, combined_sha256, file_sha256
+from mmn_fast.errors import InputError
+from mmn_fast.export import bf16
+from mmn_fast.export.packages import missing_extra, versions
 from mmn_fast.export.reference import record_reference
 from mmn_fast.export.to_int8 import Labelled, Splits, check_wish, quantise
 from mmn_fast.files import new_directory
 from mmn_fast.presets import Preset
-from mmn_fast.types import InputError
-from mmn_fast.version import __version__
 
 # The newest operator set that TensorRT 10.0 reads (its docs/operators.md: opset 9 to 20); TensorRT 11 reads up to 25.
 OPSET = 20  # of all precisions but bf16
 # A protobuf message ends at 2 GiB; the rest is for the graph itself.
 _EXTERNAL_DATA_BYTES = 2**31 - 2**26
 _MIN_TOKENS = 2  # of a text encoder: [CLS] and [SEP]
-_PACKAGES = ("torch", "onnx", "onnxruntime", "onnxscript", "numpy")
-
-
-def missing_extra(names: Sequence[str] = ("torch", "onnx", "onnxruntime", "onnxscript")) -> str | None:
-    """Which of these packages are not installed, as a sentence; None if all are."""
-    from importlib.util import find_spec
-
-    missing = [name for name in names if find_spec(name) is None]
-    wanted = ["torch"] * ("torch" in missing) + ["mmn_fast[onnx]"] * (missing not in ([], ["torch"]))
-    return f"{' and '.join(missing)} not installed (pip install {' '.join(wanted)})" if missing else None
 
 
 def export(
@@ -84,7 +70,7 @@ def export(
     Raises:
         InputError: an argument cannot be used, an extra is missing, int8 costs too much, or a graph differs from the
             float32 reference by more than its precision's bound (the first difference is named), in fp16 and bf16
-            also with all in float32 that `mixed.attempts` has; nothing is left behind then.
+            also with all in float32 that `artifact.stages.attempts` has; nothing is left behind then.
     """
     output = Path(output)
     what = _check_arguments(output, precision, what, top_k)
@@ -135,7 +121,7 @@ def export_loaded(
             opset=bf16.OPSET if precision == "bf16" else OPSET,
             graphs=graphs,
             files={},
-            versions=_versions(),
+            versions=versions(),
         )
         manifest = _write_verified(model, manifest, partial)
         if splits is not None:
@@ -240,8 +226,9 @@ def write_graph(module: Any, shapes: Signature, path: Path, opset: int = OPSET) 
         program.optimize()
         for node in program.model.graph.all_nodes():
             node.metadata_props.clear()  # stack traces: paths of this machine and lines of code
-        weights = sum(np.prod(v.shape) * v.dtype.itemsize for v in program.model.graph.initializers.values())  # type: ignore[union-attr]
-        program.save(str(path), external_data=bool(weights > _EXTERNAL_DATA_BYTES))
+        weights = [value.const_value for value in program.model.graph.initializers.values()]
+        num_bytes = sum(weight.nbytes for weight in weights if weight is not None)
+        program.save(str(path), external_data=num_bytes > _EXTERNAL_DATA_BYTES)
 
 
 @contextmanager
@@ -256,13 +243,3 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(level)
-
-
-def _versions() -> dict[str, str]:
-    found = {"mmn_fast": __version__, "python": platform.python_version()}
-    for name in _PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found

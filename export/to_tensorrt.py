@@ -16,16 +16,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mmn_fast.errors import WriteError
-from mmn_fast.export.manifest import Manifest, check_files, read_manifest
-from mmn_fast.export.plans import HARDWARE, Profile, Sidecar, plan_path, profiles_for, read_sidecar, sidecar_path
+from mmn_fast.artifact.manifest import Manifest, check_files, read_manifest
+from mmn_fast.artifact.sidecar import HARDWARE, Profile, Sidecar, plan_path, profiles_for, read_sidecar, sidecar_path
+from mmn_fast.errors import InputError, WriteError
 from mmn_fast.export.verify import BOUNDS, VerificationError, verify_runs
 from mmn_fast.files import write_whole
 from mmn_fast.forks import Lock
-from mmn_fast.kernels import cuda_runtime
-from mmn_fast.kernels.tensorrt_module import BUILDER, make_logger, tensorrt_module
-from mmn_fast.kernels.tensorrt_plan import open_plans
-from mmn_fast.types import InputError
+from mmn_fast.runtime import cuda_api
+from mmn_fast.runtime.tensorrt_module import BUILDER, make_logger, tensorrt_module
+from mmn_fast.runtime.tensorrt_plan import open_plans
 from mmn_fast.unfinished import unfinished
 
 _LOG = logging.getLogger(__name__)
@@ -70,7 +69,7 @@ class BuildOptions:
 def unavailable_reason() -> str | None:
     """Why plans cannot be built here, as a sentence; None if they can."""
     _, reason = tensorrt_module(BUILDER)
-    return reason or cuda_runtime.unavailable_reason(0)
+    return reason or cuda_api.unavailable_reason(0)
 
 
 def build_plans(
@@ -146,7 +145,7 @@ def verify_plans(
         BackendUnavailable: a plan is for another GPU or version, or TensorRT or CUDA refuses to run it.
     """
     directory = Path(directory)
-    manifest, cuda = read_manifest(directory), cuda_runtime.Cuda(0)
+    manifest, cuda = read_manifest(directory), cuda_api.Cuda(0)
     place, graphs = Path(place or directory), list(manifest.graphs if graphs is None else graphs)
     stream = cuda.stream()
     # Version-compatible plans hold host code of the TensorRT that has just built them here.
@@ -182,7 +181,7 @@ class _Builder:
     def __init__(self, directory: Path, manifest: Manifest, options: BuildOptions) -> None:
         self.trt, _ = tensorrt_module(BUILDER)
         self.directory, self.manifest, self.options = directory, manifest, options
-        self.gpu = cuda_runtime.Cuda(0).gpu()
+        self.gpu = cuda_api.Cuda(0).gpu()
         self.logger = make_logger(self.trt)
         self.cache = options.timing_cache or directory / TIMING_CACHE
 

@@ -15,20 +15,22 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mmn_fast.export import bf16
-from mmn_fast.export.manifest import (
+from mmn_fast.arrays import Int64
+from mmn_fast.artifact.manifest import (
     MANIFEST,
     Manifest,
     TensorSpec,
     check_files,
     read_manifest,
 )
-from mmn_fast.export.mixed import listed
+from mmn_fast.artifact.stages import listed
+from mmn_fast.errors import InputError
+from mmn_fast.export import bf16
+from mmn_fast.export.packages import missing_extra
 from mmn_fast.export.reference import read_reference
 from mmn_fast.geometry import cells_to_moments, plan_for
-from mmn_fast.kernels.onnxruntime_module import onnxruntime_module
 from mmn_fast.postprocess import fuse_scores, select_moments
-from mmn_fast.types import InputError
+from mmn_fast.runtime.onnxruntime_module import onnxruntime_module
 
 Arrays = dict[str, npt.NDArray[Any]]
 
@@ -87,7 +89,6 @@ def verify(directory: str | Path) -> dict[str, Any]:
     """
     directory = Path(directory)
     manifest = read_manifest(directory)
-    from mmn_fast.export.to_onnx import missing_extra
 
     missing = missing_extra(("onnx", "onnxruntime"))
     if missing:
@@ -194,11 +195,12 @@ class _Checker:
                 seen.setdefault(row, {name: given[name][place] for name in outputs})
         return {name: np.stack([seen[row][name] for row in range(count)]) for name in outputs}
 
-    def _compare(self, given: Arrays, rows: npt.NDArray[np.int64], where: str) -> None:
+    def _compare(self, given: Arrays, rows: Int64, where: str) -> None:
         """Hold embeddings to the reference, by the fused scores that they give with the reference's other side."""
         side, other = ("video", "text") if "video_iou" in given else ("text", "video")
         for place, row in enumerate(rows.tolist()):
-            ours, theirs = [], []
+            ours: list[npt.NDArray[Any]] = []
+            theirs: list[npt.NDArray[Any]] = []
             for branch in ("contrastive", "iou"):
                 with_all = self.reference[f"{other}_{branch}"].astype(np.float64)
                 for array, scores in (

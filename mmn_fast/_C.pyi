@@ -170,8 +170,8 @@ class TextEncoder:
         threads: int,
     ) -> None: ...
 
-# The GPU engine's ops, see csrc/ops/gpu_ops.h and kernels/gpu_ops.py: addresses, sizes, dtype 0 to 2, device (negative:
-# host memory, the twin) and stream.
+# The GPU engine's ops, see csrc/ops/gpu_ops.h and kernels/gpu/video_ops.py: addresses, sizes, dtype 0 to 2, device
+# (negative: host memory, the twin) and stream.
 def gpu_feature_pool(
     features: int,
     starts: int,

@@ -26,15 +26,15 @@ from mmn_fast.directory import (
     read_weights,
     write_directory,
 )
+from mmn_fast.errors import InputError
 from mmn_fast.files import check_name, new_directory
 from mmn_fast.fingerprint import fingerprint_of, first_difference
 from mmn_fast.hub import download, is_hub_id
 from mmn_fast.official import RECORD, RECORD_FORMAT, read_official, text_sizes
 from mmn_fast.once import kept_property
-from mmn_fast.presets import Preset, get_preset
+from mmn_fast.presets import Preset, TextEncoderConfig, get_preset
 from mmn_fast.state import State, check_state
 from mmn_fast.tokenizer import Tokenizer, load_tokenizer, tokenizer_from_json
-from mmn_fast.types import InputError, TextEncoderConfig
 
 DEMO_MODEL = Path(__file__).parent / "demo" / "model"
 """The trained model that comes with the package: "demo"."""
@@ -291,7 +291,7 @@ def _from_directory(path: Path, preset: str | Path | Preset | None, tokenizer: s
 
 
 def _from_export(path: Path, preset: str | Path | Preset | None, tokenizer: str | Path | None) -> LoadedModel:
-    from mmn_fast.export.manifest import MANIFEST, TOKENIZER, check_files, read_manifest
+    from mmn_fast.artifact.manifest import MANIFEST, TOKENIZER, check_files, read_manifest
 
     manifest = read_manifest(path)
     _insist(manifest.preset, preset, f"{path} was exported")
@@ -313,7 +313,7 @@ def _from_export(path: Path, preset: str | Path | Preset | None, tokenizer: str 
 
 def _check_export(path: Path, manifest_sha256: str | None) -> None:
     """Refuse an export that is not the one whose model was pickled: its graphs are not in the pickle."""
-    from mmn_fast.export.manifest import MANIFEST, check_files, read_manifest
+    from mmn_fast.artifact.manifest import MANIFEST, check_files, read_manifest
 
     manifest = read_manifest(path)
     if file_sha256(path / MANIFEST) != manifest_sha256:

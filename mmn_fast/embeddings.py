@@ -14,12 +14,13 @@ from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
+from mmn_fast.arrays import Float32
 from mmn_fast.checks import Each, Number, Rule, Text, check_keys
 from mmn_fast.checksums import array_digests, plain_sha256
 from mmn_fast.documents import parse_json
 from mmn_fast.errors import InputError
 from mmn_fast.files import write_whole
-from mmn_fast.types import FloatArray, described
+from mmn_fast.types import described
 
 _CHECKSUM = "sha256"  # in the file's metadata: of the arrays and of the rest of the metadata
 _ITEM_RULES: dict[str, Rule] = {
@@ -35,8 +36,8 @@ _Self = TypeVar("_Self", bound="_Embeddings")
 class _Embeddings:
     """Two arrays of unit vectors with one entry per item, and the model that made them."""
 
-    contrastive: FloatArray
-    iou: FloatArray
+    contrastive: Float32
+    iou: Float32
     fingerprint: str
 
     _kind: ClassVar[str]
@@ -168,7 +169,7 @@ class _Embeddings:
         return cls(contrastive=arrays["contrastive"], iou=arrays["iou"], fingerprint=fingerprint, **per_item)
 
 
-def _checksum(arrays: Mapping[str, FloatArray], meta: Mapping[str, str]) -> str:
+def _checksum(arrays: Mapping[str, Float32], meta: Mapping[str, str]) -> str:
     return plain_sha256({**meta, "arrays": array_digests(arrays)})
 
 

@@ -10,31 +10,26 @@ from typing import Any
 
 import numpy as np
 
+from mmn_fast.arrays import Float32
 from mmn_fast.backends import registry
 from mmn_fast.backends.base import NO_OPTIONS, Backend, Branches, DeviceBackend, Pairs
 from mmn_fast.backends.base import PRECISIONS as PRECISIONS  # those of `load`
 from mmn_fast.checkpoint import LoadedModel, is_export, load_model
 from mmn_fast.embeddings import TextEmbeddings, VideoEmbeddings
 from mmn_fast.environment import default_model, requested_threads
+from mmn_fast.errors import InputError
 from mmn_fast.features import check_duration, float32_rows, pre_clips
 from mmn_fast.geometry import cells_to_moments, plan_for
-from mmn_fast.kernels import native
+from mmn_fast.kernels import host
 from mmn_fast.once import Once
 from mmn_fast.origin import Origin, absolute
 from mmn_fast.postprocess import fuse_scores, to_moments
 from mmn_fast.presets import PUBLISHED_FEATURES, Preset
 from mmn_fast.tokenizer import check_text
-from mmn_fast.types import (
-    FloatArray,
-    InputError,
-    Moment,
-    Query,
-    ScoreMaps,
-    Video,
-)
+from mmn_fast.types import Moment, Query, ScoreMaps, Video
 from mmn_fast.version import __version__
 
-_Scores = tuple[FloatArray, FloatArray, FloatArray]
+_Scores = tuple[Float32, Float32, Float32]
 """Contrastive, iou and fused scores of one query, float32 [S, P] each."""
 
 # Videos whose embeddings ground() holds at a time: it bounds memory, results do not depend on it.
@@ -76,7 +71,7 @@ def load(
     backend_options = NO_OPTIONS if backend_options is None else backend_options
     if not isinstance(backend_options, Mapping):
         raise InputError(f"backend_options: expected a mapping, got {type(backend_options).__name__}")
-    native.cpu_isa()  # refuses MMN_FAST_CPU_ISA before any work; every backend on the CPU chooses moments with it
+    host.cpu_isa()  # refuses MMN_FAST_CPU_ISA before any work; every backend on the CPU chooses moments with it
     choice = registry.choose(backend, device, precision, exported=is_export(model))
     chosen, loaded = choice.backend, load_model(model, preset, tokenizer)
     if chosen.takes_exports and loaded.exported is None:
@@ -354,7 +349,7 @@ class Engine:
             "text_encoder": {"layers": text.num_layers, "width": text.width, "max_tokens": text.max_tokens},
             "backend": self._backend.name,
             **self._backend.info(),
-            "cpu_isa": native.cpu_isa(),
+            "cpu_isa": host.cpu_isa(),
             "passed_over": dict(self._passed_over),
             "mmn_fast": __version__,
         }
@@ -365,12 +360,12 @@ class Engine:
             raise InputError(f"top_k: expected an integer >= 1, got {top_k!r}")
         return min(int(top_k), self._plan.num_proposals)
 
-    def _prepare(self, videos: Sequence[tuple[str, Video]]) -> tuple[dict[bytes, FloatArray], list[bytes]]:
+    def _prepare(self, videos: Sequence[tuple[str, Video]]) -> tuple[dict[bytes, Float32], list[bytes]]:
         """Pre-clips of each distinct video under a hash of their content, and the hash of each video given.
 
         Every input is checked here, before the first is encoded, so that a bad last one does not waste the work.
         """
-        pre_clips_of: dict[bytes, FloatArray] = {}
+        pre_clips_of: dict[bytes, Float32] = {}
         key_of: dict[int, bytes] = {}
         for where, video in videos:
             check_duration(video.duration_s, f"{where}.duration_s")
@@ -414,7 +409,7 @@ class Engine:
         self, backend: DeviceBackend, queries: Sequence[Query], top_k: int
     ) -> list[list[list[Moment]]]:
         """`ground` with raw features and word pieces handed over whole; every distinct one is encoded once."""
-        rows_of: dict[int, FloatArray] = {}
+        rows_of: dict[int, Float32] = {}
         for number, query in enumerate(queries):
             check_duration(query.video.duration_s, f"batch[{number}].video.duration_s")
             if id(query.video.features) not in rows_of:
@@ -428,7 +423,7 @@ class Engine:
             for identity, rows in rows_of.items()
         }
         videos: dict[bytes, int] = {}
-        features: list[FloatArray] = []
+        features: list[Float32] = []
         sentences: dict[str, int] = {}
         pairs: list[tuple[int, int, float]] = []
         for number in wanted:

@@ -14,7 +14,7 @@ import operator
 import os
 from pathlib import Path
 
-from mmn_fast.types import InputError
+from mmn_fast.errors import InputError
 
 
 def default_model() -> str | None:

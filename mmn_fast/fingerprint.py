@@ -11,9 +11,8 @@ import dataclasses
 from typing import Any
 
 from mmn_fast.checksums import plain_sha256
-from mmn_fast.presets import Preset
+from mmn_fast.presets import Preset, TextEncoderConfig
 from mmn_fast.tokenizer import Tokenizer
-from mmn_fast.types import TextEncoderConfig
 
 # How a model is trained, evaluated and called, and how files are read, does not decide what it answers.
 _UNDECIDING = frozenset({"name", "recall_at", "recall_ious", "timestamp_unit", "feature_key", "loss", "recipe"})

@@ -14,12 +14,9 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
+from mmn_fast.arrays import Bool, Float32, Int32, Int64
 from mmn_fast.once import kept_property
 from mmn_fast.presets import Preset
-
-BoolArray = npt.NDArray[np.bool_]
-IntArray = npt.NDArray[np.int32]
-FloatArray = npt.NDArray[np.float32]
 
 
 def proposal_diagonals(num_clips: int, pooling_counts: Sequence[int]) -> list[tuple[range, range]]:
@@ -44,7 +41,44 @@ def proposal_diagonals(num_clips: int, pooling_counts: Sequence[int]) -> list[tu
     return diagonals
 
 
-def proposal_mask(num_clips: int, pooling_counts: Sequence[int]) -> BoolArray:
+def pool_steps(pooling_counts: Sequence[int]) -> list[tuple[int, int]]:
+    """Kernel and stride of the pool, or learned convolution, that makes each diagonal from the one before it.
+
+    (3, 2) into every level after the first, (2, 1) within a level (2D-TAN, section 3.2).
+
+    Args:
+        pooling_counts: diagonals per level, see `proposal_diagonals`.
+    """
+    return [
+        (3, 2) if level and not number else (2, 1)
+        for level, count in enumerate(pooling_counts)
+        for number in range(count)
+    ]
+
+
+def diagonal_rows(num_clips: int, pooling_counts: Sequence[int]) -> Int64:
+    """The row of each valid cell where clips, and then the diagonals one after the other, are laid in rows.
+
+    Args:
+        num_clips: N.
+        pooling_counts: diagonals per level, see `proposal_diagonals`.
+
+    Returns:
+        int64 [N, N], -1 where no cell exists.
+    """
+    row_of, count = np.full((num_clips, num_clips), -1), 0
+    for rows, columns in [(range(num_clips),) * 2, *proposal_diagonals(num_clips, pooling_counts)]:
+        row_of[list(rows), list(columns)] = np.arange(count, count + len(rows))
+        count += len(rows)
+    return row_of
+
+
+def border(kernel: int, num_layers: int) -> int:
+    """Zeros on each side of the 2D map that the first layer reads, so that L unpadded layers end at N x N."""
+    return (kernel - 1) * num_layers // 2
+
+
+def proposal_mask(num_clips: int, pooling_counts: Sequence[int]) -> Bool:
     """The valid cells of the 2D map.
 
     Args:
@@ -54,18 +88,15 @@ def proposal_mask(num_clips: int, pooling_counts: Sequence[int]) -> BoolArray:
     Returns:
         bool [N, N], true on valid cells; only the upper triangle has any.
     """
-    mask = np.eye(num_clips, dtype=bool)
-    for rows, columns in proposal_diagonals(num_clips, pooling_counts):
-        mask[list(rows), list(columns)] = True
-    return mask
+    return diagonal_rows(num_clips, pooling_counts) >= 0
 
 
-def proposal_cells(mask: BoolArray) -> IntArray:
+def proposal_cells(mask: Bool) -> Int32:
     """The true cells of a mask, int32 [P, 2] as (i, j), in row-major order."""
     return np.ascontiguousarray(np.argwhere(mask), np.int32)
 
 
-def cells_to_moments(cells: IntArray, duration_s: float, num_clips: int) -> FloatArray:
+def cells_to_moments(cells: Int32, duration_s: float, num_clips: int) -> Float32:
     """Start and end of each cell, with the official evaluation's float32 arithmetic.
 
     Args:
@@ -117,17 +148,17 @@ class LayerPlan:
 
     side: int
     margin: int
-    weights: FloatArray
-    cells: IntArray
-    neighbours: IntArray
+    weights: Float32
+    cells: Int32
+    neighbours: Int32
 
     @kept_property
-    def cell_weights(self) -> FloatArray:
+    def cell_weights(self) -> Float32:
         """float32 [R], the weight of each needed cell."""
         return np.ascontiguousarray(self.weights[self.cells[:, 0], self.cells[:, 1]])
 
     @kept_property
-    def taps(self) -> BoolArray:
+    def taps(self) -> Bool:
         """bool [R, k*k], true where a tap reads an input that is not known to be zero."""
         return self.neighbours >= 0
 
@@ -147,15 +178,20 @@ class ProposalPlan:
 
     num_clips: int
     kernel: int
-    mask: BoolArray
-    cells: IntArray
-    inputs: IntArray
+    mask: Bool
+    cells: Int32
+    inputs: Int32
     layers: tuple[LayerPlan, ...]
 
     @property
     def num_proposals(self) -> int:
         """P."""
         return len(self.cells)
+
+    @property
+    def border(self) -> int:
+        """Zeros on each side of the 2D map that the first layer reads."""
+        return border(self.kernel, len(self.layers))
 
     @kept_property
     def dense_taps(self) -> int:
@@ -183,11 +219,11 @@ class TileCover:
         inputs: int32 [tiles, n * n], n = m + k - 1, rows of the previous layer's `cells`, -1 where the input is zero.
     """
 
-    outputs: IntArray
-    inputs: IntArray
+    outputs: Int32
+    inputs: Int32
 
 
-def input_cells(plan: ProposalPlan, layer: int) -> IntArray:
+def input_cells(plan: ProposalPlan, layer: int) -> Int32:
     """The cells that one layer reads, in coordinates in which tap (y, x) of its cell c reads c + (y, x).
 
     Args:
@@ -199,7 +235,7 @@ def input_cells(plan: ProposalPlan, layer: int) -> IntArray:
     """
     if layer:
         return plan.layers[layer - 1].cells
-    return plan.inputs + np.int32((plan.kernel - 1) * len(plan.layers) // 2)
+    return plan.inputs + np.int32(plan.border)
 
 
 def cover_with_tiles(plan: ProposalPlan, layer: int, m: int) -> TileCover:
@@ -235,7 +271,7 @@ def cover_with_tiles(plan: ProposalPlan, layer: int, m: int) -> TileCover:
         if not best or len(origins) < len(best):
             best = origins
 
-    def rows_under(row_of: IntArray, size: int) -> IntArray:
+    def rows_under(row_of: Int32, size: int) -> Int32:
         span = np.arange(size)
         origin = np.asarray(best)
         rows = row_of[origin[:, :1, None] + span[:, None], origin[:, 1:, None] + span]
@@ -244,7 +280,7 @@ def cover_with_tiles(plan: ProposalPlan, layer: int, m: int) -> TileCover:
     return TileCover(outputs=rows_under(row_out, m), inputs=rows_under(row_in, n))
 
 
-def layer_weights(mask: BoolArray, kernel: int, num_layers: int) -> list[FloatArray]:
+def layer_weights(mask: Bool, kernel: int, num_layers: int) -> list[Float32]:
     """Cell weights of every layer: what the convolution's output is multiplied by.
 
     The first layer is padded by (k-1)L/2 and the rest are not. A cell's weight is 1 / number of valid input cells
@@ -258,7 +294,7 @@ def layer_weights(mask: BoolArray, kernel: int, num_layers: int) -> list[FloatAr
     Returns:
         L arrays, float32 [side, side] with side = N + (k-1)(L-l) for layer l = 1..L.
     """
-    valid, weights = np.pad(mask, (kernel - 1) * num_layers // 2), []
+    valid, weights = np.pad(mask, border(kernel, num_layers)), []
     for _ in range(num_layers):
         count = np.lib.stride_tricks.sliding_window_view(valid, (kernel, kernel)).sum((2, 3), dtype=np.float32)
         valid = count > 0
@@ -282,7 +318,7 @@ def proposal_plan(num_clips: int, pooling_counts: tuple[int, ...], kernel: int, 
     mask = proposal_mask(num_clips, pooling_counts)
     weights = layer_weights(mask, kernel, num_layers)
     # The 2D map with the zero border that the first layer's padding adds counts as layer 0.
-    valid = [np.pad(mask, (kernel - 1) * num_layers // 2)] + [weight > 0 for weight in weights]
+    valid = [np.pad(mask, border(kernel, num_layers))] + [weight > 0 for weight in weights]
 
     needed = [mask & valid[-1]]
     for below in reversed(valid[:-1]):
@@ -308,7 +344,7 @@ def proposal_plan(num_clips: int, pooling_counts: tuple[int, ...], kernel: int, 
                 neighbours=row_of[cells[:, :1] + tap_y, cells[:, 1:] + tap_x],
             )
         )
-    inputs = proposal_cells(needed[0]) - (kernel - 1) * num_layers // 2
+    inputs = proposal_cells(needed[0]) - border(kernel, num_layers)
     return ProposalPlan(num_clips, kernel, mask, proposal_cells(mask), inputs.astype(np.int32), tuple(layers))
 
 

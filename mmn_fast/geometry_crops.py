@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mmn_fast.geometry import IntArray, ProposalPlan
+from mmn_fast.arrays import Int32
+from mmn_fast.geometry import ProposalPlan
 
 # What one more convolution call costs on a GPU beside its cells, in products of a cell with a tap: at 600 TFLOP/s and
 # 512 channels one takes 0.9 ns, a launch with its tail about 5 us.
@@ -28,7 +29,7 @@ class Box:
         return (self.bottom - self.top) * (self.right - self.left)
 
 
-def crop_layer(cells: IntArray, cells_per_box: int) -> list[Box]:
+def crop_layer(cells: Int32, cells_per_box: int) -> list[Box]:
     """Cut a layer into bands of rows, each as wide as its needed cells, so that cells and boxes cost least in all.
 
     Args:
@@ -70,12 +71,7 @@ def cropped_taps(plan: ProposalPlan) -> int:
     return sum(box.num_cells for boxes in crop_plan(plan) for box in boxes) * plan.kernel**2
 
 
-def border_of(plan: ProposalPlan) -> int:
-    """Zeros on each side of the 2D map that the first layer reads."""
-    return (plan.kernel - 1) * len(plan.layers) // 2
-
-
-def padded_rows(plan: ProposalPlan, cells: IntArray) -> IntArray:
+def padded_rows(plan: ProposalPlan, cells: Int32) -> Int32:
     """Rows of the zero-bordered map [(N + 2 border)^2] that cells of the 2D map stand in.
 
     Args:
@@ -85,6 +81,6 @@ def padded_rows(plan: ProposalPlan, cells: IntArray) -> IntArray:
     Returns:
         int32 [R].
     """
-    border = border_of(plan)
+    border = plan.border
     rows = (cells[:, 0] + border) * (plan.num_clips + 2 * border) + cells[:, 1] + border
     return np.ascontiguousarray(rows, np.int32)

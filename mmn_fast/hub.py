@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from mmn_fast.environment import cache_dir
-from mmn_fast.types import InputError
+from mmn_fast.errors import InputError
 
 
 def is_hub_id(name: str | Path) -> bool:

@@ -17,11 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmn_fast.geometry import ProposalPlan, plan_for
+from mmn_fast.geometry import ProposalPlan, plan_for, pool_steps
 from mmn_fast.kernels import reference
-from mmn_fast.presets import Preset
+from mmn_fast.presets import Preset, TextEncoderConfig
 from mmn_fast.text_encoder import TextEncoder
-from mmn_fast.types import TextEncoderConfig
 
 
 class ClipPool(nn.Module):
@@ -45,9 +44,8 @@ class MomentMap(nn.Module):
         self.pooling_counts = preset.pooling_counts
         if preset.pooling == "conv":
             self.convs = nn.ModuleList(
-                nn.Conv1d(preset.hidden_size, preset.hidden_size, *((3, 2) if level and number == 0 else (2, 1)))
-                for level, count in enumerate(preset.pooling_counts)
-                for number in range(count)
+                nn.Conv1d(preset.hidden_size, preset.hidden_size, kernel, stride)
+                for kernel, stride in pool_steps(preset.pooling_counts)
             )
 
     def forward(self, clips: Tensor) -> Tensor:
@@ -67,7 +65,7 @@ class ProposalConv(nn.Module):
                 preset.hidden_size if layer == 0 else width,
                 width,
                 k,
-                padding=(k - 1) * layers // 2 if layer == 0 else 0,
+                padding=0 if layer else plan.border,
             )
             for layer in range(layers)
         )

@@ -20,9 +20,10 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
+from mmn_fast.errors import InputError
 from mmn_fast.forks import Lock, renew_in_child
 from mmn_fast.hub import check_arrived
-from mmn_fast.types import InputError, TextEncoderConfig
+from mmn_fast.presets import TextEncoderConfig
 
 RECORD = "mmn_fast"
 """Key of what `train --official-pth` writes beside the weights."""

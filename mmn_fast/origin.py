@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mmn_fast.errors import BackendUnavailable, InputError
 from mmn_fast.hub import is_hub_id
 from mmn_fast.presets import Preset
-from mmn_fast.types import BackendUnavailable, InputError
 
 
 @dataclass(frozen=True)

@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from mmn_fast.kernels import native
+from mmn_fast.arrays import Float32, Int32
+from mmn_fast.kernels.cpu import ops
 from mmn_fast.presets import Preset
-from mmn_fast.types import FloatArray, Moment
+from mmn_fast.types import Moment
 
 
-def fuse_scores(contrastive: FloatArray, iou: FloatArray, preset: Preset) -> FloatArray:
+def fuse_scores(contrastive: Float32, iou: Float32, preset: Preset) -> Float32:
     """Fuse the branches into the score that ranks moments.
 
     Args:
@@ -31,8 +31,8 @@ def fuse_scores(contrastive: FloatArray, iou: FloatArray, preset: Preset) -> Flo
 
 
 def select_moments(
-    fused: FloatArray, moments: FloatArray, iou_threshold: float, top_k: int, threads: int | None = None
-) -> npt.NDArray[np.int32]:
+    fused: Float32, moments: Float32, iou_threshold: float, top_k: int, threads: int | None = None
+) -> Int32:
     """Select each sentence's best proposals after greedy non-maximum suppression.
 
     Args:
@@ -45,10 +45,10 @@ def select_moments(
     Returns:
         int32 [S, top_k]: indices into P, best first, -1 where fewer are left (`kernels.reference.temporal_nms`).
     """
-    return native.temporal_nms(fused, moments, iou_threshold, top_k, threads=threads)
+    return ops.temporal_nms(fused, moments, iou_threshold, top_k, threads=threads)
 
 
-def to_moments(chosen: npt.NDArray[np.int32], scores: FloatArray, moments: FloatArray) -> list[list[Moment]]:
+def to_moments(chosen: Int32, scores: Float32, moments: Float32) -> list[list[Moment]]:
     """List what `select_moments` chose.
 
     Args:

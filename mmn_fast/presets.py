@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from mmn_fast.checks import (
     Each,
@@ -31,29 +31,12 @@ from mmn_fast.checks import (
 from mmn_fast.errors import InputError
 from mmn_fast.files import check_name
 from mmn_fast.official_yaml import LOSS_KEYS, PRESET_KEYS, RECIPE_KEYS, read_official
+from mmn_fast.recipes import LOSS_RULES, RECIPE_RULES
+from mmn_fast.recipes import LossParams as LossParams  # a preset's values are one vocabulary
+from mmn_fast.recipes import Recipe as Recipe
 
 _SIZE = Integer()
 _IOU = Number(0, 1)
-_LOSS_RULES: dict[str, Rule] = {
-    "tau_video": Number(0, above=True),
-    "tau_sent": Number(0, above=True),
-    "margin": Number(-2, 2),
-    "negative_video_iou": _IOU,
-    "sent_removal_iou": Number(0),
-    "num_positive": _SIZE,
-    "min_iou": _IOU,
-    "max_iou": _IOU,
-}
-_RECIPE_RULES: dict[str, Rule] = {
-    "learning_rate": Number(0, above=True),
-    "batch_size": _SIZE,
-    "epochs": _SIZE,
-    "milestones": Each(Integer(0), least=0),
-    "freeze_text_epochs": Integer(0),
-    "all_losses_epochs": Integer(0),
-    "contrastive_weight": Number(0),
-    "test_batch_size": _SIZE,
-}
 _PRESET_RULES: dict[str, Rule] = {
     "name": Text(most=255),
     "num_pre_clips": _SIZE,
@@ -76,66 +59,44 @@ _PRESET_RULES: dict[str, Rule] = {
     "timestamp_unit": OneOf(("seconds", "frames")),
     "feature_key": Optional(Text()),
 }
+_TEXT_RULES: dict[str, Rule] = {
+    **dict.fromkeys(("vocab_size", "max_tokens", "width", "num_heads", "ffn_width"), Integer()),
+    "num_layers": Integer(1, 1000),
+}
 MAX_TAPS = 2**28
 """Cell x tap products of all layers' dense maps; the published models have at most 5.1 million (TACoS)."""
 
 
 @dataclass(frozen=True)
-class LossParams:
-    """Parameters of the mutual matching loss (paper, section 3.3) and of the iou loss.
+class TextEncoderConfig:
+    """Sizes of the text encoder.
 
     Attributes:
-        tau_video: temperature of the video-to-sentence term.
-        tau_sent: temperature of the sentence-to-video term.
-        margin: margin taken off the positive pair's cosine.
-        negative_video_iou: cells of the same video below this IoU are negatives.
-        sent_removal_iou: sentences of the same video at or above this IoU are no negatives.
-        num_positive: positive proposals per sentence, the best by IoU.
-        min_iou: IoU that the iou loss scales to 0.
-        max_iou: IoU that the iou loss scales to 1.
+        vocab_size: word pieces.
+        max_tokens: longest input in word pieces, [CLS] and [SEP] included.
+        width: H, hidden width.
+        num_layers: transformer layers.
+        num_heads: attention heads; divides H.
+        ffn_width: inner width of the feed-forward blocks.
     """
 
-    tau_video: float = 0.1
-    tau_sent: float = 0.1
-    margin: float = 0.4
-    negative_video_iou: float = 0.5
-    sent_removal_iou: float = 0.5
-    num_positive: int = 1
-    min_iou: float = 0.5
-    max_iou: float = 1.0
+    vocab_size: int = 30522
+    max_tokens: int = 512
+    width: int = 768
+    num_layers: int = 6
+    num_heads: int = 12
+    ffn_width: int = 3072
+
+    NORM_EPS: ClassVar[float] = 1e-12
+    """Epsilon of every LayerNorm in the published DistilBERT."""
 
     def __post_init__(self) -> None:
-        check_fields(self, _LOSS_RULES, "loss")
-        if self.min_iou >= self.max_iou:
-            raise fail("loss: min_iou", f"a number below max_iou, {self.max_iou}", self.min_iou)
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """The official training schedule of a preset.
-
-    Attributes:
-        learning_rate: AdamW rate of everything but the text encoder, which takes a tenth of it.
-        batch_size: videos per step, over all processes.
-        epochs: number of epochs.
-        milestones: epochs after which the rate is divided by ten.
-        freeze_text_epochs: epochs in which DistilBERT is not updated.
-        all_losses_epochs: epochs with full contrastive terms; later ones weigh them by another 0.01.
-        contrastive_weight: weight of the two contrastive terms beside the iou loss.
-        test_batch_size: videos per evaluation batch.
-    """
-
-    learning_rate: float = 1e-4
-    batch_size: int = 48
-    epochs: int = 18
-    milestones: tuple[int, ...] = (8, 13)
-    freeze_text_epochs: int = 4
-    all_losses_epochs: int = 7
-    contrastive_weight: float = 0.05
-    test_batch_size: int = 48
-
-    def __post_init__(self) -> None:
-        check_fields(self, _RECIPE_RULES, "recipe")
+        check_fields(self, _TEXT_RULES, "text_encoder")
+        if self.width % self.num_heads:
+            raise fail("text_encoder: width", f"a multiple of num_heads, {self.num_heads}", self.width)
+        layer = 4 * self.width**2 + 2 * self.width * self.ffn_width
+        count = (self.vocab_size + self.max_tokens) * self.width + self.num_layers * layer
+        check_bytes(4 * count, "weights of the text encoder", "text_encoder")
 
 
 @dataclass(frozen=True)
@@ -450,8 +411,8 @@ def read_official_yaml(path: str | Path) -> Preset:
             **checked(PRESET_KEYS, _PRESET_RULES),
             name=path.stem,
             clamp_pre_clips=config.family == "MMN",
-            loss=LossParams(**checked(LOSS_KEYS, _LOSS_RULES)),
-            recipe=Recipe(**checked(RECIPE_KEYS, _RECIPE_RULES)),
+            loss=LossParams(**checked(LOSS_KEYS, LOSS_RULES)),
+            recipe=Recipe(**checked(RECIPE_KEYS, RECIPE_RULES)),
         )
     except InputError as error:
         prefix = "" if str(error).startswith(where) else f"{where}: "

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mmn_fast.presets import PRESETS, Preset
-from mmn_fast.types import InputError, TextEncoderConfig
+from mmn_fast.errors import InputError
+from mmn_fast.geometry import pool_steps
+from mmn_fast.presets import PRESETS, Preset, TextEncoderConfig
 
 State = dict[str, npt.NDArray[Any]]
 Shape = tuple[int, ...]
@@ -32,11 +33,8 @@ def state_shapes(preset: Preset, text: TextEncoderConfig) -> dict[str, Shape]:
 
     add("featpool.conv", hidden, preset.input_size, 1)
     if preset.pooling == "conv":
-        number = 0
-        for level, count in enumerate(preset.pooling_counts):
-            for index in range(count):
-                add(f"feat2d.convs.{number}", hidden, hidden, 3 if level and not index else 2)
-                number += 1
+        for number, (kernel, _) in enumerate(pool_steps(preset.pooling_counts)):
+            add(f"feat2d.convs.{number}", hidden, hidden, kernel)
     for layer in range(preset.conv_layers):
         add(f"proposal_conv.convs.{layer}", width, width if layer else hidden, k, k)
         add(f"proposal_conv.bn.{layer}", width)

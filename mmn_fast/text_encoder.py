@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmn_fast.types import TextEncoderConfig
+from mmn_fast.presets import TextEncoderConfig
 
 
 class _Embeddings(nn.Module):

@@ -10,10 +10,10 @@ from contextvars import ContextVar
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
+from mmn_fast.arrays import Int64
+from mmn_fast.errors import InputError
 from mmn_fast.files import check_name
-from mmn_fast.types import InputError
 
 _warned_of_already: ContextVar[bool] = ContextVar("_warned_of_already", default=False)
 _SPECIAL = ("[CLS]", "[SEP]", "[UNK]")
@@ -89,7 +89,7 @@ class Tokenizer:
         size: int = self._inner.get_vocab_size(with_added_tokens=True)  # type: ignore[attr-defined]
         return size
 
-    def encode(self, sentences: Sequence[str]) -> list[npt.NDArray[np.int64]]:
+    def encode(self, sentences: Sequence[str]) -> list[Int64]:
         """Token ids of each sentence.
 
         Args:

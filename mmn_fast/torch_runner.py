@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from mmn_fast.arrays import Float32, Int64
 from mmn_fast.checkpoint import LoadedModel
 from mmn_fast.cores import limited_cores, usable_cores
 from mmn_fast.forks import Opened
@@ -18,10 +19,9 @@ from mmn_fast.geometry import plan_for
 from mmn_fast.kernels import reference
 from mmn_fast.model import MMN, build_model
 from mmn_fast.torch_threads import on_usable_thread, strictly
-from mmn_fast.types import FloatArray
 
 _Result = TypeVar("_Result")
-_Branches = tuple[FloatArray, FloatArray]  # contrastive and iou
+_Branches = tuple[Float32, Float32]  # contrastive and iou
 _OPERANDS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -61,19 +61,19 @@ class TorchRunner:
         if self.device.type == "cuda":
             self._opened.check()
 
-    def encode_video(self, pre_clips: FloatArray) -> _Branches:
+    def encode_video(self, pre_clips: Float32) -> _Branches:
         """As `Backend.encode_video`."""
         encode = self.net.encode_video if self._packed is None else self._packed
 
-        def embed(video: FloatArray) -> _Branches:
+        def embed(video: Float32) -> _Branches:
             return self._given(encode(self._take(video[None])))
 
         return self._each(embed, pre_clips, (len(self.net.cell_rows), self.net.preset.joint_size))
 
-    def encode_text(self, token_ids: Sequence[npt.NDArray[np.int64]]) -> _Branches:
+    def encode_text(self, token_ids: Sequence[Int64]) -> _Branches:
         """As `Backend.encode_text`."""
 
-        def embed(ids: npt.NDArray[np.int64]) -> _Branches:
+        def embed(ids: Int64) -> _Branches:
             return self._given(self.net.encode_text(self._take(ids[None]), self._take(np.array([len(ids)]))))
 
         return self._each(embed, token_ids, (self.net.preset.joint_size,))

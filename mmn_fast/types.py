@@ -8,54 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar
+from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
-from mmn_fast.checks import Integer, Rule, check_bytes, check_fields, fail
-from mmn_fast.errors import BackendUnavailable as BackendUnavailable  # most modules take both from here
-from mmn_fast.errors import InputError as InputError
-
-FloatArray = npt.NDArray[np.float32]
-
-
-_TEXT_RULES: dict[str, Rule] = {
-    **dict.fromkeys(("vocab_size", "max_tokens", "width", "num_heads", "ffn_width"), Integer()),
-    "num_layers": Integer(1, 1000),
-}
-
-
-@dataclass(frozen=True)
-class TextEncoderConfig:
-    """Sizes of the text encoder.
-
-    Attributes:
-        vocab_size: word pieces.
-        max_tokens: longest input in word pieces, [CLS] and [SEP] included.
-        width: H, hidden width.
-        num_layers: transformer layers.
-        num_heads: attention heads; divides H.
-        ffn_width: inner width of the feed-forward blocks.
-    """
-
-    vocab_size: int = 30522
-    max_tokens: int = 512
-    width: int = 768
-    num_layers: int = 6
-    num_heads: int = 12
-    ffn_width: int = 3072
-
-    NORM_EPS: ClassVar[float] = 1e-12
-    """Epsilon of every LayerNorm in the published DistilBERT."""
-
-    def __post_init__(self) -> None:
-        check_fields(self, _TEXT_RULES, "text_encoder")
-        if self.width % self.num_heads:
-            raise fail("text_encoder: width", f"a multiple of num_heads, {self.num_heads}", self.width)
-        layer = 4 * self.width**2 + 2 * self.width * self.ffn_width
-        count = (self.vocab_size + self.max_tokens) * self.width + self.num_layers * layer
-        check_bytes(4 * count, "weights of the text encoder", "text_encoder")
+from mmn_fast.arrays import Float32, Int32
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,10 +79,10 @@ class ScoreMaps:
         cells: int32 [P, 2], the proposals (i, j) in row-major order: clips i to j, both included.
     """
 
-    contrastive: FloatArray
-    iou: FloatArray
-    fused: FloatArray
-    cells: npt.NDArray[np.int32]
+    contrastive: Float32
+    iou: Float32
+    fused: Float32
+    cells: Int32
 
     def __repr__(self) -> str:
         return f"ScoreMaps({', '.join(f'{name}={described(self[name])}' for name in self.keys())})"

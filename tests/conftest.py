@@ -15,15 +15,15 @@ import pytest
 import torch
 
 import mmn_fast
+from mmn_fast.artifact.manifest import Manifest
 from mmn_fast.checkpoint import LoadedModel, convert, model_from_state, save_model
-from mmn_fast.export.manifest import Manifest
-from mmn_fast.kernels import triton_interpreter
+from mmn_fast.kernels.gpu.conv import interpreter
 from mmn_fast.tokenizer import load_tokenizer
 from tests import CPUS
 from tests.golden import cases
 
 if not torch.cuda.is_available():
-    triton_interpreter.enable()  # before any test imports kernels in Triton
+    interpreter.enable()  # before any test imports kernels in Triton
 
 Exports = Callable[..., Path]
 _MOST_WORKERS = 4  # each takes up to 2 GiB

@@ -20,7 +20,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from mmn_fast.kernels.gpu_runner import GraphRunner
+from mmn_fast.runtime.graph_runner import GraphRunner
 
 POOL = 32  # streams of a device, handed out in turn
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from functools import cache
 
 import mmn_fast
-from mmn_fast.demo.agreement import LabelledSplit, draw_split
+from mmn_fast.demo.split import draw_split
+from mmn_fast.evaluation.agreement import LabelledSplit
 from mmn_fast.types import ScoreMaps
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mmn_fast.errors import InputError
 from mmn_fast.evaluation.datasets import Sample, read_annotations
-from mmn_fast.types import InputError
 
 GOLDEN = Path(__file__).parent / "golden"
 

@@ -15,8 +15,9 @@ import mmn_fast
 from mmn_fast import _C
 from mmn_fast.backends.native_cpu import NativeBackend
 from mmn_fast.checkpoint import load_model
-from mmn_fast.kernels import native, reference
-from mmn_fast.kernels.native_conv import ALGORITHMS
+from mmn_fast.errors import BackendUnavailable, InputError
+from mmn_fast.kernels import host, reference
+from mmn_fast.kernels.cpu.conv import ALGORITHMS
 from tests.tolerances import check_close
 
 
@@ -71,7 +72,7 @@ def test_auto_takes_native_for_every_model_and_passes_nothing_over(
     ],
 )
 def test_native_refuses_bad_settings(options: dict, message: str, golden_model: Callable[[str], Path]) -> None:
-    with pytest.raises(mmn_fast.types.InputError, match=f"^{message}$"):
+    with pytest.raises(InputError, match=f"^{message}$"):
         mmn_fast.load(golden_model("charades_small"), backend="native", backend_options=options)
 
 
@@ -114,7 +115,7 @@ def test_native_is_taken_by_name_and_info_says_how(golden_model: Callable[[str],
     assert set(info["algorithms"]) <= set(ALGORITHMS)
     assert info["packed_weights_mib"] > 0
     assert info["packed_text_mib"] > 0
-    assert info["threads"] == native.num_threads()
+    assert info["threads"] == host.num_threads()
 
 
 @pytest.mark.parametrize(
@@ -126,5 +127,5 @@ def test_native_is_taken_by_name_and_info_says_how(golden_model: Callable[[str],
 def test_native_refuses_what_it_cannot_do(
     device: str, precision: str, message: str, golden_model: Callable[[str], Path]
 ) -> None:
-    with pytest.raises(mmn_fast.types.BackendUnavailable, match=message):
+    with pytest.raises(BackendUnavailable, match=message):
         mmn_fast.load(golden_model("charades_small"), device=device, precision=precision, backend="native")

@@ -18,11 +18,11 @@ import pytest
 from rich.console import Console
 
 from benchmarks import report, timing
+from mmn_fast.artifact.manifest import read_manifest
 from mmn_fast.benchmarking.stages import BenchOptions, _choose, table
 from mmn_fast.benchmarking.timing import Timing, alternate
 from mmn_fast.benchmarking.turns import Call, Candidate, take_turns
-from mmn_fast.export.manifest import read_manifest
-from mmn_fast.types import BackendUnavailable, InputError
+from mmn_fast.errors import BackendUnavailable, InputError
 from tests.command import run_here
 from tests.tolerances import TOLERANCES
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mmn_fast.kernels import native
+from mmn_fast.kernels import host
 from mmn_fast.version import __version__
 
 ROOT = Path(__file__).parents[1]
@@ -65,7 +65,7 @@ def test_an_unknown_cuda_option_is_refused(tmp_path):
 
 
 def test_build_info_describes_the_extension_that_is_loaded():
-    info = native.build_info()
+    info = host.build_info()
     assert info["version"] == __version__
     assert info["build_type"] == "Release"
     assert info["cuda_archs"] == (["sm_80", "sm_90a", "compute_80"] if info["cuda"] else [])
@@ -73,13 +73,13 @@ def test_build_info_describes_the_extension_that_is_loaded():
 
 
 def test_a_cuda_build_holds_machine_code_for_each_architecture():
-    if not native.build_info()["cuda"]:
+    if not host.build_info()["cuda"]:
         pytest.skip("this build has no CUDA kernels")
     cuobjdump = shutil.which("cuobjdump")
     if cuobjdump is None:
         pytest.skip("cuobjdump is not on PATH")
     listing = subprocess.run(
-        [cuobjdump, "--list-elf", "--list-ptx", native._C.__file__], capture_output=True, text=True, check=True
+        [cuobjdump, "--list-elf", "--list-ptx", host._C.__file__], capture_output=True, text=True, check=True
     ).stdout
     for arch in ("sm_80.cubin", "sm_90a.cubin", "sm_80.ptx"):
         assert arch in listing

@@ -17,10 +17,10 @@ import torch
 from mmn_fast.checkpoint import convert, load_model, save_model
 from mmn_fast.checksums import plain_sha256
 from mmn_fast.directory import FORMAT_VERSION
+from mmn_fast.errors import InputError
 from mmn_fast.model import MMN, build_model
-from mmn_fast.presets import PRESETS
+from mmn_fast.presets import PRESETS, TextEncoderConfig
 from mmn_fast.state import state_shapes
-from mmn_fast.types import InputError, TextEncoderConfig
 from tests.golden import cases
 
 CASE = cases.load("charades_small")

@@ -103,7 +103,7 @@ def test_another_omp_num_threads_is_ignored_with_a_warning(value: str) -> None:
 )
 def test_native_takes_no_more_threads_than_omp_num_threads(variables: dict[str, str], expected: int | None) -> None:
     environment = {name: value for name, value in os.environ.items() if "NUM_THREADS" not in name}
-    code = "from mmn_fast.kernels import native; print(native.num_threads())"
+    code = "from mmn_fast.kernels import host; print(host.num_threads())"
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, env=environment | variables, capture_output=True, text=True, check=True)
     granted = min(len(os.sched_getaffinity(0)), quota_cores() or 4096)  # here OMP_NUM_THREADS may say less

@@ -21,11 +21,11 @@ def python(script: str, isa: str | None) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, timeout=60)
 
 
-PRINT_ISA = "from mmn_fast.kernels import native; print(native.cpu_isa())"
+PRINT_ISA = "from mmn_fast.kernels import host; print(host.cpu_isa())"
 RUN_A_KERNEL = """
 import numpy as np
-from mmn_fast.kernels import native
-native.temporal_nms(np.ones((1, 1), np.float32), np.ones((1, 2), np.float32), 0.5, 1)
+from mmn_fast.kernels.cpu import ops
+ops.temporal_nms(np.ones((1, 1), np.float32), np.ones((1, 2), np.float32), 0.5, 1)
 """
 
 
@@ -40,7 +40,7 @@ def test_environment_selects_an_isa_of_the_host_and_refuses_another(isa):
 
 def test_environment_with_an_unknown_word_is_refused_at_first_use_and_not_at_import():
     message = "Error: MMN_FAST_CPU_ISA: expected generic, avx2, avx512, avx512_bf16 or amx, got 'sse9'"
-    assert python("import mmn_fast.kernels.native", "sse9").returncode == 0
+    assert python("import mmn_fast.kernels.cpu.ops", "sse9").returncode == 0
     assert message in python(PRINT_ISA, "sse9").stderr
     assert message in python(RUN_A_KERNEL, "sse9").stderr
 

@@ -13,9 +13,11 @@ import mmn_fast
 from mmn_fast.backends.registry import backend_class
 from mmn_fast.checkpoint import DEMO_MODEL
 from mmn_fast.cli import app
-from mmn_fast.demo.agreement import LabelledSplit, agreement_with, draw_split, recall
 from mmn_fast.demo.show import demonstrate
-from mmn_fast.types import InputError, ScoreMaps
+from mmn_fast.demo.split import draw_split
+from mmn_fast.errors import InputError
+from mmn_fast.evaluation.agreement import LabelledSplit, agreement_with, recall
+from mmn_fast.types import ScoreMaps
 
 # A seed that no training and no choice of the recipe has seen: both used seed 0.
 FRESH_SEED = 20261

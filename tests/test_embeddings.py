@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from mmn_fast.embeddings import TextEmbeddings, VideoEmbeddings
-from mmn_fast.types import InputError, Query, ScoreMaps, Video
+from mmn_fast.errors import InputError
+from mmn_fast.types import Query, ScoreMaps, Video
 
 
 def videos(*names: str, fingerprint: str = "f1", joint: int = 4) -> VideoEmbeddings:

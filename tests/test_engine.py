@@ -17,9 +17,9 @@ import mmn_fast
 from mmn_fast import embeddings
 from mmn_fast.embeddings import TextEmbeddings, VideoEmbeddings
 from mmn_fast.engine import Engine
+from mmn_fast.errors import BackendUnavailable, InputError
 from mmn_fast.once import Once
 from mmn_fast.presets import Preset
-from mmn_fast.types import BackendUnavailable, InputError
 from tests.golden import cases
 from tests.golden.grounded import batch_of
 from tests.tolerances import check_close

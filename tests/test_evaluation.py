@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mmn_fast.errors import InputError
 from mmn_fast.evaluation import (
     PROTOCOLS,
     EvaluationReport,
@@ -24,7 +25,7 @@ from mmn_fast.evaluation.metrics import best_ious, get_protocol
 from mmn_fast.geometry import cells_to_moments, proposal_cells, proposal_mask, temporal_iou
 from mmn_fast.postprocess import fuse_scores
 from mmn_fast.presets import PRESETS
-from mmn_fast.types import InputError, ScoreMaps
+from mmn_fast.types import ScoreMaps
 
 GOLDEN = Path(__file__).parent / "golden"
 CASE = json.loads((GOLDEN / "losses_and_recall_5.json").read_text())

@@ -19,21 +19,21 @@ import torch
 from typer.testing import CliRunner
 
 import mmn_fast
+from mmn_fast.artifact.manifest import read_manifest, signature
 from mmn_fast.backends.ort import OnnxBackend
 from mmn_fast.checkpoint import load_model
 from mmn_fast.checksums import file_sha256, plain_sha256
 from mmn_fast.cli import app
-from mmn_fast.demo.agreement import agreement_with
+from mmn_fast.errors import BackendUnavailable, InputError
+from mmn_fast.evaluation.agreement import agreement_with
 from mmn_fast.export.crops import crop
 from mmn_fast.export.graphs import PreClips, ScoreGraph, VideoGraph
-from mmn_fast.export.manifest import read_manifest, signature
 from mmn_fast.export.to_onnx import export
 from mmn_fast.export.verify import BOUNDS, OPERATORS, VerificationError, verify
 from mmn_fast.features import pre_clips
 from mmn_fast.geometry import cells_to_moments, plan_for
 from mmn_fast.kernels import reference
 from mmn_fast.presets import PRESETS
-from mmn_fast.types import BackendUnavailable, InputError
 from tests.command import run_here
 from tests.conftest import Exports
 from tests.demo_split import demo_split

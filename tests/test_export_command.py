@@ -13,10 +13,10 @@ import pytest
 from typer.testing import CliRunner
 
 from mmn_fast.cli import app
+from mmn_fast.errors import InputError
 from mmn_fast.export.deploy import Deployment
 from mmn_fast.export.to_onnx import export
 from mmn_fast.export.verify import verify
-from mmn_fast.types import InputError
 
 pytestmark = pytest.mark.slow
 

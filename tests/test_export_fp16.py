@@ -11,10 +11,10 @@ import pytest
 from typer.testing import CliRunner
 
 import mmn_fast
+from mmn_fast.artifact.manifest import Manifest, read_manifest
+from mmn_fast.artifact.stages import attempts, stages
 from mmn_fast.cli import app
 from mmn_fast.export import to_onnx
-from mmn_fast.export.manifest import Manifest, read_manifest
-from mmn_fast.export.mixed import attempts, stages
 from mmn_fast.export.to_onnx import export
 from mmn_fast.export.verify import BATCH_SIZES, BOUNDS, OPERATORS, VerificationError, verify
 from mmn_fast.presets import PRESETS

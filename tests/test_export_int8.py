@@ -12,19 +12,19 @@ import pytest
 from typer.testing import CliRunner
 
 import mmn_fast
+from mmn_fast.artifact.manifest import read_manifest
 from mmn_fast.backends.ort import OnnxBackend
 from mmn_fast.checkpoint import load_model
 from mmn_fast.cli import app
-from mmn_fast.demo.agreement import Agreement
 from mmn_fast.demo.shapes import write_dataset
+from mmn_fast.errors import BackendUnavailable, InputError
+from mmn_fast.evaluation.agreement import Agreement
 from mmn_fast.export import to_int8
-from mmn_fast.export.manifest import read_manifest
 from mmn_fast.export.to_int8 import Labelled
 from mmn_fast.export.to_onnx import export
 from mmn_fast.export.to_tensorrt import build_plans
-from mmn_fast.export.triton_repository import RepositoryOptions, write_repository
+from mmn_fast.export.tritonserver_repository import RepositoryOptions, write_repository
 from mmn_fast.export.verify import BOUNDS, verify
-from mmn_fast.types import BackendUnavailable, InputError
 from tests.conftest import Exports
 from tests.tolerances import check_close
 

@@ -10,9 +10,9 @@ import onnxruntime
 import pytest
 
 from mmn_fast.checkpoint import LoadedModel, load_model
+from mmn_fast.errors import InputError
 from mmn_fast.export.to_onnx import export_loaded
 from mmn_fast.export.verify import verify
-from mmn_fast.types import InputError
 from tests.conftest import Exports
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("graphs_once")]

@@ -12,9 +12,9 @@ import pytest
 from typer.testing import CliRunner
 
 from mmn_fast.cli import app
+from mmn_fast.errors import InputError
 from mmn_fast.presets import PRESETS
 from mmn_fast.training.trainer import train
-from mmn_fast.types import InputError
 from tests.test_training import options, task  # noqa: F401 - a fixture
 
 

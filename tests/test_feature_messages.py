@@ -10,8 +10,8 @@ import h5py
 import numpy as np
 import pytest
 
+from mmn_fast.errors import InputError
 from mmn_fast.features import load_features, open_features
-from mmn_fast.types import InputError
 
 WRITER = "import h5py, sys; f = h5py.File(sys.argv[1], 'a'); print('open', flush=True); sys.stdin.read()"
 

@@ -18,6 +18,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from mmn_fast.errors import InputError
 from mmn_fast.features import (
     FeatureStore,
     check_duration,
@@ -28,7 +29,6 @@ from mmn_fast.features import (
     pre_clips,
 )
 from mmn_fast.presets import PRESETS, Preset
-from mmn_fast.types import InputError
 from tests.tolerances import check_close
 
 SIZES = [1, 2, 3, 31, 32, 33, 64, 90, 255, 256, 700, 5000]

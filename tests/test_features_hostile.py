@@ -17,9 +17,9 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 
+from mmn_fast.errors import InputError
 from mmn_fast.features import load_features, open_features
 from mmn_fast.features.limits import MAX_BYTES
-from mmn_fast.types import InputError
 
 ROWS = np.arange(24, dtype=np.float32).reshape(3, 8)
 MANY = (MAX_BYTES // 32 + 1, 8)  # rows of 8 float32 values that are just over the limit
@@ -70,7 +70,7 @@ def test_the_file_behind_an_external_link_is_not_even_opened(tmp_path: Path) -> 
         file["group/c3d_features"] = h5py.ExternalLink(tmp_path / "pipe", "/v")
     code = (
         "import sys; from mmn_fast.features import load_features, open_features\n"
-        "from mmn_fast.types import InputError\n"
+        "from mmn_fast.errors import InputError\n"
         "store = open_features(sys.argv[1], 'c3d_features')\n"
         "for read in (lambda v: store[v], lambda v: load_features(sys.argv[1], v)):\n"
         "    for vid in ('v', 'group', 'w'):\n"

@@ -10,10 +10,10 @@ import pytest
 
 from mmn_fast.checkpoint import load_model, save_model
 from mmn_fast.demo.shapes import write_dataset
+from mmn_fast.errors import InputError
 from mmn_fast.export.to_onnx import export
-from mmn_fast.export.triton_repository import write_repository
+from mmn_fast.export.tritonserver_repository import write_repository
 from mmn_fast.files import new_directory
-from mmn_fast.types import InputError
 
 
 def make(output: Path, fill: Callable[[Path], object], stop: BaseException | None = None) -> None:
@@ -62,7 +62,7 @@ def test_what_the_system_refuses_is_one_sentence(tmp_path: Path) -> None:
     ("stopped", "write"),
     [
         ("mmn_fast.export.to_onnx.record_reference", lambda output, _: export("demo", output)),
-        ("mmn_fast.export.triton_repository._write_ground", lambda output, made: write_repository(made, output)),
+        ("mmn_fast.export.tritonserver_repository._write_ground", lambda output, made: write_repository(made, output)),
         ("mmn_fast.tokenizer.Tokenizer.save", lambda output, _: save_model(load_model("demo"), output)),
         ("mmn_fast.demo.shapes._fill", lambda output, _: write_dataset(output, 0, {"test": 1}, workers=1)),
     ],

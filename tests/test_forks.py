@@ -21,10 +21,10 @@ import torch
 
 import mmn_fast
 from mmn_fast.engine import Engine
+from mmn_fast.errors import BackendUnavailable, InputError
 from mmn_fast.forks import Lock, Opened, fork_waits, forked_thread
 from mmn_fast.once import Once, kept_property
 from mmn_fast.torch_threads import on_usable_thread, strict_settings
-from mmn_fast.types import BackendUnavailable
 from tests.processes import in_fork
 
 ROOT = Path(__file__).parents[1]
@@ -284,7 +284,7 @@ def test_an_export_that_changed_is_refused_where_a_forked_child_opens_it_again(
         file.seek(-1, 2)
         file.write(b"\xff")
     assert engine.encode_text(["a"]).contrastive.shape[0] == 1
-    with pytest.raises(mmn_fast.types.InputError, match="text.onnx is not the file that was verified"):  # type: ignore[attr-defined]
+    with pytest.raises(InputError, match="text.onnx is not the file that was verified"):
         in_fork(lambda: engine.encode_text(["a"]))
 
 

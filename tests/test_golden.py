@@ -20,7 +20,7 @@ import pytest
 import mmn_fast
 from mmn_fast import _C
 from mmn_fast.geometry import cells_to_moments
-from mmn_fast.kernels.native_conv import has_bf16
+from mmn_fast.kernels.cpu.conv import has_bf16
 from tests.golden import cases
 from tests.golden.grounded import batch_of, grounded
 from tests.tolerances import check_close

@@ -18,8 +18,8 @@ from mmn_fast.backends.native_gpu import NativeGpuBackend
 from mmn_fast.checkpoint import LoadedModel
 from mmn_fast.errors import InputError
 from mmn_fast.geometry import proposal_plan
-from mmn_fast.kernels import gather_choices
-from mmn_fast.kernels.gpu_clock import DeviceClock, Timing
+from mmn_fast.kernels.gpu.clock import DeviceClock, Timing
+from mmn_fast.kernels.gpu.conv import block_sizes
 from mmn_fast.model import build_model
 from mmn_fast.tokenizer import load_tokenizer
 from tests.golden import cases
@@ -112,7 +112,7 @@ def test_a_number_of_videos_is_shipped_only_where_every_way_was_timed(
     bench_gather.ship_times(_layers(), 8, times)
     printed = capsys.readouterr().out
     if missing is None:
-        (kept,) = gather_choices._read(shipped).times["sm_00"].values()
+        (kept,) = block_sizes._read(shipped).times["sm_00"].values()
         assert kept.keys() == set(WAYS)
         assert "kept" in printed
     else:

@@ -17,11 +17,11 @@ import mmn_fast
 from mmn_fast.backends.native_gpu import NativeGpuBackend
 from mmn_fast.checkpoint import load_model
 from mmn_fast.engine import Engine
-from mmn_fast.kernels import gpu_captures, gpu_recording
-from mmn_fast.kernels.gpu_captures import capturing
-from mmn_fast.kernels.gpu_recording import own_stream, record
-from mmn_fast.kernels.gpu_runner import GraphRunner, Input
+from mmn_fast.kernels.gpu import captures, recording
+from mmn_fast.kernels.gpu.captures import capturing
+from mmn_fast.kernels.gpu.recording import own_stream, record
 from mmn_fast.once import Once
+from mmn_fast.runtime.graph_runner import GraphRunner, Input
 from tests import cuda_graphs_double
 from tests.cuda_graphs_double import POOL, CudaGraphs
 from tests.processes import in_fork
@@ -31,8 +31,8 @@ Models = Callable[[str], Path]
 
 @pytest.fixture
 def cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[CudaGraphs]:
-    monkeypatch.setattr(gpu_recording, "_handed_out", type(gpu_recording._handed_out)())
-    monkeypatch.setattr(gpu_recording, "_common", Once())
+    monkeypatch.setattr(recording, "_handed_out", type(recording._handed_out)())
+    monkeypatch.setattr(recording, "_common", Once())
     assert gc.isenabled()
     yield cuda_graphs_double.install(monkeypatch)
     assert gc.isenabled()
@@ -192,7 +192,7 @@ def test_a_child_that_is_forked_amid_a_capture_captures_and_collects() -> None:
         found = [gc.isenabled()]
         with capturing():
             found.append(gc.isenabled())
-        return [*found, gc.isenabled(), gpu_captures._held_off]
+        return [*found, gc.isenabled(), captures._held_off]
 
     try:
         assert in_fork(child, 20) == [True, False, True, False]

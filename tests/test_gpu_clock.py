@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from mmn_fast.kernels import gpu_clock
-from mmn_fast.kernels.gpu_clock import DeviceClock, Timing
+from mmn_fast.kernels.gpu import clock
+from mmn_fast.kernels.gpu.clock import DeviceClock, Timing
 from tests.gpu_clock_double import Device
 
 LAUNCHES_MS = (0.0, 0.010, 0.100)
@@ -100,7 +100,7 @@ def test_a_whole_stack_is_replayed_from_a_graph(monkeypatch: pytest.MonkeyPatch)
     class Recording:
         replay = staticmethod(device.kernel(0.5, "replayed"))
 
-    monkeypatch.setattr(gpu_clock, "record", lambda queue: (queue(), Recording())[1])
+    monkeypatch.setattr(clock, "record", lambda queue: (queue(), Recording())[1])
     assert _clock(device).whole_ms(device.kernel(9.0, "queued")) == pytest.approx(0.5)
     assert device.log[:2] == ["queued", "queued"]  # compiled, then recorded
     assert set(device.log[2:]) == {"replayed"}

@@ -16,12 +16,12 @@ import mmn_fast
 from mmn_fast.backends.native_gpu import NativeGpuBackend
 from mmn_fast.checkpoint import load_model
 from mmn_fast.engine import Engine
+from mmn_fast.errors import InputError
 from mmn_fast.geometry import ProposalPlan, plan_for
-from mmn_fast.kernels import gather_choices, gpu_conv_plan, gpu_convs
-from mmn_fast.kernels.gpu_convs import layer_choices, make_conv, unavailable_reason
-from mmn_fast.kernels.gpu_video import CropProposalConv
+from mmn_fast.kernels.gpu.conv import block_sizes, choice, costs
+from mmn_fast.kernels.gpu.conv.choice import layer_choices, make_conv, unavailable_reason
+from mmn_fast.kernels.gpu.conv.crop import CropProposalConv
 from mmn_fast.presets import PRESETS
-from mmn_fast.types import InputError
 from tests.golden import cases
 from tests.kernels import conv_cases
 from tests.tolerances import check_close
@@ -113,7 +113,7 @@ def test_autotune_keeps_times_and_auto_takes_what_they_say(
 ) -> None:
     monkeypatch.setenv("MMN_FAST_CACHE", str(tmp_path))
     engine = _engine(golden_model("charades_small"), "fp32", autotune=True)  # one video at a time
-    kept = json.loads(gather_choices.cache_path().read_text())["times"]
+    kept = json.loads(block_sizes.cache_path().read_text())["times"]
     assert [set(one) for times in kept.values() for one in times.values()] == [
         {"crop", "gather", "fft12", "fft16", "fft24"}
     ]
@@ -157,7 +157,7 @@ def test_auto_takes_the_crop_until_something_was_measured_that_beats_it(
     monkeypatch.setenv("MMN_FAST_CACHE", str(tmp_path))
     case = cases.load("charades_small")
     plan, arch = plan_for(case.preset), "sm_90"
-    monkeypatch.setattr(gpu_convs, "capability_of", lambda _: (9, 0))
+    monkeypatch.setattr(choice, "capability_of", lambda _: (9, 0))
     k, layers = plan.kernel, len(plan.layers)
     weights, biases = [np.ones((4, 4, k, k), np.float32)] * layers, [np.zeros(4, np.float32)] * layers
 
@@ -167,7 +167,7 @@ def test_auto_takes_the_crop_until_something_was_measured_that_beats_it(
     def measured(videos: int, crop: float, gather: float, fft: float, precision: str = "fp16") -> None:
         times = {"crop": [crop], "gather": [gather] * layers, "fft12": [gather * 2] + [fft] * (layers - 1)}
         times |= {"fft16": [99.0] * layers, "fft24": [99.0] * layers, "mixed": [gather + fft * (layers - 1)]}
-        gather_choices.keep(arch, gather_choices.times_key(plan, 4, videos, precision), times)
+        block_sizes.keep(arch, block_sizes.times_key(plan, 4, videos, precision), times)
 
     assert isinstance(made(), CropProposalConv)
     measured(8, 9.0, 1.0, 0.5)
@@ -176,7 +176,7 @@ def test_auto_takes_the_crop_until_something_was_measured_that_beats_it(
     assert isinstance(made(), CropProposalConv)  # the crop is faster for one video
     measured(1, 9.0, 1.0, 2.0)
     assert made().name == "gather"  # in fp16 spectra of 4 channels are too coarse
-    monkeypatch.setattr(gpu_conv_plan, "SPECTRAL_CHANNELS", 4)
+    monkeypatch.setattr(costs, "SPECTRAL_CHANNELS", 4)
     conv = made()
     assert conv.info()["proposal_conv"] == "mixed"
     assert conv.choices[4] == ("gather",) * layers
@@ -184,7 +184,7 @@ def test_auto_takes_the_crop_until_something_was_measured_that_beats_it(
     measured(8, 9.0, 1.0, 2.0)
     assert made().name == "gather"
     assert isinstance(made(torch.float32), CropProposalConv)  # another precision
-    monkeypatch.setattr(gpu_convs, "capability_of", lambda _: (8, 0))
+    monkeypatch.setattr(choice, "capability_of", lambda _: (8, 0))
     assert isinstance(made(), CropProposalConv)  # another architecture
 
 
@@ -192,13 +192,13 @@ def test_what_is_too_coarse_in_16_bits_is_not_chosen_however_fast(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("MMN_FAST_CACHE", str(tmp_path))
-    monkeypatch.setattr(gpu_convs, "capability_of", lambda _: (9, 0))
+    monkeypatch.setattr(choice, "capability_of", lambda _: (9, 0))
     small, large = (plan_for(PRESETS[name]) for name in ("charades-sta", "tacos"))
     for plan, precision in ((small, "fp16"), (small, "fp32"), (large, "fp16"), (large, "bf16")):
         layers = [3.0] * len(plan.layers)
         times = {"crop": [99.0], "gather": layers, "fft12": layers, "fft16": [2.0 for _ in layers]}
         times |= {"fft24": [1.0 for _ in layers], "mixed": [9.0]}
-        gather_choices.keep("sm_90", gather_choices.times_key(plan, 512, 1, precision), times)
+        block_sizes.keep("sm_90", block_sizes.times_key(plan, 512, 1, precision), times)
 
     def chosen(conv: str, plan: ProposalPlan, dtype: torch.dtype, width: int = 512) -> set[str]:
         choices = layer_choices(conv, plan, [width] * (len(plan.layers) + 1), dtype, CPU, (1,))
@@ -219,10 +219,10 @@ def test_what_is_too_coarse_in_16_bits_is_not_chosen_however_fast(
 def test_what_was_not_timed_is_not_taken_for_slower(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Where a benchmark ran out of time, predictions stand in for all that it did time, and auto stays the crop."""
     monkeypatch.setenv("MMN_FAST_CACHE", str(tmp_path))
-    monkeypatch.setattr(gpu_convs, "capability_of", lambda _: (9, 0))
+    monkeypatch.setattr(choice, "capability_of", lambda _: (9, 0))
     plan = plan_for(PRESETS["tacos"])
     every: dict[str, list[float]] = {"crop": [99.0], "mixed": [9.0]}
-    every |= {name: [3.0] * len(plan.layers) for name in gpu_conv_plan.ALGORITHMS}
+    every |= {name: [3.0] * len(plan.layers) for name in costs.ALGORITHMS}
 
     def chosen(conv: str, videos: int = 1) -> set[str] | None:
         choices = layer_choices(conv, plan, [512] * (len(plan.layers) + 1), torch.float16, CPU, (videos,))
@@ -230,20 +230,20 @@ def test_what_was_not_timed_is_not_taken_for_slower(monkeypatch: pytest.MonkeyPa
 
     for missing in every:
         times = {name: one for name, one in every.items() if name != missing}
-        gather_choices.keep("sm_90", gather_choices.times_key(plan, 512, 1, "fp16"), times)
+        block_sizes.keep("sm_90", block_sizes.times_key(plan, 512, 1, "fp16"), times)
         assert chosen("auto") is None, missing
         assert chosen("fft") == chosen("mixed") == {"fft16"}, missing  # as predicted
-    gather_choices.keep("sm_90", gather_choices.times_key(plan, 512, 1, "fp16"), every)
+    block_sizes.keep("sm_90", block_sizes.times_key(plan, 512, 1, "fp16"), every)
     assert chosen("auto") == chosen("mixed") == {"gather"}
     # Eight videos were not timed in full: what is known of one stands in.
-    gather_choices.keep("sm_90", gather_choices.times_key(plan, 512, 8, "fp16"), {"crop": [1.0], "gather": [9.0] * 8})
+    block_sizes.keep("sm_90", block_sizes.times_key(plan, 512, 8, "fp16"), {"crop": [1.0], "gather": [9.0] * 8})
     assert chosen("auto", 8) == {"gather"}
 
 
 def test_spectral_weights_are_counted_once_for_each_size_of_tiles_that_a_layer_takes(golden_model: Models) -> None:
     choices = {1: ("gather", "fft12"), 2: ("fft16", "fft12"), 8: ("fft24", "gather")}
-    assert gpu_convs.spectral_values(choices, [3, 5, 7]) == (16**2 + 24**2) * 3 * 5 + 12**2 * 5 * 7
-    assert gpu_convs.spectral_values(None, [3, 5, 7]) == 0
+    assert choice.spectral_values(choices, [3, 5, 7]) == (16**2 + 24**2) * 3 * 5 + 12**2 * 5 * 7
+    assert choice.spectral_values(None, [3, 5, 7]) == 0
     backend = _engine(golden_model("hcstvg_small"), "fp32", conv="fft")._backend
     assert isinstance(backend, NativeGpuBackend)
     conv = backend._programs.video.conv
@@ -255,4 +255,4 @@ def test_spectral_weights_are_counted_once_for_each_size_of_tiles_that_a_layer_t
     ]  # type: ignore[attr-defined]
     preset = cases.load("hcstvg_small").preset
     widths = [preset.hidden_size] + [preset.conv_hidden_size] * preset.conv_layers
-    assert sum(tensor.numel() for tensor in held) == gpu_convs.spectral_values(conv.choices, widths)  # type: ignore[attr-defined]
+    assert sum(tensor.numel() for tensor in held) == choice.spectral_values(conv.choices, widths)  # type: ignore[attr-defined]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from mmn_fast.kernels.gpu_copies import DeviceCopies
+from mmn_fast.runtime.device_copies import DeviceCopies
 
 
 class _Uploads:

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from mmn_fast.kernels.gpu_conv_plan import ALGORITHMS
-from mmn_fast.kernels.gpu_convs import CONVS
+from mmn_fast.kernels.gpu.conv.choice import CONVS
+from mmn_fast.kernels.gpu.conv.costs import ALGORITHMS
 
 ROOT = Path(__file__).parents[1]
 NOTES = (ROOT / "benchmarks" / "NOTES.md").read_text(encoding="utf-8")
 SECTION = NOTES.partition("## What the first measurement on a GPU deletes")[2].partition("\n## ")[0]
-FOLDERS = ("mmn_fast/kernels", "benchmarks", "tests/kernels", ".")
+FOLDERS = ("mmn_fast/kernels", "mmn_fast/kernels/gpu", "mmn_fast/kernels/gpu/conv", "benchmarks", "tests/kernels", ".")
 
 
 def _files() -> list[str]:
@@ -34,7 +34,7 @@ def test_functions_are_there() -> None:
     names = {
         node.name
         for folder in ("mmn_fast/kernels", "benchmarks")
-        for path in (ROOT / folder).glob("*.py")
+        for path in (ROOT / folder).rglob("*.py")
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, (ast.FunctionDef, ast.ClassDef))
     }

@@ -16,22 +16,24 @@ import pytest
 import torch
 
 import mmn_fast
+from mmn_fast import buckets
 from mmn_fast.backends import native_gpu, registry
 from mmn_fast.backends.base import Pairs
 from mmn_fast.backends.native_cpu import NativeBackend
 from mmn_fast.backends.native_gpu import NativeGpuBackend
 from mmn_fast.checkpoint import load_model
 from mmn_fast.engine import Engine
+from mmn_fast.errors import BackendUnavailable, InputError
 from mmn_fast.geometry import cells_to_moments, plan_for
-from mmn_fast.geometry_crops import border_of, crop_plan, cropped_taps, padded_rows
-from mmn_fast.kernels import gpu_buckets, native, reference
-from mmn_fast.kernels.gpu_graphs import Captured
-from mmn_fast.kernels.gpu_runner import Input
-from mmn_fast.kernels.gpu_video import CropProposalConv
+from mmn_fast.geometry_crops import crop_plan, cropped_taps, padded_rows
+from mmn_fast.kernels import host, reference
+from mmn_fast.kernels.cpu import ops
+from mmn_fast.kernels.gpu.conv.crop import CropProposalConv
 from mmn_fast.postprocess import fuse_scores
 from mmn_fast.presets import PRESETS
+from mmn_fast.runtime.graph_cache import Captured
+from mmn_fast.runtime.graph_runner import Input
 from mmn_fast.torch_threads import strict_settings
-from mmn_fast.types import BackendUnavailable, InputError
 from tests.golden import cases
 from tests.tolerances import check_close
 
@@ -82,7 +84,7 @@ def test_the_cropped_convolution_matches_the_packed_reference(name: str, B: int)
     ]
     biases = [rng.standard_normal(out).astype(np.float32) for out in widths[1:]]
     inputs = torch.from_numpy(rng.standard_normal((B, len(plan.inputs), widths[0])).astype(np.float32))
-    side = plan.num_clips + 2 * border_of(plan)
+    side = plan.num_clips + 2 * plan.border
     padded = torch.zeros(side**2, B, widths[0])
     padded[torch.from_numpy(padded_rows(plan, plan.inputs)).long()] = inputs.transpose(0, 1)
     found = CropProposalConv(weights, biases, plan, torch.float32, torch.device("cpu"))(padded)
@@ -105,7 +107,7 @@ def test_golden_cases_in_fp32_and_ground_chooses_the_best_of_the_maps(
     for query, maps, sentences in zip(batch, every_map, engine.ground(batch, top_k=7), strict=True):
         seconds = cells_to_moments(maps.cells, query.video.duration_s, case.preset.num_clips)
         for fused, moments in zip(maps.fused, sentences, strict=True):
-            chosen = native.temporal_nms(fused[None], seconds, case.preset.nms_iou, 7)[0]
+            chosen = ops.temporal_nms(fused[None], seconds, case.preset.nms_iou, 7)[0]
             chosen = chosen[chosen >= 0]
             assert [[m.start_s, m.end_s] for m in moments] == seconds[chosen].tolist()
             check_close([m.score for m in moments], fused[chosen], "gpu_fused")
@@ -168,7 +170,7 @@ def test_a_request_beyond_the_largest_sizes_is_split(
     batch = [mmn_fast.Query(v, [f"{'word ' * (7 * n)}end", "same", f"{n}"]) for n, v in enumerate(videos)]
     whole = _engine(golden_model("charades_small"), device, precision)
     expected = whole.ground(batch, top_k=3)
-    for module in (native_gpu, gpu_buckets):
+    for module in (native_gpu, buckets):
         monkeypatch.setattr(module, "VIDEO_BUCKETS", (1, 2))
         monkeypatch.setattr(module, "QUERY_BUCKETS", (1, 4))
     small = _engine(golden_model("charades_small"), device, precision)
@@ -200,7 +202,7 @@ def test_moments_from_embeddings_are_chosen_on_the_device_as_the_reference_choos
     moments = cells_to_moments(plan.cells, 31.7, preset.num_clips)
     fused = fuse_scores(*backend.score(video, text), preset)
     with monkeypatch.context() as alone:
-        alone.setattr(native, "temporal_nms", None)  # not on the host
+        alone.setattr(ops, "temporal_nms", None)  # not on the host
         for top_k in (5, 300):
             chosen, scores = backend.score_moments(video, text, moments, top_k)
             assert (chosen.dtype, scores.dtype) == (np.int32, np.float32)
@@ -309,8 +311,8 @@ class _Cuda:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *, build: bool = True, torch_cuda: str | None = "13.0",
                  available: bool = True, count: int = 1, capability: tuple[int, int] = (9, 0)) -> None:  # fmt: skip
-        monkeypatch.setattr(native, "build_info", lambda: {"cuda": build})
-        monkeypatch.setattr(native, "has_cuda_device", lambda: available)
+        monkeypatch.setattr(host, "build_info", lambda: {"cuda": build})
+        monkeypatch.setattr(host, "has_cuda_device", lambda: available)
         monkeypatch.setattr(torch.version, "cuda", torch_cuda)
         for name, value in (("is_available", available), ("device_count", count), ("current_device", 0),
                             ("get_device_capability", capability), ("get_device_name", "Some GPU")):  # fmt: skip
@@ -439,7 +441,7 @@ def test_a_graph_sees_nothing_of_the_longer_video_before(
 def test_all_of_a_split_request_runs_in_graphs_and_gives_the_same_bits(
     precision: str, golden_model: Models, capture: Callable[[Engine], list[Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (native_gpu, gpu_buckets):
+    for module in (native_gpu, buckets):
         monkeypatch.setattr(module, "VIDEO_BUCKETS", (1, 2))
         monkeypatch.setattr(module, "QUERY_BUCKETS", (1, 4))
     plain, engine = (_engine(golden_model("charades_small"), "cpu", precision) for _ in range(2))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mmn_fast.kernels.gpu_buckets import (
+from mmn_fast.buckets import (
     QUERY_BUCKETS,
     TOKEN_BUCKETS,
     VIDEO_BUCKETS,
@@ -16,7 +16,7 @@ from mmn_fast.kernels.gpu_buckets import (
     split,
     tokens_for,
 )
-from mmn_fast.kernels.gpu_graphs import MIB, Captured, GraphCache
+from mmn_fast.runtime.graph_cache import MIB, Captured, GraphCache
 
 
 def test_the_smallest_bucket_that_holds_a_request_is_taken() -> None:

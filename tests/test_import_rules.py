@@ -5,174 +5,118 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 import mmn_fast
 
+ROOT = Path(__file__).parents[1]
 PACKAGE = Path(mmn_fast.__file__).parent
 
-# Each module may import modules of its own layer's index or below at module level; DESIGN: values -> kernels -> model,
-# text, features, postprocess -> backends -> engine, index -> evaluation, training -> command line, serving, demo.
-LAYERS: list[set[str]] = [
-    {
-        *("version", "errors", "checks", "documents", "types", "environment", "files", "checksums", "embeddings"),
-        *("torch_build", "cores", "unfinished", "forks", "once"),
-    },
-    {"official_yaml"},
-    {"presets"},
-    {"geometry"},
-    {"geometry_crops"},
-    {
-        *("kernels.native", "kernels.reference", "kernels.conv_transforms", "kernels.folding", "torch_threads"),
-        *("kernels.cuda_runtime", "kernels.tensorrt_module", "kernels.cell_runs", "kernels.gpu_captures"),
-        "kernels.onnxruntime_module",
-    },
-    {
-        *("kernels.native_conv", "kernels.native_text", "kernels.tensorrt_plan"),
-        *("kernels.gpu_operator", "kernels.gpu_graphs", "kernels.gpu_buckets", "kernels.gpu_device"),
-        *("kernels.gpu_recording", "kernels.gpu_clock"),
-        *("kernels.gather_schedule", "kernels.gather_choices", "kernels.triton_interpreter"),
-        "kernels.gpu_conv_plan",
-    },
-    {
-        *("kernels.tuning", "kernels.triton_stack"),
-        *("kernels.gpu_ops", "kernels.gpu_moment_ops", "kernels.gpu_fourier_ops", "kernels.gpu_copies"),
-    },
-    {"kernels.gpu_video", "kernels.gpu_runner", "kernels.triton_conv", "kernels.triton_fourier"},
-    {"kernels.gpu_programs", "kernels.triton_mixed", "kernels.triton_tuning"},
-    {"kernels.gpu_convs"},
-    {"hub", "features", "text_encoder", "tokenizer", "postprocess", "state"},
-    {"fingerprint", "official"},
-    {"directory"},
-    {"checkpoint", "model"},
-    {"torch_runner"},
-    {"backends.base"},
-    {
-        *("backends.registry", "backends.torch_ref", "backends.native_cpu", "backends.native_gpu"),
-        *("backends.ort", "backends.trt"),
-    },
-    {"origin"},
-    {"engine", "index"},
-    {"evaluation", "training"},
-    {"viz", "serving", "demo", "benchmarking"},
-    {"cli"},
-    {"__main__", "__init__"},
+# From the bottom up; a module imports from its own rung and from those below. Names are below mmn_fast, and a package
+# stands for all that is in it. CONTRIBUTING.md says what each rung is for.
+LADDER = {
+    "values": (
+        "version errors arrays checks documents types environment files checksums embeddings unfinished forks once"
+        " cores torch_build torch_threads buckets official_yaml recipes presets"
+    ),
+    "geometry": "geometry geometry_crops",
+    "kernels": "kernels",
+    "model": (
+        "hub state fingerprint official tokenizer features text_encoder model postprocess directory artifact checkpoint"
+    ),
+    "runtime": "runtime torch_runner",
+    "backends": "backends",
+    "engine": "origin engine",
+    "tools": "evaluation training viz demo benchmarking export",
+    "commands": "cli __main__ __init__",
+    "benchmarks": "benchmarks",
+}
+RUNGS = {name: number for number, names in enumerate(LADDER.values()) for name in names.split()}
+
+MAY_NEED_TORCH = [
+    "torch_threads",
+    "text_encoder",
+    "model",
+    "torch_runner",
+    "kernels.reference",
+    "kernels.gpu",
+    "backends.native_gpu",
+    "training",
+    "runtime.device_copies",
+    "runtime.graph_runner",
+    "runtime.programs",
+    "runtime.video_branch",
+    "export.graphs",
+    "benchmarks",
 ]
 NO_TORCH = ("torch", "triton", "transformers")
-TORCH_FREE = {
-    *(
-        "__init__",
-        "errors",
-        "checks",
-        "documents",
-        "official_yaml",
-        "types",
-        "files",
-        "embeddings",
-        "unfinished",
-        "forks",
-        "once",
-        "presets",
-        "geometry",
-        "geometry_crops",
-        "environment",
-        "torch_build",
-        "cores",
-        "hub",
-        "features",
-        "tokenizer",
-        "checksums",
-        "state",
-        "fingerprint",
-        "official",
-        "directory",
-        "checkpoint",
-    ),
-    *(
-        "postprocess",
-        "engine",
-        "origin",
-        "cli",
-        "kernels.native",
-        "kernels.cell_runs",
-        "kernels.native_conv",
-        "kernels.tuning",
-        "kernels.native_text",
-        "kernels.conv_transforms",
-        "kernels.folding",
-        "kernels.gpu_graphs",
-        "kernels.gpu_captures",
-        "kernels.gpu_buckets",
-        "kernels.gather_schedule",
-        "kernels.gather_choices",
-        "kernels.gpu_conv_plan",
-        "kernels.triton_interpreter",
-        "backends.base",
-        "backends.registry",
-        "backends.native_cpu",
-        "backends.torch_ref",
-        "backends.ort",
-        "backends.trt",
-        "kernels.cuda_runtime",
-        "kernels.tensorrt_module",
-        "kernels.onnxruntime_module",
-        "kernels.tensorrt_plan",
-    ),
-}
 
 
-def _name(path: Path) -> str:
-    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__")
+def _modules() -> Iterator[tuple[str, Path]]:
+    """Every module of the project, named as `LADDER` names them."""
+    for folder, package in ((PACKAGE, ""), (ROOT / "export", "export."), (ROOT / "benchmarks", "benchmarks.")):
+        for path in sorted(folder.rglob("*.py")):
+            parts = path.relative_to(folder).with_suffix("").parts
+            if not (folder == PACKAGE and parts[0] == "export"):  # an installed copy, or a link
+                name = package + ".".join(parts)
+                yield name.removesuffix(".__init__") if "." in name else name, path
 
 
-def _layer(module: str) -> int | None:
-    for number, names in enumerate(LAYERS):
-        if any(module == name or module.startswith(name + ".") for name in names):
-            return number
-    return None
+MODULES = dict(_modules())
 
 
-def _module_level_imports(path: Path) -> list[str]:
-    found, body = [], list(ast.parse(path.read_text()).body)
-    while body:
-        node = body.pop()
-        if isinstance(node, ast.Import):
-            found += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            found += [node.module or ""] + [f"{node.module}.{alias.name}" for alias in node.names]
-        elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
-            continue
-        elif isinstance(node, (ast.If, ast.Try)):
-            body += node.body
+def _own_name(imported: str) -> str:
+    return imported.removeprefix("mmn_fast.")
+
+
+def _imports(path: Path, at_call_too: bool) -> set[str]:
+    """What a module imports where it is loaded, with `at_call_too` in its functions as well; annotations' apart."""
+    found: set[str] = set()
+    bodies = [ast.parse(path.read_text(encoding="utf-8")).body]
+    while bodies:
+        for node in bodies.pop():
+            if isinstance(node, ast.Import):
+                found |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                assert not node.level, f"{path}: import by the full name"
+                found |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module or ""}
+            elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+                continue
+            elif at_call_too or not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                parts = ("body", "orelse", "finalbody", "handlers")
+                bodies += [part for part in (getattr(node, name, None) for name in parts) if isinstance(part, list)]
     return found
 
 
-MODULES = sorted(path for path in PACKAGE.rglob("*.py") if _name(path) not in ("kernels", "backends"))
+def _rung(name: str) -> int | None:
+    return next((RUNGS[own] for own in RUNGS if name == own or name.startswith(own + ".")), None)
 
 
-@pytest.mark.parametrize("path", MODULES, ids=_name)
-def test_imports_go_one_way(path: Path) -> None:
-    name = _name(path)
-    own = _layer(name)
-    assert own is not None, f"{name} has no place in LAYERS"
-    for imported in _module_level_imports(path):
-        if imported.startswith("mmn_fast."):
-            target = imported.removeprefix("mmn_fast.")
-            layer = _layer(target)
-            assert layer is None or layer <= own, f"{name} imports {imported}, which is above it"
-            if name.startswith("backends.") and name != "backends.registry":
-                assert not target.startswith("backends.") or target.startswith("backends.base"), (
-                    f"{name} imports another backend, {imported}"
-                )
+@pytest.mark.parametrize("name", MODULES)
+def test_imports_go_down_the_ladder(name: str) -> None:
+    rung = _rung(name)
+    assert rung is not None, f"{name} stands on no rung of LADDER"
+    for imported in map(_own_name, _imports(MODULES[name], at_call_too=True)):
+        assert imported not in MODULES or (_rung(imported) or 0) <= rung, f"{name} imports {imported} from above"
+        if name.startswith("backends.") and name != "backends.registry" and imported in MODULES:
+            assert not imported.startswith("backends.") or imported == "backends.base", f"{name} imports {imported}"
 
 
-@pytest.mark.parametrize(
-    "path", [p for p in MODULES if _name(p).split(".")[0] in TORCH_FREE or _name(p) in TORCH_FREE], ids=_name
-)
-def test_torch_free_modules_do_not_import_torch(path: Path) -> None:
-    assert not {name.split(".")[0] for name in _module_level_imports(path)} & set(NO_TORCH)
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    graph = {
+        name: {own for own in map(_own_name, _imports(path, at_call_too=True)) if own in MODULES and own != name}
+        for name, path in MODULES.items()
+    }
+    TopologicalSorter(graph).prepare()  # CycleError names the circle
+
+
+@pytest.mark.parametrize("name", [n for n in MODULES if not any(f"{n}.".startswith(f"{o}.") for o in MAY_NEED_TORCH)])
+def test_other_modules_do_not_import_torch(name: str) -> None:
+    assert not {imported.split(".")[0] for imported in _imports(MODULES[name], at_call_too=False)} & set(NO_TORCH)
 
 
 def test_import_is_light() -> None:

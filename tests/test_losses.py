@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from mmn_fast.errors import InputError
 from mmn_fast.geometry import cells_to_moments, proposal_mask, temporal_iou
 from mmn_fast.training.losses import (
     LossParams,
@@ -20,7 +21,6 @@ from mmn_fast.training.losses import (
     iou_loss,
     pairwise_iou,
 )
-from mmn_fast.types import InputError
 from tests.golden import recipe
 from tests.golden.cases import HERE
 from tests.tolerances import check_close

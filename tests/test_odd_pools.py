@@ -187,8 +187,8 @@ def test_tensorrt_and_the_triton_server_agree_with_float64(
     """Both through their doubles, whose arithmetic is ONNX Runtime's."""
     pytest.importorskip("tritonclient.grpc.model_config_pb2")
     from mmn_fast.export.to_tensorrt import build_plans
-    from mmn_fast.export.triton_repository import write_repository
-    from tests.triton_double import make_utils
+    from mmn_fast.export.tritonserver_repository import write_repository
+    from tests.tritonserver_double import make_utils
 
     name = "overlap"
     install(monkeypatch, CudaRuntime())

@@ -12,7 +12,7 @@ import onnxruntime
 import pytest
 
 import mmn_fast
-from mmn_fast.types import BackendUnavailable
+from mmn_fast.errors import BackendUnavailable
 
 CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 _Session, _OrtValue = onnxruntime.InferenceSession, onnxruntime.OrtValue

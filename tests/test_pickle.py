@@ -22,13 +22,13 @@ import pytest
 
 import mmn_fast
 from mmn_fast import engine as engine_module
+from mmn_fast.artifact.manifest import read_manifest
 from mmn_fast.backends.native_cpu import NativeBackend
 from mmn_fast.backends.registry import backend_class
 from mmn_fast.checkpoint import DEMO_MODEL, load_model, save_model
 from mmn_fast.errors import BackendUnavailable, InputError, WriteError
 from mmn_fast.evaluation.datasets import read_annotations
 from mmn_fast.evaluation.evaluate import EvaluationReport, UnwrittenPredictions, evaluate
-from mmn_fast.export.manifest import read_manifest
 from mmn_fast.features.store import open_features
 from mmn_fast.origin import absolute
 from tests.golden import cases

@@ -14,9 +14,8 @@ import numpy as np
 import pytest
 
 from mmn_fast.errors import InputError
-from mmn_fast.presets import PRESETS, LossParams, Preset, Recipe, get_preset, read_official_yaml
+from mmn_fast.presets import PRESETS, LossParams, Preset, Recipe, TextEncoderConfig, get_preset, read_official_yaml
 from mmn_fast.state import state_shapes
-from mmn_fast.types import TextEncoderConfig
 from tests.test_odd_pools import ODD
 
 # What the four official files say, as they write it (tuples are text to YAML).

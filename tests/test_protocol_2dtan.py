@@ -5,13 +5,13 @@ import dataclasses
 import numpy as np
 import pytest
 
+from mmn_fast.errors import InputError
 from mmn_fast.evaluation import PROTOCOLS, Protocol, evaluate_maps
 from mmn_fast.evaluation.metrics import recall_at
 from mmn_fast.evaluation.ranking import rank_moments
 from mmn_fast.geometry import proposal_cells, proposal_mask
 from mmn_fast.postprocess import fuse_scores
 from mmn_fast.presets import PRESETS
-from mmn_fast.types import InputError
 
 CHARADES = PRESETS["charades-sta"]
 TWO_D_TAN = PROTOCOLS["2dtan"]

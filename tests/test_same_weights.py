@@ -10,11 +10,11 @@ import pytest
 import torch
 
 import mmn_fast
+from mmn_fast.artifact.manifest import read_manifest
 from mmn_fast.checkpoint import LoadedModel, convert, load_model, save_model
-from mmn_fast.export.manifest import read_manifest
+from mmn_fast.errors import InputError
 from mmn_fast.export.to_onnx import export
 from mmn_fast.training.trainer import train
-from mmn_fast.types import InputError
 from tests.command import run_here
 from tests.test_training import options
 from tests.tiny_model import assert_same

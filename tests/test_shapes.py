@@ -19,12 +19,12 @@ from mmn_fast.cli.train import shapes as shapes_command
 from mmn_fast.demo import scenes, sentences
 from mmn_fast.demo.scenes import ACTION_NAMES, COLOURS, FPS, SHAPES, Fact, Scene, Thing, Track, action_name
 from mmn_fast.demo.shapes import DEFAULT_COUNTS, SPLITS, ShapesVideo, held_out, make_video, write_dataset
+from mmn_fast.errors import InputError
 from mmn_fast.evaluation import read_annotations
 from mmn_fast.features import open_features
 from mmn_fast.features.extractors.pixels import CHANGES, CHANNELS, LOOKS, PixelFeatures
 from mmn_fast.presets import PRESETS
 from mmn_fast.tokenizer import load_tokenizer
-from mmn_fast.types import InputError
 from tests.tolerances import check_close
 
 NUMBERS = range(60)

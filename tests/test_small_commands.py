@@ -14,10 +14,10 @@ from typer.testing import CliRunner
 
 from mmn_fast.backends import ort
 from mmn_fast.cli import app
+from mmn_fast.errors import InputError
 from mmn_fast.presets import PRESETS, PUBLISHED_FEATURES
 from mmn_fast.tokenizer import load_tokenizer
 from mmn_fast.training.vocabulary import build_vocabulary
-from mmn_fast.types import InputError
 
 SENTENCES = [f"a {colour} {shape} jumps over the {other} one" for colour in ("red", "blue", "teal") for shape in
              ("square", "circle", "star") for other in ("big", "small", "lazy")]  # fmt: skip

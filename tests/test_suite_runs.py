@@ -113,7 +113,7 @@ def test_after_every_step_the_folder_holds_what_was_measured_so_far(tree: Tree) 
         f"""n=$(wc -l < {tree.root}/commands)
 mkdir {tree.root}/seen-$n && cp {tree.output}/* {tree.root}/seen-$n
 echo "step $n speaks"; line "{{\\"step\\": $n}}"
-[ $n = 2 ] && echo "{{\\"found\\": 1}}" > {tree.root}/mmn_fast/kernels/gather_choices.json
+[ $n = 2 ] && echo "{{\\"found\\": 1}}" > {tree.root}/mmn_fast/kernels/gpu/conv/gather_choices.json
 [ $n != 3 ]"""
     )
     done = tree.run()
@@ -373,7 +373,7 @@ def test_git_says_the_commit_where_it_is_and_what_measuring_writes_makes_no_tree
     git("commit", "--quiet", "--message", "all")
     head = git("rev-parse", "HEAD")
     assert json.loads(_line(tree).stdout) == {"commit": head[:10], "dirty": False}
-    choices = tree.root / "mmn_fast" / "kernels" / "gather_choices.json"
+    choices = tree.root / "mmn_fast" / "kernels" / "gpu" / "conv" / "gather_choices.json"
     choices.write_text(choices.read_text() + "\n")
     line = json.loads(_line(tree).stdout)
     assert line == {"commit": head[:10], "dirty": False, "gather_choices": line["gather_choices"]}

@@ -18,15 +18,16 @@ import numpy as np
 import pytest
 
 import mmn_fast
+from mmn_fast.artifact import sidecar
+from mmn_fast.artifact.manifest import check_files, read_manifest
+from mmn_fast.artifact.sidecar import BUCKETS, Profile, Sidecar, choose_profile, profiles_for, unfit_reason
 from mmn_fast.benchmarking import stages
-from mmn_fast.export import deploy, plans, to_tensorrt
-from mmn_fast.export.manifest import check_files, read_manifest
-from mmn_fast.export.plans import BUCKETS, Profile, Sidecar, choose_profile, profiles_for, unfit_reason
+from mmn_fast.errors import BackendUnavailable, InputError
+from mmn_fast.export import deploy, to_tensorrt
 from mmn_fast.export.to_tensorrt import BuildOptions, build_plans
 from mmn_fast.export.verify import BOUNDS, VerificationError
-from mmn_fast.kernels import cuda_runtime, tensorrt_module, tensorrt_plan
-from mmn_fast.kernels.gpu_captures import between_captures
-from mmn_fast.types import BackendUnavailable, InputError
+from mmn_fast.kernels.gpu.captures import between_captures
+from mmn_fast.runtime import cuda_api, tensorrt_module, tensorrt_plan
 from tests.tensorrt_double import CudaError, CudaRuntime, make_tensorrt
 from tests.tolerances import check_close
 
@@ -110,7 +111,7 @@ def test_profiles_take_every_size_up_to_the_largest_bucket(built: Path) -> None:
 
 @pytest.mark.parametrize("limit", [12, 16, 40, 64, 512])
 def test_the_last_bucket_of_tokens_is_the_encoders_limit(limit: int) -> None:
-    buckets = plans.token_buckets(limit)
+    buckets = sidecar.token_buckets(limit)
     assert buckets[-1] == limit
     assert list(buckets) == sorted(set(buckets))
 
@@ -119,7 +120,7 @@ def test_text_batches_hold_every_sentence_once() -> None:
     rng = np.random.default_rng(0)
     ids = [rng.integers(1, 99, rng.integers(1, 41)) for _ in range(300)]
     seen: list[int] = []
-    for rows, padded, mask in plans.text_batches(ids, 40):
+    for rows, padded, mask in sidecar.text_batches(ids, 40):
         assert padded.shape == mask.shape
         assert len(rows) <= BUCKETS["S"][-1]
         assert padded.shape[1] in (16, 32, 40)
@@ -140,12 +141,12 @@ def test_plans_are_built_and_run_in_every_version(
     install(monkeypatch, CudaRuntime(), version)
     directory = Path(shutil.copytree(demo_export, tmp_path / "exported"))
     (plan,) = build_plans(directory, ["score"], BuildOptions(progress=True, workspace_mib=64))
-    sidecar = plans.read_sidecar(directory, "score")
+    written = sidecar.read_sidecar(directory, "score")
     assert plan.read_bytes().startswith(b"plan of the double"), "a header before the plan"
-    assert (sidecar.tensorrt, sidecar.gpu, sidecar.compute_capability) == (version, "Double 9000", (9, 0))
-    assert sidecar.onnx_sha256 == read_manifest(directory).files["score.onnx"]
-    assert sidecar.profiles == tuple(Profile((("S", *bounds),)) for bounds in ((1, 1), (2, 8), (9, 32), (33, 128)))
-    plans.check_sidecar(directory, sidecar, "score", read_manifest(directory))
+    assert (written.tensorrt, written.gpu, written.compute_capability) == (version, "Double 9000", (9, 0))
+    assert written.onnx_sha256 == read_manifest(directory).files["score.onnx"]
+    assert written.profiles == tuple(Profile((("S", *bounds),)) for bounds in ((1, 1), (2, 8), (9, 32), (33, 128)))
+    sidecar.check_sidecar(directory, written, "score", read_manifest(directory))
     assert not list(directory.glob(".*")), "partial files are left"
 
 
@@ -168,7 +169,7 @@ def test_options_reach_the_builder(cuda: CudaRuntime, exported: Path) -> None:
     assert content(plan)["hardware"] == "AMPERE_PLUS"
     assert content(plan)["level"] == 5
     assert content(plan)["pools"] == {"WORKSPACE": 3 * 2**20}
-    assert plans.read_sidecar(exported, "score").tf32
+    assert sidecar.read_sidecar(exported, "score").tf32
 
 
 def test_the_timing_cache_is_kept_and_one_of_another_gpu_refused(cuda: CudaRuntime, exported: Path) -> None:
@@ -552,7 +553,7 @@ def test_plans_that_cannot_all_be_moved_leave_the_earlier_ones(
     staged, replace, left = exported / "staged", Path.replace, [None] * moves
     staged.mkdir()
     for graph in ("video", "text", "score"):
-        for path in (plans.plan_path(staged, graph), plans.sidecar_path(staged, graph)):
+        for path in (sidecar.plan_path(staged, graph), sidecar.sidecar_path(staged, graph)):
             path.write_bytes(b"new")
 
     def stop_once(self: Path, target: Path) -> Path:
@@ -593,7 +594,7 @@ def test_the_command_builds_verifies_and_serves_plans(cuda: CudaRuntime, demo_ex
     assert result.exit_code == 0, result.output
     written = [directory / f"{graph}.plan" for graph in ("video", "text", "score")]
     assert json.loads(result.stdout) == [*map(str, written), str(tmp_path / "models")]
-    assert plans.read_sidecar(directory, "text").version_compatible
+    assert sidecar.read_sidecar(directory, "text").version_compatible
     assert (tmp_path / "models" / "mmn_text" / "1" / "model.plan").is_file()
 
 
@@ -718,10 +719,10 @@ def test_a_version_compatible_plan_runs_where_it_is_allowed(
 
 
 def test_versions_are_compared_as_numbers() -> None:
-    sidecar = Sidecar("video", "", "fp32", "", "", "10.9.0.34", "A", (9, 0), True, "same-gpu", False, 3, ())
-    assert unfit_reason(sidecar, "10.16.1.11", "A", (9, 0)) is None
-    assert unfit_reason(sidecar, "10.14.1.48.post1", "A", (9, 0)) is None
-    assert "10.9.0.34" in str(unfit_reason(sidecar, "10.8.0.43", "A", (9, 0)))
+    written = Sidecar("video", "", "fp32", "", "", "10.9.0.34", "A", (9, 0), True, "same-gpu", False, 3, ())
+    assert unfit_reason(written, "10.16.1.11", "A", (9, 0)) is None
+    assert unfit_reason(written, "10.14.1.48.post1", "A", (9, 0)) is None
+    assert "10.9.0.34" in str(unfit_reason(written, "10.8.0.43", "A", (9, 0)))
 
 
 # -- the documented API
@@ -752,7 +753,7 @@ def test_every_name_the_doubles_have_is_in_both_major_versions() -> None:
 def test_the_code_uses_no_name_that_the_doubles_lack() -> None:
     names = used_names()
     classes = {name.split(".")[1] for name in names if name.startswith("tensorrt.")}
-    for module in (tensorrt_plan, to_tensorrt, tensorrt_module, cuda_runtime):
+    for module in (tensorrt_plan, to_tensorrt, tensorrt_module, cuda_api):
         for node in ast.walk(ast.parse(inspect.getsource(module))):
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "trt":
                 assert node.attr in classes | {"__version__", "__name__"}, f"{module.__name__}: trt.{node.attr}"

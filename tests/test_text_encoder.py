@@ -8,8 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from mmn_fast.presets import TextEncoderConfig
 from mmn_fast.text_encoder import TextEncoder, fuse_attention
-from mmn_fast.types import TextEncoderConfig
 from tests.tolerances import check_close
 
 CONFIG = TextEncoderConfig(vocab_size=50, max_tokens=40, width=128, num_layers=2, num_heads=2, ffn_width=96)

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mmn_fast.errors import InputError
 from mmn_fast.tokenizer import load_tokenizer, without_warnings_of_cuts
-from mmn_fast.types import InputError
 from tests.golden import cases
 
 SENTENCES = [

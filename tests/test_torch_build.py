@@ -11,7 +11,7 @@ import pytest
 from mmn_fast import torch_build
 from mmn_fast.backends import registry
 from mmn_fast.backends.native_cpu import NativeBackend
-from mmn_fast.kernels import native
+from mmn_fast.kernels import host
 
 
 @pytest.fixture(autouse=True)
@@ -66,7 +66,7 @@ assert (t.is_installed(), t.version(), t.has_cuda()) == (False, '', False)
 
 
 def test_auto_takes_native_on_a_host_whose_gpu_no_backend_can_use(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native, "has_cuda_device", lambda: True)
+    monkeypatch.setattr(host, "has_cuda_device", lambda: True)
     monkeypatch.setattr(torch_build, "has_cuda", lambda: False)
     choice = registry.choose("auto", "auto", "auto", exported=False)
     assert (choice.backend, choice.passed_over) == (NativeBackend, {})

@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mmn_fast.kernels.gpu_device import strict_arithmetic
+from mmn_fast.kernels.gpu.device import strict_arithmetic
 from mmn_fast.torch_threads import strict_settings, strictly
 
 cudnn, cuda, matmul = torch.backends.cudnn, torch.backends.cuda, torch.backends.cuda.matmul

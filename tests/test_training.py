@@ -22,6 +22,7 @@ from torch import Tensor
 import mmn_fast
 from mmn_fast.checkpoint import load_model
 from mmn_fast.cli import app
+from mmn_fast.errors import InputError
 from mmn_fast.evaluation.datasets import read_annotations
 from mmn_fast.evaluation.evaluate import evaluate
 from mmn_fast.features import open_features
@@ -35,7 +36,6 @@ from mmn_fast.training.objective import Objective
 from mmn_fast.training.options import TrainOptions
 from mmn_fast.training.schedule import contrastive_weight, learning_rates
 from mmn_fast.training.trainer import InterruptedRunError, train
-from mmn_fast.types import InputError
 from tests.tolerances import check_close
 from tests.training_task import CONV_PRESET, PRESET, TEXT, write_task
 

@@ -18,12 +18,12 @@ from typer.testing import CliRunner
 
 from mmn_fast.checkpoint import load_model
 from mmn_fast.cli import app
+from mmn_fast.errors import InputError
 from mmn_fast.presets import PRESETS, Preset, get_preset
 from mmn_fast.training.data import epoch_order, epoch_parts
 from mmn_fast.training.initial import new_model
 from mmn_fast.training.objective import Objective
 from mmn_fast.training.trainer import train
-from mmn_fast.types import InputError
 from tests.test_training import ROOT, command, data_of, lines, options, task  # noqa: F401 - a fixture
 from tests.tolerances import check_close
 from tests.training_task import PRESET, TEXT

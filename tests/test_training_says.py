@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
+from mmn_fast.errors import InputError
+from mmn_fast.presets import TextEncoderConfig
 from mmn_fast.training.initial import new_model, parse_text_encoder
 from mmn_fast.training.trainer import train
-from mmn_fast.types import InputError, TextEncoderConfig
 from tests.test_training import Crash, assert_same_run, crash_at, options, task  # noqa: F401 - a fixture
 from tests.training_task import PRESET, TEXT
 

@@ -16,11 +16,12 @@ import h5py
 import numpy as np
 import pytest
 
+from mmn_fast.errors import InputError
 from mmn_fast.evaluation import EvaluationReport, Protocol, QueryResult, Sample, evaluate
 from mmn_fast.evaluation.notes import Note
 from mmn_fast.geometry import cells_to_moments, plan_for, proposal_cells
 from mmn_fast.presets import PRESETS
-from mmn_fast.types import InputError, Moment, ScoreMaps
+from mmn_fast.types import Moment, ScoreMaps
 from mmn_fast.viz import (
     GroundedQuery,
     ScoreMap,

@@ -11,8 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from mmn_fast.presets import PRESETS, LossParams, Preset, Recipe
-from mmn_fast.types import TextEncoderConfig
+from mmn_fast.presets import PRESETS, LossParams, Preset, Recipe, TextEncoderConfig
 
 WORDS = ("jumps", "sleeps", "turns", "falls", "sings", "waits")
 WIDTH, NUM_CLIPS, CLIP_S = 12, 8, 2.0

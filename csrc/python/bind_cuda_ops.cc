@@ -1,4 +1,4 @@
-// Device pointers, sizes and a stream as integers: whoever owns the tensors (native.py, for torch) has checked them.
+// Device pointers, sizes and a stream as integers: whoever owns the tensors (kernels/cpu/ops.py, for torch) has checked them.
 #include <cstdint>
 
 #include "common/check.h"

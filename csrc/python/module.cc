@@ -28,7 +28,7 @@ py::dict build_info() {
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
-  m.doc() = "Native kernels of mmn_fast. Call them through mmn_fast.kernels.native.";
+  m.doc() = "Native kernels of mmn_fast. Call them through mmn_fast.kernels.cpu.ops.";
   m.def("build_info", &build_info, "Version, compiler, build type and CUDA architectures of this build.");
   mmn_fast::register_cpu_ops(m);
   mmn_fast::register_video_encoder(m);

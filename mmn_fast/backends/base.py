@@ -9,17 +9,17 @@ from types import MappingProxyType
 from typing import Any, ClassVar
 
 import numpy as np
-import numpy.typing as npt
 
+from mmn_fast.arrays import Float32, Int32, Int64
 from mmn_fast.checkpoint import LoadedModel
+from mmn_fast.errors import InputError
 from mmn_fast.postprocess import fuse_scores, select_moments
 from mmn_fast.presets import Preset
-from mmn_fast.types import FloatArray, InputError
 
-Branches = tuple[FloatArray, FloatArray]
+Branches = tuple[Float32, Float32]
 """A contrastive and an iou array of equal shape."""
 
-Selection = tuple[npt.NDArray[np.int32], FloatArray]
+Selection = tuple[Int32, Float32]
 """Per sentence the chosen proposals, int32 [S, top_k], -1 where fewer are left, and their fused scores [S, top_k]."""
 
 
@@ -33,9 +33,9 @@ class Pairs:
         durations: float32 [Q], the video's length in seconds.
     """
 
-    videos: npt.NDArray[np.int32]
-    sentences: npt.NDArray[np.int32]
-    durations: FloatArray
+    videos: Int32
+    sentences: Int32
+    durations: Float32
 
 
 NO_OPTIONS: Mapping[str, Any] = MappingProxyType({})
@@ -109,7 +109,7 @@ class Backend(ABC):
     ) -> None: ...
 
     @abstractmethod
-    def encode_video(self, pre_clips: FloatArray) -> Branches:
+    def encode_video(self, pre_clips: Float32) -> Branches:
         """Embed every proposal of some videos.
 
         Args:
@@ -120,7 +120,7 @@ class Backend(ABC):
         """
 
     @abstractmethod
-    def encode_text(self, token_ids: Sequence[npt.NDArray[np.int64]]) -> Branches:
+    def encode_text(self, token_ids: Sequence[Int64]) -> Branches:
         """Embed sentences.
 
         Args:
@@ -142,7 +142,7 @@ class Backend(ABC):
             contrastive [S, P], the cosine, and iou [S, P], sigmoid(10 cosine); float32.
         """
 
-    def score_moments(self, video: Branches, text: Branches, moments: FloatArray, top_k: int) -> Selection:
+    def score_moments(self, video: Branches, text: Branches, moments: Float32, top_k: int) -> Selection:
         """Choose every sentence's best moments in one video, after fusion and non-maximum suppression.
 
         Args:
@@ -177,8 +177,8 @@ class DeviceBackend(Backend):
     @abstractmethod
     def ground(
         self,
-        features: Sequence[FloatArray],
-        token_ids: Sequence[npt.NDArray[np.int64]],
+        features: Sequence[Float32],
+        token_ids: Sequence[Int64],
         pairs: Pairs,
         top_k: int,
     ) -> Selection:

@@ -6,21 +6,22 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
-import numpy.typing as npt
 
 from mmn_fast import torch_build
+from mmn_fast.arrays import Float32, Int32, Int64
 from mmn_fast.backends.base import NO_OPTIONS, Backend, Branches, Selection
 from mmn_fast.checkpoint import LoadedModel
+from mmn_fast.errors import InputError
 from mmn_fast.forks import fork_waits
-from mmn_fast.geometry import ProposalPlan, plan_for, proposal_diagonals
-from mmn_fast.kernels import native
+from mmn_fast.geometry import ProposalPlan, diagonal_rows, plan_for, pool_steps, proposal_diagonals
+from mmn_fast.kernels import host
+from mmn_fast.kernels.cpu import ops
+from mmn_fast.kernels.cpu.autotune import tuned_seconds
+from mmn_fast.kernels.cpu.conv import LayerChoice, NativeProposalConv, choose_algorithms, has_bf16
+from mmn_fast.kernels.cpu.text import NativeTextEncoder
 from mmn_fast.kernels.folding import folded_layers
-from mmn_fast.kernels.native_conv import LayerChoice, NativeProposalConv, choose_algorithms, has_bf16
-from mmn_fast.kernels.native_text import NativeTextEncoder
-from mmn_fast.kernels.tuning import tuned_seconds
 from mmn_fast.presets import Preset
 from mmn_fast.state import State
-from mmn_fast.types import FloatArray, InputError
 
 _HEAD_PAD = 32  # csrc/cpu/rows.h, kRowPad
 _PRECISIONS = ("fp32", "bf16")
@@ -51,8 +52,8 @@ class NativeBackend(Backend):
         if device.startswith("cuda"):
             return f"device {device!r}: it runs on the CPU only"
         if precision == "bf16" and not has_bf16():
-            return f"precision 'bf16': the instruction set in use, {native.cpu_isa()}, does not multiply bf16"
-        if device == "auto" and torch_build.has_cuda() and native.has_cuda_device():
+            return f"precision 'bf16': the instruction set in use, {host.cpu_isa()}, does not multiply bf16"
+        if device == "auto" and torch_build.has_cuda() and host.has_cuda_device():
             return "device 'auto': there is a CUDA device, which PyTorch can use, and this backend runs on the CPU only"
         return None
 
@@ -73,7 +74,7 @@ class NativeBackend(Backend):
         widths = [(weight.shape[1], weight.shape[0]) for weight in weights]
         seconds = None
         if autotune:
-            seconds = tuned_seconds(self._plan, widths, self.precision, exact, native.num_threads(threads))
+            seconds = tuned_seconds(self._plan, widths, self.precision, exact, host.num_threads(threads))
         self._choices: list[LayerChoice] = choose_algorithms(
             self._plan, widths, self.precision, limit, exact=exact, seconds=seconds
         )
@@ -86,22 +87,22 @@ class NativeBackend(Backend):
             self._video = _video_encoder(model.preset, model.state, self._plan, self._conv)
             self._text = NativeTextEncoder(text, model.text, self.precision)
 
-    def encode_video(self, pre_clips: FloatArray) -> Branches:
+    def encode_video(self, pre_clips: Float32) -> Branches:
         shape = (len(pre_clips), self._plan.num_proposals, self.preset.joint_size)
         contrastive, iou = np.empty(shape, np.float32), np.empty(shape, np.float32)
-        self._video.run(np.ascontiguousarray(pre_clips), contrastive, iou, native.num_threads(self.threads))
+        self._video.run(np.ascontiguousarray(pre_clips), contrastive, iou, host.num_threads(self.threads))
         return contrastive, iou
 
-    def encode_text(self, token_ids: Sequence[npt.NDArray[np.int64]]) -> Branches:
+    def encode_text(self, token_ids: Sequence[Int64]) -> Branches:
         return self._text(token_ids, self.threads)
 
     def score(self, video: Branches, text: Branches) -> Branches:
         arrays = [np.ascontiguousarray(array) for array in (*video, *text)]
-        return native.moment_scores(arrays[0], arrays[1], arrays[2], arrays[3], self.threads)
+        return ops.moment_scores(arrays[0], arrays[1], arrays[2], arrays[3], self.threads)
 
-    def score_moments(self, video: Branches, text: Branches, moments: FloatArray, top_k: int) -> Selection:
+    def score_moments(self, video: Branches, text: Branches, moments: Float32, top_k: int) -> Selection:
         arrays = [np.ascontiguousarray(array) for array in (*video, *text)]
-        return native.score_moments(
+        return ops.score_moments(
             arrays[0],
             arrays[1],
             arrays[2],
@@ -118,7 +119,7 @@ class NativeBackend(Backend):
         return {
             "device": "cpu",
             "precision": self.precision,
-            "threads": native.num_threads(self.threads),
+            "threads": host.num_threads(self.threads),
             "algorithms": list(self._conv.algorithms),
             "packed_weights_mib": round(sum(self._conv.packed_mib), 1),
             "options": dict(self._options),
@@ -142,9 +143,7 @@ def _limit(options: Mapping[str, Any], name: str) -> float | None:
     return float(value)
 
 
-def _video_encoder(
-    preset: Preset, state: State, plan: ProposalPlan, conv: NativeProposalConv
-) -> native._C.VideoEncoder:
+def _video_encoder(preset: Preset, state: State, plan: ProposalPlan, conv: NativeProposalConv) -> host._C.VideoEncoder:
     joint, width = preset.joint_size, preset.conv_hidden_size
     padded = -(-joint // _HEAD_PAD) * _HEAD_PAD
     heads_weight = np.zeros((2, padded, width), np.float32)
@@ -156,7 +155,7 @@ def _video_encoder(
     arguments: dict[str, Any] = {"cells": plan.inputs}
     if preset.pooling == "conv":
         arguments = {"map_convs": _map_convs(preset, state), "map_rows": _map_rows(preset, plan)}
-    return native._C.VideoEncoder(
+    return host._C.VideoEncoder(
         conv.native,
         np.ascontiguousarray(state["featpool.conv.weight"][:, :, 0]),
         np.ascontiguousarray(state["featpool.conv.bias"]),
@@ -170,13 +169,14 @@ def _video_encoder(
     )
 
 
-def _map_convs(preset: Preset, state: State) -> list[tuple[FloatArray, FloatArray, npt.NDArray[np.int32]]]:
+def _map_convs(preset: Preset, state: State) -> list[tuple[Float32, Float32, Int32]]:
     """Weight, bias and neighbours of each learned convolution along a diagonal, see `model.MomentMap`."""
     convs, length = [], preset.num_clips
-    for number, (rows, _) in enumerate(proposal_diagonals(preset.num_clips, preset.pooling_counts)):
+    diagonals = proposal_diagonals(preset.num_clips, preset.pooling_counts)
+    for number, ((kernel, stride), (rows, _)) in enumerate(
+        zip(pool_steps(preset.pooling_counts), diagonals, strict=True)
+    ):
         weight = np.ascontiguousarray(state[f"feat2d.convs.{number}.weight"])
-        kernel = weight.shape[2]
-        stride = kernel - 1  # (2, 1) within a level, (3, 2) into the next
         neighbours = stride * np.arange(len(rows))[:, None] + np.arange(kernel)
         assert neighbours.max(initial=-1) < length
         convs.append((weight, np.ascontiguousarray(state[f"feat2d.convs.{number}.bias"]), neighbours.astype(np.int32)))
@@ -184,12 +184,7 @@ def _map_convs(preset: Preset, state: State) -> list[tuple[FloatArray, FloatArra
     return convs
 
 
-def _map_rows(preset: Preset, plan: ProposalPlan) -> npt.NDArray[np.int32]:
+def _map_rows(preset: Preset, plan: ProposalPlan) -> Int32:
     """For each input cell its row among the clips and then all diagonals, int32 [R_0]."""
-    row_of = np.full((preset.num_clips, preset.num_clips), -1, np.int32)
-    row_of[np.arange(preset.num_clips), np.arange(preset.num_clips)] = np.arange(preset.num_clips)
-    first = preset.num_clips
-    for rows, columns in proposal_diagonals(preset.num_clips, preset.pooling_counts):
-        row_of[list(rows), list(columns)] = first + np.arange(len(rows))
-        first += len(rows)
-    return np.ascontiguousarray(row_of[plan.inputs[:, 0], plan.inputs[:, 1]])
+    row_of = diagonal_rows(preset.num_clips, preset.pooling_counts)
+    return row_of[plan.inputs[:, 0], plan.inputs[:, 1]].astype(np.int32)

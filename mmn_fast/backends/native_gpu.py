@@ -1,7 +1,7 @@
 """The native backend on a CUDA device: raw features and word pieces in, moments out, nothing waited for in between.
 
-A request is padded to static sizes (`kernels.gpu_buckets`), each of which is captured as a CUDA graph once
-(`kernels.gpu_programs`). One that fits a single size is one graph, text and video on two streams that join before the
+A request is padded to static sizes (`buckets`), each of which is captured as a CUDA graph once
+(`runtime.programs`). One that fits a single size is one graph, text and video on two streams that join before the
 scores; a larger one is split into a graph per piece of text, of videos and of pairs.
 """
 
@@ -12,17 +12,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from mmn_fast.arrays import Bool, Float32, Int32, Int64
 from mmn_fast.backends.base import NO_OPTIONS, Branches, DeviceBackend, Pairs, Selection
-from mmn_fast.checkpoint import LoadedModel
-from mmn_fast.features import pre_clip_spans
-from mmn_fast.geometry import plan_for
-from mmn_fast.kernels import gpu_device, native
-from mmn_fast.kernels.folding import folded_layers
-from mmn_fast.kernels.gpu_buckets import (
+from mmn_fast.buckets import (
     QUERY_BUCKETS,
     VIDEO_BUCKETS,
     bucket_for,
@@ -31,15 +26,21 @@ from mmn_fast.kernels.gpu_buckets import (
     rows_for,
     split,
 )
-from mmn_fast.kernels.gpu_convs import CONVS, layer_choices, make_conv, spectral_values, unavailable_reason
-from mmn_fast.kernels.gpu_copies import DeviceCopies
-from mmn_fast.kernels.gpu_device import PRECISIONS
-from mmn_fast.kernels.gpu_graphs import MIB
-from mmn_fast.kernels.gpu_programs import Programs, TextBranch
-from mmn_fast.kernels.gpu_runner import Input
-from mmn_fast.kernels.gpu_video import VideoBranch
+from mmn_fast.checkpoint import LoadedModel
+from mmn_fast.errors import InputError
+from mmn_fast.features import pre_clip_spans
+from mmn_fast.geometry import plan_for
+from mmn_fast.kernels import host
+from mmn_fast.kernels.folding import folded_layers
+from mmn_fast.kernels.gpu import device as gpu_device
+from mmn_fast.kernels.gpu.conv.choice import CONVS, layer_choices, make_conv, spectral_values, unavailable_reason
+from mmn_fast.kernels.gpu.device import PRECISIONS
+from mmn_fast.runtime.device_copies import DeviceCopies
+from mmn_fast.runtime.graph_cache import MIB
+from mmn_fast.runtime.graph_runner import Input
+from mmn_fast.runtime.programs import Programs, TextBranch
+from mmn_fast.runtime.video_branch import VideoBranch
 from mmn_fast.text_encoder import build_text_encoder, fuse_attention
-from mmn_fast.types import FloatArray, InputError
 
 _MAX_GRAPH_MIB = 16384
 _MAX_VIDEO_MIB = 1024
@@ -134,7 +135,7 @@ class NativeGpuBackend(DeviceBackend):
         with self._runner.running():
             return self._programs.run(name, inputs, top_k)
 
-    def encode_video(self, pre_clips: FloatArray) -> Branches:
+    def encode_video(self, pre_clips: Float32) -> Branches:
         shape = (len(pre_clips), self._num_proposals, self.preset.joint_size)
         if not len(pre_clips):
             return np.empty(shape, np.float32), np.empty(shape, np.float32)
@@ -151,7 +152,7 @@ class NativeGpuBackend(DeviceBackend):
             branch.setflags(write=False)  # so that `score_moments` may keep a copy
         return contrastive, iou
 
-    def encode_text(self, token_ids: Sequence[npt.NDArray[np.int64]]) -> Branches:
+    def encode_text(self, token_ids: Sequence[Int64]) -> Branches:
         if not token_ids:
             return tuple(np.empty((0, self.preset.joint_size), np.float32) for _ in range(2))  # type: ignore[return-value]
         with self._runner.running():
@@ -167,7 +168,7 @@ class NativeGpuBackend(DeviceBackend):
         self._require_finite(np.isfinite(fused).all(1))
         return contrastive, iou
 
-    def score_moments(self, video: Branches, text: Branches, moments: FloatArray, top_k: int) -> Selection:
+    def score_moments(self, video: Branches, text: Branches, moments: Float32, top_k: int) -> Selection:
         if not len(text[0]):
             return np.empty((0, top_k), np.int32), np.empty((0, top_k), np.float32)
         with self._runner.running():
@@ -186,8 +187,8 @@ class NativeGpuBackend(DeviceBackend):
 
     def ground(
         self,
-        features: Sequence[FloatArray],
-        token_ids: Sequence[npt.NDArray[np.int64]],
+        features: Sequence[Float32],
+        token_ids: Sequence[Int64],
         pairs: Pairs,
         top_k: int,
     ) -> Selection:
@@ -219,7 +220,7 @@ class NativeGpuBackend(DeviceBackend):
     def info(self) -> dict[str, Any]:
         return {
             "precision": self.precision,
-            "threads": native.num_threads(self.threads),
+            "threads": host.num_threads(self.threads),
             **self._programs.video.conv.info(),
             **self._runner.info(),
             **self._copies.info(),
@@ -227,8 +228,8 @@ class NativeGpuBackend(DeviceBackend):
 
     def _ground_in_pieces(
         self,
-        features: Sequence[FloatArray],
-        token_ids: Sequence[npt.NDArray[np.int64]],
+        features: Sequence[Float32],
+        token_ids: Sequence[Int64],
         pairs: Pairs,
         top_k: int,
     ) -> Selection:
@@ -251,7 +252,7 @@ class NativeGpuBackend(DeviceBackend):
                 rows.append(chosen)
         return self._selected(found, np.argsort(np.concatenate(rows)))
 
-    def _embed_videos(self, features: Sequence[FloatArray]) -> list[Tensor]:
+    def _embed_videos(self, features: Sequence[Float32]) -> list[Tensor]:
         """dtype [B, P, J] twice."""
         blocks = []
         for first, count, bucket in split(len(features), self._video_buckets):
@@ -259,7 +260,7 @@ class NativeGpuBackend(DeviceBackend):
             blocks.append([branch[:count] for branch in branches])
         return [torch.cat(branch) for branch in zip(*blocks, strict=True)]
 
-    def _embed_sentences(self, token_ids: Sequence[npt.NDArray[np.int64]]) -> list[Tensor]:
+    def _embed_sentences(self, token_ids: Sequence[Int64]) -> list[Tensor]:
         """dtype [S, J] twice; sentences of like lengths go together."""
         order = sorted(range(len(token_ids)), key=lambda row: len(token_ids[row]))
         blocks = []
@@ -270,7 +271,7 @@ class NativeGpuBackend(DeviceBackend):
         back = self._runner.upload(np.argsort(order))
         return [torch.cat(branch)[back] for branch in zip(*blocks, strict=True)]
 
-    def _rows(self, features: Sequence[FloatArray], bucket: int) -> list[Input]:
+    def _rows(self, features: Sequence[Float32], bucket: int) -> list[Input]:
         """Rows of all videos, and starts and ends of their pre-clips; videos that fill up are the first one again."""
         preset = self.preset
         spans = [pre_clip_spans(len(rows), preset.num_pre_clips, preset.clamp_pre_clips) for rows in features]
@@ -283,24 +284,20 @@ class NativeGpuBackend(DeviceBackend):
         rows = self._runner.pinned(features[0] if len(features) == 1 else np.concatenate(list(features)))
         return [Input(rows, rows_for(len(rows))), *(Input(self._runner.pinned(side)) for side in (starts, ends))]
 
-    def _ids(self, token_ids: Sequence[npt.NDArray[np.int64]], bucket: int) -> list[Input]:
+    def _ids(self, token_ids: Sequence[Int64], bucket: int) -> list[Input]:
         return [Input(self._runner.pinned(array)) for array in padded_ids(token_ids, bucket, self._max_tokens)]
 
-    def _pairs(
-        self, videos: npt.NDArray[np.int32], sentences: npt.NDArray[np.int32], durations: FloatArray
-    ) -> list[Input]:
+    def _pairs(self, videos: Int32, sentences: Int32, durations: Float32) -> list[Input]:
         return [Input(self._runner.pinned(array)) for array in padded_pairs(videos, sentences, durations)]
 
-    def _selected(
-        self, found: Sequence[Sequence[Tensor]], order: npt.NDArray[np.int64] | slice = slice(None)
-    ) -> Selection:
+    def _selected(self, found: Sequence[Sequence[Tensor]], order: Int64 | slice = slice(None)) -> Selection:
         """What programs selected, of all pieces and in this order, on the host; the first wait of a call."""
         parts = zip(*found, strict=True)
         chosen, scores, finite = (np.concatenate([tensor.cpu().numpy() for tensor in part])[order] for part in parts)
         self._require_finite(finite)
         return chosen, scores
 
-    def _require_finite(self, finite: npt.NDArray[np.bool_]) -> None:
+    def _require_finite(self, finite: Bool) -> None:
         """Suppression passes over NaN: without this, values beyond fp16 would come out as moments that are missing."""
         if not finite.all():
             raise InputError(

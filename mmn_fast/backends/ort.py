@@ -13,13 +13,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from mmn_fast.arrays import Float32, Int64
+from mmn_fast.artifact.manifest import GRAPHS, Manifest, check_files, read_manifest
 from mmn_fast.backends.base import NO_OPTIONS, Backend, Branches
 from mmn_fast.checkpoint import LoadedModel
 from mmn_fast.cores import limited_cores
-from mmn_fast.export.manifest import GRAPHS, Manifest, check_files, read_manifest
+from mmn_fast.errors import BackendUnavailable, InputError
 from mmn_fast.forks import Lock, Opened, fork_waits, renew_in_child
-from mmn_fast.kernels.onnxruntime_module import onnxruntime_module
-from mmn_fast.types import BackendUnavailable, FloatArray, InputError
+from mmn_fast.runtime.onnxruntime_module import onnxruntime_module
 
 _CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 _PRECISIONS = ("fp32", "fp16", "bf16", "int8")
@@ -117,7 +118,7 @@ class OnnxBackend(Backend):
         P, J = manifest.signature("score").inputs[0].shape
         self._sizes = int(P), int(J)
 
-    def encode_video(self, pre_clips: FloatArray) -> Branches:
+    def encode_video(self, pre_clips: Float32) -> Branches:
         contrastive, iou = np.empty((2, len(pre_clips), *self._sizes), np.float32)
         for row in range(len(pre_clips)):
             self._graphs["video"](
@@ -126,7 +127,7 @@ class OnnxBackend(Backend):
             )
         return contrastive, iou
 
-    def encode_text(self, token_ids: Sequence[npt.NDArray[np.int64]]) -> Branches:
+    def encode_text(self, token_ids: Sequence[Int64]) -> Branches:
         contrastive, iou = np.empty((2, len(token_ids), self._sizes[1]), np.float32)
         for row, ids in enumerate(token_ids):
             self._graphs["text"](
@@ -242,7 +243,7 @@ class _Graph:
         """An array as a value on the device; on the CPU it shares the array's memory."""
         return onnxruntime_module().OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), *self._device)
 
-    def __call__(self, inputs: Mapping[str, Any], outputs: Mapping[str, FloatArray]) -> None:
+    def __call__(self, inputs: Mapping[str, Any], outputs: Mapping[str, Float32]) -> None:
         """Run the graph and write the named outputs, contiguous arrays of the right shapes; the others are dropped."""
         session = self.session
         binding = session.io_binding()

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from importlib import import_module
 
 from mmn_fast.backends.base import PRECISIONS, Backend
+from mmn_fast.errors import BackendUnavailable, InputError
 from mmn_fast.forks import fork_waits
-from mmn_fast.kernels import native
-from mmn_fast.types import BackendUnavailable, InputError
+from mmn_fast.kernels import host
 
 _LOG = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ def backend_class(name: str, device: str = "auto", precision: str = "auto") -> t
         return _imported(row)
     if device != "auto":
         return _imported(row[device.partition(":")[0]])
-    if native.build_info()["cuda"] and native.has_cuda_device():
+    if host.build_info()["cuda"] and host.has_cuda_device():
         on_cuda = _imported(row["cuda"])
         if on_cuda.unavailable_reason(device, precision) is None:
             return on_cuda

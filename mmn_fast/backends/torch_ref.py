@@ -5,14 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from mmn_fast import torch_build
+from mmn_fast.arrays import Float32, Int64
 from mmn_fast.backends.base import NO_OPTIONS, Backend, Branches
 from mmn_fast.checkpoint import LoadedModel
 from mmn_fast.forks import fork_waits
-from mmn_fast.types import FloatArray
 
 _PRECISIONS = ("fp64", "fp32", "bf16", "fp16")
 
@@ -66,10 +63,10 @@ class TorchBackend(Backend):
         self._runner = TorchRunner(model, device, "fp32" if precision == "auto" else precision, threads)
         self.threads, self.net = self._runner.threads, self._runner.net
 
-    def encode_video(self, pre_clips: FloatArray) -> Branches:
+    def encode_video(self, pre_clips: Float32) -> Branches:
         return self._runner.encode_video(pre_clips)
 
-    def encode_text(self, token_ids: Sequence[npt.NDArray[np.int64]]) -> Branches:
+    def encode_text(self, token_ids: Sequence[Int64]) -> Branches:
         return self._runner.encode_text(token_ids)
 
     def score(self, video: Branches, text: Branches) -> Branches:

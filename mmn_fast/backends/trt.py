@@ -6,18 +6,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
-import numpy.typing as npt
 
+from mmn_fast.arrays import Float32, Int64
+from mmn_fast.artifact.manifest import GRAPHS, Signature, read_manifest
+from mmn_fast.artifact.sidecar import text_batches
 from mmn_fast.backends.base import NO_OPTIONS, Backend, Branches
 from mmn_fast.checkpoint import LoadedModel
-from mmn_fast.export.manifest import GRAPHS, Signature, read_manifest
-from mmn_fast.export.plans import text_batches
+from mmn_fast.errors import BackendUnavailable, InputError
 from mmn_fast.forks import Lock, Opened
-from mmn_fast.kernels import cuda_runtime
-from mmn_fast.kernels.cuda_runtime import Cuda
-from mmn_fast.kernels.tensorrt_module import RUNTIME, tensorrt_module
-from mmn_fast.kernels.tensorrt_plan import Arrays, Plan, open_plans
-from mmn_fast.types import BackendUnavailable, FloatArray, InputError
+from mmn_fast.runtime import cuda_api
+from mmn_fast.runtime.cuda_api import Cuda
+from mmn_fast.runtime.tensorrt_module import RUNTIME, tensorrt_module
+from mmn_fast.runtime.tensorrt_plan import Arrays, Plan, open_plans
 
 _PRECISIONS = ("fp32", "fp16", "bf16")
 
@@ -25,7 +25,7 @@ _PRECISIONS = ("fp32", "fp16", "bf16")
 class TensorRTBackend(Backend):
     """Plans on the GPU; values go in and out as NumPy arrays.
 
-    A batch is padded to the profile that takes it (`export.plans.BUCKETS`), and each profile has kernels of its own
+    A batch is padded to the profile that takes it (`artifact.sidecar.BUCKETS`), and each profile has kernels of its own
     choosing: a result keeps within the precision's bound whatever else is in the call, but not to the bit.
     """
 
@@ -43,7 +43,7 @@ class TensorRTBackend(Backend):
         if device == "cpu":
             return "device 'cpu': it runs on CUDA devices only"
         _, reason = tensorrt_module(RUNTIME)
-        return reason or cuda_runtime.unavailable_reason(cuda_runtime.device_number(device))
+        return reason or cuda_api.unavailable_reason(cuda_api.device_number(device))
 
     def __init__(
         self,
@@ -63,7 +63,7 @@ class TensorRTBackend(Backend):
         self.preset, self.threads = model.preset, threads
         self.precision, self._max_tokens = manifest.precision, manifest.text.max_tokens
         self._cuda_graphs = options.get("cuda_graphs", True)
-        self._cuda = Cuda(cuda_runtime.device_number(device))
+        self._cuda = Cuda(cuda_api.device_number(device))
         self._plans, self._version = open_plans(
             *(model.exported, manifest, GRAPHS, self._cuda),
             allow_host_code=options.get("allow_host_code", False),
@@ -74,7 +74,7 @@ class TensorRTBackend(Backend):
         self._lock = Lock()
         self._stream = self._cuda.stream()
 
-    def encode_video(self, pre_clips: FloatArray) -> Branches:
+    def encode_video(self, pre_clips: Float32) -> Branches:
         plan = self._plans["video"]
         most = max(profile.sizes["B"] for profile in plan.profiles)
         parts = [
@@ -82,7 +82,7 @@ class TensorRTBackend(Backend):
         ]
         return _joined(parts, plan.signature, ("video_contrastive", "video_iou"))
 
-    def encode_text(self, token_ids: Sequence[npt.NDArray[np.int64]]) -> Branches:
+    def encode_text(self, token_ids: Sequence[Int64]) -> Branches:
         plan = self._plans["text"]
         shape = len(token_ids), self.preset.joint_size
         contrastive, iou = np.empty(shape, np.float32), np.empty(shape, np.float32)

@@ -11,14 +11,15 @@ import numpy as np
 from rich.markup import escape
 from rich.table import Table
 
+from mmn_fast.artifact.manifest import is_export, read_manifest
 from mmn_fast.backends.registry import available_backends, backend_class
 from mmn_fast.benchmarking.timing import machine
 from mmn_fast.benchmarking.turns import Arrays, Call, Candidate, take_turns
 from mmn_fast.checkpoint import load_model
 from mmn_fast.engine import PRECISIONS, Engine, load
-from mmn_fast.export.manifest import is_export, read_manifest
+from mmn_fast.errors import BackendUnavailable, InputError
 from mmn_fast.presets import Preset
-from mmn_fast.types import BackendUnavailable, InputError, Video
+from mmn_fast.types import Video
 
 PEER = ("torch", "fp32")
 """The backend and precision that ratios are over."""

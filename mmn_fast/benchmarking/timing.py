@@ -53,14 +53,14 @@ def alternate(candidates: Mapping[str, Callable[[], object]], repeats: int, warm
 def machine() -> dict[str, Any]:
     """The time, the processor and the versions that a figure is of."""
     from mmn_fast import torch_build
-    from mmn_fast.kernels import native
+    from mmn_fast.kernels import host
     from mmn_fast.version import __version__
 
     return {
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "cpu": _cpu_name(),
         "cores": usable_cores(),
-        "cpu_isa": native.cpu_isa(),
+        "cpu_isa": host.cpu_isa(),
         "python": platform.python_version(),
         "torch": torch_build.version(),
         "mmn_fast": __version__,

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mmn_fast.benchmarking.timing import Timing, peak_memory_mib
-from mmn_fast.types import BackendUnavailable, InputError
+from mmn_fast.errors import BackendUnavailable, InputError
 
 Arrays = tuple[npt.NDArray[Any], ...]
 Call = Callable[[], Arrays]

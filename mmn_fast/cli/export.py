@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mmn_fast.artifact.manifest import MAX_RECALL_LOSS
 from mmn_fast.cli.app import app
 from mmn_fast.cli.options import AsJson, FeatureKey, PresetOption, TokenizerOption, size_of
 from mmn_fast.cli.output import Output, show
 from mmn_fast.cli.output import output as output_of_command
-from mmn_fast.export.manifest import MAX_RECALL_LOSS
-from mmn_fast.types import InputError
+from mmn_fast.errors import InputError
 
 if TYPE_CHECKING:
     from mmn_fast.export.deploy import Deployment
@@ -95,8 +95,8 @@ def export(
     as_json: AsJson = False,
 ) -> None:
     """Write a model as ONNX graphs with a manifest, verified against the reference before they appear."""
+    from mmn_fast.artifact.manifest import GRAPHS, is_export, read_manifest
     from mmn_fast.export.deploy import Deployment
-    from mmn_fast.export.manifest import GRAPHS, is_export, read_manifest
     from mmn_fast.export.to_int8 import Labelled
     from mmn_fast.export.to_onnx import export as run
     from mmn_fast.export.verify import summary

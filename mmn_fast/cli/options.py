@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mmn_fast.types import InputError
+from mmn_fast.errors import InputError
 
 if TYPE_CHECKING:
     from mmn_fast.viz import Page

@@ -132,7 +132,7 @@ def info(
 
     from mmn_fast.backends.registry import available_backends
     from mmn_fast.environment import default_model
-    from mmn_fast.kernels import native
+    from mmn_fast.kernels import host
     from mmn_fast.presets import PRESETS
     from mmn_fast.version import __version__
 
@@ -140,8 +140,8 @@ def info(
         "mmn_fast": __version__,
         "python": platform.python_version(),
         "machine": platform.machine(),
-        "cpu_isa": native.cpu_isa(),
-        "build": native.build_info(),
+        "cpu_isa": host.cpu_isa(),
+        "build": host.build_info(),
         "presets": list(PRESETS),
         "backends": {name: reason or "available" for name, reason in available_backends(device, precision).items()},
     }

@@ -13,12 +13,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
-import numpy.typing as npt
 
-from mmn_fast.types import InputError
+from mmn_fast.arrays import Bool, Float32, Float64, Int64, Uint8
+from mmn_fast.errors import InputError
 
-Array = npt.NDArray[np.float64]
-Frames = npt.NDArray[np.uint8]
+Frames = Uint8
 
 FPS = 8
 FRAME_SIZE = 64
@@ -139,15 +138,15 @@ class Track:
     """
 
     shape: str
-    times: Array
-    numbers: Array
+    times: Float64
+    numbers: Float64
     blinks: tuple[tuple[float, float], ...]
 
-    def at(self, times: Array) -> Array:
+    def at(self, times: Float64) -> Float64:
         """The numbers at any times, float64 [F, 7]."""
         return np.stack([np.interp(times, self.times, column) for column in self.numbers.T], axis=1)
 
-    def visible(self, times: Array) -> npt.NDArray[np.bool_]:
+    def visible(self, times: Float64) -> Bool:
         """Whether the shape shows, bool [F]; false in the dark halves of a blink."""
         shown = np.ones(len(times), bool)
         for start, end in self.blinks:
@@ -530,11 +529,11 @@ def draw_scene(rng: np.random.Generator, allowed: Allowed) -> Scene:
     return Scene(stage.num_frames, (float(shade),) * 3, tuple(tracks), tuple(facts))
 
 
-def _box(x: Array, y: Array, half_x: Array, half_y: Array) -> Array:
+def _box(x: Float64, y: Float64, half_x: Float64, half_y: Float64) -> Float64:
     return np.maximum(np.abs(x) - half_x, np.abs(y) - half_y)
 
 
-def _star(x: Array, y: Array, r: Array) -> Array:
+def _star(x: Float64, y: Float64, r: Float64) -> Float64:
     sector = np.pi / 5
     angle = np.abs((np.arctan2(x, -y) + sector) % (2 * sector) - sector)
     length = np.hypot(x, y)
@@ -546,7 +545,7 @@ def _star(x: Array, y: Array, r: Array) -> Array:
 
 
 # Signed distance from each form's outline, negative inside; x, y and r are in pixels.
-_DISTANCE: dict[str, Callable[[Array, Array, Array], Array]] = {
+_DISTANCE: dict[str, Callable[[Float64, Float64, Float64], Float64]] = {
     "square": lambda x, y, r: _box(x, y, 0.82 * r, 0.82 * r),
     "circle": lambda x, y, r: np.hypot(x, y) - 0.95 * r,
     "triangle": lambda x, y, r: np.maximum(np.abs(x) * np.sqrt(0.75) - y * 0.5, y) - 0.57 * r,
@@ -578,7 +577,7 @@ def render(scene: Scene, size: int = FRAME_SIZE) -> Frames:
     return np.rint(canvas * 255).astype(np.uint8)
 
 
-def _draw(canvas: npt.NDArray[np.float32], shape: str, frames: npt.NDArray[np.int64], numbers: Array) -> None:
+def _draw(canvas: Float32, shape: str, frames: Int64, numbers: Float64) -> None:
     """Lay a shape over some frames of the canvas [num_frames, size, size, 3], at the numbers that `Track.at` gives."""
     size = canvas.shape[1]
     x, y, r = numbers[:, 0] * size, numbers[:, 1] * size, np.exp(numbers[:, 2]) * size

@@ -18,13 +18,14 @@ from typing import Any
 
 import numpy as np
 
+from mmn_fast.arrays import Float32
 from mmn_fast.demo.scenes import ACTION_NAMES, COLOURS, FPS, FRAME_SIZE, SHAPES, Frames, Scene, action_name, draw_scene
 from mmn_fast.demo.scenes import render as render_scene
 from mmn_fast.demo.sentences import Sentence, say, vocabulary
+from mmn_fast.errors import InputError
 from mmn_fast.features.extractors.pixels import PixelFeatures
 from mmn_fast.files import new_directory
 from mmn_fast.once import kept_property
-from mmn_fast.types import FloatArray, InputError
 from mmn_fast.version import __version__
 
 SPLITS = ("train", "val", "test", "test_unseen")
@@ -57,7 +58,7 @@ class ShapesVideo:
         return render_scene(self.scene, size)
 
     @kept_property
-    def features(self) -> FloatArray:
+    def features(self) -> Float32:
         """Clip features, float32 [n_clips, PixelFeatures.width]."""
         return PixelFeatures(FPS)(self.frames())
 
@@ -160,7 +161,7 @@ def write_dataset(
 
 
 _Job = tuple[str, int, int]
-_Made = tuple[str, str, dict[str, Any], FloatArray]
+_Made = tuple[str, str, dict[str, Any], Float32]
 
 
 def _fill(path: Path, seed: int, jobs: list[_Job], video: bool, workers: int, progress: bool) -> dict[str, Any]:

@@ -8,7 +8,8 @@ from typing import Any
 from mmn_fast.demo.scenes import FPS
 from mmn_fast.demo.shapes import ShapesVideo, make_video
 from mmn_fast.engine import Engine
-from mmn_fast.types import InputError, Query, Video
+from mmn_fast.errors import InputError
+from mmn_fast.types import Query, Video
 from mmn_fast.viz import GroundedQuery, Page, grounded, report
 
 FRAME_SIDE = 192  # pixels of the frames on the page; features come from the world's own size

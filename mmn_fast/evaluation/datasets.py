@@ -21,15 +21,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from mmn_fast.arrays import Float32, Float64
 from mmn_fast.checks import Number, Text, fail, shown
 from mmn_fast.documents import NotJsonError, parse_json, read_text
+from mmn_fast.errors import InputError
 from mmn_fast.evaluation.notes import Note, Tally, refuse, say
 from mmn_fast.presets import Preset, get_preset
-from mmn_fast.types import InputError
 
-Windows = npt.NDArray[np.float32] | npt.NDArray[np.float64]
+Windows = Float32 | Float64
 Durations = str | Path | Mapping[str, float]
 
 logger = logging.getLogger(__name__)

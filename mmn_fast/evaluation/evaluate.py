@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from mmn_fast.arrays import Float32, Float64
 from mmn_fast.errors import InputError, WriteError
 from mmn_fast.evaluation.datasets import Sample, first_few
 from mmn_fast.evaluation.judge import Judge
@@ -26,9 +26,7 @@ from mmn_fast.evaluation.ranking import rank_moments
 from mmn_fast.geometry import proposal_cells, proposal_mask
 from mmn_fast.postprocess import fuse_scores
 from mmn_fast.presets import Preset, get_preset
-from mmn_fast.types import FloatArray, Moment
-
-IntArray = npt.NDArray[np.int32]
+from mmn_fast.types import Moment
 
 logger = logging.getLogger(__name__)
 
@@ -137,16 +135,16 @@ class QueryResult:
     sentence: str
     duration_s: float
     moments: tuple[Moment, ...]
-    truth_s: FloatArray
+    truth_s: Float32
     iou: float
 
 
 def evaluate_maps(
     preset: str | Path | Preset,
-    contrastive: Sequence[FloatArray],
-    iou: Sequence[FloatArray],
+    contrastive: Sequence[Float32],
+    iou: Sequence[Float32],
     durations_s: Sequence[float],
-    moments_s: Sequence[FloatArray | Sequence[FloatArray]],
+    moments_s: Sequence[Float32 | Sequence[Float32]],
     protocol: str | Protocol = "mmn",
 ) -> dict[str, float]:
     """Recall and mean IoU of score maps.
@@ -275,7 +273,7 @@ def evaluate(
     return report
 
 
-def _packed(array: Any, shape: tuple[int, int], where: str, preset: Preset) -> FloatArray:
+def _packed(array: Any, shape: tuple[int, int], where: str, preset: Preset) -> Float32:
     array = np.asarray(array)
     if array.shape != shape:
         expected = f"[S, P] = {list(shape)} (sentences of moments_s, valid cells of {preset.name!r})"
@@ -283,7 +281,7 @@ def _packed(array: Any, shape: tuple[int, int], where: str, preset: Preset) -> F
     return array.astype(np.float32, copy=False)
 
 
-def _windows(moments: Any, where: str) -> list[npt.NDArray[np.float64]]:
+def _windows(moments: Any, where: str) -> list[Float64]:
     """Bring a video's ground truth to float64 [G, 2] per sentence."""
     windows = [np.asarray(moment, np.float64) for moment in moments]
     for sentence, window in enumerate(windows):
@@ -292,9 +290,7 @@ def _windows(moments: Any, where: str) -> list[npt.NDArray[np.float64]]:
     return [window.reshape(-1, 2) for window in windows]
 
 
-def _results(
-    sample: Sample, moments: list[npt.NDArray[np.float32]], top_k: int, protocol: Protocol
-) -> Iterator[QueryResult]:
+def _results(sample: Sample, moments: list[Float32], top_k: int, protocol: Protocol) -> Iterator[QueryResult]:
     for query_id, sentence, truth, ranked in zip(
         sample.query_ids, sample.sentences, sample.moments_s, moments, strict=True
     ):

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from mmn_fast.errors import InputError
 from mmn_fast.evaluation.metrics import Protocol, mean_iou, recall_at
 from mmn_fast.evaluation.qvhighlights import MAX_MOMENTS, MomentRetrieval, as_written
-from mmn_fast.types import InputError
 
 
 class Judge:

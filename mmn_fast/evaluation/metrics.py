@@ -13,11 +13,10 @@ from typing import Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
+from mmn_fast.errors import InputError
 from mmn_fast.evaluation.qvhighlights import as_written, hull_ious
 from mmn_fast.geometry import temporal_iou
-from mmn_fast.types import InputError
 
-FloatArray = npt.NDArray[np.float32]
 Rules = Literal["mmn", "2dtan", "qvh"]
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from mmn_fast.arrays import Float64
 from mmn_fast.documents import parse_json
 from mmn_fast.errors import InputError
 from mmn_fast.evaluation.datasets import Sample, first_few
@@ -123,7 +123,7 @@ def predict(
     )
 
 
-def read_predictions(path: str | Path) -> dict[str, npt.NDArray[np.float64]]:
+def read_predictions(path: str | Path) -> dict[str, Float64]:
     """Read a file of predictions in QVHighlights' layout, one JSON object per line.
 
     Args:
@@ -136,7 +136,7 @@ def read_predictions(path: str | Path) -> dict[str, npt.NDArray[np.float64]]:
         InputError: no such file, or a line that cannot be used; the message names it.
     """
     path = Path(path)
-    found: dict[str, npt.NDArray[np.float64]] = {}
+    found: dict[str, Float64] = {}
     try:
         with path.open(encoding="utf-8") as file:
             for number, line in enumerate(file, start=1):
@@ -155,7 +155,7 @@ def read_predictions(path: str | Path) -> dict[str, npt.NDArray[np.float64]]:
     return found
 
 
-def _prediction(line: str, where: str) -> tuple[str, npt.NDArray[np.float64]]:
+def _prediction(line: str, where: str) -> tuple[str, Float64]:
     record = parse_json(line, where, one_line=True)
     if not isinstance(record, dict) or "qid" not in record or "pred_relevant_windows" not in record:
         raise InputError(f"{where}: expected an object with qid and pred_relevant_windows, got {line.strip()[:60]!r}")

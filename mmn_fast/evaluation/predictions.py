@@ -7,9 +7,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
-
+from mmn_fast.arrays import Float32
 from mmn_fast.errors import WriteError
 from mmn_fast.evaluation.datasets import Sample
 from mmn_fast.files import refuse_existing, whole_file
@@ -38,7 +36,7 @@ class PredictionsFile:
         self._stack = contextlib.ExitStack()
         self._file = self._stack.enter_context(whole_file(refuse_existing(path, argument), argument))
 
-    def write(self, sample: Sample, moments: Sequence[npt.NDArray[np.float32]], top_k: int) -> None:
+    def write(self, sample: Sample, moments: Sequence[Float32], top_k: int) -> None:
         """Add a video's sentences.
 
         Args:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-DoubleArray = npt.NDArray[np.float64]
+from mmn_fast.arrays import Float64
 
 MAX_MOMENTS = 10
 """mAP looks at so many moments of a sentence, the first ones."""
@@ -28,34 +28,34 @@ RANGES: dict[str, tuple[float, float]] = {
 FIGURES = ("R1@0.5", "R1@0.7", "mAP@0.5", "mAP@0.75", "mAP")
 
 
-def as_written(moments: npt.NDArray[Any]) -> DoubleArray:
+def as_written(moments: npt.NDArray[Any]) -> Float64:
     """Numbers as a file of predictions has them: float32 as their shortest text, read as float64."""
     if moments.dtype != np.float32:
         return moments.astype(np.float64)
     return np.array([float(str(number)) for number in moments.ravel()]).reshape(moments.shape)
 
 
-def cross_ious(moments_s: DoubleArray, windows_s: DoubleArray) -> DoubleArray:
+def cross_ious(moments_s: Float64, windows_s: Float64) -> Float64:
     """IoU of every moment with every window, float64 [K, G]: the union is the sum of both lengths less the overlap."""
     overlap = np.minimum(moments_s[:, None, 1], windows_s[:, 1]) - np.maximum(moments_s[:, None, 0], windows_s[:, 0])
     overlap = np.maximum(overlap, 0)
     lengths = (moments_s[:, 1] - moments_s[:, 0])[:, None] + (windows_s[:, 1] - windows_s[:, 0])
-    ious: DoubleArray = overlap / (lengths - overlap)
+    ious: Float64 = overlap / (lengths - overlap)
     return ious
 
 
-def hull_ious(moments_s: DoubleArray, windows_s: DoubleArray) -> DoubleArray:
+def hull_ious(moments_s: Float64, windows_s: Float64) -> Float64:
     """IoU of each moment with the window that fits it best, float64 [K]; the hull of both stands for their union."""
     if not len(moments_s):
         return np.empty(0)
     best = windows_s[np.argmax(cross_ious(moments_s, windows_s), axis=1)]
     overlap = np.minimum(moments_s[:, 1], best[:, 1]) - np.maximum(moments_s[:, 0], best[:, 0])
     hull = np.maximum(moments_s[:, 1], best[:, 1]) - np.minimum(moments_s[:, 0], best[:, 0])
-    ious: DoubleArray = np.maximum(overlap, 0) / hull
+    ious: Float64 = np.maximum(overlap, 0) / hull
     return ious
 
 
-def average_precisions(moments: DoubleArray, windows_s: DoubleArray) -> DoubleArray:
+def average_precisions(moments: Float64, windows_s: Float64) -> Float64:
     """A sentence's average precision at each of `AP_IOUS`.
 
     Moments are visited by descending score, equal scores in their order. At each threshold a moment takes the window
@@ -83,7 +83,7 @@ def average_precisions(moments: DoubleArray, windows_s: DoubleArray) -> DoubleAr
     return np.array([_area(row, len(windows_s)) for row in hits])
 
 
-def _area(hits: DoubleArray, num_windows: int) -> float:
+def _area(hits: Float64, num_windows: int) -> float:
     """Area under the interpolated precision over recall."""
     found = np.cumsum(hits)
     recall = np.concatenate([[0], found / num_windows, [1]])
@@ -98,9 +98,9 @@ class MomentRetrieval:
 
     def __init__(self) -> None:
         self._ious: dict[str, list[float]] = {name: [] for name in RANGES}
-        self._precisions: dict[str, list[DoubleArray]] = {name: [] for name in RANGES}
+        self._precisions: dict[str, list[Float64]] = {name: [] for name in RANGES}
 
-    def add(self, moments: DoubleArray, windows_s: DoubleArray) -> None:
+    def add(self, moments: Float64, windows_s: Float64) -> None:
         """Judge a sentence.
 
         Args:

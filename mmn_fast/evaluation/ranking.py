@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
+from mmn_fast.arrays import Float32, Int32, Int64
 from mmn_fast.evaluation.metrics import Protocol
 from mmn_fast.geometry import cells_to_moments
 from mmn_fast.postprocess import select_moments
-from mmn_fast.types import FloatArray
-
-IntArray = npt.NDArray[np.int32]
 
 
 def rank_moments(
-    fused: FloatArray, cells: IntArray, duration_s: float, num_clips: int, protocol: Protocol, top_k: int
-) -> list[npt.NDArray[np.float32]]:
+    fused: Float32, cells: Int32, duration_s: float, num_clips: int, protocol: Protocol, top_k: int
+) -> list[Float32]:
     """The best moments of each sentence of one video, after the protocol's NMS.
 
     Args:
@@ -41,16 +38,14 @@ def rank_moments(
     return [np.column_stack([moments[kept], scores[kept]]) for kept, scores in zip(chosen, fused, strict=True)]
 
 
-def _moments_2dtan(cells: IntArray, duration_s: float, num_clips: int) -> FloatArray:
+def _moments_2dtan(cells: Int32, duration_s: float, num_clips: int) -> Float32:
     """float32 [P, 2] seconds: [i, j + 1] / N * duration_s, divided first, each step rounded to float32."""
     grid = cells.astype(np.float32)
     grid[:, 1] += 1
     return grid / np.float32(num_clips) * np.float32(duration_s)
 
 
-def _select_2dtan(
-    fused: FloatArray, moments: FloatArray, iou_threshold: float, top_k: int
-) -> list[npt.NDArray[np.int64]]:
+def _select_2dtan(fused: Float32, moments: Float32, iou_threshold: float, top_k: int) -> list[Int64]:
     """2D-TAN's NMS: IoU in float64 from float32 ends, overlap over the sum of both lengths less the overlap.
 
     A cell of score 0 is a candidate like any other. Candidates are the valid cells alone: 2D-TAN's code ranks the

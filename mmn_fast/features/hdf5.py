@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from mmn_fast.errors import InputError
 from mmn_fast.features.limits import Wanted
 from mmn_fast.features.messages import choice, pick
-from mmn_fast.types import InputError
 
 _MAX_LINKS = 32  # soft links one after another; a longer way is taken for a circle
 _DEFLATE, _CHECKSUM, _SHUFFLE = 1, 3, 2  # HDF5's numbers of filters

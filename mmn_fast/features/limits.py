@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mmn_fast.types import InputError
+from mmn_fast.errors import InputError
 
 MAX_BYTES = 2**31
 """One video's features take at most 2 GiB as stored: 131,072 rows of 4096 float32 values."""

@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Collection
 from pathlib import Path
 
-from mmn_fast.types import InputError
+from mmn_fast.errors import InputError
 
 
 def pick(names: Collection[str], key: str | None, where: str, lenient: bool) -> str:

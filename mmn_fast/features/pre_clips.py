@@ -15,11 +15,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from mmn_fast.arrays import Float32, Int64
+from mmn_fast.errors import InputError
 from mmn_fast.features.messages import first_line
 from mmn_fast.presets import Preset
-from mmn_fast.types import FloatArray, InputError
-
-IntArray = npt.NDArray[np.int64]
 
 _EPS = 1e-12  # of torch.nn.functional.normalize
 # Rows are worked on in blocks that stay in a core's L2 cache (1 MiB of float32). A block has at most 128 rows so that
@@ -72,7 +71,7 @@ def check_duration(duration_s: Any, name: str = "duration_s") -> float:
     raise InputError(f"{name}: expected a positive, finite number of seconds, got {got} ({kind})")
 
 
-def pre_clips(features: Any, preset: Preset, name: str = "features") -> FloatArray:
+def pre_clips(features: Any, preset: Preset, name: str = "features") -> Float32:
     """Normalise each stream of each row and average the rows into T pre-clips.
 
     Equivalent to (one stream; `spans` as in `pre_clip_spans`):
@@ -106,7 +105,7 @@ def pre_clips(features: Any, preset: Preset, name: str = "features") -> FloatArr
     return sums
 
 
-def float32_rows(features: Any, preset: Preset, name: str = "features") -> FloatArray:
+def float32_rows(features: Any, preset: Preset, name: str = "features") -> Float32:
     """A video's features as they are, checked, for an engine that makes pre-clips itself.
 
     Args:
@@ -126,7 +125,7 @@ def float32_rows(features: Any, preset: Preset, name: str = "features") -> Float
     return np.ascontiguousarray(rows, np.float32)
 
 
-def pre_clip_spans(num_rows: int, num_pre_clips: int, clamp: bool) -> tuple[IntArray, IntArray]:
+def pre_clip_spans(num_rows: int, num_pre_clips: int, clamp: bool) -> tuple[Int64, Int64]:
     """The source rows that each pre-clip is the mean of, with the official code's float32 rounding (half to even).
 
     Args:
@@ -147,12 +146,12 @@ def pre_clip_spans(num_rows: int, num_pre_clips: int, clamp: bool) -> tuple[IntA
     return starts, np.maximum(bounds[1:], starts + 1)
 
 
-def _spans_in(starts: IntArray, ends: IntArray, first: int, last: int) -> tuple[int, int]:
+def _spans_in(starts: Int64, ends: Int64, first: int, last: int) -> tuple[int, int]:
     """First and one past the last of the spans that share a row with rows first to last - 1."""
     return int(np.searchsorted(ends, first, "right")), int(np.searchsorted(starts, last, "left"))
 
 
-def _unit_rows(block: FloatArray, streams: tuple[int, ...]) -> FloatArray:
+def _unit_rows(block: Float32, streams: tuple[int, ...]) -> Float32:
     """Each stream of each row divided by its norm; float32 [rows, D].
 
     einsum and sum, unlike a matrix product, do not go through BLAS: the result does not depend on its threads.
@@ -164,7 +163,7 @@ def _unit_rows(block: FloatArray, streams: tuple[int, ...]) -> FloatArray:
             squares = np.einsum("ij,ij->i", stream, stream)
         overflowed = np.isinf(squares)
         if overflowed.any():
-            scale: FloatArray = np.where(overflowed, np.abs(stream).max(axis=1), np.float32(1))
+            scale: Float32 = np.where(overflowed, np.abs(stream).max(axis=1), np.float32(1))
             stream = np.divide(stream, scale[:, None], dtype=np.float32)
             squares = np.einsum("ij,ij->i", stream, stream)
         norms = np.maximum(np.sqrt(squares), np.float32(_EPS))
@@ -172,7 +171,7 @@ def _unit_rows(block: FloatArray, streams: tuple[int, ...]) -> FloatArray:
     return unit
 
 
-def _float32_blocks(rows: npt.NDArray[Any], name: str) -> Iterator[tuple[int, FloatArray]]:
+def _float32_blocks(rows: npt.NDArray[Any], name: str) -> Iterator[tuple[int, Float32]]:
     """Blocks of consecutive rows as (first row's index, float32 C-contiguous [<= 128, D]), checked to be finite."""
     step = min(_BLOCK_ROWS, max(1, _BLOCK_VALUES // rows.shape[1]))
     for first in range(0, len(rows), step):

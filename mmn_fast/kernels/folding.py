@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mmn_fast.types import FloatArray
+from mmn_fast.arrays import Float32
 
 _BATCH_NORM_EPS = 1e-5  # of torch.nn.BatchNorm2d
 
 
-def folded_layers(state: Mapping[str, npt.NDArray[Any]], num_layers: int) -> tuple[list[FloatArray], list[FloatArray]]:
+def folded_layers(state: Mapping[str, npt.NDArray[Any]], num_layers: int) -> tuple[list[Float32], list[Float32]]:
     """Weights and biases of the proposal convolution with BatchNorm folded in, in float64 until the last rounding.
 
     Args:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmn_fast.geometry import ProposalPlan, proposal_diagonals
+from mmn_fast.geometry import ProposalPlan, pool_steps, proposal_diagonals
 
 
 def clip_pool(pre_clips: Tensor, weight: Tensor, bias: Tensor, kernel: int, stride: int) -> Tensor:
@@ -45,12 +45,7 @@ def sparse_max_pool(clips: Tensor, pooling_counts: Sequence[int]) -> Tensor:
     Returns:
         [B, C, N, N]: at a valid cell (i, j) the maximum over clips i..j, elsewhere 0.
     """
-    pools = [
-        (3, 2) if level and number == 0 else (2, 1)
-        for level, count in enumerate(pooling_counts)
-        for number in range(count)
-    ]
-    steps = [partial(F.max_pool1d, kernel_size=kernel, stride=stride) for kernel, stride in pools]
+    steps = [partial(F.max_pool1d, kernel_size=kernel, stride=stride) for kernel, stride in pool_steps(pooling_counts)]
     return scatter_diagonals(clips, steps, pooling_counts)
 
 

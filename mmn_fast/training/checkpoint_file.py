@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mmn_fast.checksums import chunked_sha256
-from mmn_fast.types import InputError
+from mmn_fast.errors import InputError
 
 _COMMENT = b"mmn_fast sha256 "
 _DIGITS = 64

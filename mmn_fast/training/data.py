@@ -16,15 +16,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from mmn_fast.arrays import Float32, Int64
+from mmn_fast.errors import InputError
 from mmn_fast.evaluation.datasets import Sample, first_few
 from mmn_fast.evaluation.notes import Note, cut_sentences, refuse
 from mmn_fast.features import FeatureStore, pre_clips
 from mmn_fast.geometry import cells_to_moments, plan_for, temporal_iou
 from mmn_fast.presets import Preset
 from mmn_fast.tokenizer import Tokenizer
-from mmn_fast.types import FloatArray, InputError
-
-IntArray = npt.NDArray[np.int64]
 
 logger = logging.getLogger(__name__)
 
@@ -141,7 +140,7 @@ class TrainingData:
         self._moments, self._iou = _targets(samples, preset)
 
         size = len(samples) * preset.num_pre_clips * preset.input_size * 4
-        self._cache: FloatArray | None = None
+        self._cache: Float32 | None = None
         if size <= cache_gib * 2**30:
             self._cache = np.empty((len(samples), preset.num_pre_clips, preset.input_size), np.float32)
         for video in _track(range(len(samples)), "features", progress):
@@ -175,12 +174,12 @@ class TrainingData:
             moments=torch.from_numpy(self._moments[rows]),
         )
 
-    def _read(self, video: int) -> FloatArray:
+    def _read(self, video: int) -> Float32:
         name = self.video_ids[video]
         return pre_clips(self._features[name], self.preset, f"features: {self._features.path}: video {name!r}")
 
 
-def _targets(samples: Sequence[Sample], preset: Preset) -> tuple[FloatArray, FloatArray]:
+def _targets(samples: Sequence[Sample], preset: Preset) -> tuple[Float32, Float32]:
     """The moments [S, 2] and their IoU with every proposal [S, P], of all sentences in a row."""
     cells = plan_for(preset).cells
     moments, ious = [], []
@@ -193,17 +192,17 @@ def _targets(samples: Sequence[Sample], preset: Preset) -> tuple[FloatArray, Flo
     return np.array(moments, np.float32), np.array(ious, np.float32)
 
 
-def epoch_order(num_videos: int, seed: int, epoch: int) -> IntArray:
+def epoch_order(num_videos: int, seed: int, epoch: int) -> Int64:
     """The order of the videos in an epoch: a function of the seed and the epoch alone.
 
     Seed 0 gives the official order, which is drawn from the epoch's number.
     """
     generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-    order: IntArray = torch.randperm(num_videos, generator=generator).numpy()
+    order: Int64 = torch.randperm(num_videos, generator=generator).numpy()
     return order
 
 
-def epoch_parts(order: IntArray, batch_size: int, parts: int, as_one: bool = False) -> list[list[IntArray]]:
+def epoch_parts(order: Int64, batch_size: int, parts: int, as_one: bool = False) -> list[list[Int64]]:
     """Cut an epoch into steps, and each step's batch into parts for processes and accumulation.
 
     Where the videos are no multiple of `parts`, the epoch's first videos are repeated at its end.

@@ -19,8 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mmn_fast.errors import InputError
 from mmn_fast.presets import LossParams
-from mmn_fast.types import InputError
 
 __all__ = [
     "LossParams",

@@ -9,9 +9,9 @@ from typing import Literal
 import torch
 
 from mmn_fast.checks import Integer, Number, Rule
-from mmn_fast.presets import Preset, Recipe
+from mmn_fast.errors import InputError
+from mmn_fast.presets import Preset, Recipe, TextEncoderConfig
 from mmn_fast.training.objective import LOSSES, Losses
-from mmn_fast.types import InputError, TextEncoderConfig
 
 Precision = Literal["fp32", "bf16", "fp16"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 import torch
 import torch.distributed as dist
 
+from mmn_fast.errors import InputError
 from mmn_fast.training.options import TrainOptions
-from mmn_fast.types import InputError
 
 
 def device_of(name: str) -> torch.device:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from mmn_fast.types import InputError
+from mmn_fast.errors import InputError
 
 
 def check_same_run(then: dict[str, Any], now: dict[str, Any], epochs_done: int, where: str) -> str | None:

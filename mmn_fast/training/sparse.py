@@ -18,17 +18,15 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmn_fast.geometry import layer_weights, proposal_cells, proposal_diagonals, proposal_mask
+from mmn_fast.arrays import Bool, Int64
+from mmn_fast.geometry import border, diagonal_rows, layer_weights, pool_steps, proposal_cells, proposal_mask
 from mmn_fast.model import MMN, MomentMap
 from mmn_fast.presets import Preset
-
-IntArray = npt.NDArray[np.int64]
 
 # Values of gathered inputs at a time (16 MiB of float32): they stay in the cache between gather and product, and
 # blocks of that size are recycled by malloc instead of being mapped, page by page, again and again.
@@ -104,7 +102,7 @@ def training_plan(preset: Preset, device: torch.device) -> TrainingPlan:
     kernel, layers = preset.conv_kernel, preset.conv_layers
     mask = proposal_mask(preset.num_clips, preset.pooling_counts)
     weights = layer_weights(mask, kernel, layers)
-    valid = [np.pad(mask, (kernel - 1) * layers // 2)] + [weight > 0 for weight in weights]
+    valid = [np.pad(mask, border(kernel, layers))] + [weight > 0 for weight in weights]
     plans = []
     for below, weight in zip(valid[:-1], weights, strict=True):
         neighbours = _neighbours(below, weight > 0, kernel)
@@ -129,7 +127,7 @@ def training_plan(preset: Preset, device: torch.device) -> TrainingPlan:
     )
 
 
-def _neighbours(below: npt.NDArray[np.bool_], valid: npt.NDArray[np.bool_], kernel: int) -> IntArray:
+def _neighbours(below: Bool, valid: Bool, kernel: int) -> Int64:
     """int64 [R, k*k]: for each valid cell and tap the number of the valid input it reads, R_in where there is none."""
     number = np.full(below.shape, int(below.sum()))
     number[below] = np.arange(below.sum())
@@ -138,12 +136,12 @@ def _neighbours(below: npt.NDArray[np.bool_], valid: npt.NDArray[np.bool_], kern
     return number[cells[:, :1] + tap_y, cells[:, 1:] + tap_x]
 
 
-def _groups(sources: IntArray, absent: int, kernel: int, device: torch.device) -> Iterator[TapGroup]:
+def _groups(sources: Int64, absent: int, kernel: int, device: torch.device) -> Iterator[TapGroup]:
     """Cells grouped by the first and last row of the kernel in which they have an input.
 
     Rows only, because the taps of consecutive rows are consecutive in memory: the weights of a group are a view.
     """
-    in_row: npt.NDArray[np.bool_] = np.any((sources < absent).reshape(len(sources), kernel, kernel), axis=2)  # [R, k]
+    in_row: Bool = np.any((sources < absent).reshape(len(sources), kernel, kernel), axis=2)  # [R, k]
     first, last = in_row.argmax(1), kernel - in_row[:, ::-1].argmax(1)
     for low, high in sorted(set(zip(first.tolist(), last.tolist(), strict=True))):
         cells = np.flatnonzero((first == low) & (last == high))
@@ -153,15 +151,9 @@ def _groups(sources: IntArray, absent: int, kernel: int, device: torch.device) -
         )
 
 
-def _diagonal_places(preset: Preset) -> IntArray:
-    n = preset.num_clips
-    diagonals = [(range(n), range(n)), *proposal_diagonals(n, preset.pooling_counts)]
-    place = np.full((n, n), -1)
-    count = 0
-    for rows, columns in diagonals:
-        place[list(rows), list(columns)] = np.arange(count, count + len(rows))
-        count += len(rows)
-    return place[place >= 0]
+def _diagonal_places(preset: Preset) -> Int64:
+    row_of = diagonal_rows(preset.num_clips, preset.pooling_counts)
+    return row_of[row_of >= 0]
 
 
 def encode_video(
@@ -195,10 +187,7 @@ def _moment_cells(feat2d: MomentMap, clips: Tensor) -> Tensor:
     if hasattr(feat2d, "convs"):
         steps = list(feat2d.convs)
     else:
-        kinds = [
-            (3, 2) if level and not n else (2, 1) for level, c in enumerate(feat2d.pooling_counts) for n in range(c)
-        ]
-        steps = [nn.MaxPool1d(*kind) for kind in kinds]
+        steps = [nn.MaxPool1d(*step) for step in pool_steps(feat2d.pooling_counts)]
     diagonals = [clips]
     for step in steps:
         diagonals.append(step(diagonals[-1]))

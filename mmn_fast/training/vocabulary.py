@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from mmn_fast.errors import InputError
 from mmn_fast.evaluation.datasets import read_annotations
 from mmn_fast.files import refuse_existing, write_whole
-from mmn_fast.types import InputError
 
 _SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]  # [PAD] is 0, as in BERT's
 _LEAST = 100  # entries: special tokens, and letters alone and within a word

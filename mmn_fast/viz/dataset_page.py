@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmn_fast.types import InputError
+from mmn_fast.errors import InputError
 from mmn_fast.viz.html import Page, build_page, facts_line
 from mmn_fast.viz.svg import number, text
 

@@ -1,4 +1,4 @@
-"""Pixels: PNG files by zlib alone, data URIs, sheets of video frames, and the colour scale of the maps."""
+"""Uint8: PNG files by zlib alone, data URIs, sheets of video frames, and the colour scale of the maps."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import zlib
 import numpy as np
 import numpy.typing as npt
 
-Pixels = npt.NDArray[np.uint8]
+from mmn_fast.arrays import Uint8
 
 # viridis at nine equal steps: even in lightness, so that it reads without colour vision and in grey.
 _SCALE = np.array(
@@ -31,7 +31,7 @@ _FILTERS = (0, 2)  # PNG's numbers: none, and the difference to the row above
 _PROBE_ROWS = 64
 
 
-def colours(values: npt.NDArray[np.floating]) -> Pixels:
+def colours(values: npt.NDArray[np.floating]) -> Uint8:
     """The scale's colour of each value from 0 to 1 (others are clipped), uint8 [..., 3]."""
     steps = np.linspace(0, 1, len(_SCALE))
     return np.stack([np.interp(values, steps, channel) for channel in _SCALE.T], axis=-1).round().astype(np.uint8)
@@ -42,7 +42,7 @@ def scale_stops() -> list[str]:
     return [f"rgb({r:.0f},{g:.0f},{b:.0f})" for r, g, b in _SCALE]
 
 
-def encode_png(pixels: Pixels) -> bytes:
+def encode_png(pixels: Uint8) -> bytes:
     """Encode an image.
 
     Args:
@@ -62,7 +62,7 @@ def encode_png(pixels: Pixels) -> bytes:
     return b"".join([b"\x89PNG\r\n\x1a\n", _chunk(b"IHDR", header), _chunk(b"IDAT", packed), _chunk(b"IEND", b"")])
 
 
-def _filtered(rows: Pixels, number: int) -> Pixels:
+def _filtered(rows: Uint8, number: int) -> Uint8:
     """Rows [H, W] as PNG packs them: each after the number of its filter, 0 for none, 2 for minus the row above."""
     lines = np.empty((len(rows), rows.shape[1] + 1), np.uint8)
     lines[:, 0], lines[:, 1:] = number, rows
@@ -75,12 +75,12 @@ def _chunk(kind: bytes, content: bytes) -> bytes:
     return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
 
-def png_uri(pixels: Pixels) -> str:
+def png_uri(pixels: Uint8) -> str:
     """An image as a data: URI."""
     return "data:image/png;base64," + base64.b64encode(encode_png(pixels)).decode("ascii")
 
 
-def shrink(frames: Pixels, max_width: int) -> Pixels:
+def shrink(frames: Uint8, max_width: int) -> Uint8:
     """Frames at most `max_width` wide, by the mean over whole blocks of pixels; uint8 [n, h, w, 3]."""
     count, height, width, _ = frames.shape
     factor = min(-(-width // max_width), height)
@@ -97,7 +97,7 @@ def spread(count: int, at_most: int) -> list[int]:
     return [(2 * share + 1) * count // (2 * shown) for share in range(shown)]
 
 
-def sheet(frames: Pixels) -> tuple[Pixels, int]:
+def sheet(frames: Uint8) -> tuple[Uint8, int]:
     """All frames on one image, row by row, and the number of columns."""
     count, height, width, _ = frames.shape
     columns = int(np.ceil(np.sqrt(count * height / width)))

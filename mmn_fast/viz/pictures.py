@@ -8,7 +8,9 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
-from mmn_fast.types import InputError, Moment
+from mmn_fast.arrays import Float64, Int64, Uint8
+from mmn_fast.errors import InputError
+from mmn_fast.types import Moment
 from mmn_fast.viz.images import colours, png_uri, scale_stops, shrink, spread
 from mmn_fast.viz.svg import Svg, figure, number, span, text, ticks
 from mmn_fast.viz.values import GroundedQuery, ScoreMap, check_duration, check_frames, windows
@@ -24,7 +26,7 @@ def timeline(
     truth: Any = None,
     *,
     duration_s: float,
-    thumbnails: npt.NDArray[np.uint8] | None = None,
+    thumbnails: Uint8 | None = None,
     sentence: str = "",
     max_moments: int = 5,
     width: int = 960,
@@ -65,7 +67,7 @@ def _queries(predictions: Any, truth: Any, sentence: str) -> list[GroundedQuery]
 def draw_timeline(
     queries: Sequence[GroundedQuery],
     duration_s: float,
-    thumbnails: npt.NDArray[np.uint8] | None = None,
+    thumbnails: Uint8 | None = None,
     max_moments: int = 5,
     width: int = 960,
     seekable: bool = False,
@@ -96,7 +98,7 @@ def draw_timeline(
     return Svg(width, y + 22, "".join(below + above), label, fluid=True)
 
 
-def _strip(frames: npt.NDArray[np.uint8], width: int) -> tuple[str, int]:
+def _strip(frames: Uint8, width: int) -> tuple[str, int]:
     """Some frames side by side, and the height they take."""
     _, height, frame_width, _ = frames.shape
     # As many as fit at their own shape in a strip of about 64 pixels.
@@ -251,7 +253,7 @@ def _checked(limits: tuple[float, float]) -> tuple[float, float]:
     return low, high
 
 
-def _heat(map_: ScoreMap, low: float, high: float) -> npt.NDArray[np.uint8]:
+def _heat(map_: ScoreMap, low: float, high: float) -> Uint8:
     """The map as pixels, faint where there is no proposal; whole pixels per cell, so that edges stay sharp."""
     side = map_.num_clips
     scores = np.asarray(map_.scores, np.float64)
@@ -267,7 +269,7 @@ def _heat(map_: ScoreMap, low: float, high: float) -> npt.NDArray[np.uint8]:
     return image.repeat(factor, axis=0).repeat(factor, axis=1)
 
 
-def _nearest(map_: ScoreMap) -> npt.NDArray[np.int64]:
+def _nearest(map_: ScoreMap) -> Int64:
     """Row of the nearest proposal for each cell on and above the diagonal, int [N, N]; -1 elsewhere."""
     side = map_.num_clips
     rows, columns = np.asarray(map_.cells).T
@@ -314,7 +316,7 @@ def _map_axes(side: int, duration_s: float) -> str:
     return "".join(parts)
 
 
-def _colour_bar(low: float, high: float, scores: npt.NDArray[np.float64]) -> str:
+def _colour_bar(low: float, high: float, scores: Float64) -> str:
     """The scale from low to high, and how much of it the map takes."""
     stops = scale_stops()
     gradient = "".join(

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
+from mmn_fast.errors import InputError
 from mmn_fast.files import write_whole
-from mmn_fast.types import InputError
 
 NAMESPACE = "http://www.w3.org/2000/svg"
 

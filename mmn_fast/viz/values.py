@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from mmn_fast.arrays import Float32, Uint8
+from mmn_fast.errors import InputError
 from mmn_fast.geometry import temporal_iou
-from mmn_fast.types import FloatArray, InputError, Moment, ScoreMaps, described
+from mmn_fast.types import Moment, ScoreMaps, described
 
 Window = tuple[float, float]
 
@@ -139,7 +141,7 @@ def span_iou(moment: Moment, truth_s: Sequence[Window]) -> float | None:
     if not truth_s:
         return None
     span = np.array([moment.start_s, moment.end_s], np.float32)
-    windows_s: FloatArray = np.asarray(truth_s, np.float32)
+    windows_s: Float32 = np.asarray(truth_s, np.float32)
     return float(np.nan_to_num(np.fmax.reduce(temporal_iou(windows_s, span))))
 
 
@@ -154,7 +156,7 @@ def check_duration(duration_s: float) -> float:
     return duration
 
 
-def check_frames(frames: Any, name: str = "frames") -> npt.NDArray[np.uint8]:
+def check_frames(frames: Any, name: str = "frames") -> Uint8:
     """RGB frames as an array, refused unless uint8 [n, H, W, 3] with n, H, W >= 1."""
     array = np.asarray(frames)
     if array.dtype != np.uint8 or array.ndim != 4 or array.shape[3] != 3 or 0 in array.shape:

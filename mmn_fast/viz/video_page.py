@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from mmn_fast.types import InputError
+from mmn_fast.arrays import Uint8
+from mmn_fast.errors import InputError
 from mmn_fast.viz.html import Page, build_page, facts_line
 from mmn_fast.viz.images import png_uri, sheet, shrink, spread
 from mmn_fast.viz.pictures import PLOT, draw_timeline, moment_map
@@ -27,7 +27,7 @@ def report(
     *,
     title: str = "Grounded moments",
     video_id: str = "",
-    frames: npt.NDArray[np.uint8] | None = None,
+    frames: Uint8 | None = None,
     fps: float | None = None,
     notes: Sequence[str] = (),
     max_moments: int = 5,
@@ -78,7 +78,7 @@ def report(
     return build_page(title, "\n".join(body), data, "video.js")
 
 
-def _video(frames: npt.NDArray[np.uint8], fps: float | None) -> dict[str, Any]:
+def _video(frames: Uint8, fps: float | None) -> dict[str, Any]:
     """The frames on one sheet, for the player."""
     if fps is None or isinstance(fps, bool) or not (math.isfinite(fps) and fps > 0):
         raise InputError(f"fps: expected a finite number > 0 with frames, got {fps!r}")
@@ -183,7 +183,7 @@ def _table(queries: Sequence[GroundedQuery], seekable: bool) -> str:
 def _timelines(
     queries: Sequence[GroundedQuery],
     duration_s: float,
-    frames: npt.NDArray[np.uint8] | None,
+    frames: Uint8 | None,
     seekable: bool,
     max_moments: int,
 ) -> str:

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mmn_fast.presets import PRESETS, Preset
+from mmn_fast.arrays import Float32, Int64
+from mmn_fast.presets import PRESETS, Preset, TextEncoderConfig
 from mmn_fast.state import state_shapes
-from mmn_fast.types import FloatArray, TextEncoderConfig
 from tests.golden import recipe
 
 HERE = Path(__file__).parent
@@ -46,17 +46,17 @@ class GoldenVideo:
     """One video of a case: features [n_src, D], duration in seconds, its sentences, and the official outputs."""
 
     video_id: str
-    features: FloatArray
+    features: Float32
     duration_s: float
     sentences: list[str]
-    token_ids: npt.NDArray[np.int64]  # [S, L], 0 is padding
-    contrastive: FloatArray  # [S, P]
-    iou: FloatArray  # [S, P]
-    fused: FloatArray | None  # [S, P]
-    moments: list[FloatArray]  # per sentence [<= 20, 2], seconds, best first
+    token_ids: Int64  # [S, L], 0 is padding
+    contrastive: Float32  # [S, P]
+    iou: Float32  # [S, P]
+    fused: Float32 | None  # [S, P]
+    moments: list[Float32]  # per sentence [<= 20, 2], seconds, best first
 
     @property
-    def truth(self) -> FloatArray:
+    def truth(self) -> Float32:
         """The scores that rank proposals, [S, P]; the official code stores no product of a tube's branches."""
         return self.contrastive * self.iou if self.fused is None else self.fused
 
@@ -104,7 +104,7 @@ class GoldenCase:
             max_tokens=bert.get("max_position_embeddings", 512),
         )
 
-    def state(self) -> dict[str, FloatArray]:
+    def state(self) -> dict[str, Float32]:
         """The model's weights under official keys."""
         seed = self.spec["seed"]
         state = {name: recipe.tensor(name, shape, seed) for name, shape in state_shapes(self.preset, self.text).items()}
@@ -198,6 +198,6 @@ def load(name: str) -> GoldenCase:
         return GoldenCase(name, json.loads((HERE / f"{name}.json").read_text()), dict(arrays))
 
 
-def truths(name: str) -> list[FloatArray]:
+def truths(name: str) -> list[Float32]:
     """The official fused scores [S, P] of every video of a case."""
     return [video.truth for video in load(name).videos]

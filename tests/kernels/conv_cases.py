@@ -12,7 +12,7 @@ import torch
 
 from mmn_fast.geometry import ProposalPlan
 from mmn_fast.kernels import reference
-from mmn_fast.kernels.triton_stack import ConvStack
+from mmn_fast.kernels.gpu.conv.stack import ConvStack
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 """In one process Triton compiles or interprets, not both."""

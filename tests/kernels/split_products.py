@@ -10,12 +10,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 
+from mmn_fast.arrays import Float32
 from mmn_fast.geometry import ProposalPlan, cover_with_tiles
-from mmn_fast.kernels.conv_transforms import SPECTRAL_TILE, fourier
+from mmn_fast.kernels.transforms import SPECTRAL_TILE, fourier
 
-Float32 = npt.NDArray[np.float32]
 _POINTS_AT_ONCE = 16
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from mmn_fast import _C
 from mmn_fast.geometry import proposal_plan
-from mmn_fast.kernels.cell_runs import RUN_CELLS, cell_runs
+from mmn_fast.kernels.cpu.cell_runs import RUN_CELLS, cell_runs
 from tests.tolerances import check_close
 
 ROOT = Path(__file__).parents[2]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mmn_fast.geometry import plan_for, proposal_plan
-from mmn_fast.kernels.cell_runs import RUN_CELLS, cell_runs
+from mmn_fast.kernels.cpu.cell_runs import RUN_CELLS, cell_runs
 from mmn_fast.presets import PRESETS
 
 PLANS = {

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from mmn_fast.geometry import ProposalPlan, plan_for, proposal_plan
-from mmn_fast.kernels.gather_choices import GatherConfig, choose_splits, video_bucket
-from mmn_fast.kernels.gather_schedule import (
+from mmn_fast.kernels.gpu.conv.block_sizes import GatherConfig, choose_splits, video_bucket
+from mmn_fast.kernels.gpu.conv.gather_schedule import (
     ITEM_FIRST,
     ITEM_SPLIT,
     ITEM_TAPS,

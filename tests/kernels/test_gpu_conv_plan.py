@@ -12,12 +12,12 @@ import pytest
 import torch
 from triton.runtime.errors import OutOfResources
 
+from mmn_fast.buckets import VIDEO_BUCKETS
 from mmn_fast.geometry import cover_with_tiles, plan_for, proposal_plan
-from mmn_fast.kernels import gather_choices, triton_tuning
-from mmn_fast.kernels.gather_choices import GatherConfig
-from mmn_fast.kernels.gather_schedule import work_fraction
-from mmn_fast.kernels.gpu_buckets import VIDEO_BUCKETS
-from mmn_fast.kernels.gpu_conv_plan import (
+from mmn_fast.kernels.gpu.conv import autotune, block_sizes
+from mmn_fast.kernels.gpu.conv.autotune import Tuner, candidates, fastest
+from mmn_fast.kernels.gpu.conv.block_sizes import GatherConfig
+from mmn_fast.kernels.gpu.conv.costs import (
     ALGORITHMS,
     TILES,
     choose_layers,
@@ -29,8 +29,8 @@ from mmn_fast.kernels.gpu_conv_plan import (
     product_flop,
     usable_algorithms,
 )
-from mmn_fast.kernels.triton_mixed import MixedProposalConv, layers_by_algorithm
-from mmn_fast.kernels.triton_tuning import Tuner, candidates, fastest
+from mmn_fast.kernels.gpu.conv.gather_schedule import work_fraction
+from mmn_fast.kernels.gpu.conv.mixed import MixedProposalConv, layers_by_algorithm
 from mmn_fast.presets import PRESETS
 from tests.kernels.conv_cases import ConvCase
 from tests.tolerances import check_close
@@ -174,7 +174,7 @@ class _Clock:
 def tuner(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[], tuple[Tuner, list[Any]]]:
     """Makes tuners for a device of sm_90 with a `_Clock`."""
     monkeypatch.setenv("MMN_FAST_CACHE", str(tmp_path))
-    monkeypatch.setattr(triton_tuning, "capability_of", lambda _: (9, 0))
+    monkeypatch.setattr(autotune, "capability_of", lambda _: (9, 0))
 
     def make(layers: int = 2, width: int = 70) -> tuple[Tuner, list[Any]]:
         case = ConvCase(proposal_plan(3, (2,), 3, layers), (5, width, 1), "fp32")  # the interpreter is slow in fp16
@@ -189,15 +189,15 @@ def test_block_sizes_are_measured_once_and_kept(tuner: Callable[[], tuple[Tuner,
     plan = proposal_plan(3, (2,), 3, 2)
     for algorithm, splits in (("gather", 8), ("fft24", 1)):
         before = len(asked)
-        known = gather_choices.chosen_config(algorithm, (9, 0), plan, 70, 2, "fp32")
+        known = block_sizes.chosen_config(algorithm, (9, 0), plan, 70, 2, "fp32")
         every = list(dict.fromkeys([known, *candidates(algorithm, 227 * 1024, 70, "fp32")]))
         found = first.config_for(algorithm, 2)
         assert len(asked) == before + len(every)
         assert asked[-1].func.config_for(2) == found == every[-1]  # the last one was the fastest
         assert found.max_splits == splits
-        assert gather_choices.chosen_config(algorithm, (9, 0), plan, 70, 3, "fp32") == found  # of the same bucket
-        assert gather_choices.chosen_config(algorithm, (9, 0), plan, 70, 1, "fp32") == known
-        assert gather_choices.chosen_config(algorithm, (9, 0), plan, 70, 2, "fp16").block_k == 64  # of others
+        assert block_sizes.chosen_config(algorithm, (9, 0), plan, 70, 3, "fp32") == found  # of the same bucket
+        assert block_sizes.chosen_config(algorithm, (9, 0), plan, 70, 1, "fp32") == known
+        assert block_sizes.chosen_config(algorithm, (9, 0), plan, 70, 2, "fp16").block_k == 64  # of others
         again, untouched = tuner()
         assert again.config_for(algorithm, 3) == found
         assert not untouched
@@ -219,9 +219,9 @@ def test_layers_are_timed_once_and_kept(
     tiles = {"fft12": [48.0, 48.0], "fft16": [46.5, 46.5], "fft24": [45.0, 45.0]}
     assert times == {"gather": [49.5, 49.5], **tiles, "crop": [87.0], "mixed": [90.0]}
     plan = proposal_plan(3, (2,), 3, 2)
-    assert gather_choices.measured_times("sm_90", plan, 7, 8, "fp32", bool) == times
-    assert gather_choices.measured_times("sm_90", plan, 7, 8, "fp16", bool) is None
-    assert gather_choices.measured_times("sm_80", plan, 7, 8, "fp32", bool) is None
+    assert block_sizes.measured_times("sm_90", plan, 7, 8, "fp32", bool) == times
+    assert block_sizes.measured_times("sm_90", plan, 7, 8, "fp16", bool) is None
+    assert block_sizes.measured_times("sm_80", plan, 7, 8, "fp32", bool) is None
     again, untouched = tuner(2, 7)
     assert again.times(1) == times
     assert not untouched
@@ -231,8 +231,8 @@ def test_what_was_kept_in_part_is_measured_again(
     tuner: Callable[..., tuple[Tuner, list[Any]]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Tuner, "config_for", lambda *_: GatherConfig(64, 16, 16, 4, 2, 1))
-    key = gather_choices.times_key(proposal_plan(3, (2,), 3, 1), 7, 1, "fp32")
-    gather_choices.keep("sm_90", key, {"crop": [9.0], "gather": [1.0]})
+    key = block_sizes.times_key(proposal_plan(3, (2,), 3, 1), 7, 1, "fp32")
+    block_sizes.keep("sm_90", key, {"crop": [9.0], "gather": [1.0]})
     first, asked = tuner(1, 7)
     times = first.times(1)
     assert not not_timed(times, 3, "fp32")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mmn_fast.kernels.conv_transforms import REAL_POINTS, SPECTRAL_TILES, fourier
-from mmn_fast.kernels.gpu_fourier_ops import fourier_cells, fourier_tiles
+from mmn_fast.kernels.gpu.fourier_ops import fourier_cells, fourier_tiles
+from mmn_fast.kernels.transforms import REAL_POINTS, SPECTRAL_TILES, fourier
 from tests.kernels.conftest import PRECISIONS
 from tests.tolerances import check_close
 

@@ -10,11 +10,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-import mmn_fast.kernels.gpu_fourier_ops  # noqa: F401  its operators are called by name
+import mmn_fast.kernels.gpu.fourier_ops  # noqa: F401  its operators are called by name
 from mmn_fast.features import pre_clip_spans, pre_clips
 from mmn_fast.geometry import cells_to_moments, plan_for, proposal_cells, proposal_mask
-from mmn_fast.geometry_crops import border_of, padded_rows
-from mmn_fast.kernels import gpu_moment_ops, gpu_ops, native, reference
+from mmn_fast.geometry_crops import padded_rows
+from mmn_fast.kernels import host, reference
+from mmn_fast.kernels.cpu import ops
+from mmn_fast.kernels.gpu import moment_ops, video_ops
 from mmn_fast.postprocess import fuse_scores
 from mmn_fast.presets import PRESETS
 from tests.kernels.conftest import PRECISIONS
@@ -64,7 +66,7 @@ def test_feature_pool_makes_the_pre_clips_of_every_video(
         torch.from_numpy(np.concatenate([s[side] + o for s, o in zip(spans, offsets, strict=False)]).astype(np.int32))
         for side in range(2)
     )
-    found = gpu_ops.feature_pool(
+    found = video_ops.feature_pool(
         torch.cat(features).to(device), starts.to(device), ends.to(device), list(streams), dtype
     )
     assert found.dtype == dtype
@@ -81,7 +83,7 @@ def test_feature_pool_agrees_with_the_host_on_a_preset(device: str) -> None:
     features = _random(50, preset.input_size)
     spans = pre_clip_spans(50, preset.num_pre_clips, preset.clamp_pre_clips)
     starts, ends = (torch.from_numpy(side.astype(np.int32)).to(device) for side in spans)
-    found = gpu_ops.feature_pool(features.to(device), starts, ends, list(preset.feature_streams), torch.float32)
+    found = video_ops.feature_pool(features.to(device), starts, ends, list(preset.feature_streams), torch.float32)
     check_close(_exact(found), pre_clips(features.numpy(), preset), "pre_clips")
 
 
@@ -90,7 +92,7 @@ def test_feature_pool_agrees_with_the_host_on_a_preset(device: str) -> None:
 )
 def test_clip_pool_matches_torch(B: int, T: int, C: int, kernel: int, stride: int, precision: str, device: str) -> None:
     products, bias = _random(B, T, C).to(PRECISIONS[precision]), _random(C, seed=1)
-    found = gpu_ops.clip_pool(products.to(device), bias.to(device), kernel, stride)
+    found = video_ops.clip_pool(products.to(device), bias.to(device), kernel, stride)
     expected = F.avg_pool1d((products.double() + bias).relu().mT, kernel, stride).permute(2, 0, 1)
     check_close(_exact(found), expected, "gpu_elementwise", precision)
 
@@ -108,7 +110,7 @@ def test_moment_map_is_exact_and_writes_valid_cells_alone(
     positions = torch.full((N, N), -1, dtype=torch.int32)
     positions[cells[:, 0], cells[:, 1]] = rows.int()
     found = torch.full(((N + 2 * border) ** 2, B, C), torch.nan, dtype=dtype, device=device)
-    gpu_ops.moment_map(clips.to(device), positions.to(device), found)
+    video_ops.moment_map(clips.to(device), positions.to(device), found)
     expected = torch.full(found.shape, torch.nan, dtype=dtype)
     dense = reference.sparse_max_pool(clips.permute(1, 2, 0).float(), counts).to(dtype)
     expected[rows] = dense[:, :, cells[:, 0], cells[:, 1]].permute(2, 0, 1)
@@ -120,7 +122,7 @@ def test_moment_map_keeps_nan_and_the_earlier_of_equals(device: str) -> None:
     positions = torch.full((4, 4), -1, dtype=torch.int32)
     positions[torch.triu_indices(4, 4).unbind(0)] = torch.arange(10, dtype=torch.int32)
     found = torch.zeros(10, 1, 1, device=device)
-    gpu_ops.moment_map(clips.to(device), positions.to(device), found)
+    video_ops.moment_map(clips.to(device), positions.to(device), found)
     flat = found.flatten().cpu()
     assert flat.isnan().tolist() == [False, False, True, True, False, True, True, True, True, False]
     assert torch.signbit(flat[[0, 1, 4]]).tolist() == [False, False, True]
@@ -138,7 +140,7 @@ def test_conv_epilogue_puts_each_cell_in_its_place_and_writes_nothing_else(
     positions[0::3] = -1
     shape = (B, cells + 4, C) if videos_first else (cells + 4, B, C)
     found = torch.full(shape, torch.nan, dtype=dtype, device=device)
-    gpu_ops.conv_epilogue(
+    video_ops.conv_epilogue(
         products.to(device), bias.to(device), weights.to(device), positions.to(device), found, videos_first
     )
     expected = torch.full((B, cells + 4, C), torch.nan, dtype=torch.float64)
@@ -155,7 +157,7 @@ def test_heads_are_unit_vectors_of_each_branch(P: int, B: int, J: int, precision
     products, bias = _random(P, B, 2 * J).to(PRECISIONS[precision]), _random(2 * J, seed=1)
     if P > 1:
         bias[:J], products[0, 0, :J] = 0, 0  # no direction: zeros, not NaN
-    found = gpu_ops.heads(products.to(device), bias.to(device))
+    found = video_ops.heads(products.to(device), bias.to(device))
     expected = (products.double() + bias).chunk(2, -1)
     for ours, exact in zip(found, expected, strict=True):
         check_close(_exact(ours), F.normalize(exact, dim=-1).transpose(0, 1), "gpu_heads", precision)
@@ -174,7 +176,7 @@ def test_pair_scores_match_the_reference(
     columns = [column.contiguous().to(device) for column in pairs.unbind(1)]
     power = 0.3
     found = [
-        t.cpu() for t in gpu_moment_ops.pair_scores(*(t.to(device) for t in (*video, *text)), *columns, power, product)
+        t.cpu() for t in moment_ops.pair_scores(*(t.to(device) for t in (*video, *text)), *columns, power, product)
     ]
     for row, (b, s) in enumerate(pairs.tolist()):
         if b < 0:
@@ -194,8 +196,8 @@ def test_a_pair_has_the_same_bits_in_any_call(device: str, precision: str) -> No
     tensors = [F.normalize(_random(3, 19, 40, seed=n), dim=-1).to(device, PRECISIONS[precision]) for n in range(2)]
     text = [F.normalize(_random(4, 40, seed=2 + n), dim=-1).to(device, PRECISIONS[precision]) for n in range(2)]
     pairs = torch.tensor([[0, 2, 1, 2], [3, 1, 0, 0]], dtype=torch.int32, device=device)
-    together = gpu_moment_ops.pair_scores(*tensors, *text, pairs[0], pairs[1], 0.5, False)
-    alone = gpu_moment_ops.pair_scores(*tensors, *text, pairs[0, 1:2], pairs[1, 1:2], 0.5, False)
+    together = moment_ops.pair_scores(*tensors, *text, pairs[0], pairs[1], 0.5, False)
+    alone = moment_ops.pair_scores(*tensors, *text, pairs[0, 1:2], pairs[1, 1:2], 0.5, False)
     assert all(torch.equal(a[0], t[1]) for a, t in zip(alone, together, strict=True))
 
 
@@ -210,7 +212,7 @@ def test_pair_moments_choose_what_the_host_chooses(name: str, top_k: int, device
     durations = np.array([30.96, 7.0, 151.3], np.float32)
     chosen, scores = (
         tensor.cpu().numpy()
-        for tensor in gpu_moment_ops.pair_moments(
+        for tensor in moment_ops.pair_moments(
             *(torch.from_numpy(array).to(device) for array in (fused, cells, durations)),
             top_k,
             preset.num_clips,
@@ -220,7 +222,7 @@ def test_pair_moments_choose_what_the_host_chooses(name: str, top_k: int, device
     assert (chosen[1] == -1).all()
     for row in (0, 2):
         moments = cells_to_moments(cells, float(durations[row]), preset.num_clips)
-        expected = native.temporal_nms(fused[row : row + 1], moments, preset.nms_iou, top_k)[0]
+        expected = ops.temporal_nms(fused[row : row + 1], moments, preset.nms_iou, top_k)[0]
         np.testing.assert_array_equal(chosen[row], expected)
         np.testing.assert_array_equal(scores[row], np.where(expected >= 0, fused[row][expected], 0))
     assert (scores[1] == 0).all()
@@ -234,14 +236,14 @@ def test_temporal_nms_chooses_what_the_host_chooses(S: int, P: int, top_k: int, 
     scores = rng.integers(-9, 10, (S, P)).astype(np.float32)  # ties, and zeros that are no candidates
     inputs = [torch.from_numpy(array).to(device) for array in (scores, moments)]
     for threshold in (0.0, 0.5, 1.0):
-        found = gpu_moment_ops.temporal_nms(*inputs, top_k, threshold).cpu().numpy()
-        np.testing.assert_array_equal(found, native.temporal_nms(scores, moments, threshold, top_k))
+        found = moment_ops.temporal_nms(*inputs, top_k, threshold).cpu().numpy()
+        np.testing.assert_array_equal(found, ops.temporal_nms(scores, moments, threshold, top_k))
 
 
 def test_temporal_nms_takes_nan_for_no_candidate(device: str) -> None:
     moments = torch.tensor([[0.0, 1.0], [5.0, 6.0], [0.0, 1.0]], device=device)
     scores = torch.tensor([[torch.nan, 1.0, 2.0], [torch.nan] * 3], device=device)
-    assert gpu_moment_ops.temporal_nms(scores, moments, 3, 0.5).tolist() == [[2, 1, -1], [-1] * 3]
+    assert moment_ops.temporal_nms(scores, moments, 3, 0.5).tolist() == [[2, 1, -1], [-1] * 3]
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -254,7 +256,7 @@ def test_the_twins_round_to_elements_as_torch_does(dtype: torch.dtype) -> None:
     for_each = torch.arange(len(values), dtype=torch.int32)
     # A bias per channel carries the float32 values; the products are zero.
     out = torch.full((1, 1, len(values)), torch.nan, dtype=dtype)
-    gpu_ops.conv_epilogue(clips.reshape(1, 1, -1), values, one[:1], for_each[:1], out, True)
+    video_ops.conv_epilogue(clips.reshape(1, 1, -1), values, one[:1], for_each[:1], out, True)
     expected = values.to(dtype)
     assert torch.equal(out.flatten().isnan(), expected.isnan())
     numbers = ~expected.isnan()
@@ -263,7 +265,7 @@ def test_the_twins_round_to_elements_as_torch_does(dtype: torch.dtype) -> None:
     back = torch.full((1, 1, 2**16), torch.nan)
     assert len(every) == back.numel()
     same = torch.full((1, 1, 2**16), torch.nan, dtype=dtype)
-    gpu_ops.conv_epilogue(every.reshape(1, 1, -1), torch.zeros(2**16), one[:1], for_each[:1], same, True)
+    video_ops.conv_epilogue(every.reshape(1, 1, -1), torch.zeros(2**16), one[:1], for_each[:1], same, True)
     positive = every > 0
     assert torch.equal(same.flatten()[positive], every[positive])
 
@@ -331,7 +333,7 @@ def test_operators_refuse_bad_arguments_with_a_sentence(
         getattr(torch.ops.mmn_fast, name)(*arguments)
 
 
-@pytest.mark.skipif(not native.build_info()["cuda"], reason="a build without CUDA")
+@pytest.mark.skipif(not host.build_info()["cuda"], reason="a build without CUDA")
 @pytest.mark.parametrize(
     ("op", "binding", "arguments"),
     [
@@ -351,12 +353,12 @@ def test_operators_refuse_bad_arguments_with_a_sentence(
 def test_what_cuda_refuses_is_an_exception_that_names_the_op(op: str, binding: str, arguments: list[Any]) -> None:
     """A device that is not there, with or without a driver: nothing is launched."""
     with pytest.raises(RuntimeError, match=f"^{op}: CUDA says cudaError"):
-        getattr(native.extension, binding)(*arguments, 4096, 0)
+        getattr(host.extension, binding)(*arguments, 4096, 0)
 
 
 def test_padded_rows_leave_the_border_free() -> None:
     plan = plan_for(PRESETS["charades-sta"])
-    border, side = border_of(plan), plan.num_clips + 2 * border_of(plan)
+    border, side = plan.border, plan.num_clips + 2 * plan.border
     rows = padded_rows(plan, plan.cells)
     assert len(np.unique(rows)) == plan.num_proposals
     y, x = np.divmod(rows, side)
@@ -368,5 +370,5 @@ def test_fused_scores_are_those_of_the_host() -> None:
     video = [F.normalize(_random(1, 50, 64, seed=n), dim=-1) for n in range(2)]
     text = [F.normalize(_random(1, 64, seed=2 + n), dim=-1) for n in range(2)]
     zero = torch.zeros(1, dtype=torch.int32)
-    c, u, fused = gpu_moment_ops.pair_scores(*video, *text, zero, zero, preset.score_power, False)
+    c, u, fused = moment_ops.pair_scores(*video, *text, zero, zero, preset.score_power, False)
     check_close(fused, fuse_scores(c.numpy(), u.numpy(), preset), "gpu_fused")

@@ -13,8 +13,8 @@ import torch
 from mmn_fast import _C
 from mmn_fast.geometry import ProposalPlan, cover_with_tiles, plan_for, proposal_plan
 from mmn_fast.kernels import reference
-from mmn_fast.kernels.conv_transforms import fourier, winograd
-from mmn_fast.kernels.native_conv import ALGORITHMS, NativeProposalConv, choose_algorithms
+from mmn_fast.kernels.cpu.conv import ALGORITHMS, NativeProposalConv, choose_algorithms
+from mmn_fast.kernels.transforms import fourier, winograd
 from mmn_fast.presets import PRESETS
 from tests.tolerances import check_close
 

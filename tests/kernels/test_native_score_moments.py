@@ -11,7 +11,8 @@ import torch
 
 from mmn_fast import _C
 from mmn_fast.geometry import cells_to_moments, plan_for
-from mmn_fast.kernels import native, reference
+from mmn_fast.kernels import reference
+from mmn_fast.kernels.cpu import ops
 from mmn_fast.postprocess import fuse_scores, select_moments
 from mmn_fast.presets import PRESETS, Preset
 from tests.tolerances import TOLERANCES, check_close
@@ -167,7 +168,7 @@ def test_ten_thousand_sentences_are_chosen_in_bounded_memory():
     arrays, moments = embeddings(136, 10_000, 32), moments_of(136)
     options = {"fusion": "power", "power": 0.5, "iou_threshold": 0.5, "top_k": 5}
     tracemalloc.start()
-    cells, scores = native.score_moments(*arrays, moments, **options)
+    cells, scores = ops.score_moments(*arrays, moments, **options)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < cells.nbytes + scores.nbytes + 2**16  # 400 kB, where [S, P] would take 5.4 MB
@@ -251,4 +252,4 @@ def with_value(shape: tuple[int, ...], at: tuple[int, ...], value: float) -> np.
 )
 def test_score_moments_refuses_bad_arguments_with_a_sentence(wrong, error, message):
     with pytest.raises(error, match=message):
-        native.score_moments(**{**good(), **wrong})
+        ops.score_moments(**{**good(), **wrong})

@@ -6,7 +6,8 @@ import torch
 
 from mmn_fast import _C
 from mmn_fast.geometry import proposal_mask
-from mmn_fast.kernels import native, reference
+from mmn_fast.kernels import host, reference
+from mmn_fast.kernels.cpu import ops
 
 ISAS = _C.available_cpu_isas()
 POOLINGS = {1: [0], 3: [2], 16: [15], 17: [5, 4], 64: [15, 8, 8], 128: [15, 8, 8, 8]}  # N -> pooling_counts
@@ -98,17 +99,17 @@ def test_sparse_max_pool_is_bit_equal_over_isas_and_threads(rng, isa, threads):
 def test_sparse_max_pool_allocates_out_and_accepts_a_uint8_mask(rng):
     clips = rng.standard_normal((2, 3, 9), np.float32)
     mask = np.triu(np.ones((9, 9), np.uint8)) * 7  # any non-zero byte is valid
-    out = native.sparse_max_pool(clips, mask)
+    out = ops.sparse_max_pool(clips, mask)
     np.testing.assert_array_equal(out, brute_force(clips, mask))
     given = poisoned(out.shape)
-    assert native.sparse_max_pool(clips, mask.astype(bool), out=given, threads=2) is given
+    assert ops.sparse_max_pool(clips, mask.astype(bool), out=given, threads=2) is given
     np.testing.assert_array_equal(given, out)
 
 
 @pytest.mark.parametrize("shape", [(0, 3, 4), (2, 0, 4), (1, 2, 0)])
 def test_sparse_max_pool_of_nothing_is_nothing(shape):
     N = shape[-1]
-    assert native.sparse_max_pool(np.zeros(shape, np.float32), np.triu(np.ones((N, N), bool))).shape == (*shape, N)
+    assert ops.sparse_max_pool(np.zeros(shape, np.float32), np.triu(np.ones((N, N), bool))).shape == (*shape, N)
 
 
 def good() -> dict:
@@ -167,26 +168,26 @@ SHARED = np.zeros(2 * 3 * 4 * 4 + 8, np.float32)
 )
 def test_sparse_max_pool_refuses_bad_arguments_with_a_sentence(wrong, error, message):
     with pytest.raises(error, match=message):
-        native.sparse_max_pool(**{**good(), **wrong})
+        ops.sparse_max_pool(**{**good(), **wrong})
 
 
 def test_cuda_sparse_max_pool_refuses_a_build_without_cuda():
-    if native.build_info()["cuda"]:
+    if host.build_info()["cuda"]:
         pytest.skip("this build has CUDA kernels")
     with pytest.raises(RuntimeError, match="has no CUDA kernels: install it with MMN_FAST_CUDA=ON"):
-        native.cuda_sparse_max_pool(torch.zeros(1, 1, 1), torch.ones(1, 1, dtype=torch.bool))
+        ops.cuda_sparse_max_pool(torch.zeros(1, 1, 1), torch.ones(1, 1, dtype=torch.bool))
 
 
 @pytest.fixture
 def cuda_build() -> None:
-    if not native.build_info()["cuda"]:
+    if not host.build_info()["cuda"]:
         pytest.skip("this build has no CUDA kernels")
 
 
 def test_cuda_sparse_max_pool_refuses_cpu_tensors(cuda_build):
     message = r"^clips: expected contiguous float32 \[\?, \?, \?\] on a CUDA device, got float32 \[1, 1, 1\] on cpu$"
     with pytest.raises(ValueError, match=message):
-        native.cuda_sparse_max_pool(torch.zeros(1, 1, 1), torch.ones(1, 1, dtype=torch.bool))
+        ops.cuda_sparse_max_pool(torch.zeros(1, 1, 1), torch.ones(1, 1, dtype=torch.bool))
 
 
 @pytest.mark.gpu
@@ -198,5 +199,5 @@ def test_cuda_sparse_max_pool_is_bit_equal_to_the_cpu(rng, cuda_build, N):
     clips[1, 1, : N // 2] = -0.0
     mask = np.triu(rng.random((N, N)) < 0.7)
     out = torch.full((2, 5, N, N), torch.nan, device="cuda")
-    native.cuda_sparse_max_pool(torch.from_numpy(clips).cuda(), torch.from_numpy(mask).cuda(), out)
-    np.testing.assert_array_equal(out.cpu().numpy(), native.sparse_max_pool(clips, mask))
+    ops.cuda_sparse_max_pool(torch.from_numpy(clips).cuda(), torch.from_numpy(mask).cuda(), out)
+    np.testing.assert_array_equal(out.cpu().numpy(), ops.sparse_max_pool(clips, mask))

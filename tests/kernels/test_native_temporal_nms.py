@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from mmn_fast import _C
-from mmn_fast.kernels import native, reference
+from mmn_fast.kernels import host, reference
+from mmn_fast.kernels.cpu import ops
 
 ISAS = _C.available_cpu_isas()
 
@@ -93,10 +94,10 @@ def test_temporal_nms_is_bit_equal_over_isas_and_threads(rng, isa, threads):
 
 def test_temporal_nms_allocates_out(rng):
     moments, scores = moments_of(50, rng), rng.standard_normal((4, 50), np.float32)
-    out = native.temporal_nms(scores, moments, 0.5, 5)
+    out = ops.temporal_nms(scores, moments, 0.5, 5)
     np.testing.assert_array_equal(out, reference_nms(scores, moments, 0.5, 5))
     given = np.full((4, 5), 9, np.int32)
-    assert native.temporal_nms(scores, moments, 0.5, np.int64(5), out=given, threads=2) is given
+    assert ops.temporal_nms(scores, moments, 0.5, np.int64(5), out=given, threads=2) is given
     np.testing.assert_array_equal(given, out)
 
 
@@ -159,7 +160,7 @@ def with_value(shape: tuple[int, ...], at: tuple[int, ...], value: float) -> np.
 )
 def test_temporal_nms_refuses_bad_arguments_with_a_sentence(wrong, error, message):
     with pytest.raises(error, match=message):
-        native.temporal_nms(**{**good(), **wrong})
+        ops.temporal_nms(**{**good(), **wrong})
 
 
 @pytest.mark.gpu
@@ -168,14 +169,14 @@ def test_temporal_nms_refuses_bad_arguments_with_a_sentence(wrong, error, messag
 def test_cuda_temporal_nms_equals_the_cpu(rng, S, P, top_k):
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
-    if not native.build_info()["cuda"]:
+    if not host.build_info()["cuda"]:
         pytest.skip("this build has no CUDA kernels")
     moments = moments_of(P, rng)
     scores = rng.integers(-9, 10, (S, P)).astype(np.float32)
     out = torch.full((S, top_k), -77, dtype=torch.int32, device="cuda")
     for iou_threshold in (0.0, 0.5, 1.0):
-        native.cuda_temporal_nms(
+        ops.cuda_temporal_nms(
             torch.from_numpy(scores).cuda(), torch.from_numpy(moments).cuda(), iou_threshold, top_k, out
         )
-        expected = native.temporal_nms(scores, moments, iou_threshold, top_k)
+        expected = ops.temporal_nms(scores, moments, iou_threshold, top_k)
         np.testing.assert_array_equal(out.cpu().numpy(), expected)

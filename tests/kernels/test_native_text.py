@@ -15,11 +15,11 @@ import torch
 import torch.nn.functional as F
 
 from mmn_fast import _C
-from mmn_fast.kernels import native
-from mmn_fast.kernels.native_text import NativeTextEncoder
+from mmn_fast.kernels import host
+from mmn_fast.kernels.cpu.text import NativeTextEncoder
+from mmn_fast.presets import TextEncoderConfig
 from mmn_fast.state import state_shapes
 from mmn_fast.text_encoder import TextEncoder
-from mmn_fast.types import TextEncoderConfig
 from tests.golden import cases, recipe
 from tests.tolerances import TOLERANCES, check_close
 
@@ -193,7 +193,7 @@ def test_native_backend_does_not_import_torch() -> None:
 
 
 def test_there_is_a_cuda_device_where_pytorch_sees_one() -> None:
-    assert native.has_cuda_device() == torch.cuda.is_available()
+    assert host.has_cuda_device() == torch.cuda.is_available()
 
 
 def run_with(**changes: Any) -> None:

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from mmn_fast.cores import usable_cores
-from mmn_fast.kernels import native
+from mmn_fast.kernels import host
+from mmn_fast.kernels.cpu import ops
 
 MASK = np.triu(np.ones((64, 64), bool))
 
@@ -20,10 +21,10 @@ def clips_of(seed: int) -> np.ndarray:
 
 def test_concurrent_calls_from_four_python_threads_give_the_serial_results():
     batches = [clips_of(seed) for seed in range(8)]
-    expected = [native.sparse_max_pool(clips, MASK, threads=1) for clips in batches]
+    expected = [ops.sparse_max_pool(clips, MASK, threads=1) for clips in batches]
     with ThreadPoolExecutor(4) as executor:
         for _ in range(10):
-            results = executor.map(lambda clips: native.sparse_max_pool(clips, MASK, threads=3), batches)
+            results = executor.map(lambda clips: ops.sparse_max_pool(clips, MASK, threads=3), batches)
             for result, wanted in zip(results, expected, strict=True):
                 np.testing.assert_array_equal(result, wanted)
 
@@ -31,18 +32,18 @@ def test_concurrent_calls_from_four_python_threads_give_the_serial_results():
 def test_a_forked_child_can_use_threads_again():
     script = """
 import os, sys, numpy as np
-from mmn_fast.kernels import native
+from mmn_fast.kernels.cpu import ops
 clips, mask = np.random.default_rng(0).standard_normal((1, 256, 64), np.float32), np.triu(np.ones((64, 64), bool))
-expected = native.sparse_max_pool(clips, mask, threads=3)  # the parent's workers now exist
+expected = ops.sparse_max_pool(clips, mask, threads=3)  # the parent's workers now exist
 children = []
 for _ in range(3):
     pid = os.fork()
     if pid == 0:
-        results = [native.sparse_max_pool(clips, mask, threads=3) for _ in range(5)]
+        results = [ops.sparse_max_pool(clips, mask, threads=3) for _ in range(5)]
         os._exit(0 if all((r == expected).all() for r in results) else 1)
     children.append(pid)
 codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children]
-assert (native.sparse_max_pool(clips, mask, threads=3) == expected).all()
+assert (ops.sparse_max_pool(clips, mask, threads=3) == expected).all()
 sys.exit(max(codes))
 """
     subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
@@ -50,10 +51,10 @@ sys.exit(max(codes))
 
 def test_num_threads_is_the_argument_then_the_environment_then_the_usable_cores(monkeypatch):
     monkeypatch.setenv("MMN_FAST_NUM_THREADS", "3")
-    assert native.num_threads(7) == 7
-    assert native.num_threads() == 3
+    assert host.num_threads(7) == 7
+    assert host.num_threads() == 3
     monkeypatch.delenv("MMN_FAST_NUM_THREADS")
-    assert native.num_threads() == usable_cores()
+    assert host.num_threads() == usable_cores()
 
 
 @pytest.mark.parametrize("nonsense", ["0", "-2", "many", "2.5", "99999"])
@@ -61,9 +62,9 @@ def test_num_threads_refuses_nonsense_in_the_environment(monkeypatch, nonsense):
     monkeypatch.setenv("MMN_FAST_NUM_THREADS", nonsense)
     message = f"^MMN_FAST_NUM_THREADS: expected a whole number from 1 to 4096, got '{nonsense}'$"
     with pytest.raises(ValueError, match=message):
-        native.sparse_max_pool(clips_of(0), MASK)
+        ops.sparse_max_pool(clips_of(0), MASK)
 
 
 def test_native_does_not_import_torch():
-    script = "import sys, mmn_fast.kernels.native; sys.exit('torch' in sys.modules)"
+    script = "import sys, mmn_fast.kernels.cpu.ops; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", script], check=True)

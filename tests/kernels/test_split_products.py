@@ -9,7 +9,8 @@ import torch.nn.functional as F
 
 from mmn_fast.features import pre_clips
 from mmn_fast.geometry import plan_for, proposal_plan
-from mmn_fast.kernels import native_conv, reference
+from mmn_fast.kernels import reference
+from mmn_fast.kernels.cpu import conv
 from mmn_fast.kernels.folding import folded_layers
 from mmn_fast.model import build_model
 from tests.golden import cases
@@ -20,14 +21,14 @@ from tests.tolerances import check_close
 @pytest.fixture
 def amx(monkeypatch: pytest.MonkeyPatch) -> None:
     """The choice that a host with AMX makes."""
-    monkeypatch.setattr(native_conv, "cpu_isa", lambda: "amx")
+    monkeypatch.setattr(conv, "cpu_isa", lambda: "amx")
 
 
 def _chosen(name: str, *, exact: bool = False) -> set[str]:
     preset = cases.load(name).preset
     widths = [(preset.hidden_size if n == 0 else preset.conv_hidden_size, preset.conv_hidden_size)
               for n in range(preset.conv_layers)]  # fmt: skip
-    return {one.algorithm for one in native_conv.choose_algorithms(plan_for(preset), widths, exact=exact)}
+    return {one.algorithm for one in conv.choose_algorithms(plan_for(preset), widths, exact=exact)}
 
 
 @pytest.mark.parametrize("name", ["activitynet_full", "tacos_full", "hcstvg_full"])
@@ -43,9 +44,9 @@ def test_amx_does_not_split_where_scores_would_be_too_far_off(name: str, amx: No
 
 def test_no_measured_time_makes_a_layer_too_far_off_a_candidate(amx: None) -> None:
     preset = cases.load("charades_full").preset
-    assert "fft-bf16x3" not in native_conv.candidates(plan_for(preset), 512, "fp32")
-    assert "fft-bf16x3" in native_conv.candidates(plan_for(cases.load("tacos_full").preset), 512, "fp32")
-    assert "fft-bf16" in native_conv.candidates(plan_for(preset), 512, "bf16")
+    assert "fft-bf16x3" not in conv.candidates(plan_for(preset), 512, "fp32")
+    assert "fft-bf16x3" in conv.candidates(plan_for(cases.load("tacos_full").preset), 512, "fp32")
+    assert "fft-bf16" in conv.candidates(plan_for(preset), 512, "bf16")
 
 
 def test_two_bf16_terms_keep_sixteen_bits() -> None:

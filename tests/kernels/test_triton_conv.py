@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from mmn_fast.geometry import plan_for, proposal_plan
-from mmn_fast.kernels import gather_choices
-from mmn_fast.kernels.gather_choices import GatherConfig
-from mmn_fast.kernels.triton_conv import GatherProposalConv
+from mmn_fast.kernels.gpu.conv import block_sizes
+from mmn_fast.kernels.gpu.conv.block_sizes import GatherConfig
+from mmn_fast.kernels.gpu.conv.gather import GatherProposalConv
 from mmn_fast.presets import PRESETS
 from tests.kernels.conv_cases import DEVICE, DTYPES, ConvCase, on_device
 from tests.tolerances import check_close
@@ -140,7 +140,7 @@ def test_blocks_of_float32_fit_where_those_of_16_bits_do_not(monkeypatch: pytest
         conv.capability = (9, 0)
         for videos in (1, 8):
             assert conv.known_config(videos).shared_bytes(element_size) <= limit
-    many = gather_choices.chosen_config("gather", (9, 0), conv.plan, 18, 8)
+    many = block_sizes.chosen_config("gather", (9, 0), conv.plan, 18, 8)
     assert many.shared_bytes(4) > limit
 
 
@@ -189,22 +189,22 @@ def test_shipped_choices_cover_every_preset_and_can_be_tuned(monkeypatch: pytest
             plan, width = plan_for(preset), preset.conv_hidden_size
             # 227 KiB of shared memory a block on sm_90, 163 on sm_80, which sm_86's 99 cannot hold.
             for capability, limit in (((9, 0), 227), ((8, 0), 163)):
-                config = gather_choices.chosen_config("gather", capability, plan, width, videos)
+                config = block_sizes.chosen_config("gather", capability, plan, width, videos)
                 assert config.shared_bytes() <= limit * 1024
     with pytest.raises(ValueError, match=r"device: expected compute capability 8.0 or later, got 7.5"):
-        gather_choices.chosen_config("gather", (7, 5), plan, width, 1)
+        block_sizes.chosen_config("gather", (7, 5), plan, width, 1)
     monkeypatch.setenv("MMN_FAST_CACHE", str(tmp_path / "new"))
-    key = gather_choices.choice_key(plan, width, 7)
-    gather_choices.keep("sm_90", "another", LARGE)
-    path = gather_choices.keep("sm_90", key, SMALL)
-    assert gather_choices.chosen_config("gather", (9, 0), plan, width, 7) == SMALL
-    assert gather_choices.chosen_config("gather", (9, 0), plan, width, 8) != SMALL
+    key = block_sizes.choice_key(plan, width, 7)
+    block_sizes.keep("sm_90", "another", LARGE)
+    path = block_sizes.keep("sm_90", key, SMALL)
+    assert block_sizes.chosen_config("gather", (9, 0), plan, width, 7) == SMALL
+    assert block_sizes.chosen_config("gather", (9, 0), plan, width, 8) != SMALL
     assert sorted(path.parent.iterdir()) == [path]
     assert json.loads(path.read_text())["times"] == {}
-    path.write_bytes(gather_choices.SHIPPED.read_bytes())
-    gather_choices.keep("sm_90", "key", {"crop": [2.0], "gather": [1.0, 0.5]}, path)
-    kept, shipped = (json.loads(file.read_text()) for file in (path, gather_choices.SHIPPED))
+    path.write_bytes(block_sizes.SHIPPED.read_bytes())
+    block_sizes.keep("sm_90", "key", {"crop": [2.0], "gather": [1.0, 0.5]}, path)
+    kept, shipped = (json.loads(file.read_text()) for file in (path, block_sizes.SHIPPED))
     assert kept == shipped | {"times": {"sm_90": {"key": {"crop": [2.0], "gather": [1.0, 0.5]}}}}
     path.write_text('{"choices": {"sm_90": {"key": {"block_rows": 3}}}}')
     with pytest.raises(ValueError, match=r"gather_choices.json: expected tuned choices"):
-        gather_choices.chosen_config("gather", (9, 0), plan, width, 7)
+        block_sizes.chosen_config("gather", (9, 0), plan, width, 7)

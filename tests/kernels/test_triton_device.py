@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from mmn_fast.geometry import plan_for, proposal_plan
-from mmn_fast.kernels.gather_choices import GatherConfig
-from mmn_fast.kernels.triton_mixed import Arguments, MixedProposalConv, make_stack
-from mmn_fast.kernels.triton_stack import ConvStack
+from mmn_fast.kernels.gpu.conv.block_sizes import GatherConfig
+from mmn_fast.kernels.gpu.conv.mixed import Arguments, MixedProposalConv, make_stack
+from mmn_fast.kernels.gpu.conv.stack import ConvStack
 from mmn_fast.presets import PRESETS
 from tests.kernels.conv_cases import DEVICE, ConvCase, padded_map
 from tests.tolerances import check_close

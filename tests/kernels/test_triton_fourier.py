@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from mmn_fast.geometry import plan_for, proposal_plan
-from mmn_fast.kernels.conv_transforms import SPECTRAL_TILES, fourier
-from mmn_fast.kernels.gather_choices import GatherConfig
-from mmn_fast.kernels.triton_fourier import FourierProposalConv, spectral_weights
+from mmn_fast.kernels.gpu.conv.block_sizes import GatherConfig
+from mmn_fast.kernels.gpu.conv.fourier import FourierProposalConv, spectral_weights
+from mmn_fast.kernels.transforms import SPECTRAL_TILES, fourier
 from mmn_fast.presets import PRESETS
 from tests.kernels.conv_cases import DEVICE, ConvCase, on_device
 from tests.tolerances import check_close

@@ -12,9 +12,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from mmn_fast.types import FloatArray, InputError
-
-_Array = npt.NDArray[np.float32]
+from mmn_fast.arrays import Float32, Float64, Int64, Uint8
+from mmn_fast.errors import InputError
 
 _HUES = 12
 CHANNELS = _HUES + 1
@@ -65,7 +64,7 @@ class PixelFeatures:
         self.fps = float(fps)
         self.clip_frames = clip_frames
 
-    def __call__(self, frames: npt.NDArray[np.uint8]) -> FloatArray:
+    def __call__(self, frames: Uint8) -> Float32:
         """Describe a video.
 
         Args:
@@ -92,11 +91,11 @@ class PixelFeatures:
         starts = np.arange(0, len(rows), self.clip_frames)
         sums = np.add.reduceat(rows, starts, axis=0)
         counts = np.diff(np.append(starts, len(rows)))
-        means: FloatArray = np.ascontiguousarray(sums / counts[:, None], np.float32)
+        means: Float32 = np.ascontiguousarray(sums / counts[:, None], np.float32)
         return means
 
 
-def _shrunk(frames: npt.NDArray[np.uint8]) -> _Array:
+def _shrunk(frames: Uint8) -> Float32:
     """Frames as float32 0 to 1, large ones averaged over squares of pixels."""
     factor = max(max(frames.shape[1:3]) // _LONGEST_SIDE, 1)
     height, width = (max(side // factor, 1) for side in frames.shape[1:3])
@@ -105,17 +104,17 @@ def _shrunk(frames: npt.NDArray[np.uint8]) -> _Array:
     cut = frames[:, : height * factor, : width * factor]
     rows, columns = min(factor, cut.shape[1]), min(factor, cut.shape[2])
     blocks = cut.reshape(len(frames), height, rows, width, columns, 3)
-    means: _Array = blocks.mean(axis=(2, 4), dtype=np.float32) / np.float32(255)
+    means: Float32 = blocks.mean(axis=(2, 4), dtype=np.float32) / np.float32(255)
     return means
 
 
-def _extremes(colours: _Array) -> tuple[_Array, _Array]:
+def _extremes(colours: Float32) -> tuple[Float32, Float32]:
     """Largest and smallest of the last axis, R, G and B; NumPy's reductions are slow on so short an axis."""
     r, g, b = colours[..., 0], colours[..., 1], colours[..., 2]
     return np.maximum(np.maximum(r, g), b), np.minimum(np.minimum(r, g), b)
 
 
-def _pixels(frames: _Array) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], _Array]:
+def _pixels(frames: Float32) -> tuple[Int64, Int64, Float32]:
     """The pixels that are no background: (frame, channel) as one number, place in the frame, and weight.
 
     A coloured pixel counts for the two hues next to its own, by nearness, with max - min of its channels: linear in
@@ -145,7 +144,7 @@ def _pixels(frames: _Array) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64
     return owners[counts], places[counts], weights[counts].astype(np.float32)
 
 
-def _tint(frames: _Array) -> _Array:
+def _tint(frames: Float32) -> Float32:
     """How far the colour inside coloured areas goes from the frame before to the one after, and which pixels these are.
 
     Two arrays [F, H W] in one. Zero where a pixel is grey or at an outline in any of the three frames: there motion
@@ -171,13 +170,13 @@ def _tint(frames: _Array) -> _Array:
     return tint.reshape(2, num, -1)
 
 
-def _looks(frames: _Array) -> tuple[_Array, npt.NDArray[np.complexfloating], npt.NDArray[np.floating]]:
+def _looks(frames: Float32) -> tuple[Float32, npt.NDArray[np.complexfloating], npt.NDArray[np.floating]]:
     """Per frame and channel `LOOKS` [F, K, 10], the forms' harmonics, complex [F, K, 4], and change of tint [F, K]."""
     num, height, width = frames.shape[:3]
     owner, place, weight = _pixels(frames)
     side = max(height, width)
 
-    def total(values: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
+    def total(values: npt.NDArray[np.floating]) -> Float64:
         return np.asarray(np.bincount(owner, values, minlength=num * CHANNELS), np.float64)
 
     x = ((place % width + 0.5) - width / 2) / side
@@ -227,8 +226,8 @@ def _looks(frames: _Array) -> tuple[_Array, npt.NDArray[np.complexfloating], npt
 
 
 def _changes(
-    looks: _Array, spin: npt.NDArray[np.complexfloating], tint: npt.NDArray[np.floating], fps: float
-) -> _Array:
+    looks: Float32, spin: npt.NDArray[np.complexfloating], tint: npt.NDArray[np.floating], fps: float
+) -> Float32:
     """Per frame and channel `CHANGES`, float32 [F, K, 14], from the frames before and after."""
     num = len(looks)
     before, after = np.maximum(np.arange(num) - 1, 0), np.minimum(np.arange(num) + 1, num - 1)

@@ -1,0 +1,30 @@
+"""The packages that exports are made and checked with: which are missing, which versions are installed."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+
+from mmn_fast.version import __version__
+
+_EXPORTER = ("torch", "onnx", "onnxruntime", "onnxscript")
+
+
+def missing_extra(names: Sequence[str] = _EXPORTER) -> str | None:
+    """Which of these packages are not installed, as a sentence; None if all are."""
+    missing = [name for name in names if find_spec(name) is None]
+    wanted = ["torch"] * ("torch" in missing) + ["mmn_fast[onnx]"] * (missing not in ([], ["torch"]))
+    return f"{' and '.join(missing)} not installed (pip install {' '.join(wanted)})" if missing else None
+
+
+def versions() -> dict[str, str]:
+    """Versions by name: mmn_fast, Python, and of the packages that make an export those that are installed."""
+    found = {"mmn_fast": __version__, "python": platform.python_version()}
+    for name in (*_EXPORTER, "numpy"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found

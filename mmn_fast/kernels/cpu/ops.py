@@ -1,0 +1,295 @@
+"""The ops in C++ on NumPy arrays and in CUDA on torch tensors: allocates outputs and hands everything to `mmn_fast._C`.
+
+The extension checks arrays (dtype: TypeError; shape, layout and values: ValueError): the sentences are in csrc/python.
+A torch CPU tensor passes as `tensor.numpy()`. This module imports torch in the CUDA functions only.
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mmn_fast.arrays import Float32, Int32
+from mmn_fast.kernels.host import _C, num_threads, require_cuda_build, require_tensor
+
+if TYPE_CHECKING:
+    import torch
+
+
+def sparse_max_pool(
+    clips: Float32, mask: npt.NDArray[Any], out: Float32 | None = None, threads: int | None = None
+) -> Float32:
+    """Build the 2D map of all moments: cell (i, j) is the maximum over clips i..j where it is valid, else 0.
+
+    Equivalent to:
+        for i, j in zip(*mask.nonzero()):
+            out[:, :, i, j] = clips[:, :, i : j + 1].amax(-1)  # and 0 in every other cell
+
+    Args:
+        clips: Clip features, float32 [B, C, N], C-contiguous.
+        mask: Valid proposals, bool or uint8 [N, N], nothing below the diagonal; from `geometry`.
+        out: Result, float32 [B, C, N, N], overlapping no input; allocated if None.
+        threads: See `num_threads`. The result does not depend on it.
+
+    Returns:
+        `out`. A moment that holds a NaN clip is NaN.
+
+    Raises:
+        TypeError: An argument is no array, or of another dtype.
+        ValueError: A shape, layout or value differs from the above; or MMN_FAST_CPU_ISA cannot be used.
+    """
+    _require_arrays(clips=clips, mask=mask)
+    if out is None:
+        out = np.empty((*clips.shape, *clips.shape[-1:]), np.float32)
+    _require_arrays(out=out)
+    _C.sparse_max_pool(clips, mask, out, num_threads(threads))
+    return out
+
+
+def temporal_nms(
+    scores: Float32,
+    moments: Float32,
+    iou_threshold: float,
+    top_k: int,
+    out: Int32 | None = None,
+    threads: int | None = None,
+) -> Int32:
+    """Find the `top_k` best moments of every sentence, greedily, none of which overlaps a better one too much.
+
+    Equivalent to:
+        order = scores[s].argsort(descending=True, stable=True)   # without the cells whose score is exactly 0
+        for cell in order:
+            if not (iou(moments[cell], moments[kept]) > iou_threshold).any(): kept.append(cell)
+
+    Args:
+        scores: Fused scores, float32 [S, P], C-contiguous, no NaN. A score of exactly 0 is no candidate.
+        moments: Start and end of every proposal, float32 [P, 2], finite seconds.
+        iou_threshold: A moment goes if its IoU with a better one is strictly greater, 0 to 1.
+        top_k: At least 1; may exceed P.
+        out: Result, int32 [S, top_k], overlapping no input; allocated if None.
+        threads: See `num_threads`. The result does not depend on it.
+
+    Returns:
+        `out`: proposals, best first (of equal scores, the lower index first), then -1.
+
+    Raises:
+        TypeError: An argument is no array, or of another dtype.
+        ValueError: A shape, layout or value differs from the above; or MMN_FAST_CPU_ISA cannot be used.
+    """
+    _require_arrays(scores=scores, moments=moments)
+    top_k = _require_top_k(top_k)
+    if out is None:
+        out = np.empty((*scores.shape[:1], top_k), np.int32)
+    _require_arrays(out=out)
+    _C.temporal_nms(scores, moments, iou_threshold, top_k, out, num_threads(threads))
+    return out
+
+
+def moment_scores(
+    video_contrastive: Float32,
+    video_iou: Float32,
+    text_contrastive: Float32,
+    text_iou: Float32,
+    threads: int | None = None,
+) -> tuple[Float32, Float32]:
+    """Match every sentence with every proposal of one video.
+
+    Equivalent to:
+        text_contrastive @ video_contrastive.T, 1 / (1 + np.exp(-10 * text_iou @ video_iou.T))
+
+    Args:
+        video_contrastive: float32 [P, J], unit norm, C-contiguous.
+        video_iou: float32 [P, J], unit norm.
+        text_contrastive: float32 [S, J], unit norm.
+        text_iou: float32 [S, J], unit norm.
+        threads: See `num_threads`. The result does not depend on it.
+
+    Returns:
+        contrastive [S, P], the cosine; iou [S, P], sigmoid(10 cosine). A score depends on nothing else in the call.
+
+    Raises:
+        TypeError: An argument is no array, or of another dtype.
+        ValueError: A shape or layout differs from the above; or MMN_FAST_CPU_ISA cannot be used.
+    """
+    _require_arrays(
+        video_contrastive=video_contrastive, video_iou=video_iou, text_contrastive=text_contrastive, text_iou=text_iou
+    )
+    shape = (*text_contrastive.shape[:1], *video_contrastive.shape[:1])
+    contrastive, iou = np.empty(shape, np.float32), np.empty(shape, np.float32)
+    _C.moment_scores(video_contrastive, video_iou, text_contrastive, text_iou, contrastive, iou, num_threads(threads))
+    return contrastive, iou
+
+
+def score_moments(
+    video_contrastive: Float32,
+    video_iou: Float32,
+    text_contrastive: Float32,
+    text_iou: Float32,
+    moments: Float32,
+    *,
+    fusion: str,
+    power: float,
+    iou_threshold: float,
+    top_k: int,
+    threads: int | None = None,
+) -> tuple[Int32, Float32]:
+    """Choose every sentence's best moments in one video: `moment_scores`, fusion and `temporal_nms` in one pass.
+
+    Nothing of size S x P is held: memory beside the outputs is 128 P bytes per thread, whatever S.
+
+    Equivalent to:
+        c, u = moment_scores(video_contrastive, video_iou, text_contrastive, text_iou)
+        fused = c * u if fusion == "product" else np.maximum(0.5 * c + 0.5, 0) ** power * u
+        cells = temporal_nms(fused, moments, iou_threshold, top_k)
+        cells, np.where(cells >= 0, np.take_along_axis(fused, cells, 1), 0)
+
+    Args:
+        video_contrastive: float32 [P, J], unit norm, C-contiguous.
+        video_iou: float32 [P, J], unit norm.
+        text_contrastive: float32 [S, J], unit norm.
+        text_iou: float32 [S, J], unit norm.
+        moments: Start and end of every proposal, float32 [P, 2], finite seconds.
+        fusion: "power" or "product".
+        power: Exponent of the power fusion, finite. 0.5 is a correctly rounded root; any other within
+            (2 + |power ln(base)|) 2^-23 of its value.
+        iou_threshold: A moment goes if its IoU with a better one is strictly greater, 0 to 1.
+        top_k: At least 1; may exceed P.
+        threads: See `num_threads`. The result does not depend on it.
+
+    Returns:
+        int32 [S, top_k]: proposals, best first (of equal scores, the lower index first), then -1; and their fused
+        scores, float32 [S, top_k], then 0. A row depends on nothing else in the call.
+
+    Raises:
+        TypeError: An argument is no array, or of another dtype.
+        ValueError: A shape, layout or value differs from the above; a score is NaN; or MMN_FAST_CPU_ISA cannot be used.
+    """
+    _require_arrays(
+        video_contrastive=video_contrastive,
+        video_iou=video_iou,
+        text_contrastive=text_contrastive,
+        text_iou=text_iou,
+        moments=moments,
+    )
+    top_k = _require_top_k(top_k)
+    shape = (*text_contrastive.shape[:1], top_k)
+    cells, scores = np.empty(shape, np.int32), np.empty(shape, np.float32)
+    _C.score_moments(
+        video_contrastive,
+        video_iou,
+        text_contrastive,
+        text_iou,
+        moments,
+        fusion,
+        power,
+        iou_threshold,
+        top_k,
+        cells,
+        scores,
+        num_threads(threads),
+    )
+    return cells, scores
+
+
+def cuda_sparse_max_pool(clips: torch.Tensor, mask: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+    """`sparse_max_pool` on a CUDA device, queued on torch's current stream.
+
+    Args:
+        clips: float32 [B, C, N], contiguous.
+        mask: bool or uint8 [N, N]; that nothing is set below the diagonal is the caller's word here.
+        out: float32 [B, C, N, N], sharing no memory with an input; allocated if None.
+
+    Returns:
+        `out`.
+
+    Raises:
+        RuntimeError: This build has no CUDA kernels, or CUDA refuses the launch.
+        TypeError: An argument is no tensor, or of another dtype.
+        ValueError: A device, shape or layout differs.
+    """
+    require_cuda_build()
+    import torch
+
+    require_tensor("clips", clips, (torch.float32,), (None, None, None))
+    B, C, N = clips.shape
+    require_tensor("mask", mask, (torch.bool, torch.uint8), (N, N), clips.device)
+    if out is None:
+        out = torch.empty((B, C, N, N), dtype=torch.float32, device=clips.device)
+    require_tensor("out", out, (torch.float32,), (B, C, N, N), clips.device)
+    stream = torch.cuda.current_stream(clips.device).cuda_stream
+    _C.cuda_sparse_max_pool(clips.data_ptr(), mask.data_ptr(), out.data_ptr(), B * C, N, clips.get_device(), stream)
+    return out
+
+
+def cuda_temporal_nms(
+    scores: torch.Tensor,
+    moments: torch.Tensor,
+    iou_threshold: float,
+    top_k: int,
+    out: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """`temporal_nms` on a CUDA device, on torch's current stream. Waits once, for the check of the scores.
+
+    Args:
+        scores: float32 [S, P], contiguous, no NaN. A score of exactly 0 is no candidate.
+        moments: float32 [P, 2], finite seconds; that they are finite is the caller's word here.
+        iou_threshold: 0 to 1.
+        top_k: At least 1; may exceed P.
+        out: int32 [S, top_k], sharing no memory with an input; allocated if None.
+
+    Returns:
+        `out`: proposals, best first, then -1.
+
+    Raises:
+        RuntimeError: This build has no CUDA kernels, or CUDA refuses the launch.
+        TypeError: An argument is no tensor, or of another dtype.
+        ValueError: A device, shape, layout or value differs.
+    """
+    require_cuda_build()
+    import torch
+
+    top_k = _require_top_k(top_k)
+    require_tensor("scores", scores, (torch.float32,), (None, None))
+    S, P = scores.shape
+    require_tensor("moments", moments, (torch.float32,), (P, 2), scores.device)
+    if out is None:
+        out = torch.empty((S, top_k), dtype=torch.int32, device=scores.device)
+    require_tensor("out", out, (torch.int32,), (S, top_k), scores.device)
+    nans = scores.isnan().nonzero()[:1].tolist()
+    if nans:
+        row, column = nans[0]
+        raise ValueError(f"scores: expected no NaN, got NaN at row {row}, column {column}")
+    keys = torch.empty((S, P), dtype=torch.int32, device=scores.device)
+    stream = torch.cuda.current_stream(scores.device).cuda_stream
+    _C.cuda_temporal_nms(
+        scores.data_ptr(),
+        moments.data_ptr(),
+        keys.data_ptr(),
+        out.data_ptr(),
+        S,
+        P,
+        top_k,
+        iou_threshold,
+        scores.get_device(),
+        stream,
+    )
+    return out
+
+
+def _require_arrays(**arrays: object) -> None:
+    for name, value in arrays.items():
+        if not isinstance(value, np.ndarray):
+            raise TypeError(f"{name}: expected a NumPy array, got {type(value).__name__}")
+
+
+def _require_top_k(top_k: int) -> int:
+    try:
+        count = operator.index(top_k)
+    except TypeError:
+        raise TypeError(f"top_k: expected a whole number, got {top_k!r}") from None
+    if count < 1:
+        raise ValueError(f"top_k: expected at least 1, got {count}")
+    return count

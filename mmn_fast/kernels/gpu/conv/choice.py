@@ -1,0 +1,173 @@
+"""The proposal convolutions that a GPU engine can take, and which one "auto" means."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from collections.abc import Collection, Mapping, Sequence
+from functools import partial
+
+import torch
+
+from mmn_fast.arrays import Float32
+from mmn_fast.buckets import VIDEO_BUCKETS
+from mmn_fast.geometry import ProposalPlan
+from mmn_fast.kernels.gpu.conv.block_sizes import Times, arch_of, measured_times
+from mmn_fast.kernels.gpu.conv.costs import (
+    ALGORITHMS,
+    TILES,
+    choose_layers,
+    engine_algorithms,
+    fastest_stack,
+    not_timed,
+    predicted_on,
+)
+from mmn_fast.kernels.gpu.conv.crop import CropProposalConv, GpuProposalConv
+from mmn_fast.kernels.gpu.conv.gather_schedule import MAX_TAPS
+from mmn_fast.kernels.gpu.device import capability_of, precision_of
+from mmn_fast.kernels.transforms import SPECTRAL_TILES
+
+CONVS = {
+    "auto": "what was measured to be fastest on this kind of GPU, and crop where not every way was measured",
+    "crop": "the library's convolutions, cropped to boxes of needed cells",
+    "gather": "needed cells and taps alone, in Triton",
+    "fft": "products of spectra of tiles of 12, 16 or 24 a side, by measured times, else predicted ones; fp16 and fp32",
+    "mixed": "every layer by gather or by fft, by the same times",
+}
+_MOST_KERNEL = {"gather": math.isqrt(MAX_TAPS), "fft": max(SPECTRAL_TILES), "mixed": math.isqrt(MAX_TAPS)}
+
+
+def unavailable_reason(conv: str, dtype: torch.dtype, kernel: int, device: torch.device) -> str | None:
+    """Why a proposal convolution cannot be taken, as a sentence; None if it can.
+
+    Args:
+        conv: a key of `CONVS`.
+        dtype: of operands.
+        kernel: k.
+        device: where it is to run.
+    """
+    if conv in ("auto", "crop"):
+        return None
+    if conv in ("fft", "mixed") and dtype is torch.bfloat16:
+        return f"conv: expected auto, crop or gather in bf16, which is too coarse for spectra, got {conv!r}"
+    most = _MOST_KERNEL[conv]
+    if kernel > most:
+        return f"conv: expected auto or crop for a kernel of {kernel}, got {conv!r}, which takes at most {most}"
+    if importlib.util.find_spec("triton") is None:
+        return f"conv: expected auto or crop without Triton (pip install triton), got {conv!r}"
+    if device.type != "cuda":
+        from triton import knobs
+
+        if not knobs.runtime.interpret:
+            return f"conv: expected auto or crop on device {str(device)!r}, got {conv!r}"
+    return None
+
+
+def make_conv(
+    conv: str,
+    weights: Sequence[Float32],
+    biases: Sequence[Float32],
+    plan: ProposalPlan,
+    dtype: torch.dtype,
+    device: torch.device,
+    buckets: Sequence[int] = VIDEO_BUCKETS,
+    autotune: bool = False,
+) -> GpuProposalConv:
+    """Make a proposal convolution.
+
+    Args:
+        conv: a key of `CONVS` for which `unavailable_reason` has none.
+        weights: per layer float32 [C_out, C_in, k, k], BatchNorm folded.
+        biases: per layer float32 [C_out].
+        plan: which cells are needed.
+        dtype: of operands.
+        device: where to run.
+        buckets: numbers of videos that it will run for.
+        autotune: whether "auto", "fft" and "mixed" now measure what was not measured before, and each kernel its block
+            sizes when a number of videos comes for the first time.
+    """
+    arguments = (weights, biases, plan, dtype, device)
+    if conv == "auto" and unavailable_reason("gather", dtype, plan.kernel, device):
+        conv = "crop"
+    if conv == "crop":
+        return CropProposalConv(*arguments)
+    from mmn_fast.kernels.gpu.conv.autotune import Tuner
+    from mmn_fast.kernels.gpu.conv.mixed import MixedProposalConv, make_stack
+
+    tuner = Tuner(*arguments) if autotune else None
+    configs = {name: partial(tuner.config_for, name) for name in ALGORITHMS} if tuner else {}
+    if tuner and conv != "gather":
+        tuner.measure(buckets)
+    choices = layer_choices(conv, plan, [weights[0].shape[1], *map(len, biases)], dtype, device, buckets)
+    if conv == "gather" or (choices and conv == "auto" and set().union(*choices.values()) == {"gather"}):
+        return make_stack("gather", arguments, configs.get("gather"))
+    if choices is None:
+        return CropProposalConv(*arguments)
+    return MixedProposalConv(*arguments, choices, configs=configs, name="fft" if conv == "fft" else "mixed")
+
+
+def layer_choices(
+    conv: str,
+    plan: ProposalPlan,
+    widths: Sequence[int],
+    dtype: torch.dtype,
+    device: torch.device,
+    buckets: Sequence[int] = VIDEO_BUCKETS,
+) -> dict[int, tuple[str, ...]] | None:
+    """What every layer runs by for every bucket of videos, by what is known now.
+
+    Args:
+        conv: a key of `CONVS`.
+        plan: which cells are needed.
+        widths: channels of the map and of every layer, L + 1.
+        dtype: of operands.
+        device: where it is to run.
+        buckets: of `gpu_buckets.VIDEO_BUCKETS`.
+
+    Returns:
+        Per bucket names of `gpu_conv_plan.ALGORITHMS`; None where layers are not chosen: for "crop" and "gather", and
+        for "auto" where the crop stays.
+    """
+    if conv in ("crop", "gather"):
+        return None
+    capability, precision = capability_of(device), precision_of(dtype)
+    among: Collection[str] = TILES if conv == "fft" else engine_algorithms(plan, widths, precision)
+    arch = arch_of(capability)
+
+    def in_full(times: Times) -> bool:
+        # What was not timed may be the fastest: the rest says nothing.
+        return not not_timed(times, plan.kernel, precision)
+
+    times = {bucket: measured_times(arch, plan, widths[-1], bucket, precision, in_full) for bucket in buckets}
+    if conv == "auto":
+        return measured_choices(times, among)
+    known = {n: one or predicted_on(capability, plan, widths, n) for n, one in times.items()}
+    return {n: choose_layers(one, among) for n, one in known.items()}
+
+
+def measured_choices(
+    times: Mapping[int, Times | None], among: Collection[str] = ALGORITHMS
+) -> dict[int, tuple[str, ...]] | None:
+    """Per bucket of videos the fastest whole stack, if it beats the crop for every bucket.
+
+    Args:
+        times: per bucket what was measured in full.
+        among: which may be chosen.
+
+    Returns:
+        None where a bucket was not measured in full, or the crop is faster for one.
+    """
+    choices = {}
+    for videos, measured in times.items():
+        if measured is None:
+            return None
+        choices[videos], stack_ms = fastest_stack(measured, among)
+        if stack_ms >= sum(measured["crop"]):
+            return None
+    return choices
+
+
+def spectral_values(choices: Mapping[int, Sequence[str]] | None, widths: Sequence[int]) -> int:
+    """Values of the spectral weights that layers chosen like this hold, but for channels filled up to whole blocks."""
+    used = {(number, name) for names in (choices or {}).values() for number, name in enumerate(names) if name in TILES}
+    return sum(TILES[name] ** 2 * widths[number] * widths[number + 1] for number, name in used)

@@ -1,0 +1,74 @@
+"""A CUDA device as PyTorch sees it: whether it can be used, how it calculates, what its errors mean."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from mmn_fast.kernels import host
+from mmn_fast.torch_threads import cuda_lost_by_fork, strict_settings
+
+PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+_LEAST_CAPABILITY = (8, 0)  # of the machine code in csrc/cuda
+
+
+def device_index(device: str) -> int:
+    """N of "cuda:N"; of "cuda" and "auto" PyTorch's current device."""
+    if device in ("auto", "cuda"):
+        return torch.cuda.current_device() if torch.cuda.is_available() else 0
+    return int(device.partition(":")[2] or 0)
+
+
+def unavailable_reason(device: str) -> str | None:
+    """Why the extension's kernels cannot run on a device, as a sentence; None if they can.
+
+    Args:
+        device: "auto", "cuda" or "cuda:N".
+    """
+    if not host.build_info()["cuda"]:
+        return (
+            f"device {device!r}: this build of mmn_fast has no CUDA kernels; install it with MMN_FAST_CUDA=ON and"
+            " nvcc on PATH"
+        )
+    lost = cuda_lost_by_fork()
+    if lost:
+        return f"device {device!r}: {lost}"
+    if torch.version.cuda is None:
+        return f"device {device!r}: PyTorch {torch.__version__} is built without CUDA"
+    if not torch.cuda.is_available():
+        return f"device {device!r}: PyTorch {torch.__version__} finds no CUDA driver or no device"
+    index, count = device_index(device), torch.cuda.device_count()
+    if index >= count:
+        return f"device {device!r}: there are {count} CUDA devices"
+    capability = torch.cuda.get_device_capability(index)
+    if capability < _LEAST_CAPABILITY:
+        needed, got = (".".join(map(str, pair)) for pair in (_LEAST_CAPABILITY, capability))
+        name = torch.cuda.get_device_name(index)
+        return f"device {device!r}: it needs compute capability {needed}, {name} has {got}"
+    return None
+
+
+def precision_of(dtype: torch.dtype) -> str:
+    """The precision whose operands have a dtype."""
+    return next(name for name, kind in PRECISIONS.items() if kind is dtype)
+
+
+def capability_of(device: torch.device) -> tuple[int, int]:
+    """A device's compute capability; (0, 0) of one that is none of CUDA's."""
+    return torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
+
+
+@contextmanager
+def strict_arithmetic() -> Iterator[None]:
+    """Inference without TF32 and without algorithms that are picked by the clock."""
+    with torch.inference_mode(), strict_settings:
+        yield
+
+
+def out_of_memory(error: BaseException | None) -> BaseException | None:
+    """The lack of memory behind an error: where a capture was under way, ending it raises another one over it."""
+    while error is not None and not isinstance(error, torch.OutOfMemoryError):
+        error = error.__context__
+    return error
