@@ -43,6 +43,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = run(*f"data shapes -o {folder} --train 1 --val 1 --test 2 --test-unseen 1 --workers 1".split())
     assert done.returncode == 0, done.stderr
     np.save(folder / "video.npy", np.ones((20, 357), np.float32))
+    files = f"--annotations {folder}/test.json --features {folder}/features.h5 -o {folder}/predictions.jsonl"
+    done = run("predict", "--model", "demo", *files.split())
+    assert done.returncode == 0, done.stderr
     return folder
 
 
@@ -56,6 +59,8 @@ COMMANDS = {
     "ground --html": "ground --model demo --features {world}/video.npy --duration 12 -q hello --html {tmp}/g.html",
     "eval": "eval --model demo --annotations {world}/test.json --features {world}/features.h5",
     "eval --html": "eval -m demo --annotations {world}/test.json --features {world}/features.h5 --html {tmp}/e.html",
+    "predict": "predict -m demo --annotations {world}/test.json --features {world}/features.h5 -o {tmp}/p.jsonl",
+    "score-file": "score-file {world}/predictions.jsonl --annotations {world}/test.json --preset shapes",
     "demo": "demo --seed 7 --html {tmp}/demo.html",
 }
 
