@@ -4,7 +4,7 @@ Weights are those of the full-size golden cases, maps are random; all is fp16 wi
 CUDA graphs (torch.compile apart) over rotated maps on a busy device, so that launches do not enter (`gpu_timing`). The
 error is the largest difference from dense convolutions in fp32 without TF32, of the largest value of two videos;
 `of_direct_error` is that error over the one of dense convolutions in fp16. TFLOP/s are of what was executed. Beside
-every time stand the predicted one (`gpu_conv_plan`) and the gate that it was given, if any. `over_dense` is over the
+every time stand the predicted one (`costs`) and the gate that it was given, if any. `over_dense` is over the
 faster of the dense lines, as cuDNN comes and with cudnn.benchmark, which is left out for more than eight videos.
 
 First, per preset, what FFT tiles stand or fall with: the products and the transform of one layer of eight videos, by

@@ -62,7 +62,7 @@ def fourier_fp16(
     plan: ProposalPlan,
     tile: int = SPECTRAL_TILE,
 ) -> Tensor:
-    """`triton_fourier.FourierProposalConv` in fp16."""
+    """`fourier.FourierProposalConv` in fp16."""
     transform = fourier(plan.kernel, tile)
     paired = 2 * transform.pairs
     x = x.transpose(0, 1).half().contiguous()

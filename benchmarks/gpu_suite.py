@@ -10,7 +10,7 @@ build: without it nothing would be measured of this tree.
 
 --output names a folder for what must survive: the log, the lines measured and what bench_gather found are there after
 every step, and as soon as they change (see `suite_output`). To record them, put gather_choices.json into
-mmn_fast/kernels and the lines into benchmarks/results/local, and run `python -m benchmarks.report --write`.
+mmn_fast/kernels/gpu/conv and the lines into benchmarks/results/local, and run `python -m benchmarks.report --write`.
 
 PYTHON names the interpreter of the steps. BUILD=0 takes the extension that is built. BENCH_COMMIT names the commit
 where the tree has no .git (see `commit`).

@@ -39,7 +39,7 @@ def compile_gather(
         arch: 80 or 90.
         config: block sizes.
         kernel: k.
-        width: C_in = C_out, a multiple of `triton_stack.CHANNELS`; the compiler refuses any other.
+        width: C_in = C_out, a multiple of `stack.CHANNELS`; the compiler refuses any other.
         splits: shares of a tile's taps.
         dtype: "fp16" or "bf16".
 

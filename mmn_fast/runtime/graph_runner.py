@@ -59,7 +59,7 @@ class GraphRunner:
     """Runs programs; a lack of memory is one sentence and leaves it usable.
 
     Several runners may run in several threads, on one device or on many: their captures follow each other
-    (`gpu_recording.record`), each on its runner's own stream.
+    (`recording.record`), each on its runner's own stream.
 
     Args:
         device: where they run.

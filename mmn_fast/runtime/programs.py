@@ -1,6 +1,6 @@
 """The model's steps at static sizes, as programs that a `GraphRunner` runs.
 
-On CPU tensors they run the kernels' twins (`gpu_ops`).
+On CPU tensors they run the kernels' twins (`kernels.gpu.video_ops`).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The video branch on a device: pre-clips to the embeddings of every proposal, in operators and library products.
 
 Maps and rows are channels-last with the videos minor to the cells, [cells, B, C]: a kernel that gathers rows finds the
-same cell of all videos side by side. Runs on CPU tensors as well, through the kernels' twins (`gpu_ops`).
+same cell of all videos side by side. Runs on CPU tensors as well, through the kernels' twins (`kernels.gpu.video_ops`).
 """
 
 from __future__ import annotations

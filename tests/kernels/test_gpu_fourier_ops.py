@@ -23,7 +23,7 @@ def _random(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 def _matrix(n: int) -> torch.Tensor:
-    """float64 [n * n, n * n], the transform: orthogonal rows, by the planes' order of `conv_transforms`."""
+    """float64 [n * n, n * n], the transform: orthogonal rows, by the planes' order of `transforms`."""
     points = torch.from_numpy(fourier(n, n).weight_points.copy())  # one place: the conjugate spectrum of every tap
     points[1:-REAL_POINTS:2] *= -1
     points[:-REAL_POINTS] *= 2**0.5

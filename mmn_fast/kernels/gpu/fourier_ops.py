@@ -1,7 +1,7 @@
-"""The transforms of FFT tiles on a device, as PyTorch operators `mmn_fast::*`; see `gpu_ops` for devices and symbols.
+"""The transforms of FFT tiles on a device, as PyTorch operators `mmn_fast::*`; see `video_ops` for devices and symbols.
 
 A spectrum of an n x n tile is n^2 real planes: real and imaginary parts of n^2 / 2 - 2 complex points, then four real
-points, in the order of `conv_transforms.fourier`. The transform is orthogonal over n: rounding a spectrum costs as much
+points, in the order of `transforms.fourier`. The transform is orthogonal over n: rounding a spectrum costs as much
 as rounding the tile, and no plane exceeds the tile's largest value. Sums are float32, only what is stored is rounded.
 """
 

@@ -1,4 +1,4 @@
-"""The GPU engine's own ops, from embeddings to moments, as PyTorch operators `mmn_fast::*`; see `gpu_ops`.
+"""The GPU engine's own ops, from embeddings to moments, as PyTorch operators `mmn_fast::*`; see `video_ops`.
 
 Symbols: B videos, P proposals, J joint width, S sentences, Q pairs of a video and a sentence.
 """

@@ -58,7 +58,7 @@ class Recording(Generic[T]):
 
 
 def record(work: Callable[[], T], stream: torch.cuda.Stream | None = None, pool: Any = None) -> Recording[T]:
-    """Capture what a function queues on the current device, alone in this process (`gpu_captures.capturing`).
+    """Capture what a function queues on the current device, alone in this process (`captures.capturing`).
 
     Without a stream PyTorch captures on one that it keeps for the whole process, on the device of the first capture:
     on any other device nothing would be recorded.

@@ -1,4 +1,4 @@
-"""Block sizes and layer times of the proposal convolution, measured on a device once and kept (`gather_choices`)."""
+"""Block sizes and layer times of the proposal convolution, measured on a device once and kept (`block_sizes`)."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _SAMPLES = 5
 
 
 class Clock(Protocol):
-    """Times work on a device, as `gpu_clock.DeviceClock` does."""
+    """Times work on a device, as `clock.DeviceClock` does."""
 
     def whole_ms(self, queue: Run) -> float:
         """Milliseconds of what a function queues."""
@@ -53,7 +53,7 @@ def candidates(algorithm: str, shared_bytes: int, width: int, precision: str = "
     """Block sizes worth timing.
 
     Args:
-        algorithm: one of `gpu_conv_plan.ALGORITHMS`.
+        algorithm: one of `costs.ALGORITHMS`.
         shared_bytes: shared memory that a block can have.
         width: C; no block is more than twice as wide.
         precision: "fp16", "bf16" or "fp32", which has no tensor cores: small blocks.
@@ -156,7 +156,7 @@ class Tuner:
         return fastest(every, lambda config: self._stack_ms(algorithm, videos, config))
 
     def times(self, videos: int) -> Times:
-        """What `gpu_conv_plan.not_timed` asks for, measured if it is not all kept."""
+        """What `costs.not_timed` asks for, measured if it is not all kept."""
         weights, biases, _, dtype, _ = self._arguments
         key, arch = times_key(self._plan, self._width, videos, self._precision), arch_of(self._capability)
         found = kept_times(arch, key)

@@ -103,7 +103,7 @@ def chosen_config(
     """The tuned choice of this machine if there is one, else the shipped one.
 
     Args:
-        algorithm: "gather", or the name of tiles for the products of their spectra, as in `gpu_conv_plan.ALGORITHMS`.
+        algorithm: "gather", or the name of tiles for the products of their spectra, as in `costs.ALGORITHMS`.
         capability: compute capability; one that no choice was shipped for takes that of the next lower one, and what is
             not a CUDA device (0, 0) small blocks, for the interpreter.
         plan: geometry.

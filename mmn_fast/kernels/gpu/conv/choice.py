@@ -122,10 +122,10 @@ def layer_choices(
         widths: channels of the map and of every layer, L + 1.
         dtype: of operands.
         device: where it is to run.
-        buckets: of `gpu_buckets.VIDEO_BUCKETS`.
+        buckets: of `buckets.VIDEO_BUCKETS`.
 
     Returns:
-        Per bucket names of `gpu_conv_plan.ALGORITHMS`; None where layers are not chosen: for "crop" and "gather", and
+        Per bucket names of `costs.ALGORITHMS`; None where layers are not chosen: for "crop" and "gather", and
         for "auto" where the crop stays.
     """
     if conv in ("crop", "gather"):

@@ -1,6 +1,6 @@
 """Which kernels run each layer of the proposal convolution on a GPU: by times that were measured, else predicted.
 
-Both kinds of kernels read and write the same maps (`triton_stack.ConvStack`), so a change between layers costs nothing
+Both kinds of kernels read and write the same maps (`stack.ConvStack`), so a change between layers costs nothing
 and each layer is decided alone.
 """
 
@@ -58,7 +58,7 @@ def not_timed(times: Times, kernel: int, precision: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class DeviceRates:
-    """What a device is predicted to reach. Nothing of it was measured: `gather_choices.measured_times` goes first.
+    """What a device is predicted to reach. Nothing of it was measured: `block_sizes.measured_times` goes first.
 
     Attributes:
         programs: multiprocessors, each of which runs one block at a time.

@@ -104,7 +104,7 @@ def spectral_weights(weight: Tensor, transform: TileTransform) -> tuple[Tensor, 
         transform: the points, of k x k.
 
     Returns:
-        float32 [n * n, C_in, C_out] on its device, in the order of `conv_transforms`; and the power of two.
+        float32 [n * n, C_in, C_out] on its device, in the order of `transforms`; and the power of two.
     """
     matrix = torch.from_numpy(transform.weight_points).to(weight.device)
     points = torch.tensordot(matrix, weight.flatten(2).permute(2, 1, 0).double(), 1).float()
@@ -161,7 +161,7 @@ class FourierProposalConv(ConvStack):
 
     Args:
         layers: numbers of the layers that will run; None for all.
-        tile: places of a tile's side, one of `conv_transforms.SPECTRAL_TILES`, at least the kernel's.
+        tile: places of a tile's side, one of `transforms.SPECTRAL_TILES`, at least the kernel's.
     """
 
     dtypes = (torch.float16, torch.float32)

@@ -26,7 +26,7 @@ def make_stack(
     config: GatherConfig | ConfigFor | None = None,
     layers: Collection[int] | None = None,
 ) -> ConvStack:
-    """The stacked layers by one of `gpu_conv_plan.ALGORITHMS`.
+    """The stacked layers by one of `costs.ALGORITHMS`.
 
     Args:
         algorithm: its name.
@@ -43,7 +43,7 @@ class MixedProposalConv(ConvStack):
     """The stacked layers, each by gathering or by FFT tiles of some size: `ConvStack` in float16 or float32.
 
     Args:
-        choices: per number of videos one of `gpu_conv_plan.ALGORITHMS` for every layer; a call takes those of the
+        choices: per number of videos one of `costs.ALGORITHMS` for every layer; a call takes those of the
             largest number that is not larger than its own.
         stacks: of the same arguments, per name; those that are missing are made. Their scratch memory is shared.
         configs: block sizes of those that are made, per name; None takes those that are shipped or were tuned.

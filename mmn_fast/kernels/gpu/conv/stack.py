@@ -76,7 +76,7 @@ class ConvStack(ABC):
         dtype: of operands and maps, one of `dtypes`; float32 multiplies in float32, without tensor cores.
         device: a CUDA device; the CPU only in Triton's interpreter (`triton_interpreter`).
         config: block sizes for every number of videos, or what chooses them for a number of videos; None takes those
-            that are shipped or were tuned (`gather_choices`).
+            that are shipped or were tuned (`block_sizes`).
 
     Raises:
         ValueError: an argument cannot be used; the message says what was expected.
