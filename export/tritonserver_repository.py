@@ -2,7 +2,7 @@
 
 Models `mmn_video`, `mmn_text` and `mmn_score` are the graphs, as ONNX files or as TensorRT plans, with the names and
 axes of `manifest.signature`. Model `mmn_ground` runs them: features, a duration and sentences to moments
-(`triton_model.py`, a model of Triton's Python backend).
+(`tritonserver_model.py`, a model of Triton's Python backend).
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ def _write_graph(directory: Path, repository: Path, name: str, manifest: Manifes
 def _write_ground(directory: Path, repository: Path, manifest: Manifest, options: RepositoryOptions) -> None:
     target = repository / GROUND / _VERSION
     target.mkdir(parents=True)
-    shutil.copyfile(Path(__file__).with_name("triton_model.py"), target / "model.py")
+    shutil.copyfile(Path(__file__).with_name("tritonserver_model.py"), target / "model.py")
     for name in (MANIFEST, TOKENIZER):
         shutil.copyfile(directory / name, target / name)
     (target.parent / "config.pbtxt").write_text(to_pbtxt(ground_config(manifest, options)), encoding="utf-8")
