@@ -22,6 +22,7 @@ from mmn_fast.kernels.gpu.conv import interpreter
 from mmn_fast.tokenizer import load_tokenizer
 from tests import CPUS
 from tests.golden import cases
+from tests.tensorrt_plans import built, cuda, exported  # noqa: F401 - fixtures of several files
 
 if not torch.cuda.is_available():
     interpreter.enable()  # before any test imports kernels in Triton

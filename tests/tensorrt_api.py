@@ -12,7 +12,7 @@ import json
 import subprocess
 import sys
 
-from tests.test_tensorrt import RECORD, used_names
+from tests.test_tensorrt_names import RECORD, used_names
 
 _LOOK = """
 import importlib, json, sys

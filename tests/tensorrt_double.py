@@ -3,7 +3,7 @@
 
 "Device" memory is host memory filled with NaN, a "plan" is the ONNX file with its profiles, and ONNX Runtime computes.
 What the real libraries would refuse or leave undefined is an error here. Every public name of a class here is in
-`tests/golden/tensorrt_api.json`, the record of the real bindings (`test_tensorrt.py`).
+`tests/golden/tensorrt_api.json`, the record of the real bindings (`test_tensorrt_names.py`).
 """
 
 from __future__ import annotations

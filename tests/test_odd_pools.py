@@ -32,7 +32,7 @@ from mmn_fast.state import state_shapes
 from mmn_fast.tokenizer import load_tokenizer
 from mmn_fast.training.sparse import encode_video
 from tests.tensorrt_double import CudaRuntime
-from tests.test_tensorrt import install
+from tests.tensorrt_plans import install
 from tests.test_training_sparse import dense
 from tests.tolerances import check_close
 from tests.training_task import PRESET, TEXT, WIDTH, write_task

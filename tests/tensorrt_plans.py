@@ -1,0 +1,70 @@
+"""Plans that the doubles of TensorRT and CUDA build and run: fixtures, and what tests of several files look at."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import mmn_fast
+from mmn_fast.artifact.manifest import read_manifest
+from mmn_fast.export.to_tensorrt import build_plans
+from tests.tensorrt_double import CudaRuntime, make_tensorrt
+
+VERSION = "10.16.1.11"
+
+
+def install(monkeypatch: pytest.MonkeyPatch, cuda: CudaRuntime, version: str = VERSION) -> Any:
+    """Make a double the module that `import tensorrt` finds, and its GPU the machine's."""
+    trt = make_tensorrt(cuda, version)
+    monkeypatch.setitem(sys.modules, "tensorrt", trt)
+    monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", cuda)
+    return trt
+
+
+@pytest.fixture
+def cuda(monkeypatch: pytest.MonkeyPatch) -> CudaRuntime:
+    double = CudaRuntime()
+    install(monkeypatch, double)
+    return double
+
+
+@pytest.fixture(scope="session")
+def built(demo_export: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An export with plans of the double."""
+    directory = tmp_path_factory.mktemp("plans") / "exported"
+    shutil.copytree(demo_export, directory)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        install(monkeypatch, CudaRuntime())
+        build_plans(directory)
+    return directory
+
+
+@pytest.fixture
+def exported(built: Path, tmp_path: Path) -> Path:
+    """A copy to spoil."""
+    return Path(shutil.copytree(built, tmp_path / "exported"))
+
+
+def load(directory: Path, **options: Any) -> mmn_fast.Engine:
+    return mmn_fast.load(directory, backend="tensorrt", backend_options=options)
+
+
+def clips(videos: int) -> np.ndarray:
+    """Pre-clips of some videos, float32 [B, T, D]."""
+    preset = mmn_fast.load("demo").preset
+    shape = videos, preset.num_pre_clips, preset.input_size
+    return np.random.default_rng(videos).standard_normal(shape).astype(np.float32)
+
+
+def proposals(directory: Path) -> tuple[int, ...]:
+    """P and J."""
+    return tuple(map(int, read_manifest(directory).signature("score").inputs[0].shape))
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(directory)): file.read_bytes() for file in directory.rglob("*") if file.is_file()}
