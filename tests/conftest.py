@@ -23,6 +23,7 @@ from mmn_fast.tokenizer import load_tokenizer
 from tests import CPUS
 from tests.golden import cases
 from tests.tensorrt_plans import built, cuda, exported  # noqa: F401 - fixtures of several files
+from tests.training_task import write_task
 
 if not torch.cuda.is_available():
     interpreter.enable()  # before any test imports kernels in Triton
@@ -197,3 +198,12 @@ def exports(golden_model: Callable[[str], Path], shared: Path) -> Exports:
 def demo_export(exports: Exports) -> Path:
     """The demo model's export in float32."""
     return exports("demo")
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Files to train on, 20 videos, and 8 to evaluate on."""
+    root = tmp_path_factory.mktemp("task")
+    paths = write_task(root, 20, seed=1)
+    paths["val_annotations"] = write_task(root, 8, seed=2, name="val")["annotations"]
+    return paths

@@ -15,7 +15,7 @@ from mmn_fast.cli import app
 from mmn_fast.errors import InputError
 from mmn_fast.presets import PRESETS
 from mmn_fast.training.trainer import train
-from tests.test_training import options, task  # noqa: F401 - a fixture
+from tests.training_runs import options
 
 
 def test_eval_takes_the_array_of_that_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -34,7 +34,7 @@ def test_eval_takes_the_array_of_that_key(tmp_path: Path, monkeypatch: pytest.Mo
     assert "float32 [20, 3]" in str(wide.exception)
 
 
-def test_train_takes_the_array_of_that_key(task: dict[str, Path], tmp_path: Path) -> None:  # noqa: F811
+def test_train_takes_the_array_of_that_key(task: dict[str, Path], tmp_path: Path) -> None:
     features = tmp_path / "two.h5"
     with h5py.File(features, "w") as file:
         for path in task["features"].glob("*.npy"):

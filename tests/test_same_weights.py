@@ -16,8 +16,8 @@ from mmn_fast.errors import InputError
 from mmn_fast.export.to_onnx import export
 from mmn_fast.training.trainer import train
 from tests.command import run_here
-from tests.test_training import options
 from tests.tiny_model import assert_same
+from tests.training_runs import options
 from tests.training_task import PRESET, TEXT, WIDTH, write_task
 
 assert TEXT.num_heads * 64 != TEXT.width

@@ -14,7 +14,7 @@ from mmn_fast.errors import WriteError
 from mmn_fast.training import trainer
 from mmn_fast.training.progress import Log
 from mmn_fast.training.trainer import train
-from tests.test_training import lines, options
+from tests.training_runs import lines, options
 from tests.training_task import write_task
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import os
 import subprocess
@@ -16,6 +17,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+import mmn_fast
 from mmn_fast.checkpoint import load_model
 from mmn_fast.cli import app
 from mmn_fast.errors import InputError
@@ -24,8 +26,8 @@ from mmn_fast.training.data import epoch_order, epoch_parts
 from mmn_fast.training.initial import new_model
 from mmn_fast.training.objective import Objective
 from mmn_fast.training.trainer import train
-from tests.test_training import ROOT, command, data_of, lines, options, task  # noqa: F401 - a fixture
 from tests.tolerances import check_close
+from tests.training_runs import ROOT, command, data_of, lines, options
 from tests.training_task import PRESET, TEXT
 
 pytestmark = pytest.mark.slow
@@ -58,7 +60,7 @@ def test_parts_are_the_batches_of_the_official_processes(videos: int, batch: int
 
 
 @pytest.fixture(scope="module")
-def uneven(task: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:  # noqa: F811
+def uneven(task: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The task with one, two or four sentences per video, so that parts of a step differ in their sentences."""
     annotations = json.loads(task["annotations"].read_text())
     for number, entry in enumerate(annotations.values()):
@@ -69,7 +71,7 @@ def uneven(task: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> d
     return {**task, "annotations": path}
 
 
-def official_steps(task: dict[str, Path], preset: Preset, world: int, steps: int) -> tuple[list[dict[str, float]], Any]:  # noqa: F811
+def official_steps(task: dict[str, Path], preset: Preset, world: int, steps: int) -> tuple[list[dict[str, float]], Any]:
     """Steps of `world` official processes at a rate of nearly 0: losses, gradient norms, and the model of process 0.
 
     DistributedDataParallel gives every process the mean of all gradients; each has running statistics of its own.
@@ -152,7 +154,7 @@ def test_shared_negatives_split_the_batch_of_one_process() -> None:
         assert np.concatenate(step).tolist() == order[start : start + 8].tolist()
 
 
-def test_presets_of_tubes_are_refused(task: dict[str, Path], tmp_path: Path) -> None:  # noqa: F811
+def test_presets_of_tubes_are_refused(task: dict[str, Path], tmp_path: Path) -> None:
     message = r"preset: 'hc-stvg' ranks tubes by the product of two scores \(HC-STVG\), and its official losses"
     for preset in ("hc-stvg", PRESETS["hc-stvg"]):
         with pytest.raises(InputError, match=message):
@@ -162,3 +164,84 @@ def test_presets_of_tubes_are_refused(task: dict[str, Path], tmp_path: Path) -> 
     done = CliRunner().invoke(app, arguments)
     assert isinstance(done.exception, InputError)
     assert "'hc-stvg' ranks tubes" in str(done.exception)
+
+
+def _distributed(rank: int, world: int, port: int, share: bool, task: dict[str, Path], queue: Any) -> None:
+    """One process's gradients of a batch that is spread over all of them."""
+    torch.set_num_threads(1)
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.distributed.init_process_group("gloo", rank=rank, world_size=world)
+    try:
+        losses, gradients, statistics = _gradients(task, rank, world, share)
+        if rank == 0:
+            queue.put((losses, gradients, statistics))
+        torch.distributed.barrier()
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def _gradients(task: dict[str, Path], rank: int, world: int, share: bool) -> tuple[list[float], Any, Any]:
+    torch.manual_seed(0)
+    model, _, _ = new_model(PRESET, TEXT, task["tokenizer"], None, dropout=0.0)
+    data = data_of(task)
+    part = np.array_split(np.arange(8), world)[rank]
+    batch = data.batch(part)
+    batch = dataclasses.replace(
+        batch, pre_clips=batch.pre_clips.double(), iou=batch.iou.double(), moments=batch.moments.double()
+    )
+    objective: Any = Objective(model.double(), share_negatives=share, share_statistics=world > 1)
+    if world > 1:
+        objective = torch.nn.parallel.DistributedDataParallel(objective, broadcast_buffers=False)
+    counts = [(len(p), data.sentences_in(p)) for p in np.array_split(np.arange(8), world)]
+    weight = counts[rank][1] / sum(sentences for _, sentences in counts)
+    terms = objective(batch, counts) * weight
+    (terms.sum() * world).backward()
+    total = terms.detach().clone()
+    if world > 1:
+        torch.distributed.all_reduce(total)
+    gradients = {name: p.grad.numpy() for name, p in model.named_parameters() if p.grad is not None}
+    return total.tolist(), gradients, {name: b.numpy() for name, b in model.named_buffers()}
+
+
+@pytest.mark.slow
+def test_two_processes_with_shared_negatives_and_statistics_equal_one(task: dict[str, Path]) -> None:
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    context = torch.multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    workers = [
+        context.Process(target=_distributed, args=(rank, 2, port, True, task, queue), daemon=True) for rank in (0, 1)
+    ]
+    for worker in workers:
+        worker.start()
+    losses, gradients, statistics = queue.get(timeout=120)
+    for worker in workers:
+        worker.join(60)
+    expected_losses, expected, expected_statistics = _gradients(task, 0, 1, False)
+    check_close(losses, expected_losses, "distributed", "fp64", "losses")
+    assert gradients.keys() == expected.keys()
+    for name, gradient in expected.items():
+        check_close(gradients[name], gradient, "distributed", "fp64", name)
+    for name, buffer in expected_statistics.items():
+        check_close(statistics[name], buffer, "distributed", "fp64", name)
+
+
+@pytest.mark.slow
+def test_torchrun_trains_as_one_process_does(task: dict[str, Path], tmp_path: Path) -> None:
+    """First-epoch losses agree to float32 rounding; later ones do not, since Adam divides rounding by rounding."""
+    shared = ("--dropout", "0", "--share-negatives", "--share-statistics", "--device", "cpu")
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    single = [sys.executable, "-m", "mmn_fast", *command(task, tmp_path, "one", *shared)]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    double = [*launcher, "-m", "mmn_fast", *command(task, tmp_path, "two", *shared)]
+    for arguments in (single, double):
+        done = subprocess.run(arguments, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr  # what a rank that aborts says comes first
+    one, two = lines(tmp_path / "one"), lines(tmp_path / "two")
+    assert len(one) == len(two) == 6
+    for name in ("loss_video", "loss_sentence", "loss_iou"):
+        assert two[0][name] == pytest.approx(one[0][name], rel=1e-5)
+    mmn_fast.load(tmp_path / "two" / "model", backend="torch")

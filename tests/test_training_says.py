@@ -14,16 +14,16 @@ from mmn_fast.errors import InputError
 from mmn_fast.presets import TextEncoderConfig
 from mmn_fast.training.initial import new_model, parse_text_encoder
 from mmn_fast.training.trainer import train
-from tests.test_training import Crash, assert_same_run, crash_at, options, task  # noqa: F401 - a fixture
+from tests.training_runs import Crash, assert_same_run, crash_at, options
 from tests.training_task import PRESET, TEXT
 
 
-def recipe(task: dict[str, Path], **changes: Any) -> Any:  # noqa: F811
+def recipe(task: dict[str, Path], **changes: Any) -> Any:
     return dataclasses.replace(options(task, Path()).recipe, **changes)  # type: ignore[type-var]
 
 
 def test_a_run_says_how_it_begins(
-    task: dict[str, Path],  # noqa: F811
+    task: dict[str, Path],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -49,7 +49,7 @@ def test_a_run_says_how_it_begins(
 @pytest.mark.parametrize("done", [2, 1], ids=["finished", "in the middle"])
 def test_an_extended_run_is_the_one_that_was_begun_with_more_epochs(
     done: int,
-    task: dict[str, Path],  # noqa: F811
+    task: dict[str, Path],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -81,7 +81,7 @@ def test_a_fresh_text_encoder_that_never_learns_is_warned_of(
     changes: Any,
     rates: Any,
     message: str | None,
-    task: dict[str, Path],  # noqa: F811
+    task: dict[str, Path],
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -105,7 +105,7 @@ def test_sizes_of_a_text_encoder_follow_from_its_width() -> None:
         parse_text_encoder("width=200", 99)
 
 
-def test_the_vocabulary_is_as_large_as_the_tokenizers(task: dict[str, Path]) -> None:  # noqa: F811
+def test_the_vocabulary_is_as_large_as_the_tokenizers(task: dict[str, Path]) -> None:
     sizes = TextEncoderConfig(max_tokens=12, width=16, num_layers=1, num_heads=2, ffn_width=32)
     _, config, tokenizer = new_model(PRESET, sizes, task["tokenizer"], None, 0.1)
     assert config == TEXT
