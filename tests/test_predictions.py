@@ -13,7 +13,7 @@ from mmn_fast.cli import app
 from mmn_fast.errors import InputError, WriteError
 from mmn_fast.evaluation import PROTOCOLS, Sample, evaluate, predict, read_annotations, score_file
 from mmn_fast.evaluation.judge import Judge
-from tests.test_evaluation import FEATURES, SAMPLES, FakeEngine
+from tests.evaluation_double import FEATURES, SAMPLES, FakeEngine
 
 CHARADES = {"recall_at": (1, 5), "recall_ious": (0.5, 0.7)}  # as the fake engine's preset
 
