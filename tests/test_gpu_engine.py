@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import itertools
-import re
 from collections.abc import Callable
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,27 +13,23 @@ import torch
 
 import mmn_fast
 from mmn_fast import buckets
-from mmn_fast.backends import native_gpu, registry
+from mmn_fast.backends import native_gpu
 from mmn_fast.backends.base import Pairs
-from mmn_fast.backends.native_cpu import NativeBackend
 from mmn_fast.backends.native_gpu import NativeGpuBackend
-from mmn_fast.checkpoint import load_model
 from mmn_fast.engine import Engine
-from mmn_fast.errors import BackendUnavailable, InputError
+from mmn_fast.errors import InputError
 from mmn_fast.geometry import cells_to_moments, plan_for
-from mmn_fast.geometry_crops import crop_plan, cropped_taps, padded_rows
-from mmn_fast.kernels import host, reference
+from mmn_fast.kernels import reference
 from mmn_fast.kernels.cpu import ops
-from mmn_fast.kernels.gpu.conv.crop import CropProposalConv
 from mmn_fast.postprocess import fuse_scores
-from mmn_fast.presets import PRESETS
 from mmn_fast.runtime.graph_cache import Captured
 from mmn_fast.runtime.graph_runner import Input
 from mmn_fast.torch_threads import strict_settings
 from tests.golden import cases
+from tests.golden.grounded import batch_of
+from tests.gpu_engines import Models, gpu_engine
 from tests.tolerances import check_close
 
-Models = Callable[[str], Path]
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
 
@@ -49,58 +41,12 @@ def device(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-def _engine(model: Path, device: str, precision: str = "fp32", **options: Any) -> Engine:
-    loaded = load_model(model)
-    return Engine(loaded, NativeGpuBackend(loaded, device, precision, None, options))
-
-
-def _batch(case: cases.GoldenCase) -> list[mmn_fast.Query]:
-    return [mmn_fast.Query(mmn_fast.Video(v.features, v.duration_s), v.sentences) for v in case.videos]
-
-
-# Of the dense work, and the rest because a box is a rectangle: a small map with few diagonals leaves little to crop.
-CROPPED = {"charades-sta": 0.61, "activitynet-captions": 0.61, "tacos": 0.58, "hc-stvg": 0.75, "shapes": 0.9}
-
-
-@pytest.mark.parametrize("name", list(PRESETS))
-def test_boxes_hold_every_needed_cell_once_and_save_work(name: str) -> None:
-    plan = plan_for(PRESETS[name])
-    for layer, boxes in zip(plan.layers, crop_plan(plan), strict=True):
-        hits = np.zeros((layer.side, layer.side), int)
-        for box in boxes:
-            hits[box.top : box.bottom, box.left : box.right] += 1
-        assert hits.max() == 1
-        assert (hits[layer.cells[:, 0], layer.cells[:, 1]] == 1).all()
-    assert plan.cell_taps < cropped_taps(plan) < CROPPED[name] * plan.dense_taps
-
-
-@pytest.mark.parametrize("name", ["charades-sta", "shapes", "hc-stvg"])
-@pytest.mark.parametrize("B", [1, 3])
-def test_the_cropped_convolution_matches_the_packed_reference(name: str, B: int) -> None:
-    plan = plan_for(PRESETS[name])
-    k, widths, rng = plan.kernel, [5, *[6] * len(plan.layers)], np.random.default_rng(B)
-    weights = [
-        rng.standard_normal((out, into, k, k)).astype(np.float32) / 3 for into, out in itertools.pairwise(widths)
-    ]
-    biases = [rng.standard_normal(out).astype(np.float32) for out in widths[1:]]
-    inputs = torch.from_numpy(rng.standard_normal((B, len(plan.inputs), widths[0])).astype(np.float32))
-    side = plan.num_clips + 2 * plan.border
-    padded = torch.zeros(side**2, B, widths[0])
-    padded[torch.from_numpy(padded_rows(plan, plan.inputs)).long()] = inputs.transpose(0, 1)
-    found = CropProposalConv(weights, biases, plan, torch.float32, torch.device("cpu"))(padded)
-    exact = reference.proposal_conv_packed(
-        inputs.double(), *([torch.from_numpy(a).double() for a in part] for part in (weights, biases)), plan
-    )
-    assert found.shape == (plan.num_proposals, B, widths[-1])
-    check_close(found.transpose(0, 1) / exact.abs().max(), exact / exact.abs().max(), "proposal_conv", "direct", name)
-
-
 @pytest.mark.parametrize("name", cases.SMALL)
 def test_golden_cases_in_fp32_and_ground_chooses_the_best_of_the_maps(
     name: str, golden_model: Models, device: str
 ) -> None:
-    case, engine = cases.load(name), _engine(golden_model(name), device)
-    batch = _batch(case)
+    case, engine = cases.load(name), gpu_engine(golden_model(name), device)
+    batch = batch_of(case)
     every_map = engine.score_maps(batch)
     for maps, expected in zip(every_map, cases.truths(name), strict=True):
         check_close(maps.fused, expected, "gpu_backend", "fp32", name)
@@ -120,10 +66,10 @@ def test_golden_cases_in_fp32_and_ground_chooses_the_best_of_the_maps(
 def test_half_precisions_are_at_most_twice_as_far_off_as_rounded_operands(
     name: str, precision: str, golden_model: Models, device: str
 ) -> None:
-    batch = _batch(cases.load(name))
+    batch = batch_of(cases.load(name))
     engines = {
         "rounded operands": mmn_fast.load(golden_model(name), backend="torch", device="cpu", precision=precision),
-        "ours": _engine(golden_model(name), device, precision),
+        "ours": gpu_engine(golden_model(name), device, precision),
     }
     errors = {
         who: max(
@@ -137,18 +83,18 @@ def test_half_precisions_are_at_most_twice_as_far_off_as_rounded_operands(
 
 @pytest.mark.slow
 def test_values_beyond_fp16_are_an_error_and_not_missing_moments(golden_model: Models, device: str) -> None:
-    batch = _batch(cases.load("tacos_conv_small"))  # its learned map reaches values above 65,504
-    engine = _engine(golden_model("tacos_conv_small"), device, "fp16")
+    batch = batch_of(cases.load("tacos_conv_small"))  # its learned map reaches values above 65,504
+    engine = gpu_engine(golden_model("tacos_conv_small"), device, "fp16")
     message = "^precision: expected one that holds this model's values, got 'fp16', in which .* not finite"
     for call in (engine.ground, engine.score_maps):
         with pytest.raises(InputError, match=message):
             call(batch)
-    assert all(moments for query in _engine(golden_model("tacos_conv_small"), device, "bf16").ground(batch)
+    assert all(moments for query in gpu_engine(golden_model("tacos_conv_small"), device, "bf16").ground(batch)
                for moments in query)  # fmt: skip
 
 
 def test_a_result_in_fp32_has_the_same_bits_in_any_batch(golden_model: Models, device: str) -> None:
-    engine = _engine(golden_model("charades_small"), device)
+    engine = gpu_engine(golden_model("charades_small"), device)
     videos = [mmn_fast.Video(np.random.default_rng(n).standard_normal((9 + n, engine.preset.input_size)), 30.0 + n)
               for n in range(3)]  # fmt: skip
     sentences = ["a", "a b c d e f g h i j k l m n o p q r s t", "b"]
@@ -168,12 +114,12 @@ def test_a_request_beyond_the_largest_sizes_is_split(
     rng = np.random.default_rng(0)
     videos = [mmn_fast.Video(rng.standard_normal((5, case.preset.input_size)), 10.0 + n) for n in range(5)]
     batch = [mmn_fast.Query(v, [f"{'word ' * (7 * n)}end", "same", f"{n}"]) for n, v in enumerate(videos)]
-    whole = _engine(golden_model("charades_small"), device, precision)
+    whole = gpu_engine(golden_model("charades_small"), device, precision)
     expected = whole.ground(batch, top_k=3)
     for module in (native_gpu, buckets):
         monkeypatch.setattr(module, "VIDEO_BUCKETS", (1, 2))
         monkeypatch.setattr(module, "QUERY_BUCKETS", (1, 4))
-    small = _engine(golden_model("charades_small"), device, precision)
+    small = gpu_engine(golden_model("charades_small"), device, precision)
     assert (small._backend._video_buckets[-1], small._backend._sentence_buckets[-1]) in ((1, 1), (2, 4))  # type: ignore
     for ours, theirs in zip(small.ground(batch, top_k=3), expected, strict=True):
         for moments, others in zip(ours, theirs, strict=True):
@@ -186,7 +132,7 @@ def test_moments_from_embeddings_are_chosen_on_the_device_as_the_reference_choos
     S: int, graphs: bool, golden_model: Models, device: str, capture: Callable[[Engine], list[Any]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    engine = _engine(golden_model("charades_small"), device, "fp16", graphs=graphs)
+    engine = gpu_engine(golden_model("charades_small"), device, "fp16", graphs=graphs)
     backend, preset, plan = engine._backend, engine.preset, plan_for(engine.preset)
     assert isinstance(backend, NativeGpuBackend)
     if graphs and device == "cpu":
@@ -221,7 +167,7 @@ def test_embeddings_that_cannot_change_are_copied_to_the_device_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     model = golden_model("charades_small")
-    engine, plain = (_engine(model, device, "fp16", graphs=graphs, **o) for o in ({}, {"max_video_mib": 0}))
+    engine, plain = (gpu_engine(model, device, "fp16", graphs=graphs, **o) for o in ({}, {"max_video_mib": 0}))
     if graphs and device == "cpu":
         capture(engine)
     uploaded: list[tuple[int, ...]] = []
@@ -256,7 +202,7 @@ def test_embeddings_that_cannot_change_are_copied_to_the_device_once(
 def test_repeats_are_encoded_once_and_videos_without_sentences_not_at_all(
     golden_model: Models, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine = _engine(golden_model("charades_small"), "cpu")
+    engine = gpu_engine(golden_model("charades_small"), "cpu")
     features = np.random.default_rng(0).standard_normal((12, engine.preset.input_size)).astype(np.float32)
     seen: list[tuple[int, int, Pairs]] = []
     ground = engine._backend.ground  # type: ignore[attr-defined]
@@ -279,104 +225,6 @@ def test_repeats_are_encoded_once_and_videos_without_sentences_not_at_all(
     empty = (0, plan_for(engine.preset).num_proposals, engine.preset.joint_size)
     assert engine.encode_video([]).contrastive.shape == empty
     assert engine.encode_text([]).iou.shape == (0, engine.preset.joint_size)
-
-
-def test_bad_input_is_refused_before_the_device_sees_it(golden_model: Models, monkeypatch: pytest.MonkeyPatch) -> None:
-    engine = _engine(golden_model("charades_small"), "cpu")
-
-    def never(*_: Any) -> Any:
-        raise AssertionError("the device was asked")
-
-    monkeypatch.setattr(engine._backend, "ground", never)
-    width = engine.preset.input_size
-    good = mmn_fast.Video(np.ones((3, width), np.float32), 3.0)
-    nan = np.ones((3, width), np.float32)
-    nan[1, 2] = np.nan
-    for video, message in (
-        (
-            mmn_fast.Video(np.ones((3, width + 1)), 3.0),
-            rf"batch\[1\].video.features: expected a float array \[n_src, {width}\]",
-        ),
-        (mmn_fast.Video(nan, 3.0), r"batch\[1\].video.features: expected finite float32 values, got nan in row 1"),
-        (mmn_fast.Video(np.ones((3, width)), 0.0), r"batch\[1\].video.duration_s: expected a positive, finite number"),
-    ):
-        with pytest.raises(InputError, match=message):
-            engine.ground([mmn_fast.Query(good, ["a"]), mmn_fast.Query(video, ["a"])])
-    with pytest.raises(InputError, match="top_k: expected an integer >= 1, got 0"):
-        engine.ground([mmn_fast.Query(good, ["a"])], top_k=0)
-
-
-class _Cuda:
-    """A PyTorch that has CUDA, as far as a refusal looks."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, build: bool = True, torch_cuda: str | None = "13.0",
-                 available: bool = True, count: int = 1, capability: tuple[int, int] = (9, 0)) -> None:  # fmt: skip
-        monkeypatch.setattr(host, "build_info", lambda: {"cuda": build})
-        monkeypatch.setattr(host, "has_cuda_device", lambda: available)
-        monkeypatch.setattr(torch.version, "cuda", torch_cuda)
-        for name, value in (("is_available", available), ("device_count", count), ("current_device", 0),
-                            ("get_device_capability", capability), ("get_device_name", "Some GPU")):  # fmt: skip
-            monkeypatch.setattr(torch.cuda, name, lambda *_, value=value: value)
-
-
-@pytest.mark.parametrize(
-    ("facts", "device", "precision", "message"),
-    [
-        ({}, "cuda", "int8", r"precision 'int8' is not one of its precisions on CUDA \(fp16, bf16, fp32\)"),
-        ({}, "cpu", "fp16", "device 'cpu': this class runs on CUDA devices only"),
-        (
-            {"build": False},
-            "cuda",
-            "auto",
-            "device 'cuda': this build of mmn_fast has no CUDA kernels; install it with",
-        ),
-        ({"torch_cuda": None}, "cuda", "auto", "device 'cuda': PyTorch .* is built without CUDA"),
-        ({"available": False}, "cuda", "auto", "device 'cuda': PyTorch .* finds no CUDA driver or no device"),
-        ({}, "cuda:3", "auto", "device 'cuda:3': there are 1 CUDA devices"),
-        (
-            {"capability": (7, 5)},
-            "cuda:0",
-            "fp16",
-            "device 'cuda:0': it needs compute capability 8.0, Some GPU has 7.5",
-        ),
-    ],
-)
-def test_what_it_cannot_do_it_refuses_with_a_sentence(
-    facts: dict[str, Any], device: str, precision: str, message: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    _Cuda(monkeypatch, **facts)
-    reason = NativeGpuBackend.unavailable_reason(device, precision)
-    assert reason is not None
-    assert re.match(message, reason), reason
-
-
-def test_native_means_the_class_of_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert registry.backend_class("native", "cpu") is NativeBackend
-    assert registry.backend_class("native", "cuda:1") is NativeGpuBackend
-    _Cuda(monkeypatch)
-    choose = partial(registry.choose, exported=False)
-    assert choose("native", "auto", "auto").backend is NativeGpuBackend
-    assert choose("native", "cuda", "fp16").backend is NativeGpuBackend
-    _Cuda(monkeypatch, available=False)
-    assert choose("native", "auto", "fp32").backend is NativeBackend
-    with pytest.raises(BackendUnavailable, match="backend 'native': device 'cuda': PyTorch .* finds no CUDA driver"):
-        choose("native", "cuda", "auto")
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"graphs": 1}, "backend_options: graphs: expected true or false, got 1"),
-        ({"max_graph_mib": -1}, "backend_options: max_graph_mib: expected a whole number of MiB >= 0, got -1"),
-        ({"max_graph_mib": 1.5}, "backend_options: max_graph_mib: expected a whole number of MiB >= 0, got 1.5"),
-        ({"max_video_mib": True}, "backend_options: max_video_mib: expected a whole number of MiB >= 0, got True"),
-    ],
-)
-def test_bad_options_are_refused(options: dict[str, Any], message: str, golden_model: Models) -> None:
-    with pytest.raises(InputError, match=f"^{message}$"):
-        _engine(golden_model("charades_small"), "cpu", **options)
-    with pytest.raises(InputError, match="backend 'native' has graphs, max_graph_mib, .*, got 'speed'"):
-        NativeGpuBackend.check_options({"speed": 1})
 
 
 @pytest.fixture
@@ -409,10 +257,10 @@ def test_every_program_of_static_sizes_is_captured_once_and_gives_the_same_bits(
     golden_model: Models, capture: Callable[[Engine], list[Any]]
 ) -> None:
     case = cases.load("charades_small")
-    plain = _engine(golden_model("charades_small"), "cpu", "fp16")
-    engine = _engine(golden_model("charades_small"), "cpu", "fp16", max_graph_mib=10)
+    plain = gpu_engine(golden_model("charades_small"), "cpu", "fp16")
+    engine = gpu_engine(golden_model("charades_small"), "cpu", "fp16", max_graph_mib=10)
     captured = capture(engine)
-    batch = _batch(case)
+    batch = batch_of(case)
     engine.warmup(videos=(1,), sentences=(1,), tokens=(9, 16), rows=(3, 64), top_k=4)
     assert [name for name, _, _ in captured] == ["_ground_program"]
     for _ in range(2):
@@ -428,7 +276,7 @@ def test_every_program_of_static_sizes_is_captured_once_and_gives_the_same_bits(
 def test_a_graph_sees_nothing_of_the_longer_video_before(
     golden_model: Models, capture: Callable[[Engine], list[Any]]
 ) -> None:
-    plain, engine = (_engine(golden_model("charades_small"), "cpu", "fp16") for _ in range(2))
+    plain, engine = (gpu_engine(golden_model("charades_small"), "cpu", "fp16") for _ in range(2))
     captured, width = capture(engine), engine.preset.input_size
     rng = np.random.default_rng(0)
     for rows in (60, 3, 17):
@@ -444,7 +292,7 @@ def test_all_of_a_split_request_runs_in_graphs_and_gives_the_same_bits(
     for module in (native_gpu, buckets):
         monkeypatch.setattr(module, "VIDEO_BUCKETS", (1, 2))
         monkeypatch.setattr(module, "QUERY_BUCKETS", (1, 4))
-    plain, engine = (_engine(golden_model("charades_small"), "cpu", precision) for _ in range(2))
+    plain, engine = (gpu_engine(golden_model("charades_small"), "cpu", precision) for _ in range(2))
     captured = capture(engine)
     rng = np.random.default_rng(0)
     videos = [mmn_fast.Video(rng.standard_normal((5 + n, engine.preset.input_size)), 10.0 + n) for n in range(5)]
@@ -455,57 +303,6 @@ def test_all_of_a_split_request_runs_in_graphs_and_gives_the_same_bits(
     assert len(names) == len(set(names))
 
 
-@pytest.mark.parametrize("in_capture", [False, True])
-def test_out_of_memory_is_one_sentence_and_leaves_the_engine_usable(
-    in_capture: bool, golden_model: Models, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    engine = _engine(golden_model("charades_small"), "cpu", "fp16")
-    batch, backend = _batch(cases.load("charades_small")), engine._backend
-    assert isinstance(backend, NativeGpuBackend)
-    expected = engine.ground(batch)
-    with monkeypatch.context() as broken:
-
-        def full(*_: Any) -> Any:
-            try:
-                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.\nmore")
-            finally:
-                if in_capture:
-                    raise RuntimeError("operation failed due to a previous error during capture")
-
-        broken.setattr(backend._programs.video, "encode", full)
-        message = (
-            r"^native: out of device memory in the program 'ground' for 4 videos, 256 rows, 8 sentences, 16 tokens,"
-            r" 8 pairs, which needs about [\d,]+ MiB:"
-            r" CUDA out of memory. Tried to allocate 9 GiB.; graphs were let go, the engine stays usable$"
-        )
-        with pytest.raises(MemoryError, match=message):
-            engine.ground(batch)
-    assert engine.ground(batch) == expected
-
-
-def test_out_of_memory_while_loading_says_how_much_the_weights_need(
-    golden_model: Models, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(*_: Any) -> Any:
-        raise torch.OutOfMemoryError("CUDA out of memory.")
-
-    monkeypatch.setattr(native_gpu, "VideoBranch", full)
-    message = r"^native: out of device memory in the program 'load' for the weights, which needs about [\d,]+ MiB: CUDA"
-    with pytest.raises(MemoryError, match=message):
-        _engine(golden_model("charades_small"), "cpu")
-
-
-def test_warmup_refuses_sizes_that_are_none_and_does_nothing_elsewhere(golden_engine: Callable[[str], Engine]) -> None:
-    engine = golden_engine("charades_small")
-    engine.warmup()
-    with pytest.raises(InputError, match="^videos: expected integers >= 1, got 0$"):
-        engine.warmup(videos=[0])
-    with pytest.raises(InputError, match="^rows: expected integers >= 1, got -1$"):
-        engine.warmup(rows=[-1])
-    with pytest.raises(InputError, match="^tokens: expected integers >= 1, got 2.5$"):
-        engine.warmup(tokens=[2.5])  # type: ignore[list-item]
-
-
 def test_the_reference_takes_no_tf32_for_float32(
     golden_engine: Callable[[str], Engine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -514,7 +311,7 @@ def test_the_reference_takes_no_tf32_for_float32(
     net, seen = engine._backend.net, []  # type: ignore[attr-defined]
     encode = net.encode_video
     monkeypatch.setattr(net, "encode_video", lambda x: (seen.append(cudnn.allow_tf32), encode(x))[1])
-    engine.encode_video([_batch(cases.load("charades_small"))[0].video])
+    engine.encode_video([batch_of(cases.load("charades_small"))[0].video])
     assert (seen, cudnn.allow_tf32) == ([False], True)
 
 
