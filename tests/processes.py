@@ -1,4 +1,4 @@
-"""Runs a function in a forked child; a child that hangs is an error."""
+"""Runs a function in a forked child; children and tests that hang fail."""
 
 from __future__ import annotations
 
@@ -9,8 +9,13 @@ import signal
 import sys
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
+
+import pytest
+
+LIMIT_S = 180
+"""Longest time of a test: many times what one takes on a machine that others load."""
 
 
 def in_fork(work: Callable[[], Any], limit_s: float = 60.0) -> Any:
@@ -52,3 +57,17 @@ def in_fork(work: Callable[[], Any], limit_s: float = 60.0) -> Any:
         os.close(ours)
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
+
+
+@pytest.fixture(autouse=True)
+def not_for_ever() -> Iterator[None]:
+    """Fails a test whose own threads wait for ever; `in_fork` does so for children, which inherit no alarm."""
+
+    def fail(*_: object) -> None:
+        raise AssertionError(f"the test has not ended in {LIMIT_S} s")
+
+    before = signal.signal(signal.SIGALRM, fail)
+    signal.alarm(LIMIT_S)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
