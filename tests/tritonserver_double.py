@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 KINDS = {"TYPE_FP32": np.float32, "TYPE_INT64": np.int64, "TYPE_INT32": np.int32, "TYPE_STRING": np.object_}
+MEMORY_CPU = 0
 
 
 def read_config(path: Path) -> Any:
@@ -43,49 +44,61 @@ def check_tensors(specs: Sequence[Any], arrays: dict[str, npt.NDArray[Any]], bat
     assert set(arrays) <= {spec.name for spec in specs}, "an input or output that the config does not have"
 
 
+class Tensor:
+    def __init__(self, name: str, numpy_array: npt.NDArray[Any]) -> None:
+        self._name, self._array = name, numpy_array
+
+    def name(self) -> str:
+        return self._name
+
+    def as_numpy(self) -> npt.NDArray[Any]:
+        return self._array
+
+
+class TritonError:
+    def __init__(self, message: str) -> None:
+        self._message = message
+
+    def message(self) -> str:
+        return self._message
+
+
+class InferenceResponse:
+    def __init__(self, output_tensors: list[Tensor], error: TritonError | None = None) -> None:
+        self._outputs, self._error = output_tensors, error
+
+    def output_tensors(self) -> list[Tensor]:
+        return self._outputs
+
+    def has_error(self) -> bool:
+        return self._error is not None
+
+    def error(self) -> TritonError | None:
+        return self._error
+
+
+class PreferredMemory:
+    def __init__(self, memory_type: int, device_id: int = 0) -> None:
+        assert memory_type == MEMORY_CPU
+
+
+def get_input_tensor_by_name(request: Any, name: str) -> Tensor | None:
+    return next((tensor for tensor in request.inputs() if tensor.name() == name), None)
+
+
+def get_output_tensor_by_name(response: InferenceResponse, name: str) -> Tensor | None:
+    return next((tensor for tensor in response.output_tensors() if tensor.name() == name), None)
+
+
 def make_utils(repository: Path) -> Any:
     """The module `triton_python_backend_utils` of a server with a repository of ONNX models."""
     import onnxruntime
 
     utils: Any = ModuleType("triton_python_backend_utils")
-    utils.TRITONSERVER_MEMORY_CPU = 0
+    utils.TRITONSERVER_MEMORY_CPU = MEMORY_CPU
     utils.calls = []
     utils.broken = None
     sessions: dict[str, Any] = {}
-
-    class Tensor:
-        def __init__(self, name: str, numpy_array: npt.NDArray[Any]) -> None:
-            self._name, self._array = name, numpy_array
-
-        def name(self) -> str:
-            return self._name
-
-        def as_numpy(self) -> npt.NDArray[Any]:
-            return self._array
-
-    class TritonError:
-        def __init__(self, message: str) -> None:
-            self._message = message
-
-        def message(self) -> str:
-            return self._message
-
-    class InferenceResponse:
-        def __init__(self, output_tensors: list[Tensor], error: TritonError | None = None) -> None:
-            self._outputs, self._error = output_tensors, error
-
-        def output_tensors(self) -> list[Tensor]:
-            return self._outputs
-
-        def has_error(self) -> bool:
-            return self._error is not None
-
-        def error(self) -> TritonError | None:
-            return self._error
-
-    class PreferredMemory:
-        def __init__(self, memory_type: int, device_id: int = 0) -> None:
-            assert memory_type == utils.TRITONSERVER_MEMORY_CPU
 
     class InferenceRequest:
         def __init__(
@@ -115,12 +128,6 @@ def make_utils(repository: Path) -> Any:
             wanted = [spec for spec in config.output if spec.name in found]
             check_tensors(wanted, found, config.max_batch_size)
             return InferenceResponse([Tensor(name, array) for name, array in found.items()])
-
-    def get_input_tensor_by_name(request: InferenceRequest, name: str) -> Tensor | None:
-        return next((tensor for tensor in request.inputs() if tensor.name() == name), None)
-
-    def get_output_tensor_by_name(response: InferenceResponse, name: str) -> Tensor | None:
-        return next((tensor for tensor in response.output_tensors() if tensor.name() == name), None)
 
     for item in (
         *(Tensor, TritonError, InferenceResponse, InferenceRequest, PreferredMemory),
