@@ -118,10 +118,12 @@ class VideoGraph(nn.Module):
 class _Map(nn.Module):
     """Clips [B, C, 1, N] to the part of the padded 2D map that is read, [B, C, H, W]."""
 
+    weight0: Tensor  # the first of a learned map's
+
     def __init__(self, preset: Preset, state: State, dtype: torch.dtype | None) -> None:
         super().__init__()
         self.steps = pool_steps(preset.pooling_counts)
-        self.dtype = dtype  # None where the map is made by max pools, which have no weights
+        self.learned = dtype is not None  # else the map is made by max pools, which have no weights
         plan = plan_for(preset)
         frame = crop(plan).input_frame
         if dtype is not None:
@@ -139,11 +141,11 @@ class _Map(nn.Module):
         )
 
     def forward(self, clips: Tensor) -> Tensor:
-        if self.dtype is not None:
-            clips = clips.to(self.dtype)
+        if self.learned:
+            clips = clips.to(self.weight0.dtype)
         parts = [clips]
         for number, (kernel, stride) in enumerate(self.steps):
-            if self.dtype is not None:
+            if self.learned:
                 weight, bias = getattr(self, f"weight{number}"), getattr(self, f"bias{number}")
                 clips = F.conv2d(clips, weight, bias, (1, stride))
             else:

@@ -166,7 +166,7 @@ def test_places_that_do_not_fit_are_refused(exports: Exports, tmp_path: Path) ->
 
 def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, exports: Exports, tmp_path: Path) -> None:
     directory = exports("demo")
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("mmn_fast.export.packages.find_spec", lambda name: None)
     with pytest.raises(
         InputError, match=r"torch and onnx and onnxruntime and onnxscript not installed \(pip install torch mmn_fast"
     ):
