@@ -1,4 +1,4 @@
-"""Evaluation: annotation files in, recall tables out. NumPy only; the engine does the rest."""
+"""Evaluation: reads annotation files, gives recall tables. Uses NumPy alone; the engine runs the model."""
 
 from mmn_fast.evaluation.datasets import Sample, read_annotations
 from mmn_fast.evaluation.evaluate import EvaluationReport, QueryResult, evaluate, evaluate_maps

@@ -1,4 +1,4 @@
-"""What a fast path costs in answers: the trained demo model on its test split, against the reference."""
+"""Agreement of a fast path with the reference: both ground the demo model's test split."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Agreement:
         max_fused_difference: largest difference of a fused score.
         top1: share of sentences whose best proposal is the same.
         recall: R@n,IoU@m of the engine, 0 to 1.
-        recall_difference: the same minus the reference's.
+        recall_difference: `recall` minus the reference's recall.
     """
 
     num_sentences: int
@@ -62,14 +62,14 @@ def agreement(engine: Engine, reference: Engine, split: LabelledSplit) -> Agreem
 
     Args:
         engine: a fast path with the demo model.
-        reference: backend "torch" in fp64 with the same model, or whatever else the engine stands beside.
-        split: what to compare on.
+        reference: backend "torch" in fp64 with the same model, or any other engine to compare with.
+        split: the videos and sentences to compare on.
     """
     return agreement_with(engine, reference.score_maps(split.batch), split)
 
 
 def agreement_with(engine: Engine, theirs: Sequence[ScoreMaps], split: LabelledSplit) -> Agreement:
-    """`agreement` with what the reference gave for the split."""
+    """`agreement` from the reference's score maps of the split."""
     ours = engine.score_maps(split.batch)
     same = [a.fused.argmax(1) == b.fused.argmax(1) for a, b in zip(ours, theirs, strict=True)]
     figures, expected = recall(engine, split, ours), recall(engine, split, theirs)

@@ -2,11 +2,11 @@
 
 Three published layouts are recognised by their content:
 
-* MMN's JSON, `{video: {duration, timestamps, sentences}}` in seconds, or in frames with `fps` and `num_frames` in
-  the place of `duration`;
-* Charades-STA's text, a line `VIDEO start end##sentence` each, in seconds and without durations;
-* QVHighlights' JSON lines (also Lighthouse's), `{qid, query, vid, duration, relevant_windows}` in seconds, where
-  several windows are several ground truths.
+* MMN's JSON, `{video: {duration, timestamps, sentences}}` in seconds, or in frames with `fps` and `num_frames`
+  instead of `duration`;
+* Charades-STA's text, one line `VIDEO start end##sentence` per sentence, in seconds and without durations;
+* QVHighlights' JSON lines (also Lighthouse's), `{qid, query, vid, duration, relevant_windows}` in seconds; several
+  windows are several ground truths.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Durations = str | Path | Mapping[str, float]
 logger = logging.getLogger(__name__)
 
 _MAX_FILE = 2**30  # bytes; the published files have at most 4 MB
-# Seconds and frames in bounds that float32 arithmetic on fractions of them survives: a billion frames is a year.
+# Bounds of seconds and frames: float32 arithmetic on fractions of them still works. A billion frames is a year.
 _LENGTH = Number(0, 1e9, above=True)
 _TIME = Number(-1e9, 1e9)
 _NAME = Text(most=4096)
@@ -49,16 +49,16 @@ _LAYOUTS = (
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """One video's sentences and where in it they happen.
+    """One video, its sentences and the moments that they describe.
 
     Attributes:
         video_id: the video's name, the key of its features.
         duration_s: its length in seconds.
         sentences: S sentences, as annotated (leading spaces too).
         moments_s: per sentence its ground-truth windows, float64 (or float32) [G, 2] seconds. Only the QVHighlights
-            layout has G > 1; G = 0 where no truth is known. A protocol that compares in float32 rounds them.
-        query_ids: per sentence its name in predictions: the file's own, else "<video_id>#<index in the video>",
-            counted before entries are dropped.
+            layout has G > 1; G = 0 where no truth is known. A protocol that compares in float32 rounds the windows.
+        query_ids: per sentence its name in predictions: the file's own, else "<video_id>#<index in the video>". The
+            index counts entries before any is dropped.
     """
 
     video_id: str
@@ -89,23 +89,23 @@ def read_annotations(
 ) -> Annotations:
     """Read an annotation file of any of the three layouts.
 
-    As in the official code, windows whose start is not before their end are dropped (counted and logged once), starts
-    are clamped to 0 and ends to the duration; a sentence without a window left, and a video without a sentence left,
-    are dropped. The published training files need this: they hold entries of every such kind.
+    Repairs follow the official code: a window whose start is not before its end is dropped (counted and logged once),
+    starts are clamped to 0 and ends to the duration. A sentence that has no window left and a video that has no
+    sentence left are dropped. The published training files hold entries of every such kind.
 
     Args:
         path: the annotation file.
-        preset: what the file belongs to. One with timestamps in frames demands `fps` and `num_frames` of the JSON
-            layout; otherwise a file that has both of them is in frames, and one that has not is in seconds.
-        durations: lengths in seconds, which the Charades-STA text needs and no other layout takes: a mapping by video,
-            or a JSON file of the same or of MMN's layout, or the Charades CSV with the columns id and length.
-        strict: refuse windows that end at or before their start, begin before 0 or end after the duration, and
-            sentences without a window and videos without a sentence, instead of repairing them.
-        truth: False reads what is to be predicted: windows may be missing, null or empty and are not looked at, a line
-            of text may be `VIDEO##sentence`, and every sentence is kept, with moments_s [0, 2].
+        preset: the preset that the file belongs to. If its timestamps are in frames, the JSON layout must have `fps`
+            and `num_frames`. Otherwise a file that has both is read in frames, any other file in seconds.
+        durations: lengths in seconds: a mapping by video, a JSON file of such a mapping or in MMN's layout, or the
+            Charades CSV with the columns id and length. The Charades-STA text needs it; no other layout takes it.
+        strict: refuse instead of repairing: windows that end at or before their start, begin before 0 or end after the
+            duration, sentences without a window, and videos without a sentence.
+        truth: False reads sentences to predict: windows may be missing, null or empty and are ignored, a line of text
+            may be `VIDEO##sentence`, and every sentence is kept, with moments_s [0, 2].
 
     Returns:
-        One sample per video, in the file's order; their `notes` say what was left out or clamped.
+        One sample per video, in the file's order; the list's `notes` say what was left out or clamped.
 
     Raises:
         InputError: the file cannot be used; the message names it and the entry.
@@ -154,7 +154,7 @@ def _read_text(path: Path, what: str) -> str:
 
 
 def _recognise(text: str, path: Path) -> tuple[str, Any]:
-    """Tell the layout, "json", "jsonl" or "text", and parse the content of "json"."""
+    """Give the layout, "json", "jsonl" or "text", and for "json" the parsed content."""
     first_line = text.lstrip().split("\n", 1)[0]
     if not first_line.startswith("{"):
         if "##" in first_line:
@@ -168,7 +168,7 @@ def _recognise(text: str, path: Path) -> tuple[str, Any]:
         except NotJsonError:
             raise whole from None
         return "jsonl", None
-    # A single JSON line is a whole JSON object too; its values are no videos.
+    # A file of one JSON line also parses as a whole JSON object, but its values are not videos.
     return ("jsonl", None) if isinstance(content.get("query"), str) else ("json", content)
 
 
@@ -233,7 +233,7 @@ def _windows_field(truth: bool, name: str) -> tuple[str, ...]:
 
 
 def _given(windows: list[Any]) -> list[Any]:
-    """The windows that are there: null stands for none."""
+    """Drop nulls, which stand for missing windows."""
     return [window for window in windows if window is not None]
 
 
@@ -306,7 +306,7 @@ def first_few(names: list[str]) -> str:
 
 
 def _lengths(durations: Durations) -> tuple[Mapping[str, Any], str]:
-    """Each video's length as its source has it, and the source's name for messages."""
+    """Each video's length as the source spells it, and the source's name for messages."""
     if isinstance(durations, Mapping):
         return durations, "the mapping"
     path = Path(durations)
@@ -335,7 +335,7 @@ def _length(value: Any, where: str) -> float:
 
 
 def _window_s(window: Any, where: str, video: _VideoEntries, strict: bool) -> tuple[float, float] | None:
-    """Convert to seconds within the video; None for a window that is to be dropped."""
+    """Convert a window to seconds within the video; None means that the window is dropped."""
     if not isinstance(window, list) or len(window) != 2:
         raise fail(where, "a window [start, end]", window)
     start, end = (_TIME(time, f"{where}: window {shown(window)}") for time in window)
@@ -431,7 +431,7 @@ def _note_windows(
 ) -> None:
     for raw, window in zip(entry.windows, windows, strict=True):
         if window is None:
-            if any(other is not None for other in windows):  # else the sentence is counted
+            if any(other is not None for other in windows):  # otherwise the sentence itself is counted
                 tally.add("left_out", "windows", _BACKWARDS, f"{where} {raw}")
         elif raw[0] < 0 or raw[1] / video.units_per_s > video.duration_s:
             outside = window[0] >= window[1]

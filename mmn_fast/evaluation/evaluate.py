@@ -1,4 +1,4 @@
-"""Recall tables: of score maps at hand (`evaluate_maps`), or of an engine over a dataset (`evaluate`)."""
+"""Recall tables, from given score maps (`evaluate_maps`) or from an engine that runs over a dataset (`evaluate`)."""
 
 from __future__ import annotations
 
@@ -33,19 +33,18 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class EvaluationReport:
-    """Figures of one evaluation and what they are figures of.
+    """Figures of one evaluation, with what was evaluated and how.
 
     Attributes:
-        protocol: the protocol, its NMS threshold filled in; None where a file of predictions was scored.
-        preset: the preset's name, or that of the file of predictions.
-        metrics: "R@n,IoU@m" for the preset's n and m, "Best_R<n>" (their mean over the m) and "mIoU" (of the best
-            moment), and by the rules "qvh" "MR-<range>-<figure>" of Moment-DETR's evaluator (`qvhighlights`); each 0 to
-            1.
+        protocol: the protocol, its NMS threshold filled in; the threshold is None if a file of predictions was scored.
+        preset: name of the preset or of the file of predictions.
+        metrics: each 0 to 1: "R@n,IoU@m" for the preset's n and m, "Best_R<n>" (mean of R@n over the m) and "mIoU" (of
+            the best moment); the rules "qvh" add Moment-DETR's "MR-<range>-<figure>" (`qvhighlights`).
         num_videos: videos evaluated.
         num_sentences: sentences evaluated.
         num_skipped: videos passed over because they have no features.
         seconds: wall-clock time of the evaluation.
-        notes: what was left out, clamped, cut, skipped or not looked at, and why.
+        notes: what was left out, clamped, cut, skipped or ignored, and why.
     """
 
     protocol: Protocol
@@ -92,7 +91,7 @@ class EvaluationReport:
 
 
 def _table(rows: list[list[str]]) -> str:
-    """Rows in a frame, the first one apart."""
+    """Draw rows in a frame; a line sets the first row apart."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     rule = "+" + "+".join("-" * (width + 2) for width in widths) + "+"
     lines = [
@@ -118,7 +117,7 @@ class UnwrittenPredictions(WriteError):  # noqa: N818 - what it is about, as Bac
 
 @dataclass(frozen=True, eq=False)
 class QueryResult:
-    """What was found for one sentence, and how well it fits.
+    """Moments found for one sentence, and how well the best one fits.
 
     Attributes:
         video_id: the video's name.
@@ -127,7 +126,7 @@ class QueryResult:
         duration_s: length of the video in seconds.
         moments: moments found, best first, after NMS.
         truth_s: ground-truth windows, float32 [G, 2] seconds.
-        iou: IoU of the best moment as "mIoU" counts it: with the window it fits best, 0 where none was found.
+        iou: IoU of the best moment with the window that it fits best, as "mIoU" counts it; 0 if no moment was found.
     """
 
     video_id: str
@@ -154,8 +153,8 @@ def evaluate_maps(
         contrastive: per video float32 [S, P], the contrastive cosines of the valid cells in row-major order.
         iou: per video float32 [S, P], the iou scores of the same cells.
         durations_s: per video its length in seconds.
-        moments_s: per video the ground truth, seconds: [S, 2], or S arrays [G, 2] where sentences have several windows
-            (the best-fitting one counts).
+        moments_s: per video the ground truth, seconds: [S, 2], or S arrays [G, 2] if sentences have several windows
+            (the window that fits best counts).
         protocol: name in `PROTOCOLS`, or a protocol.
 
     Returns:
@@ -205,8 +204,8 @@ def evaluate(
 ) -> EvaluationReport:
     """Ground every sentence of a dataset and compare with its ground truth.
 
-    Memory holds one batch of videos at a time. All arguments, and that every video has features, are checked before the
-    first batch.
+    Memory holds one batch of videos at a time. Before the first batch, all arguments are checked, and that every video
+    has features.
 
     Args:
         engine: scores sentences on videos.
@@ -214,12 +213,12 @@ def evaluate(
         features: clip features by video id.
         protocol: name in `PROTOCOLS`, or a protocol.
         predictions: new file to write the moments to, one JSON line per sentence in QVHighlights' layout: `qid, query,
-            vid, pred_relevant_windows` with up to `top_k` [start, end, score], best first, after NMS. It appears when
-            all of them are written, or not at all; if the disk refuses it, the evaluation goes on without.
-        limit: evaluate only so many videos, the first ones (that have features).
+            vid, pred_relevant_windows` with up to `top_k` [start, end, score], best first, after NMS. The file appears
+            when all lines are written, or not at all; if the disk refuses it, the evaluation goes on without it.
+        limit: evaluate only the first `limit` videos that have features.
         skip_missing: pass over videos without features; the report counts them.
-        strict: refuse to pass over videos, and sentences that the text encoder would cut. Annotations have a `strict`
-            of their own.
+        strict: refuse to pass over videos, and refuse sentences that the text encoder would cut. `read_annotations`
+            has a `strict` of its own.
         batch_size: videos per call of the engine.
         top_k: moments per sentence in the predictions.
         progress: show a progress bar on stderr.
@@ -229,9 +228,10 @@ def evaluate(
         The report.
 
     Raises:
-        InputError: an argument cannot be used, `predictions` exists, or a video has no features (unless
-            `skip_missing`), or what `strict` refuses.
-        UnwrittenPredictions: everything was evaluated, but `predictions` could not be written; it has the report.
+        InputError: an argument cannot be used, `predictions` exists, a video has no features (unless `skip_missing`),
+            or `strict` refuses something.
+        UnwrittenPredictions: everything was evaluated, but `predictions` could not be written; the error has the
+            report.
     """
     started = time.perf_counter()
     check_counts(limit=limit, batch_size=batch_size, top_k=top_k)

@@ -1,4 +1,4 @@
-"""Judging ranked moments by a protocol, wherever they come from: score maps, or a file of predictions."""
+"""Judges ranked moments by a protocol. The moments come from score maps or from a file of predictions."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from mmn_fast.evaluation.qvhighlights import MAX_MOMENTS, MomentRetrieval, as_wr
 
 
 class Judge:
-    """Collects what the metrics are made of: a few floats per sentence.
+    """Collects a few floats per sentence, from which the metrics are computed.
 
     Args:
-        protocol: says what counts.
+        protocol: says when a moment counts as found.
         counts: the n of R@n.
         thresholds: the m of IoU@m.
     """
@@ -30,7 +30,7 @@ class Judge:
 
     @property
     def num_judged(self) -> int:
-        """How many moments of a sentence are looked at."""
+        """Number of moments per sentence that are judged."""
         return max(*self._counts, MAX_MOMENTS if self._retrieval else 1)
 
     def add(self, moments: npt.NDArray[Any], windows_s: npt.NDArray[Any]) -> None:
@@ -38,7 +38,7 @@ class Judge:
 
         Args:
             moments: float32 or float64 [K, 3], start, end and score, best first.
-            windows_s: float64 [G, 2], its true windows, G >= 1.
+            windows_s: float64 [G, 2], the sentence's true windows, G >= 1.
         """
         most = max(self._counts)
         ious = self._protocol.ious(moments[:most, :2], windows_s)

@@ -1,4 +1,4 @@
-"""Running an engine over a dataset, a batch of videos at a time: what evaluating and predicting share."""
+"""Runs an engine over a dataset, one batch of videos at a time. Evaluation and prediction share this loop."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 
 class ScoringEngine(typing.Protocol):
-    """What evaluating needs of an engine."""
+    """The part of an engine that evaluation needs."""
 
     @property
     def preset(self) -> Preset:
@@ -41,7 +41,7 @@ class FeatureStore(typing.Protocol):
 
 
 def check_counts(**counts: int | None) -> None:
-    """Refuse counts below 1; None is none given."""
+    """Refuse counts below 1; None means that no count was given."""
     for name, number in counts.items():
         if number is not None and number < 1:
             raise InputError(f"{name}: expected a number >= 1, got {number!r}")
@@ -55,21 +55,21 @@ def choose(
     skip_missing: bool,
     strict: bool,
 ) -> tuple[list[Sample], tuple[Note, ...]]:
-    """The first `limit` samples that have features, and what happens to the data set: said here, before the work.
+    """Choose the first `limit` samples that have features; log what is skipped or cut before the work begins.
 
     Args:
         engine: tells which sentences it cuts.
-        samples: the data set; an `Annotations` has notes of its own, which are not said again.
+        samples: the data set; the notes of an `Annotations` are not logged again.
         features: clip features by video id.
-        limit: so many videos; None for all.
+        limit: number of videos; None for all.
         skip_missing: pass over videos without features.
-        strict: refuse to skip videos, and to cut sentences.
+        strict: refuse to skip videos and to cut sentences.
 
     Returns:
         The samples, and all notes, those of `samples` first.
 
     Raises:
-        InputError: a video has no features (unless `skip_missing`), none has, or what `strict` refuses.
+        InputError: a video has no features (unless `skip_missing`), no video has any, or `strict` refuses something.
     """
     missing = [sample.video_id for sample in samples if sample.video_id not in features]
     if missing and not skip_missing:
@@ -96,7 +96,7 @@ def choose(
 
 
 def notes_of(samples: Sequence[Sample]) -> tuple[Note, ...]:
-    """What reading the annotations left out or clamped; nothing is known of a plain list."""
+    """What reading the annotations left out or clamped; a plain list has no notes."""
     notes: tuple[Note, ...] = getattr(samples, "notes", ())
     return notes
 
@@ -113,7 +113,7 @@ def _some(kind: str, total: int, why: str, names: list[str]) -> tuple[Note, ...]
 def scored_batches(
     engine: ScoringEngine, samples: Sequence[Sample], features: FeatureStore, batch_size: int, progress: bool
 ) -> Iterator[tuple[Sample, ScoreMaps]]:
-    """Every sample with its score maps; memory holds one batch of videos at a time. `choose` has said what is cut."""
+    """Yield every sample with its score maps; memory holds one batch of videos. `choose` has logged cut sentences."""
     with _progress(progress, len(samples)) as advance:
         for first in range(0, len(samples), batch_size):
             batch = samples[first : first + batch_size]

@@ -22,24 +22,24 @@ Rules = Literal["mmn", "2dtan", "qvh"]
 
 @dataclass(frozen=True)
 class Protocol:
-    """How moments are ranked and when one counts as found.
+    """How moments are ranked and when a moment counts as found.
 
     Figures of two protocols are not comparable: on a grid of cells, IoUs exactly at a threshold are common.
 
-    Three sets of rules, `rules`, say how numbers are rounded and how ties go:
+    `rules` names one of three sets of rules for rounding and ties:
 
     * "mmn": IoU in float32, the overlap over the hull of both spans. Equal scores rank by ascending cell, row by row
       (the official code leaves it to an unstable sort). A score of exactly 0 is no candidate.
     * "2dtan": ends are rounded to float32, IoU is computed from them in float64; truths stay float64. Equal scores rank
-      by descending cell, row by row: 2D-TAN's code reverses an ascending sort (whose own ties NumPy does not define; a
-      stable sort is taken here). A score of 0 is a candidate.
-    * "qvh": moments are ranked as by "mmn" and judged in float64 as a file of predictions spells them. With the figures
-      of `qvhighlights`: Moment-DETR's mAP and R1 by length of moment. Equal scores keep their order.
+      by descending cell, row by row: 2D-TAN's code reverses an ascending sort (NumPy does not define the ties of that
+      sort; a stable sort is used here). A score of 0 is a candidate.
+    * "qvh": moments are ranked as by "mmn" and judged in float64 as a file of predictions spells them. Equal scores
+      keep their order. The report also has the figures of `qvhighlights`: Moment-DETR's mAP and R1 by length of moment.
 
     Attributes:
         name: the key in `PROTOCOLS`, printed with every table.
         strict: a moment counts when its IoU > the threshold; otherwise when IoU >= the threshold.
-        nms_iou: moments above this IoU with a better one are suppressed before ranking; None takes the preset's.
+        nms_iou: a moment above this IoU with a better one is suppressed before ranking; None takes the preset's.
         rules: "mmn", "2dtan" or "qvh".
     """
 
@@ -65,14 +65,14 @@ class Protocol:
         return ">" if self.strict else ">="
 
     def ious(self, moments_s: npt.NDArray[Any], windows_s: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """IoU of each moment with the truth that it fits best, in the precision that the rules compare in.
+        """IoU of each moment with the truth that it fits best, in the precision of the rules.
 
         Args:
-            moments_s: float [K, 2], seconds; rounded to float32 unless by "qvh".
+            moments_s: float [K, 2], seconds; rounded to float32 except under "qvh".
             windows_s: float [G, 2], seconds, G >= 1.
 
         Returns:
-            [K], float32 by the rules "mmn", float64 by "2dtan" and "qvh".
+            [K], float32 under the rules "mmn", float64 under "2dtan" and "qvh".
         """
         if self.rules == "qvh":
             return hull_ious(as_written(moments_s), np.asarray(windows_s, np.float64))
@@ -85,11 +85,11 @@ PROTOCOLS: dict[str, Protocol] = {
     for protocol in (
         # MMN's own evaluation: IoU >= m counts; NMS with the configuration's threshold (0.5, TACoS 0.4).
         Protocol("mmn", strict=False),
-        # 2D-TAN's: IoU > m counts. NMS at its configuration's default; most of its experiments set 0.45 or 0.5. Its
-        # "mIoU" is the mean of the best moment's IoU, as here.
+        # 2D-TAN's: IoU > m counts. NMS uses the default of its configuration; most of its experiments set 0.45 or 0.5.
+        # Its "mIoU" is the mean IoU of the best moment, as here.
         Protocol("2dtan", strict=True, nms_iou=0.4, rules="2dtan"),
-        # QVHighlights': IoU >= m with the best of several true windows. Its evaluator runs no NMS: the preset's is
-        # part of the model here.
+        # QVHighlights': IoU >= m with the best of several true windows. Its evaluator runs no NMS; here the preset's
+        # NMS is part of the model.
         Protocol("qvh", strict=False, rules="qvh"),
     )
 }
@@ -127,8 +127,8 @@ def recall_at(ious: npt.NDArray[Any], counts: Sequence[int], thresholds: Sequenc
     """R@n,IoU@m: the share of sentences with a good enough moment among their n best.
 
     Args:
-        ious: float32 or float64 [S, K], IoU of each sentence's ranked moments, best first; NaN where there are fewer
-            than K. A sentence with fewer than n moments is judged by those it has.
+        ious: float32 or float64 [S, K], IoU of each sentence's ranked moments, best first; NaN fills rows with fewer
+            than K moments. A sentence with fewer than n moments is judged by the moments it has.
         counts: the n, each from 1 to K.
         thresholds: the m.
         strict: count IoU > m instead of IoU >= m.
@@ -142,14 +142,14 @@ def recall_at(ious: npt.NDArray[Any], counts: Sequence[int], thresholds: Sequenc
     ious = _ranked(ious)
     if not all(1 <= count <= ious.shape[1] for count in counts):
         raise InputError(f"counts: expected numbers from 1 to {ious.shape[1]} (ranked moments), got {list(counts)}")
-    # The thresholds are rounded as the IoUs are, or a float32 IoU of exactly 0.7 would miss the threshold 0.7.
+    # Thresholds are rounded like the IoUs; otherwise a float32 IoU of exactly 0.7 would miss the threshold 0.7.
     limits = np.asarray(thresholds, ious.dtype)
     found = ious[:, :, None] > limits if strict else ious[:, :, None] >= limits
     return np.array([found[:, :count].any(axis=1).mean(axis=0) for count in counts], np.float64)
 
 
 def mean_iou(ious: npt.NDArray[Any]) -> float:
-    """Mean over sentences of the IoU of the best-ranked moment; 0 counts for a sentence without any.
+    """Mean over sentences of the IoU of the best-ranked moment; a sentence without moments counts as 0.
 
     Args:
         ious: [S, K] as for `recall_at`.

@@ -1,4 +1,4 @@
-"""What is left out of a data set, changed or skipped: counted, and said in one line each."""
+"""Notes count the entries of a data set that were left out, changed or skipped; each note is logged in one line."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ _KINDS = ("left_out", "clamped", "cut", "skipped", "limited")
 
 @dataclass(frozen=True)
 class Note:
-    """One thing that happened to some of a data set's entries.
+    """One kind of change to entries of a data set, with its count.
 
     Attributes:
         kind: "left_out", "clamped", "cut", "skipped" or "limited".
         what: what is counted: "sentences", "windows", "videos" or "predictions".
         count: how many.
-        total: of how many.
+        total: how many entries there were in all.
         why: the reason, and what the official evaluation does.
-        first: names the first of them, or the first few.
+        first: names the first counted entry, or the first few.
     """
 
     kind: str
@@ -41,7 +41,7 @@ class Note:
 
 
 class Tally:
-    """Counts entries by kind, thing and reason; remembers the first of each."""
+    """Counts entries by kind, thing and reason; remembers the first entry of each."""
 
     def __init__(self) -> None:
         self._found: dict[tuple[str, str, str], list[Any]] = {}
@@ -51,7 +51,7 @@ class Tally:
         self._found.setdefault((kind, what, why), [0, where])[0] += 1
 
     def notes(self, totals: dict[str, int]) -> tuple[Note, ...]:
-        """What was counted; `totals` says of how many."""
+        """The counts as notes; `totals` gives each note's total by what is counted."""
         return tuple(
             Note(kind, what, count, totals[what], why, first)
             for (kind, what, why), (count, first) in self._found.items()
@@ -65,17 +65,17 @@ def say(logger: logging.Logger, source: object, notes: tuple[Note, ...]) -> None
 
 
 def refuse(notes: Sequence[Note]) -> None:
-    """Refuse what `strict` does not allow: each of these notes.
+    """Refuse these notes, because `strict` allows none.
 
     Raises:
-        InputError: there is one; it says all of them.
+        InputError: there is a note; the message lists all of them.
     """
     if notes:
         raise InputError(f"strict: {'; '.join(map(str, notes))}")
 
 
 def cut_sentences(engine: object, sentences: Sequence[str]) -> tuple[Note, ...]:
-    """What an engine's text encoder cuts of these sentences; nothing for an engine that does not tell."""
+    """A note of the sentences that the engine's text encoder cuts; none if the engine cannot tell."""
     if not isinstance(engine, _Cuts):
         return ()
     cut = engine.cut_sentences(sentences)
@@ -89,7 +89,7 @@ def cut_sentences(engine: object, sentences: Sequence[str]) -> tuple[Note, ...]:
 
 @runtime_checkable
 class _Cuts(Protocol):
-    """An engine that tells what its text encoder cuts."""
+    """An engine that tells which sentences its text encoder cuts."""
 
     @property
     def max_tokens(self) -> int: ...
@@ -98,7 +98,7 @@ class _Cuts(Protocol):
 
 
 def by_kind(notes: Sequence[Note]) -> dict[str, list[dict[str, Any]]]:
-    """Notes as plain JSON types: kind -> its notes; every kind is there."""
+    """Notes as plain JSON types: kind -> its notes; every kind has a key."""
     found: dict[str, list[dict[str, Any]]] = {kind: [] for kind in _KINDS}
     for note in notes:
         facts = asdict(note)

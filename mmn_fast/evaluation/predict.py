@@ -1,4 +1,4 @@
-"""Predictions of an engine for a dataset whose truth is not known, and the figures of a file of predictions."""
+"""Writes an engine's predictions for a dataset without known truth, and scores a file of predictions."""
 
 from __future__ import annotations
 
@@ -37,15 +37,15 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class PredictionReport:
-    """What was predicted.
+    """Summary of a file of predictions that was written.
 
     Attributes:
         predictions: the file.
-        num_videos: videos in it.
-        num_sentences: sentences in it, a line each.
+        num_videos: videos in the file.
+        num_sentences: sentences in the file, one line each.
         num_skipped: videos passed over because they have no features.
         seconds: wall-clock time.
-        notes: what was left out, cut, skipped or not looked at, and why.
+        notes: what was left out, cut, skipped or ignored, and why.
     """
 
     predictions: str
@@ -76,28 +76,28 @@ def predict(
     top_k: int = 10,
     progress: bool = False,
 ) -> PredictionReport:
-    """Ground every sentence of a dataset and write the moments; no truth is looked at.
+    """Ground every sentence of a dataset and write the moments; the truth is ignored.
 
     Args:
         engine: scores sentences on videos.
         samples: the dataset, see `read_annotations(..., truth=False)`.
         features: clip features by video id.
         output: new file, a JSON line per sentence in QVHighlights' layout: `qid, query, vid, pred_relevant_windows`
-            with up to `top_k` [start, end, score], best first, after NMS. It appears when all of them are written.
+            with up to `top_k` [start, end, score], best first, after NMS. The file appears when all lines are written.
         protocol: how moments are ranked: name in `PROTOCOLS`, or a protocol.
-        limit: only so many videos, the first ones (that have features).
+        limit: only the first `limit` videos that have features.
         skip_missing: pass over videos without features; the report counts them.
-        strict: refuse to pass over videos, and sentences that the text encoder would cut.
+        strict: refuse to pass over videos, and refuse sentences that the text encoder would cut.
         batch_size: videos per call of the engine.
         top_k: moments per sentence.
         progress: show a progress bar on stderr.
 
     Returns:
-        What was predicted.
+        The summary.
 
     Raises:
         InputError: an argument cannot be used, `output` exists, a video has no features (unless `skip_missing`),
-            or what `strict` refuses.
+            or `strict` refuses something.
         WriteError: the file cannot be written.
     """
     started = time.perf_counter()
@@ -127,13 +127,14 @@ def read_predictions(path: str | Path) -> dict[str, Float64]:
     """Read a file of predictions in QVHighlights' layout, one JSON object per line.
 
     Args:
-        path: the file. Lines have `qid` and `pred_relevant_windows`, [start, end, score] each; more is ignored.
+        path: the file. Each line has `qid` and `pred_relevant_windows`, a list of [start, end, score]; other keys are
+            ignored.
 
     Returns:
         Per qid (as text) its moments in the file's order, float64 [K, 3].
 
     Raises:
-        InputError: no such file, or a line that cannot be used; the message names it.
+        InputError: the file is missing, or a line cannot be used; the message names the line.
     """
     path = Path(path)
     found: dict[str, Float64] = {}
@@ -175,7 +176,7 @@ def _prediction(line: str, where: str) -> tuple[str, Float64]:
 def _is_finite(number: object) -> bool:
     if isinstance(number, bool) or not isinstance(number, (int, float)):
         return False
-    return abs(number) < 1e30 and math.isfinite(number)  # 1e30: as durations
+    return abs(number) < 1e30 and math.isfinite(number)  # 1e30: the limit of durations too
 
 
 def score_file(
@@ -188,10 +189,10 @@ def score_file(
     skip_missing: bool = False,
     strict: bool = False,
 ) -> EvaluationReport:
-    """The figures of a file of predictions: no model, no features.
+    """Score a file of predictions, without a model and without features.
 
-    Moments count in the file's order and no NMS is run: a file that `evaluate` wrote gives the figures of `evaluate`,
-    with the same protocol, n and m. A sentence with an empty list counts as not found (Moment-DETR's evaluator stops
+    Moments count in the file's order and no NMS is run. With the same protocol, n and m, a file that `evaluate` wrote
+    gives the figures of `evaluate`. A sentence with an empty list counts as not found (Moment-DETR's evaluator stops
     there). Predictions of sentences that the annotations lack are left out, with a warning that counts them.
 
     Args:
@@ -201,14 +202,14 @@ def score_file(
         recall_at: the n of R@n.
         recall_ious: the m of IoU@m.
         skip_missing: leave out sentences without predictions, with a warning that counts them.
-        strict: refuse to leave out either.
+        strict: refuse to leave out sentences or predictions.
 
     Returns:
         The report; its protocol has no NMS threshold.
 
     Raises:
-        InputError: the file cannot be used, a sentence has no predictions (unless `skip_missing`), or what `strict`
-            refuses.
+        InputError: the file cannot be used, a sentence has no predictions (unless `skip_missing`), or `strict` refuses
+            something.
     """
     started = time.perf_counter()
     rules = replace(get_protocol(protocol), nms_iou=None)

@@ -1,4 +1,4 @@
-"""Files of predictions in QVHighlights' layout: JSON lines, written as they are made."""
+"""Files of predictions in QVHighlights' layout: JSON lines, each written as soon as it is made."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from mmn_fast.files import refuse_existing, whole_file
 class PredictionsFile:
     """A new file of predictions that appears when its block ends well, or not at all.
 
-    Lines go to the disk as they come, so an hour's predictions need no memory. A line that the disk does not take ends
-    the file, not the work: `failure` says why from then on, and nothing is left of the file.
+    Lines go to the disk as they come, so an hour's predictions need no memory. If the disk refuses a line, the work
+    goes on without the file: `failure` says why, and nothing is left of the file.
 
     Args:
         path: the file.
         argument: name of the caller's argument, for messages.
 
     Attributes:
-        failure: why there is no file and will be none; None while all is well.
+        failure: why the file could not be written; None while all is well.
 
     Raises:
         InputError: the file exists, or its folder cannot be written to.
@@ -42,13 +42,14 @@ class PredictionsFile:
         Args:
             sample: the video.
             moments: per sentence its ranked moments, float32 [K, 3]: start and end in seconds, score.
-            top_k: how many of them to write.
+            top_k: most moments to write per sentence.
         """
         if self.failure is not None:
             return
         try:
             for query_id, sentence, ranked in zip(sample.query_ids, sample.sentences, moments, strict=True):
-                # str() of a float32 is the shortest text that reads back to it: 4.14, not 4.139999866485596.
+                # str() of a float32 is the shortest text that reads back as the same number: 4.14, not
+                # 4.139999866485596.
                 windows = [[float(str(number)) for number in row] for row in ranked[:top_k]]
                 line = {"qid": query_id, "query": sentence, "vid": sample.video_id, "pred_relevant_windows": windows}
                 self._file.write((json.dumps(line, ensure_ascii=False) + "\n").encode())

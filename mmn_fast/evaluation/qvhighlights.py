@@ -1,6 +1,6 @@
-"""QVHighlights' figures of moment retrieval, as Moment-DETR's evaluator has them: mAP and R1 by length of moment.
+"""QVHighlights' figures of moment retrieval, as Moment-DETR's evaluator computes them: mAP and R1 by moment length.
 
-All numbers are float64. Symbols: K predicted moments of a sentence, in their order; G true windows.
+All numbers are float64. Symbols: K predicted moments of a sentence, in the file's order; G true windows.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy.typing as npt
 from mmn_fast.arrays import Float64
 
 MAX_MOMENTS = 10
-"""mAP looks at so many moments of a sentence, the first ones."""
+"""mAP uses the first 10 moments of a sentence."""
 
 AP_IOUS = tuple(float(f"{0.5 + 0.05 * step:.2f}") for step in range(10))
 RANGES: dict[str, tuple[float, float]] = {
@@ -23,20 +23,20 @@ RANGES: dict[str, tuple[float, float]] = {
     "middle": (10, 30),
     "long": (30, 150),
 }
-"""Windows longer than the first and at most as long as the second number of seconds belong to a range."""
+"""Range -> (low, high), seconds: a window is in the range if low < its length <= high."""
 
 FIGURES = ("R1@0.5", "R1@0.7", "mAP@0.5", "mAP@0.75", "mAP")
 
 
 def as_written(moments: npt.NDArray[Any]) -> Float64:
-    """Numbers as a file of predictions has them: float32 as their shortest text, read as float64."""
+    """Round numbers as a file of predictions does: each float32 is written as its shortest text, read as float64."""
     if moments.dtype != np.float32:
         return moments.astype(np.float64)
     return np.array([float(str(number)) for number in moments.ravel()]).reshape(moments.shape)
 
 
 def cross_ious(moments_s: Float64, windows_s: Float64) -> Float64:
-    """IoU of every moment with every window, float64 [K, G]: the union is the sum of both lengths less the overlap."""
+    """IoU of every moment with every window, float64 [K, G]; the union is both lengths minus the overlap."""
     overlap = np.minimum(moments_s[:, None, 1], windows_s[:, 1]) - np.maximum(moments_s[:, None, 0], windows_s[:, 0])
     overlap = np.maximum(overlap, 0)
     lengths = (moments_s[:, 1] - moments_s[:, 0])[:, None] + (windows_s[:, 1] - windows_s[:, 0])
@@ -45,7 +45,7 @@ def cross_ious(moments_s: Float64, windows_s: Float64) -> Float64:
 
 
 def hull_ious(moments_s: Float64, windows_s: Float64) -> Float64:
-    """IoU of each moment with the window that fits it best, float64 [K]; the hull of both stands for their union."""
+    """IoU of each moment with the window that fits it best, float64 [K]; the union is the hull of both spans."""
     if not len(moments_s):
         return np.empty(0)
     best = windows_s[np.argmax(cross_ious(moments_s, windows_s), axis=1)]
@@ -58,8 +58,8 @@ def hull_ious(moments_s: Float64, windows_s: Float64) -> Float64:
 def average_precisions(moments: Float64, windows_s: Float64) -> Float64:
     """A sentence's average precision at each of `AP_IOUS`.
 
-    Moments are visited by descending score, equal scores in their order. At each threshold a moment takes the window
-    that fits it best among those that no earlier moment has taken, if their IoU >= the threshold.
+    Moments are visited by descending score; equal scores keep their order. At each threshold a moment takes the
+    best-fitting window that no earlier moment has taken, if the IoU >= the threshold.
 
     Args:
         moments: float64 [K, 3], start, end, score.
@@ -88,13 +88,13 @@ def _area(hits: Float64, num_windows: int) -> float:
     found = np.cumsum(hits)
     recall = np.concatenate([[0], found / num_windows, [1]])
     precision = np.concatenate([found / np.arange(1, len(hits) + 1), [0]])
-    highest = np.maximum.accumulate(precision[::-1])[::-1]  # from each recall on
+    highest = np.maximum.accumulate(precision[::-1])[::-1]  # highest precision at this recall or above
     steps = np.flatnonzero(recall[1:] != recall[:-1])
     return float(np.sum((recall[steps + 1] - recall[steps]) * highest[steps]))
 
 
 class MomentRetrieval:
-    """Collects a few floats per sentence and range, and makes the figures of them."""
+    """Collects a few floats per sentence and range, and computes the figures from them."""
 
     def __init__(self) -> None:
         self._ious: dict[str, list[float]] = {name: [] for name in RANGES}
@@ -104,7 +104,8 @@ class MomentRetrieval:
         """Judge a sentence.
 
         Args:
-            moments: float64 [K, 3], start, end, score. R1 judges the first; a sentence without any counts as 0.
+            moments: float64 [K, 3], start, end, score. R1 judges the first moment; a sentence without moments counts
+                as 0.
             windows_s: float64 [G, 2], all true windows.
         """
         lengths = windows_s[:, 1] - windows_s[:, 0]
@@ -116,7 +117,7 @@ class MomentRetrieval:
                 self._precisions[name].append(average_precisions(moments[:MAX_MOMENTS], windows))
 
     def figures(self) -> dict[str, float]:
-        """The figures, 0 to 1, as "MR-<range>-<figure>"; a range without a window has none."""
+        """The figures, 0 to 1, as "MR-<range>-<figure>"; a range without windows has no figures."""
         named: dict[str, float] = {}
         for name, ious in self._ious.items():
             if not ious:

@@ -1,4 +1,4 @@
-"""How each protocol makes moments of score maps and ranks them."""
+"""Turns score maps into ranked moments, by each protocol's rules."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def rank_moments(
         S arrays, float32 [K, 3] with K <= top_k: start and end in seconds and score, best first.
     """
     assert protocol.nms_iou is not None
-    # Both come as their makers laid them out (argwhere's columns, an engine's slices); the op takes rows only.
+    # The op takes contiguous rows; argwhere gives columns, and an engine gives slices.
     fused = np.ascontiguousarray(fused, np.float32)
     if protocol.rules == "2dtan":
         moments = _moments_2dtan(cells, duration_s, num_clips)
@@ -46,11 +46,10 @@ def _moments_2dtan(cells: Int32, duration_s: float, num_clips: int) -> Float32:
 
 
 def _select_2dtan(fused: Float32, moments: Float32, iou_threshold: float, top_k: int) -> list[Int64]:
-    """2D-TAN's NMS: IoU in float64 from float32 ends, overlap over the sum of both lengths less the overlap.
+    """2D-TAN's NMS: IoU in float64 from float32 ends; the union is both lengths minus the overlap.
 
-    A cell of score 0 is a candidate like any other. Candidates are the valid cells alone: 2D-TAN's code ranks the
-    masked cells of the upper triangle too, at score 0, which shows only where fewer than top_k moments survive among
-    the valid ones.
+    A cell of score 0 is a candidate like any other. Only valid cells are candidates. 2D-TAN's code also ranks the
+    masked cells of the upper triangle, at score 0; the difference shows only if fewer than top_k valid moments survive.
 
     Returns:
         Per sentence the indices into P, best first; equal scores by descending index.
