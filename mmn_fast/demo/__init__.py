@@ -1,1 +1,1 @@
-"""The demonstration: a procedural world in which grounding is well defined and can be looked at."""
+"""The demonstration: a procedural world in which grounding is well defined and visible."""

@@ -1,7 +1,7 @@
-"""Scenes of coloured shapes: who is where when, what happens, and the frames that show it.
+"""Scenes of coloured shapes: tracks of the shapes, facts about them, and rendered frames.
 
-A scene is drawn from a random generator: a few shapes with piecewise linear tracks, and the facts that hold in it
-(who does what from when to when). `render` turns the tracks into RGB frames with NumPy alone.
+A random generator decides a scene: a few shapes with piecewise linear tracks, and the facts that hold in the scene
+(who does what, from when to when). `render` turns the tracks into RGB frames with NumPy alone.
 
 Lengths are in frame widths, x to the right and y downwards, times in seconds.
 """
@@ -34,7 +34,7 @@ COLOURS: dict[str, tuple[float, float, float]] = {
     "pink": (328, 0.65, 0.98),
 }
 SHAPES = ("square", "circle", "triangle", "star", "ring", "cross")
-# Where a shape in motion goes, as a step in x and y.
+# Direction of a moving shape, as a step in x and y.
 DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 OPPOSITE = {"left": "right", "right": "left", "up": "down", "down": "up"}
 SINGLE_ACTIONS = ("enter", "leave", "move", "grow", "shrink", "rotate", "blink", "recolour")
@@ -42,13 +42,13 @@ PAIR_ACTIONS = ("swap", "meet", "part")
 
 # Shapes that look different after a turn.
 _TURNABLE = ("square", "triangle", "star", "cross")
-_FRAMES_AT_ONCE = 8  # windows of 85 pixels a side, as of the page, stay in the second-level cache
-_SMALL, _LARGE = 0.07, 0.175  # radii that shrinking and growing go between
+_FRAMES_AT_ONCE = 8  # windows of 85 pixels a side (the page's size) stay in the second-level cache
+_SMALL, _LARGE = 0.07, 0.175  # least and largest radius of shrinking and growing
 _MARGIN = 0.02
 _APART, _CLEAR = 0.36, 0.04  # distance of centres that are apart; gap between shapes at rest
-_BLINK_S = 0.5  # a blinking shape is there for half of this, then gone for the other half
+_BLINK_S = 0.5  # period of blinking: the shape shows for one half and is gone for the other
 _LAST_GAP_S = 0.25
-# How often each thing is tried first.
+# How often each action is tried first.
 _WHEN_ALONE = {
     **{"move": 7.0, "leave": 0.7, "grow": 3.5, "shrink": 0.8, "rotate": 0.5, "blink": 0.3, "recolour": 0.25},
     **{"swap": 1.5, "meet": 4.0},
@@ -58,7 +58,7 @@ _WHEN_TOGETHER = {"part": 12.0, "rotate": 0.5, "blink": 0.3, "recolour": 0.2}
 
 @dataclass(frozen=True)
 class Thing:
-    """What a sentence can say of a shape: its colour and its form."""
+    """A shape as a sentence names it: its colour and its form."""
 
     colour: str
     shape: str
@@ -70,11 +70,11 @@ class Fact:
 
     Attributes:
         action: one of `SINGLE_ACTIONS` or `PAIR_ACTIONS`.
-        things: who does it, as they look when it begins: one, or two for a pair's action.
-        start_s: when it begins.
-        end_s: when it is over.
+        things: the shapes that act, as they look at the start: one, or two for a pair's action.
+        start_s: time of the start.
+        end_s: time of the end.
         detail: the direction of a move, the edge of an entry or exit, the new colour of a recolouring, else "".
-        implied: it is part of another fact (who enters from the left moves right) and gets no sentence of its own.
+        implied: the fact is part of another one (a shape that enters from the left moves right) and gets no sentence.
     """
 
     action: str
@@ -87,7 +87,7 @@ class Fact:
 
 @dataclass(frozen=True)
 class _State:
-    """How a shape looks at one time."""
+    """A shape's look at one time."""
 
     x: float
     y: float
@@ -101,7 +101,7 @@ class _State:
 
 @dataclass
 class _Actor:
-    """A shape while its scene is being drawn up."""
+    """A shape while its scene is being made."""
 
     thing: Thing
     state: _State
@@ -182,7 +182,7 @@ Allowed = Callable[[str, str, str], bool]
 
 
 def action_name(fact: Fact) -> str:
-    """The action, with the direction for a move: what held-out combinations and figures per action go by."""
+    """The action, with the direction for a move: the key of held-out combinations and of figures per action."""
     return f"{fact.action} {fact.detail}" if fact.action == "move" else fact.action
 
 
@@ -197,7 +197,7 @@ ACTION_NAMES = (
 
 
 class _Stage:
-    """Draws one scene up: shapes at rest are never close to each other, and each does one thing at a time."""
+    """Makes one scene: shapes at rest are never close to each other, and each shape does one thing at a time."""
 
     def __init__(self, rng: np.random.Generator, allowed: Allowed) -> None:
         self.rng = rng
@@ -231,7 +231,7 @@ class _Stage:
         return float(self.rng.uniform(low, high))
 
     def _cast(self) -> None:
-        """Add a shape that looks like no other, resting inside or waiting outside."""
+        """Add a shape with a look of its own, at rest inside the frame or waiting outside."""
         taken = {a.thing for a in self.actors}
         colours = {thing.colour for thing in taken}
         while True:
@@ -291,7 +291,8 @@ class _Stage:
         if not actor.inside:
             return self._enter(actor, start, end)
         weights = _WHEN_TOGETHER if actor.partner is not None else _WHEN_ALONE
-        # In the order of a weighted draw, until one is possible: what is often impossible would be rare otherwise.
+        # Actions are tried in the order of a weighted draw until one is possible. With a single draw, actions that are
+        # often impossible would be rare.
         order = sorted(weights, key=lambda name: self.rng.exponential() / weights[name])
         for action in order[:4]:
             if action in PAIR_ACTIONS:
@@ -303,7 +304,7 @@ class _Stage:
         return False
 
     def _add(self, facts: list[Fact]) -> bool:
-        """Take the facts up unless one is held out or a sentence about it, or an earlier one, would become unclear."""
+        """Add the facts, unless one is held out or makes a sentence about it or about an earlier fact ambiguous."""
         named = [fact for fact in facts if not fact.implied]
         if not all(self.allowed(t.colour, t.shape, action_name(f)) for f in named for t in f.things):
             return False
@@ -324,14 +325,14 @@ class _Stage:
         if not self._add(facts):
             return False
         outside = self._outside(actor.state, *target, edge)
-        actor.state, actor.numbers = outside, [outside.numbers()]  # this is the first that it does
+        actor.state, actor.numbers = outside, [outside.numbers()]  # this is the shape's first action
         actor.change(start, end, _moved(outside, *target))
         actor.inside = True
         return True
 
     @staticmethod
     def _outside(state: _State, x: float, y: float, edge: str) -> _State:
-        """Just past an edge, level with a place inside."""
+        """The state just past an edge, level with a place inside."""
         reach = 1.2 * state.radius
         step_x, step_y = DIRECTIONS[edge]
         return _moved(
@@ -374,7 +375,7 @@ class _Stage:
         return self._resize(actor, start, end, "shrink", min(actor.state.radius / _SMALL, 1.9))
 
     def _resize(self, actor: _Actor, start: float, end: float, action: str, most: float) -> bool:
-        """Change the radius by a factor of 1.4 to `most`."""
+        """Change the radius by a factor between 1.4 and `most`."""
         state = actor.state
         if most < 1.4:
             return False
@@ -407,7 +408,7 @@ class _Stage:
         return True
 
     def _recolour(self, actor: _Actor, start: float, end: float) -> bool:
-        # Colours that nobody has had, so that a name never means two shapes.
+        # Choose a colour that no shape has had, so that a name never means two shapes.
         had = {t.colour for a in self.actors for t in [a.thing]} | {t.colour for f in self.facts for t in f.things}
         free = [colour for colour in COLOURS if colour not in had]
         if not free:
@@ -415,7 +416,7 @@ class _Stage:
         colour = str(self.rng.choice(free))
         if not self._add([Fact("recolour", (actor.thing,), start, end, colour)]):
             return False
-        # By way of grey, so that no third colour shows.
+        # The colour changes through grey, so that no third colour shows.
         state, rgb = actor.state, _rgb(colour, self.rng)
         grey = (sum(state.rgb) + sum(rgb)) / 6
         middle = (start + end) / 2
@@ -444,7 +445,7 @@ class _Stage:
             return False
         things = (actor.thing, mate.thing)
         facts = [Fact(action, things, start, end)]
-        if action == "swap":  # on their way they come together and part
+        if action == "swap":  # on the way the two shapes meet and part
             facts += [Fact(other, things, start, end, implied=True) for other in ("meet", "part")]
         for one, (x, y) in zip(both, places, strict=True):
             for direction, (step_x, step_y) in DIRECTIONS.items():
@@ -458,7 +459,7 @@ class _Stage:
         return True
 
     def _places(self, action: str, a: _Actor, b: _Actor) -> list[tuple[float, float]] | None:
-        """Where the two go."""
+        """Targets of the two shapes; None if there is no room."""
         gap = np.array([b.state.x - a.state.x, b.state.y - a.state.y])
         distance = float(np.hypot(*gap))
         touching = 1.1 * (a.state.radius + b.state.radius)
@@ -490,9 +491,9 @@ def _moved(state: _State, x: float, y: float) -> _State:
 
 
 def alike(fact: Fact, other: Fact) -> bool:
-    """Whether a sentence that names colours and forms in full but no edge could mean both facts.
+    """Whether one sentence could mean both facts, if it names colours and forms in full but no edge.
 
-    Moves differ by direction and recolourings by the new colour; an entry is an entry whatever its edge.
+    Moves differ by direction and recolourings by the new colour; entries are alike whatever their edge.
     """
     if fact.action != other.action or set(fact.things) != set(other.things):
         return False
@@ -507,10 +508,10 @@ def _rgb(colour: str, rng: np.random.Generator) -> tuple[float, float, float]:
 
 
 def draw_scene(rng: np.random.Generator, allowed: Allowed) -> Scene:
-    """Draw up a scene.
+    """Make a random scene.
 
     Args:
-        rng: decides everything.
+        rng: decides everything about the scene.
         allowed: which combinations of colour, form and action may happen.
 
     Returns:
@@ -556,7 +557,7 @@ _DISTANCE: dict[str, Callable[[Float64, Float64, Float64], Float64]] = {
 
 
 def render(scene: Scene, size: int = FRAME_SIZE) -> Frames:
-    """Show a scene.
+    """Render a scene.
 
     Args:
         scene: the scene.
@@ -578,7 +579,7 @@ def render(scene: Scene, size: int = FRAME_SIZE) -> Frames:
 
 
 def _draw(canvas: Float32, shape: str, frames: Int64, numbers: Float64) -> None:
-    """Lay a shape over some frames of the canvas [num_frames, size, size, 3], at the numbers that `Track.at` gives."""
+    """Draw a shape on some frames of the canvas [num_frames, size, size, 3]; `Track.at` gave its numbers."""
     size = canvas.shape[1]
     x, y, r = numbers[:, 0] * size, numbers[:, 1] * size, np.exp(numbers[:, 2]) * size
     column, row = np.floor(x).astype(int), np.floor(y).astype(int)
@@ -593,7 +594,7 @@ def _draw(canvas: Float32, shape: str, frames: Int64, numbers: Float64) -> None:
     rgb = numbers[:, 4:].astype(np.float32)
     for number, frame in enumerate(frames):
         top, left = row[number] - reach, column[number] - reach
-        # The part of the window that is inside the frame; none of it where the shape is outside.
+        # The part of the window that is inside the frame; empty if the shape is outside.
         rows = slice(max(-top, 0), max(size - top, 0))
         columns = slice(max(-left, 0), max(size - left, 0))
         window = canvas[frame, max(top, 0) :, max(left, 0) :][
@@ -605,5 +606,5 @@ def _draw(canvas: Float32, shape: str, frames: Int64, numbers: Float64) -> None:
 
 
 def named_facts(scene: Scene) -> Iterator[Fact]:
-    """The facts that sentences are made of, by start."""
+    """Yield the facts that get sentences, by start."""
     return (fact for fact in scene.facts if not fact.implied)

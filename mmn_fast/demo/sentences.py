@@ -1,4 +1,4 @@
-"""What happens in a scene, in words: synonyms, tenses, and only what fits one fact of the scene."""
+"""Sentences about a scene, with synonyms and tenses; each sentence fits exactly one fact of the scene."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ ANY_SHAPE = ("shape", "thing", "object", "figure")
 
 @dataclass(frozen=True)
 class _Verb:
-    """A verb phrase in the forms that sentences need; the rest of the phrase follows the verb."""
+    """A verb phrase in all forms that sentences need; `rest` follows the verb."""
 
     base: str
     third: str
@@ -119,7 +119,7 @@ _EXITS = {
     "down": ("at the bottom", "through the bottom"),
 }
 
-# {a}: who, {b}: the other of a pair; a pair that acts as one is "{a} and {b}" in {a}.
+# {a} is the actor, {b} the other shape of a pair; for a pair that acts as one, {a} holds "{a} and {b}".
 _FRAMES_ONE = (
     "{a} {third} {rest}",
     "{a} {third} {rest}",
@@ -144,12 +144,12 @@ _ARTICLES = ("the", "the", "a")
 
 @dataclass(frozen=True)
 class Claim:
-    """What a sentence says: an action of things that are named by colour, and by form unless that is "".
+    """The content of a sentence: an action of things that are named by colour, and by form unless the form is "".
 
     Attributes:
         action: the fact's action.
-        things: who; a pair is named in either order.
-        detail: the direction, edge or colour that is said, "" for none.
+        things: the shapes that act; a pair is named in either order.
+        detail: the direction, edge or colour in the sentence, "" for none.
     """
 
     action: str
@@ -157,7 +157,7 @@ class Claim:
     detail: str = ""
 
     def fits(self, fact: Fact) -> bool:
-        """Whether the fact is one that the sentence could mean."""
+        """Whether the sentence could mean the fact."""
         if self.action != fact.action or self.detail not in ("", fact.detail):
             return False
         return any(
@@ -171,7 +171,7 @@ class Claim:
 
 @dataclass(frozen=True)
 class Sentence:
-    """A sentence, what it claims, and the one fact of its scene that it fits."""
+    """A sentence, its claim, and the one fact of its scene that the claim fits."""
 
     text: str
     claim: Claim
@@ -229,7 +229,7 @@ def _name(thing: Thing, rng: np.random.Generator) -> str:
 
 
 def vocabulary() -> list[str]:
-    """The lines of a BERT vocab.txt: every word that sentences have, and characters so that others do not break."""
+    """The lines of a BERT vocab.txt: every word of the sentences, and characters so that other words do not break."""
     phrases: list[str] = ["an", *_FRAMES_ONE, *_FRAMES_PAIR, *_ARTICLES, *ANY_SHAPE]
     for table in (COLOUR_WORDS, SHAPE_WORDS, _EDGES, _EXITS):
         phrases += itertools.chain.from_iterable(table.values())

@@ -1,4 +1,4 @@
-"""The data set of coloured shapes: videos by split, seed and number, and the files that everything else reads.
+"""The data set of coloured shapes: videos by split, seed and number, and the files of a data set.
 
 A video is a scene (`scenes`), its frames, and one sentence per fact (`sentences`). Combinations of colour, form and
 action that `held_out` names happen only in the split `test_unseen`; every pair of the three happens in training.
@@ -39,8 +39,8 @@ class ShapesVideo:
 
     Attributes:
         video_id: "<split>-<seed>-<number>".
-        scene: what happens.
-        sentences: one per fact (two in `train`), in order of start; in `test_unseen` only those about held-out
+        scene: the shapes and the facts.
+        sentences: one per fact (two in `train`), in order of start; `test_unseen` has only sentences about held-out
             combinations.
     """
 
@@ -72,7 +72,7 @@ class ShapesVideo:
 
 
 def held_out(colour: str, shape: str, action: str) -> bool:
-    """Whether a combination is kept for `test_unseen`: one in eight, spread so that every pair of the three is seen.
+    """Whether a combination is kept for `test_unseen`: one in eight, spread so that training sees every pair.
 
     Args:
         colour: one of `scenes.COLOURS`.
@@ -84,10 +84,10 @@ def held_out(colour: str, shape: str, action: str) -> bool:
 
 
 def make_video(split: str, seed: int, number: int) -> ShapesVideo:
-    """Make one video; the same one for the same arguments, whatever else is made.
+    """Make one video; it depends on the arguments alone.
 
     Args:
-        split: one of `SPLITS`; each has a stream of random numbers of its own.
+        split: one of `SPLITS`; each split has its own stream of random numbers.
         seed: seed of the data set, >= 0.
         number: the video's number in its split, >= 0.
     """
@@ -118,7 +118,7 @@ def write_dataset(
     workers: int | None = None,
     progress: bool = False,
 ) -> dict[str, Any]:
-    """Write the data set: annotations, features, vocabulary and a manifest; all of it or nothing.
+    """Write the data set (annotations, features, vocabulary, manifest), whole or not at all.
 
     The directory holds `<split>.json` in the official JSON layout, `features.h5` with one float32 dataset
     [n_clips, D] per video, `vocab.txt`, `manifest.json`, and with `video` also `videos/<video_id>.mp4`.
@@ -128,7 +128,7 @@ def write_dataset(
         seed: seed of the data set, >= 0.
         counts: videos per split; default `DEFAULT_COUNTS`. A split without videos gets no annotation file.
         video: also write the frames as video files, which needs imageio and imageio-ffmpeg.
-        workers: processes that make videos; default the cores this process may use. Files do not depend on it.
+        workers: processes that make videos; default the cores this process may use. Files do not depend on `workers`.
         progress: show a progress bar.
 
     Returns:
@@ -204,7 +204,7 @@ def _make_all(jobs: list[_Job], videos: Path | None, workers: int) -> Iterator[_
     if workers <= 1:
         yield from map(make, jobs)
         return
-    # Spawned, not forked: the caller may have threads (torch, BLAS), which a forked process would inherit locked.
+    # Spawned, not forked: the caller may have threads (torch, BLAS), and a forked process would inherit their locks.
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         yield from pool.map(make, jobs, chunksize=max(1, min(16, len(jobs) // (4 * workers))))
 
@@ -232,7 +232,7 @@ def save_video(frames: Frames, path: str | Path, scale: int = 4) -> None:
     Args:
         frames: uint8 [F, H, W, 3], RGB, shown at `scenes.FPS`.
         path: file to write.
-        scale: pixels of the file per pixel of the frames, so that small frames can be looked at.
+        scale: pixels of the file per pixel of the frames; enlarges small frames.
 
     Raises:
         InputError: imageio or its ffmpeg is not installed.

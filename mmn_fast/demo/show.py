@@ -1,4 +1,4 @@
-"""The demonstration itself: draw a video that no training has seen, ground its sentences, show both."""
+"""The demonstration itself: draws a video that no training has seen, grounds its sentences, shows both."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mmn_fast.errors import InputError
 from mmn_fast.types import Query, Video
 from mmn_fast.viz import GroundedQuery, Page, grounded, report
 
-FRAME_SIDE = 192  # pixels of the frames on the page; features come from the world's own size
+FRAME_SIDE = 192  # pixels of the frames on the page; features come from frames of the world's own size
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,8 +20,8 @@ class Demonstration:
     """A video of the test split with its sentences grounded.
 
     Attributes:
-        video: the video, its frames and what truly happens.
-        queries: sentences with predicted moments, true spans and score maps, in order of their start.
+        video: the video, its frames and the true facts.
+        queries: sentences with predicted moments, true spans and score maps, in order of true start.
     """
 
     video: ShapesVideo
@@ -40,7 +40,7 @@ class Demonstration:
         return "\n".join(lines)
 
     def to_list(self) -> list[dict[str, Any]]:
-        """Per sentence what was found and what is true, as plain JSON types."""
+        """Per sentence the predicted and the true spans, as plain JSON types."""
         return [
             {
                 "query": query.sentence,
@@ -67,12 +67,12 @@ def demonstrate(engine: Engine, seed: int, top_k: int = 5) -> Demonstration:
     """Draw the test video of a seed and ground its sentences.
 
     Args:
-        engine: the model; its preset takes the width of `PixelFeatures`.
-        seed: which video, >= 0.
+        engine: the model; the preset's input size must be the width of `PixelFeatures`.
+        seed: number of the video, >= 0.
         top_k: moments per sentence.
 
     Raises:
-        InputError: the seed is negative, or the model is not one for this world.
+        InputError: the seed is negative, or the model is not made for this world.
     """
     if seed < 0:
         raise InputError(f"seed: expected an integer >= 0, got {seed}")

@@ -1,4 +1,4 @@
-"""Labelled videos drawn from the demo's world, to evaluate engines on."""
+"""Draws labelled videos from the demo's world, to evaluate engines."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from mmn_fast.types import Query, Video
 
 
 def draw_split(num_videos: int, seed: int = 0, split: str = "test", workers: int = 1) -> LabelledSplit:
-    """Draw videos of a split, features and all; the same ones for the same arguments.
+    """Draw videos of a split with their features; the same arguments give the same videos.
 
     Args:
-        num_videos: how many; 150 have over 1,000 sentences.
+        num_videos: number of videos; 150 videos have over 1,000 sentences.
         seed: seed of the data set.
         split: one of `shapes.SPLITS`.
         workers: processes.

@@ -1,7 +1,7 @@
-"""Features of videos: read them from files, check them, average them into pre-clips.
+"""Features of videos: reads them from files, checks them, averages them into pre-clips.
 
 The published extractors store one row per source clip; the model takes T averaged rows. NumPy only: torch, h5py and
-safetensors are imported where a file or a tensor needs them.
+safetensors are imported only when a file or a tensor needs them.
 """
 
 from mmn_fast.features.extractors.pixels import PixelFeatures

@@ -1,6 +1,6 @@
 """One video's features from one file: .h5, .npy, .npz, .pt, .safetensors.
 
-h5py, safetensors and torch are imported where a file needs them.
+h5py, safetensors and torch are imported only when a file needs them.
 """
 
 from __future__ import annotations
@@ -23,22 +23,23 @@ from mmn_fast.hub import check_arrived
 
 
 def load_features(source: str | Path, key: str | None = None, width: int | None = None) -> npt.NDArray[Any]:
-    """Read one video's features from a file, and from no other one.
+    """Read one video's features from one file; no other file is opened.
 
     Args:
         source: a file ending in .h5, .hdf5, .npy, .npz, .pt, .pth or .safetensors, or "FILE::KEY".
-        key: the array to take where the file holds several: a path inside an HDF5 file (a dataset, or a group with one
+        key: the array to take if the file holds several: a path inside an HDF5 file (a dataset, or a group with one
             dataset), a name in .npz and .safetensors, a dict key in .pt.
-        width: D, if it is known: an array that is not [n_src, D] is refused before it is read.
+        width: D, if known; an array that is not [n_src, D] is refused before it is read.
 
     Returns:
         The array as stored, at most 2 GiB; types that NumPy lacks (bfloat16) become float32. An .npy file is mapped
         into memory, not read. `pre_clips` checks shape and dtype.
 
     Raises:
-        InputError: no such file, unknown suffix, a Git-LFS pointer, damaged, or holding pickled objects; no such key
-            (with close matches), a key where the file has none, or no key where the file holds several arrays; an array
-            that takes more than 2 GiB, that was never written, or whose values are in another file.
+        InputError: the file is missing, has an unknown suffix, is a Git-LFS pointer, is damaged, or holds pickled
+            objects; the key does not exist (close matches are named), a key is given but the file has none, or no key
+            is given but the file holds several arrays; the array takes more than 2 GiB, was never written, or has its
+            values in another file.
     """
     check_name(source, "source")
     path, inside = Path(source), None
@@ -53,7 +54,7 @@ def load_features(source: str | Path, key: str | None = None, width: int | None 
 
 
 def read_file(path: Path, wanted: Wanted) -> npt.NDArray[Any]:
-    """The array that is wanted of a file; `wanted.where` begins every message."""
+    """Read the wanted array from a file; `wanted.where` begins every message."""
     where = wanted.where
     check_file(path, where)
     suffix = path.suffix.lower()
@@ -63,7 +64,7 @@ def read_file(path: Path, wanted: Wanted) -> npt.NDArray[Any]:
         return _READERS[suffix](path, wanted)
     except (InputError, ImportError):
         raise
-    except Exception as error:  # what a decoder raises on damaged bytes is anyone's guess
+    except Exception as error:  # on damaged bytes a decoder may raise anything
         being_written = unreadable_hdf5(error)
         if being_written is not None:
             raise InputError(f"{where}: {being_written}") from error
@@ -83,7 +84,7 @@ def _read_npy(path: Path, wanted: Wanted) -> npt.NDArray[Any]:
         raise InputError(f"{wanted.where}: an .npy file holds one array and no keys, got key {wanted.key!r}")
     with path.open("rb") as file:
         _check_npy_header(file, wanted)
-    # Copy on write: who gets the array may write to it, and the file stays as it is.
+    # Copy on write: the caller may write to the array, and the file stays unchanged.
     return np.asarray(np.load(path, mmap_mode="c", allow_pickle=False))
 
 
@@ -136,7 +137,7 @@ def _read_torch(path: Path, wanted: Wanted) -> npt.NDArray[Any]:
         raise InputError(f"{where}: holds a {type(content).__name__} without keys, got key {wanted.key!r}")
     if not isinstance(content, torch.Tensor):
         raise InputError(f"{where}: expected a tensor, got {type(content).__name__}")
-    wanted.check(content.shape, content.element_size(), content.dtype)  # strides of 0 make much of little
+    wanted.check(content.shape, content.element_size(), content.dtype)  # strides of 0 blow up small data
     return from_torch(content)
 
 

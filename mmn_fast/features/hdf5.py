@@ -1,8 +1,8 @@
-"""HDF5: the dataset under a key of a file, or of a video's group. Nothing but the named file is read.
+"""Reads one dataset from an HDF5 file, or from a video's group, by its key. Only the named file is opened.
 
-HDF5 can point elsewhere (external links, external storage, virtual datasets), and can promise more than it holds
-(chunks that were never written, compressed ones that grow without end). All of it is looked at before a dataset is
-read.
+HDF5 can point elsewhere (external links, external storage, virtual datasets) and can promise more than it holds
+(chunks that were never written, compressed chunks that grow without end). Every such trap is checked before a dataset
+is read.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from mmn_fast.errors import InputError
 from mmn_fast.features.limits import Wanted
 from mmn_fast.features.messages import choice, pick
 
-_MAX_LINKS = 32  # soft links one after another; a longer way is taken for a circle
+_MAX_LINKS = 32  # soft links one after another; a longer chain counts as a circle
 _DEFLATE, _CHECKSUM, _SHUFFLE = 1, 3, 2  # HDF5's numbers of filters
-_DEFLATE_GROWTH = 1032  # of deflate at its best; HDF5 unpacks whatever a chunk holds before it looks at the size
-_MAX_GROWN = 2**28  # bytes that a chunk may unpack to without being looked at
-_MAX_CHUNK = {True: 2**26, False: 2**24}  # bytes of a compressed chunk: by deflate, and by what cannot be looked at
+_DEFLATE_GROWTH = 1032  # the most that deflate can grow data; HDF5 unpacks a whole chunk before it checks the size
+_MAX_GROWN = 2**28  # bytes that a chunk may unpack to without being checked first
+_MAX_CHUNK = {True: 2**26, False: 2**24}  # bytes of a compressed chunk: True if deflate alone packs it
 
 
 def read_hdf5(path: Path, wanted: Wanted) -> npt.NDArray[Any]:
-    """The dataset under a key; the key is a path inside the file."""
+    """Read the dataset under a key; the key is a path inside the file."""
     import h5py
 
     with h5py.File(path, "r") as file:
@@ -45,7 +45,7 @@ def read_hdf5(path: Path, wanted: Wanted) -> npt.NDArray[Any]:
 
 
 def read_dataset(node: Any, wanted: Wanted) -> npt.NDArray[Any]:
-    """An HDF5 dataset, or of a group the dataset of the key or the only one."""
+    """Read a dataset; from a group, read the dataset under the key, or the only dataset."""
     import h5py
 
     if isinstance(node, h5py.Group) and wanted.key is not None and _has(node, wanted.key):
@@ -61,7 +61,7 @@ def read_dataset(node: Any, wanted: Wanted) -> npt.NDArray[Any]:
 
 
 def member(group: Any, name: str, where: str) -> Any:
-    """What a group has under a name, followed through soft links of the same file alone.
+    """The group's member under a name; soft links are followed only inside the same file.
 
     Args:
         group: an HDF5 group.
@@ -69,7 +69,7 @@ def member(group: Any, name: str, where: str) -> Any:
         where: begins messages.
 
     Raises:
-        InputError: an external link, which leads to another file, or soft links that go in a circle.
+        InputError: the name is an external link (to another file), or soft links go in a circle.
         KeyError: a soft link that leads nowhere.
     """
     import h5py
@@ -106,12 +106,12 @@ def _has(group: Any, name: str) -> bool:
 
 
 def inside(where: str, node: Any) -> str:
-    """A place in an HDF5 file, spelled FILE::KEY as the caller may."""
+    """A place in an HDF5 file, spelled FILE::KEY, as callers may spell it."""
     return f"{where}::{node.name.strip('/')}".removesuffix("::")
 
 
 def _datasets(group: Any, where: str, seen: set[int]) -> Iterator[Any]:
-    """The datasets of an HDF5 group, at any depth; a group that is linked to more than once is looked at once."""
+    """Yield the datasets of an HDF5 group, at any depth; a group with several links is visited once."""
     import h5py
 
     address = h5py.h5o.get_info(group.id).addr
@@ -163,7 +163,7 @@ def _check_chunks(dataset: Any, place: str) -> None:
         raise InputError(f"{place}: expected compressed chunks of at most {limit >> 20} MiB, got {size >> 20} MiB")
     Wanted(place).check(dataset.chunks, dataset.dtype.itemsize, f"chunks of {dataset.dtype}")
     for stored, offset in _stored_sizes(dataset):
-        # No filter lets data grow by more than a few bytes per kilobyte; a chunk that compresses is stored smaller.
+        # A filter adds at most a few bytes per kilobyte; a chunk that compresses is stored smaller.
         if stored > size + size // 16 + 4096 or (
             _DEFLATE in packed and stored * _DEFLATE_GROWTH > _MAX_GROWN and _unpacks_beyond(dataset, offset, size)
         ):

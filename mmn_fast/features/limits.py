@@ -1,4 +1,4 @@
-"""What is checked of an array of features before it is read: the memory that it takes, and its width."""
+"""Checks of an array of features before it is read: its memory and its width."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from dataclasses import dataclass
 from mmn_fast.errors import InputError
 
 MAX_BYTES = 2**31
-"""One video's features take at most 2 GiB as stored: 131,072 rows of 4096 float32 values."""
+"""Most bytes of one video's features as stored, 2 GiB: 131,072 rows of 4096 float32 values."""
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """What is asked of a file.
+    """The array that a caller wants from a file.
 
     Attributes:
         where: the file, or the video and the file; begins every message.
-        key: the array to take where the file holds several.
+        key: the array to take if the file holds several.
         lenient: a file with one array needs no matching key.
-        width: D, if it is known: arrays of another width are refused before they are read.
+        width: D, if known; arrays of another width are refused before they are read.
     """
 
     where: str
@@ -29,15 +29,15 @@ class Wanted:
     width: int | None = None
 
     def check(self, shape: Sequence[int], itemsize: float, dtype: object) -> None:
-        """Refuse an array by what its header says.
+        """Refuse an array that is too large or has another width, judged by its header.
 
         Args:
-            shape: its dimensions.
+            shape: the array's dimensions.
             itemsize: bytes per value.
-            dtype: its type, for the message.
+            dtype: the array's type, for the message.
 
         Raises:
-            InputError: it takes more than `MAX_BYTES`, or is not [n_src, width].
+            InputError: the array takes more than `MAX_BYTES`, or is not [n_src, width].
         """
         if self.width is not None and (len(shape) != 2 or shape[1] != self.width):
             transposed = "; transpose it" if len(shape) == 2 and shape[0] == self.width else ""

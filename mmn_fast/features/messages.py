@@ -1,4 +1,4 @@
-"""Parts of messages about files of features: what is there, what came close, what a decoder said."""
+"""Parts of messages about files of features: names in the file, close matches, a decoder's reason."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mmn_fast.errors import InputError
 
 
 def pick(names: Collection[str], key: str | None, where: str, lenient: bool) -> str:
-    """The key if it is there; the only name if there is no key (lenient: or another key)."""
+    """Pick the key if the file has it; without a key (lenient: or with an unknown one) pick the only name."""
     if key is not None and key in names:
         return key
     if len(names) == 1 and (key is None or lenient):
@@ -22,7 +22,7 @@ def pick(names: Collection[str], key: str | None, where: str, lenient: bool) -> 
 
 
 def choice(names: Collection[str], where: str) -> str:
-    """Asks for a key, spelled as the caller has to; `where` is "source: FILE", or a video of a store."""
+    """Ask for a key, in the spelling that the caller must use; `where` is "source: FILE", or a video of a store."""
     found = f"expected one array, or a key that names one, got {listed(names, 'key')}"
     kind, _, place = where.partition(": ")
     if kind != "source":
@@ -40,7 +40,7 @@ def is_video(path: Path) -> bool:
 
 
 def needs_extraction(what: str) -> str:
-    """What to do with a video, which has no features yet."""
+    """Tell the user how to handle a video file: its features must be extracted first."""
     return (
         f"{what}, and a model takes features: run the extractor that the model was trained with over it and give the"
         " rows that it writes (.h5, .npy, .npz, .pt or .safetensors, [n_src, D]); the one extractor in this package,"
@@ -49,7 +49,7 @@ def needs_extraction(what: str) -> str:
 
 
 def unreadable_hdf5(error: Exception) -> str | None:
-    """What is said of an HDF5 file that is being written; None for other errors."""
+    """The message for an HDF5 file that is still being written; None for other errors."""
     said = str(error)
     if "unable to lock file" in said:
         return "the HDF5 file is locked, another process is writing to it; try again when that has closed it"
@@ -62,7 +62,7 @@ def unreadable_hdf5(error: Exception) -> str | None:
 
 
 def listed(names: Collection[str], what: str) -> str:
-    """How many names there are, and the first of them."""
+    """Say how many names there are, and list the first ones."""
     plural = "" if len(names) == 1 else "s"
     first = [repr(name) for name in itertools.islice(names, 4)] + ["..."] * (len(names) > 4)
     return f"{len(names)} {what}{plural}" + (f" ({', '.join(first)})" if first else "")

@@ -1,6 +1,6 @@
 """A video's features, checked and averaged into T pre-clips: step 1 of the model.
 
-NumPy only; torch is never imported here, a tensor brings it along.
+NumPy only; this module never imports torch. A tensor argument implies that torch is loaded.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ from mmn_fast.errors import InputError
 from mmn_fast.features.messages import first_line
 from mmn_fast.presets import Preset
 
-_EPS = 1e-12  # of torch.nn.functional.normalize
-# Rows are worked on in blocks that stay in a core's L2 cache (1 MiB of float32). A block has at most 128 rows so that
-# float32 sums over it lose little; longer spans add up the blocks' sums.
+_EPS = 1e-12  # eps of torch.nn.functional.normalize
+# Rows are processed in blocks that stay in a core's L2 cache (1 MiB of float32). A block has at most 128 rows, so that
+# float32 sums over a block lose little; longer spans add up the blocks' sums.
 _BLOCK_VALUES = 2**18
 _BLOCK_ROWS = 128
 
 
 def check_features(features: Any, width: int, name: str = "features") -> npt.NDArray[Any]:
-    """A video's features as a NumPy array, or a sentence that says why they cannot be used.
+    """Check a video's features and return them as a NumPy array.
 
     Args:
-        features: float [n_src, D], NumPy, torch (any device) or nested lists, any float dtype, any strides.
+        features: float [n_src, D]: NumPy, torch (any device) or nested lists, any float dtype, any strides.
         width: D.
         name: the argument's name in messages.
 
     Returns:
-        float [n_src, D], not copied where NumPy can share the memory; types that NumPy lacks (bfloat16) become
-        float32. Every value is finite in float32.
+        float [n_src, D], not copied if NumPy can share the memory; types that NumPy lacks (bfloat16) become float32.
+        Every value is finite in float32.
 
     Raises:
         InputError: not floating point, not [n_src, D] with n_src >= 1, or a value is NaN, infinite or beyond float32.
@@ -49,14 +49,14 @@ def check_features(features: Any, width: int, name: str = "features") -> npt.NDA
 
 
 def check_duration(duration_s: Any, name: str = "duration_s") -> float:
-    """A duration in seconds, 1e-30 to 1e30: moments are computed in float32, and their lengths are fractions of it.
+    """Check a duration in seconds, 1e-30 to 1e30: moments are float32, and their lengths are fractions of the duration.
 
     Args:
         duration_s: a real number, Python's or NumPy's.
         name: the argument's name in messages.
 
     Raises:
-        InputError: no real number (a bool or text is none), not positive, not finite, or beyond the bounds above.
+        InputError: not a real number (bools and text are refused), not positive, not finite, or beyond these bounds.
     """
     kind = type(duration_s).__name__
     if isinstance(duration_s, numbers.Real) and not isinstance(duration_s, bool):
@@ -78,10 +78,10 @@ def pre_clips(features: Any, preset: Preset, name: str = "features") -> Float32:
         rows = F.normalize(features.float(), dim=1)
         return torch.stack([rows[start:end].mean(dim=0) for start, end in spans])
 
-    A row whose squares overflow float32 is normalised all the same (it would come out as zeros above).
+    A row whose squares overflow float32 is normalised correctly here (the code above would give zeros).
 
-    Costs two passes over a block of rows in cache and one numpy call per span and block: about the time that it takes
-    to read the features from memory twice. Beside the result it needs a few MiB, whatever n_src is.
+    Cost: two passes over each block of rows in cache and one numpy call per span and block, about as long as reading
+    the features from memory twice. Besides the result, a few MiB of memory, whatever n_src is.
 
     Args:
         features: float [n_src, D], see `check_features`; D = preset.input_size, the streams side by side.
@@ -89,7 +89,7 @@ def pre_clips(features: Any, preset: Preset, name: str = "features") -> Float32:
         name: the argument's name in messages.
 
     Returns:
-        float32 [T, D], C-contiguous, memory of its own.
+        float32 [T, D], C-contiguous, in new memory.
 
     Raises:
         InputError: as `check_features`.
@@ -106,7 +106,7 @@ def pre_clips(features: Any, preset: Preset, name: str = "features") -> Float32:
 
 
 def float32_rows(features: Any, preset: Preset, name: str = "features") -> Float32:
-    """A video's features as they are, checked, for an engine that makes pre-clips itself.
+    """Check a video's features and return them as float32 rows, for an engine that makes pre-clips itself.
 
     Args:
         features: float [n_src, D], see `check_features`; D = preset.input_size.
@@ -114,7 +114,7 @@ def float32_rows(features: Any, preset: Preset, name: str = "features") -> Float
         name: the argument's name in messages.
 
     Returns:
-        float32 [n_src, D], C-contiguous, finite; the memory of `features` where that is so already.
+        float32 [n_src, D], C-contiguous, finite; shares the memory of `features` if they already have this form.
 
     Raises:
         InputError: as `check_features`.
@@ -126,17 +126,17 @@ def float32_rows(features: Any, preset: Preset, name: str = "features") -> Float
 
 
 def pre_clip_spans(num_rows: int, num_pre_clips: int, clamp: bool) -> tuple[Int64, Int64]:
-    """The source rows that each pre-clip is the mean of, with the official code's float32 rounding (half to even).
+    """The source rows that each pre-clip averages, with the official code's float32 rounding (half to even).
 
     Args:
         num_rows: n_src >= 1.
         num_pre_clips: T.
-        clamp: bounds are clamped to the last row before the mean, which leaves that row out of the last mean (MMN);
-            else only the row of an empty span is (MMN-STVG).
+        clamp: True clamps all bounds to the last row before the mean, so the last mean leaves that row out (MMN);
+            False clamps only the row of an empty span (MMN-STVG).
 
     Returns:
         starts and ends, int64 [T] each, ascending: pre-clip t is the mean of rows starts[t] to ends[t] - 1. A span that
-        is empty in the official code has one row here; it may overlap the next span.
+        is empty in the official code has one row here; this row may overlap the next span.
     """
     grid = np.arange(num_pre_clips + 1, dtype=np.float32) / np.float32(num_pre_clips)
     bounds = np.rint(grid * np.float32(num_rows)).astype(np.int64)
@@ -147,14 +147,14 @@ def pre_clip_spans(num_rows: int, num_pre_clips: int, clamp: bool) -> tuple[Int6
 
 
 def _spans_in(starts: Int64, ends: Int64, first: int, last: int) -> tuple[int, int]:
-    """First and one past the last of the spans that share a row with rows first to last - 1."""
+    """The spans that overlap rows first to last - 1: index of the first span, and one past the last."""
     return int(np.searchsorted(ends, first, "right")), int(np.searchsorted(starts, last, "left"))
 
 
 def _unit_rows(block: Float32, streams: tuple[int, ...]) -> Float32:
-    """Each stream of each row divided by its norm; float32 [rows, D].
+    """Divide each stream of each row by its norm; float32 [rows, D].
 
-    einsum and sum, unlike a matrix product, do not go through BLAS: the result does not depend on its threads.
+    Unlike a matrix product, einsum and sum do not use BLAS, so the result does not depend on BLAS threads.
     """
     unit = np.empty_like(block)
     for end, width in zip(itertools.accumulate(streams), streams, strict=True):
@@ -172,7 +172,7 @@ def _unit_rows(block: Float32, streams: tuple[int, ...]) -> Float32:
 
 
 def _float32_blocks(rows: npt.NDArray[Any], name: str) -> Iterator[tuple[int, Float32]]:
-    """Blocks of consecutive rows as (first row's index, float32 C-contiguous [<= 128, D]), checked to be finite."""
+    """Yield blocks of consecutive rows: (index of the first row, finite float32 C-contiguous [<= 128, D])."""
     step = min(_BLOCK_ROWS, max(1, _BLOCK_VALUES // rows.shape[1]))
     for first in range(0, len(rows), step):
         with np.errstate(over="ignore"):
@@ -187,7 +187,7 @@ def _float32_blocks(rows: npt.NDArray[Any], name: str) -> Iterator[tuple[int, Fl
 
 
 def _as_rows(features: Any, width: int, name: str, purpose: str = "") -> npt.NDArray[Any]:
-    """Any array-like as a floating-point NumPy array [n_src, width] with n_src >= 1; values are not looked at."""
+    """Convert any array-like to a floating-point NumPy array [n_src, width], n_src >= 1; values are not checked."""
     expected = f"{name}: expected a float array [n_src, {width}]{purpose}"
     try:
         rows = from_torch(features) if _is_tensor(features) else np.asarray(features)
@@ -211,7 +211,7 @@ def _as_rows(features: Any, width: int, name: str, purpose: str = "") -> npt.NDA
 
 
 def _is_tensor(value: Any) -> bool:
-    """Whether a value is a torch tensor; where torch was never imported nothing is."""
+    """Whether a value is a torch tensor; False if torch was never imported."""
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(value, torch.Tensor)
 

@@ -19,17 +19,17 @@ from mmn_fast.files import check_name
 
 
 class FeatureStore(ABC):
-    """Features of many videos by id; `open_features` makes one. A context manager.
+    """Features of many videos by id; `open_features` makes a store. A store is a context manager.
 
-    The ids are listed once, when the store is opened, and an id is only ever looked up in that list: it never becomes
-    part of a path.
+    The ids are listed once, when the store opens. An id is only looked up in that list and never becomes part of a
+    path.
 
     A store pickles as its absolute path, `feature_key` and `width`; unpickling opens it again.
 
     Attributes:
         path: the file or directory.
-        feature_key: the array to take of a video that has several.
-        width: D, if it is known: an array that is not [n_src, D] is refused before it is read.
+        feature_key: the array to take if a video has several.
+        width: D, if known; an array that is not [n_src, D] is refused before it is read.
     """
 
     def __init__(self, path: Path, feature_key: str | None, width: int | None, ids: Collection[str]) -> None:
@@ -62,7 +62,7 @@ class FeatureStore(ABC):
         """A video's features, as stored: float [n_src, D] in the published files.
 
         Raises:
-            InputError: no such video, its features are damaged or not one array, or the store is closed.
+            InputError: the video does not exist, its features are damaged or not one array, or the store is closed.
         """
         if self._closed:
             raise InputError(f"video {vid!r}: {self.path} has been closed")
@@ -73,7 +73,7 @@ class FeatureStore(ABC):
 
     @abstractmethod
     def _read(self, vid: str) -> npt.NDArray[Any]:
-        """The features of a video that is there."""
+        """Read the features of a listed video."""
 
     def close(self) -> None:
         """Release the file; closing twice does no harm."""
@@ -94,15 +94,15 @@ def open_features(path: str | Path, feature_key: str | None = None, width: int |
     Args:
         path: an HDF5 file in a published layout (`f[vid]` is a dataset, or a group of datasets), or a directory with
             one file `<vid>.npy`, `.npz`, `.pt` or `.safetensors` per video.
-        feature_key: the array to take of a video that has several, as `Preset.feature_key`; a video that has one
-            needs none, so a store in the other layout opens under every preset.
-        width: D, as `Preset.input_size`: a video whose array is not [n_src, D] is refused before it is read.
+        feature_key: the array to take if a video has several, as `Preset.feature_key`; a video with one array needs no
+            key, so a store of single arrays opens under every preset.
+        width: D, as `Preset.input_size`; a video whose array is not [n_src, D] is refused before it is read.
 
     Returns:
-        The store, to use in a `with` statement or to close.
+        The store; use it in a `with` statement or close it.
 
     Raises:
-        InputError: nothing there, no HDF5 file, damaged, or no video in it.
+        InputError: the path does not exist, is no HDF5 file, is damaged, or holds no video.
     """
     check_name(path, "path")
     path = Path(path)
@@ -152,7 +152,7 @@ class _DirectoryStore(FeatureStore):
         except OSError as error:
             raise InputError(f"path: {path}: {error.strerror or error}") from None
         for file in files:
-            # Only the last suffix goes: "s30-d52.avi.npy" is video "s30-d52.avi". Hidden files are no videos.
+            # Only the last suffix is removed: "s30-d52.avi.npy" is video "s30-d52.avi". Hidden files are not videos.
             if file.suffix.lower() in (".npy", ".npz", ".pt", ".safetensors") and not file.name.startswith("."):
                 self._files.setdefault(file.stem, []).append(file)
         videos = [file.name for file in files if is_video(file)]

@@ -1,8 +1,8 @@
-"""Clip features from RGB frames alone: what every colour on the screen looks like and does.
+"""Clip features from RGB frames alone: they describe how every colour on the screen looks and moves.
 
 No weights are downloaded or learned. Pixels are sorted softly into 12 hues and one class of greys that differ from
-the background; each of these 13 channels is described by its moments: how much of it there is, where, how large and of
-what form, and how these change. Two frames of any RGB video suffice; it says most where things differ in colour.
+the background. Moments describe each of these 13 channels: its amount, place, size and form, and how these change.
+Two frames of any RGB video suffice; the features say most when things differ in colour.
 
 Symbols: F frames, K channels, n_clips clips.
 """
@@ -21,11 +21,11 @@ CHANNELS = _HUES + 1
 
 _LONGEST_SIDE = 64  # larger frames are averaged down to at most twice this
 _FAINT = 0.08  # pixels of less weight than this are background
-_LOOKS_WEIGHT = 0.4  # rows are normalised before use: what happens shall not drown in what is there
+_LOOKS_WEIGHT = 0.4  # rows are normalised before use: looks must not drown the changes
 _STEEP = 0.06  # neighbouring pixels that differ by more are at an outline
 _FOLDS = (2, 3, 4, 5)
 
-# What is measured of each channel, per clip. Rates are in frame widths, or natural logarithms, per second.
+# Measurements of each channel, per clip. Rates are in frame widths, or natural logarithms, per second.
 LOOKS = ("amount", "x", "y", "size", "2-fold", "3-fold", "4-fold", "5-fold", "hollow", "border")
 CHANGES = (
     *("right", "left", "down", "up", "growth", "shrinkage", "gain", "loss"),
@@ -36,20 +36,20 @@ _DEEDS = ("right", "left", "down", "up", "growth", "shrinkage", "flicker", "turn
 
 
 class PixelFeatures:
-    """Frames to clip features.
+    """Computes clip features from frames.
 
-    A feature row holds, for each channel, the means over the clip's frames of
+    A feature row holds, for each channel, means over the clip's frames:
 
     * looks: amount (share of the frame, saturating), centroid, root mean square radius, strength of the n-fold symmetry
       of the form (n = 2 to 5: complex moments about the centroid), hollowness (fourth moment), share on the border;
     * changes, none negative: motion right, left, down and up (saturating early, so that slow things count), growth and
-      shrinkage of the radius, gain and loss of amount, flicker, turning of the form, change of tint inside it, company
-      (other channels near by), and how directly it and another one meet or part;
+      shrinkage of the radius, gain and loss of amount, flicker, turning of the form, change of tint inside the form,
+      company (other channels near by), and how directly the channel and another one meet or part.
 
-    and after all channels, summed over them, the products of forms and changes ("something square grows").
+    After all channels come the products of forms and changes, summed over channels ("something square grows").
 
     Args:
-        fps: frames per second of the videos, which rates are given by.
+        fps: frames per second of the videos; converts changes per frame to rates per second.
         clip_frames: frames per clip; the last clip may have fewer.
     """
 
@@ -96,7 +96,7 @@ class PixelFeatures:
 
 
 def _shrunk(frames: Uint8) -> Float32:
-    """Frames as float32 0 to 1, large ones averaged over squares of pixels."""
+    """Frames as float32, 0 to 1; large frames are averaged over squares of pixels."""
     factor = max(max(frames.shape[1:3]) // _LONGEST_SIDE, 1)
     height, width = (max(side // factor, 1) for side in frames.shape[1:3])
     if factor == 1:
@@ -109,17 +109,17 @@ def _shrunk(frames: Uint8) -> Float32:
 
 
 def _extremes(colours: Float32) -> tuple[Float32, Float32]:
-    """Largest and smallest of the last axis, R, G and B; NumPy's reductions are slow on so short an axis."""
+    """Largest and smallest value over the last axis (R, G, B), because NumPy reduces so short an axis slowly."""
     r, g, b = colours[..., 0], colours[..., 1], colours[..., 2]
     return np.maximum(np.maximum(r, g), b), np.minimum(np.minimum(r, g), b)
 
 
 def _pixels(frames: Float32) -> tuple[Int64, Int64, Float32]:
-    """The pixels that are no background: (frame, channel) as one number, place in the frame, and weight.
+    """Foreground pixels: (frame, channel) as one number, place in the frame, and weight.
 
-    A coloured pixel counts for the two hues next to its own, by nearness, with max - min of its channels: linear in
-    how much of the pixel is covered, so that smoothed edges lose nothing. A grey one counts by its difference from
-    the frame's median.
+    A coloured pixel counts for the two hues next to its own, by nearness, with weight max - min over R, G and B. That
+    weight is linear in the covered part of the pixel, so smoothed edges lose nothing. A grey pixel counts by its
+    difference from the frame's median.
     """
     flat = frames.reshape(len(frames), -1, 3)
     high, low = _extremes(flat)
@@ -133,7 +133,7 @@ def _pixels(frames: Float32) -> tuple[Int64, Int64, Float32]:
     below = np.floor(hue).astype(np.int64)
     # Only the middle third between two hues is shared: shades of one hue stay in one channel.
     share = np.clip(3 * (hue - below) - 1, 0, 1).astype(np.float32)
-    # A thousand pixels or so say what the background is.
+    # About a thousand pixels are enough to find the background.
     median = np.median(grey[:, :: max(grey.shape[1] // 1024, 1)], axis=1, keepdims=True)
     grey = np.where(chroma > _FAINT, 0, np.abs(grey - median))
     grey_frame, grey_place = np.nonzero(grey > _FAINT)
@@ -145,10 +145,10 @@ def _pixels(frames: Float32) -> tuple[Int64, Int64, Float32]:
 
 
 def _tint(frames: Float32) -> Float32:
-    """How far the colour inside coloured areas goes from the frame before to the one after, and which pixels these are.
+    """Change of colour inside coloured areas from the previous frame to the next one, and the mask of these pixels.
 
-    Two arrays [F, H W] in one. Zero where a pixel is grey or at an outline in any of the three frames: there motion
-    changes it, not tint.
+    Two arrays [F, H W] in one. A pixel is zero if it is grey or at an outline in any of the three frames: motion
+    changes such a pixel, not tint.
     """
     num = len(frames)
     high, low = _extremes(frames)
@@ -171,7 +171,7 @@ def _tint(frames: Float32) -> Float32:
 
 
 def _looks(frames: Float32) -> tuple[Float32, npt.NDArray[np.complexfloating], npt.NDArray[np.floating]]:
-    """Per frame and channel `LOOKS` [F, K, 10], the forms' harmonics, complex [F, K, 4], and change of tint [F, K]."""
+    """Per frame and channel: `LOOKS` [F, K, 10], harmonics of the form, complex [F, K, 4], change of tint [F, K]."""
     num, height, width = frames.shape[:3]
     owner, place, weight = _pixels(frames)
     side = max(height, width)
@@ -186,7 +186,7 @@ def _looks(frames: Float32) -> tuple[Float32, npt.NDArray[np.complexfloating], n
     centre_x, centre_y = total(weight * x) / some, total(weight * y) / some
     z = (x - centre_x[owner]) + 1j * (y - centre_y[owner])
     square = z.real**2 + z.imag**2
-    # A pixel has a size of its own: without it, a single one would have none and divide by zero.
+    # The pixel's own size is added: otherwise a single pixel would have size 0, and a division by zero would follow.
     spread = total(weight * square) / some + 1 / (6 * side**2)
     unit = z / np.sqrt(spread)[owner]
     fourth = total(weight * (square / spread[owner]) ** 2) / some
@@ -233,7 +233,7 @@ def _changes(
     before, after = np.maximum(np.arange(num) - 1, 0), np.minimum(np.arange(num) + 1, num - 1)
     rate = (fps / np.maximum(after - before, 1))[:, None]
     amount = looks[..., 0]
-    # A channel that is all but absent at either time has no place that could change.
+    # A channel that is almost absent at either time has no reliable place.
     sure = np.minimum(np.minimum(amount[before], amount[after]), amount)
     sure = np.where(sure > 0.15, sure, 0)
     here = np.maximum(amount, 1e-3)[..., None]
@@ -245,20 +245,20 @@ def _changes(
     heading = velocity / np.maximum(speed, 1e-6)[..., None]  # [F, K, 2]
     going = _squash(speed, 0.03) * sure
     motion = heading * going[..., None]
-    # What the frame's border cuts off changes its size without growing.
+    # A shape that the frame's border cuts off changes its visible size without growing.
     growth = _squash((size[after] - size[before]) * rate, 0.06) * sure * (1 - border) ** 2
     gain = _squash((amount[after] - amount[before]) * rate, 0.15)
     turn = np.abs((spin / here)[after] - (spin / here)[before])[..., 1:].max(axis=-1) * rate
     step = np.abs(np.diff(amount, axis=0, prepend=amount[:1]))
 
-    # Of any two channels: unit vector and distance from one (second axis) to the other (third axis).
+    # Vector and distance from one channel (second axis) to another (third axis).
     way = np.stack([x[:, None, :] - x[:, :, None], y[:, None, :] - y[:, :, None]], axis=-1)
     gap = np.hypot(way[..., 0], way[..., 1])
     others = 1 - np.eye(CHANNELS, dtype=np.float32)
     near = others * np.minimum(amount[:, :, None], amount[:, None, :]) / (1 + (gap / 0.25) ** 2)
     towards = (heading[:, :, None] * way).sum(axis=-1) / np.maximum(gap, 1e-6)  # cosine of heading and way
     both = others * np.sqrt(going[:, :, None] * going[:, None, :])
-    # Head-on: each of the two goes straight at the other, or straight away from it.
+    # Head-on: both channels go straight towards each other, or straight away from each other.
     meeting = (both * np.clip(np.minimum(towards, towards.swapaxes(1, 2)), 0, 1) ** 4).max(axis=-1)
     parting = (both * np.clip(np.minimum(-towards, -towards.swapaxes(1, 2)), 0, 1) ** 4).max(axis=-1)
 
@@ -280,5 +280,5 @@ def _changes(
 
 
 def _squash(values: npt.NDArray[np.floating], half: float) -> npt.NDArray[np.floating]:
-    """Values to -1 to 1, half of it at `half`."""
+    """Squash values into -1 to 1; `half` becomes 0.5."""
     return values / (np.abs(values) + half)
