@@ -1,7 +1,7 @@
-"""A run's checkpoint on the disk: a file of `torch.save` that ends in a checksum of all before it.
+"""A run's checkpoint on the disk: a file of `torch.save` that ends in a checksum of all bytes before it.
 
-The checksum is the comment of the zip archive, which other readers pass over. PyTorch writes a CRC-32 per tensor and
-does not look at it when it reads, so that a run would go on from damaged weights.
+The checksum is the comment of the zip archive, which other readers ignore. PyTorch writes a CRC-32 per tensor but does
+not check it when it reads, so without the checksum a run could resume from damaged weights.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from mmn_fast.errors import InputError
 
 _COMMENT = b"mmn_fast sha256 "
 _DIGITS = 64
-_END = b"PK\x05\x06"  # begins the last record of a zip archive, 22 bytes without a comment
+_END = b"PK\x05\x06"  # start of the last record of a zip archive; the record has 22 bytes without a comment
 
 
 def write_checkpoint(content: Any, path: str | Path) -> None:
-    """`torch.save`, and the checksum behind it.
+    """Write a checkpoint with `torch.save` and append its checksum.
 
     Args:
-        content: what `torch.load(weights_only=True)` can read.
+        content: values that `torch.load(weights_only=True)` can read.
         path: file to write.
 
     Raises:
@@ -31,7 +31,7 @@ def write_checkpoint(content: Any, path: str | Path) -> None:
     import torch
 
     path = Path(path)
-    with path.open("wb") as file:  # of a path that it opens itself PyTorch does not say why the system refuses it
+    with path.open("wb") as file:  # PyTorch hides the system's error if it opens the path
         torch.save(content, file)
     size = path.stat().st_size
     with path.open("r+b") as file:
@@ -45,7 +45,7 @@ def write_checkpoint(content: Any, path: str | Path) -> None:
 
 
 def read_checkpoint(path: Path) -> Any:
-    """What `write_checkpoint` wrote, on the CPU; its checksum is looked at before anything else.
+    """Read a file of `write_checkpoint` to the CPU; the checksum is verified before anything else.
 
     Raises:
         InputError: damaged, or without a checksum.
@@ -67,6 +67,6 @@ def read_checkpoint(path: Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
     except InputError:
         raise
-    except Exception as error:  # whole, but nothing that this version reads
+    except Exception as error:  # the file is whole, but this version cannot read it
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(f"resume: {path}: not a checkpoint of a run ({reason})") from None

@@ -1,7 +1,7 @@
-"""Training data: annotations, word pieces and targets worked out once, features read as pre-clips.
+"""Training data: annotations, word pieces and targets are computed once, features are read as pre-clips.
 
-A batch is gathered from arrays over the whole data set; no step loops over the videos of a batch in Python but to
-read features that did not fit into memory.
+A batch is gathered from arrays over the whole data set. A step loops over the videos of a batch in Python only to read
+features that did not fit into memory.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Batch:
         pre_clips: float32 [B, T, D].
         token_ids: int64 [S, L], padded with 0.
         lengths: int64 [S], word pieces of each sentence.
-        video_of: int64 [S], ascending: the sentence's video in the batch.
+        video_of: int64 [S], ascending: index of the sentence's video in the batch.
         iou: float32 [S, P], IoU of every proposal with the sentence's moment.
         moments: float32 [S, 2], start and end, seconds.
     """
@@ -62,19 +62,19 @@ def usable_samples(
     skip_missing: bool = False,
     strict: bool = False,
 ) -> list[Sample]:
-    """The samples that have features; says in one line how many have none.
+    """The samples that have features; logs in one line how many have none.
 
     Args:
         samples: videos with their sentences.
-        features: their features.
+        features: features of the videos.
         tokenizer: says which sentences are cut.
         source: the annotations' name in messages.
         argument: the name of the features' argument in messages.
         skip_missing: leave out videos without features instead of refusing.
-        strict: refuse that, and sentences that the tokenizer cuts.
+        strict: refuse to leave out videos, and refuse sentences that the tokenizer cuts.
 
     Raises:
-        InputError: a video has no features (unless `skip_missing`), none has, or what `strict` refuses.
+        InputError: a video has no features (unless `skip_missing`), no video has any, or `strict` refuses something.
     """
     missing = [sample.video_id for sample in samples if sample.video_id not in features]
     if missing:
@@ -92,25 +92,26 @@ def usable_samples(
 
 
 class TrainingData:
-    """A data set, ready to give batches.
+    """A data set that gives batches.
 
-    A sentence with several windows (QVHighlights) is one training sentence: a proposal's target is its best IoU with
-    any of them, and the longest one stands for it where sentences are compared with each other.
+    A sentence with several windows (QVHighlights) is one training sentence. A proposal's target is its best IoU with
+    any of the windows; the longest window represents the sentence in comparisons with other sentences.
 
     Args:
         samples: videos with their sentences and moments in seconds.
-        features: their features.
+        features: features of the videos.
         preset: sizes and geometry.
         tokenizer: makes word pieces.
         source: the annotations' name in messages.
-        cache_gib: pre-clips are kept in memory if all of them take at most so many GiB, else read in every epoch.
-        skip_missing: leave out videos without features and say how many, instead of refusing.
-        strict: refuse to leave out videos, and sentences that the text encoder would cut.
+        cache_gib: pre-clips are kept in memory if all of them take at most this many GiB; otherwise they are read in
+            every epoch.
+        skip_missing: leave out videos without features and log how many, instead of refusing.
+        strict: refuse to leave out videos, and refuse sentences that the text encoder would cut.
         progress: show a progress bar while features are read.
 
     Raises:
-        InputError: a video has no features, what `strict` refuses, or features that cannot be used (all are looked at);
-            the message names the file and the video.
+        InputError: a video has no features, `strict` refuses something, or features cannot be used (all of them are
+            checked); the message names the file and the video.
     """
 
     def __init__(
@@ -161,7 +162,7 @@ class TrainingData:
         index = np.asarray(videos, np.int64)
         starts = np.where(index > 0, self._ends[index - 1], 0)
         counts = self._ends[index] - starts
-        first = counts.cumsum() - counts  # of each video in the batch
+        first = counts.cumsum() - counts  # first sentence of each video in the batch
         rows = np.arange(counts.sum()) + np.repeat(starts - first, counts)
         clips = self._cache[index] if self._cache is not None else np.stack([self._read(video) for video in index])
         lengths = self._lengths[rows]
@@ -180,7 +181,7 @@ class TrainingData:
 
 
 def _targets(samples: Sequence[Sample], preset: Preset) -> tuple[Float32, Float32]:
-    """The moments [S, 2] and their IoU with every proposal [S, P], of all sentences in a row."""
+    """The moments [S, 2] of all sentences in a row, and their IoU with every proposal [S, P]."""
     cells = plan_for(preset).cells
     moments, ious = [], []
     for sample in samples:
@@ -195,7 +196,7 @@ def _targets(samples: Sequence[Sample], preset: Preset) -> tuple[Float32, Float3
 def epoch_order(num_videos: int, seed: int, epoch: int) -> Int64:
     """The order of the videos in an epoch: a function of the seed and the epoch alone.
 
-    Seed 0 gives the official order, which is drawn from the epoch's number.
+    Seed 0 gives the official order, whose random seed is the epoch's number.
     """
     generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
     order: Int64 = torch.randperm(num_videos, generator=generator).numpy()
@@ -205,14 +206,14 @@ def epoch_order(num_videos: int, seed: int, epoch: int) -> Int64:
 def epoch_parts(order: Int64, batch_size: int, parts: int, as_one: bool = False) -> list[list[Int64]]:
     """Cut an epoch into steps, and each step's batch into parts for processes and accumulation.
 
-    Where the videos are no multiple of `parts`, the epoch's first videos are repeated at its end.
+    If the number of videos is no multiple of `parts`, the epoch's first videos are repeated at its end.
 
     Args:
         order: the epoch's videos.
         batch_size: videos per step, a multiple of `parts`.
         parts: parts of a step, none empty.
-        as_one: cut each step's batch of a single process. Otherwise part p goes through block p of the epoch's order
-            from its beginning to its end, as the official code's process p does.
+        as_one: cut each step's batch as if a single process computed it. Otherwise part p goes through block p of the
+            epoch's order from beginning to end, like process p of the official code.
 
     Returns:
         Per step its `parts` arrays of videos.

@@ -1,4 +1,4 @@
-"""What training starts from: sizes of the text encoder, its published weights, a whole model, or nothing."""
+"""The start of training: sizes of the text encoder, its published weights, a whole model, or nothing."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _PUBLISHED_SIZES = {
     "n_heads": "num_heads",
     "hidden_dim": "ffn_width",
 }
-_INITIAL_STD = 0.02  # of BERT's weights before training
+_INITIAL_STD = 0.02  # standard deviation of BERT's initial weights
 
 
 def new_model(
@@ -43,17 +43,17 @@ def new_model(
     init: str | Path | None,
     dropout: float,
 ) -> tuple[MMN, TextEncoderConfig, Tokenizer]:
-    """The model that training starts from, its text encoder's sizes and its tokenizer.
+    """Make the initial model; also return its text encoder's sizes and its tokenizer.
 
     Random weights come from PyTorch's global generator.
 
     Args:
         preset: sizes and geometry.
-        text_encoder: sizes to start from scratch with (a `TextEncoderConfig`, a JSON file or object, or
+        text_encoder: sizes of an encoder that starts from scratch (a `TextEncoderConfig`, a JSON file or object, or
             "width=128,num_layers=2,..."), or a directory or hub id of published DistilBERT weights; None takes
             `PUBLISHED_TEXT_ENCODER`.
-        tokenizer: tokenizer.json, vocab.txt, a directory or hub id; None takes the published text encoder's.
-        init: a model to go on from instead: a converted directory, an official `.pth`, or a hub id.
+        tokenizer: tokenizer.json, vocab.txt, a directory or hub id; None takes the published text encoder's tokenizer.
+        init: a whole model to start from instead: a converted directory, an official `.pth`, or a hub id.
         dropout: dropout of the text encoder.
 
     Raises:
@@ -84,16 +84,15 @@ def new_model(
 
 
 def parse_text_encoder(value: str, vocab_size: int) -> TextEncoderConfig:
-    """Sizes of a text encoder, given as a JSON file, a JSON object, or "width=128,num_layers=2,...".
+    """Parse a text encoder's sizes from a JSON file, a JSON object, or "width=128,num_layers=2,...".
 
     Args:
-        value: the sizes. Those left out take the published values, where these follow from the width (ffn_width is 4
-            times it, each head is 64 wide or takes all of a smaller one) the value for it; the vocabulary's is the
-            tokenizer's.
+        value: the sizes. A missing size takes the published value, or follows from the width: ffn_width is 4 times the
+            width, and each head is 64 wide (one head if the width is smaller). The vocabulary's size is `vocab_size`.
         vocab_size: word pieces of the tokenizer.
 
     Raises:
-        InputError: not of that form, an unknown name, or no integer >= 1.
+        InputError: another form, an unknown name, or a value that is no integer >= 1.
     """
     expected = f"text_encoder: expected sizes ({', '.join(_SIZES)}), a directory or a hub id"
     if Path(value).suffix == ".json":
@@ -117,7 +116,7 @@ def parse_text_encoder(value: str, vocab_size: int) -> TextEncoderConfig:
 
 
 def starts_from_scratch(text_encoder: str | Path | TextEncoderConfig | None, init: str | Path | None) -> bool:
-    """Whether a text encoder begins with random weights, of `new_model`'s arguments."""
+    """Whether the text encoder begins with random weights, given these arguments of `new_model`."""
     if init is not None or text_encoder is None:
         return False
     return isinstance(text_encoder, TextEncoderConfig) or not (
@@ -135,7 +134,7 @@ def _text_start(
         chosen = load_tokenizer(tokenizer)
         if not isinstance(source, TextEncoderConfig):
             config = parse_text_encoder(str(source), chosen.vocab_size)
-        elif source.vocab_size == TextEncoderConfig.vocab_size:  # nobody named one
+        elif source.vocab_size == TextEncoderConfig.vocab_size:  # the caller named no vocabulary size
             config = dataclasses.replace(source, vocab_size=chosen.vocab_size)
         else:
             config = source
@@ -151,7 +150,7 @@ def _text_start(
 
 
 def _published(root: Path) -> tuple[TextEncoderConfig, State]:
-    """A published DistilBERT: its sizes and its weights under our keys, without its language-model head."""
+    """Read a published DistilBERT: its sizes, and its weights under our keys, without the language-model head."""
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
@@ -174,7 +173,7 @@ def _published(root: Path) -> tuple[TextEncoderConfig, State]:
 
 
 def _initialise(bert: nn.Module) -> None:
-    """As BERT starts: normal weights, zero biases, a zero vector for padding."""
+    """Initialise weights like BERT: normal weights, zero biases, a zero vector for padding."""
     for module in bert.modules():
         if isinstance(module, (nn.Linear, nn.Embedding)):
             nn.init.normal_(module.weight, std=_INITIAL_STD)

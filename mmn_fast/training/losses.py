@@ -1,12 +1,12 @@
 """The losses of MMN (paper, section 3.3): mutual matching over positive pairs and two kinds of negatives, and
 binary cross-entropy on scaled IoU.
 
-Mutual matching is one similarity matrix of all sentences and all proposals of the batch and two softmaxes over it:
+Mutual matching takes the similarity matrix of all sentences and all proposals of the batch, and two softmaxes over it:
 
     L_mm = - mean log p(i_s | v_i) - mean log p(i_v | s_i)
 
-over positive pairs of a sentence s_i and a proposal v_i. `loss_video` is the first term, a proposal that has to find
-its sentence among the batch's; `loss_sentence` is the second one, a sentence that has to find its proposal.
+over positive pairs of a sentence s_i and a proposal v_i. `loss_video` is the first term: a proposal must find its
+sentence among all sentences of the batch. `loss_sentence` is the second term: a sentence must find its proposal.
 
 Symbols: B videos, S sentences of the whole batch, P valid proposals, J joint width, K positives per sentence.
 """
@@ -32,7 +32,7 @@ __all__ = [
     "pairwise_iou",
 ]
 
-# Added to the sum of exponentials that normalises p(i_v | s_i), as in the official code.
+# This term is added to the sum of exponentials that normalises p(i_v | s_i), as in the official code.
 _SENTENCE_EPS = 1e-6
 
 
@@ -55,7 +55,7 @@ def contrastive_loss(
         params: temperatures, margin, thresholds.
 
     Returns:
-        loss_video and loss_sentence, scalars; their weight is the recipe's.
+        loss_video and loss_sentence, scalars; the recipe weighs them.
 
     Raises:
         InputError: the numbers of videos or of a video's sentences differ between the arguments.
@@ -86,9 +86,9 @@ def contrastive_loss_packed(
     positives_of: slice = slice(None),
     cross_video: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """`contrastive_loss` on packed proposals and the sentences of all videos in a row.
+    """`contrastive_loss` on packed proposals, with the sentences of all videos in a row.
 
-    Memory is a few matrices [S, B P], whatever K is: the positives of a sentence share its negatives.
+    Memory holds a few matrices [S, B P], whatever K is: the positives of a sentence share its negatives.
 
     Args:
         proposals: [B, P, J], contrastive embeddings, not normalised.
@@ -97,9 +97,9 @@ def contrastive_loss_packed(
         iou: [S, P], IoU of every proposal of its video with the sentence's moment.
         moments: [S, 2], start and end of the sentence's moment, seconds.
         params: temperatures, margin, thresholds.
-        positives_of: the sentences whose pairs the means are over; all are negatives. A process that has gathered the
-            other processes' batches passes its own.
-        cross_video: False takes negatives from the pair's own video alone (the paper's ablation).
+        positives_of: the sentences whose pairs enter the means; all sentences are negatives. A process that has
+            gathered the other processes' batches passes the slice of its own sentences.
+        cross_video: False takes negatives only from the pair's own video (the paper's ablation).
 
     Returns:
         loss_video and loss_sentence, scalars.
@@ -154,11 +154,11 @@ def _sentence_term(
     """- mean log p(i_v | s_i): the sentences against all proposals.
 
     Proposals of the same video that overlap the moment are no negatives: their cosine is set to 0. They stay in the
-    sum as exp(0), which is what the official models were trained with.
+    sum as exp(0), because the official models were trained this way.
 
     Args:
         cosine: [S', B, P].
-        positive: [S', K], margin taken off.
+        positive: [S', K], margin subtracted.
         video_of: int64 [S'].
         iou: [S', P].
         params: temperature and threshold.
@@ -176,7 +176,7 @@ def _sentence_term(
 
 
 def pairwise_iou(first: Tensor, second: Tensor) -> Tensor:
-    """IoU of spans with spans, the union being the sum of lengths less the overlap.
+    """IoU of spans with spans; the union is the sum of lengths minus the overlap.
 
     Args:
         first: [X, 2], start and end.
@@ -198,7 +198,7 @@ def iou_loss(
     min_iou: float,
     max_iou: float,
 ) -> Tensor:
-    """Binary cross-entropy of the iou scores with linearly scaled IoU, over valid cells.
+    """Binary cross-entropy between the iou scores and linearly scaled IoU, over valid cells.
 
     Args:
         scores2d: [S, N, N] or per video [S_b, N, N], 0 to 1.
@@ -216,7 +216,7 @@ def iou_loss(
 
 
 def iou_loss_packed(logits: Tensor, iou: Tensor, min_iou: float, max_iou: float) -> Tensor:
-    """`iou_loss` on packed proposals, from the scores before their sigmoid.
+    """`iou_loss` on packed proposals, from logits (scores before the sigmoid).
 
     Args:
         logits: [S, P], 10 cosine.
@@ -236,13 +236,13 @@ def iou_logits_packed(proposals: Tensor, sentences: Tensor, video_of: Tensor) ->
 
     Args:
         proposals: [B, P, J], iou embeddings, not normalised.
-        sentences: [S, J], iou embeddings, not normalised, the videos' sentences in a row.
+        sentences: [S, J], iou embeddings, not normalised, the sentences of all videos in a row.
         video_of: int64 [S], ascending.
 
     Returns:
         [S, P], 10 cosine; the score is its sigmoid.
     """
-    # Padded to the longest video, one batched product: [B, S_max, J] x [B, J, P].
+    # Sentences are padded to S_max, the most of any video, for one batched product: [B, S_max, J] x [B, J, P].
     counts = torch.bincount(video_of, minlength=len(proposals))
     place = torch.arange(len(video_of), device=video_of.device) - (counts.cumsum(0) - counts)[video_of]
     unit = F.normalize(_wide(sentences), dim=-1)
@@ -253,5 +253,5 @@ def iou_logits_packed(proposals: Tensor, sentences: Tensor, video_of: Tensor) ->
 
 
 def _wide(x: Tensor) -> Tensor:
-    """At least float32: exponentials of cosines / 0.1 want more than a half type's digits."""
+    """Convert to at least float32: exponentials of cosines / 0.1 need more digits than 16-bit types have."""
     return x if x.dtype == torch.float64 else x.float()

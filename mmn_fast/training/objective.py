@@ -1,4 +1,4 @@
-"""One training step's objective: a batch in, three losses out. This is what DistributedDataParallel wraps."""
+"""One training step's objective: a batch in, three losses out. DistributedDataParallel wraps this module."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class Objective(nn.Module):
 
     Args:
         model: the model, trained in place.
-        losses: "full"; "no-cross-video", negatives of mutual matching from the pair's own video alone; "iou-only",
-            without mutual matching (its terms are 0).
+        losses: "full"; "no-cross-video" takes negatives of mutual matching only from the pair's own video; "iou-only"
+            leaves mutual matching out (its terms are 0).
         share_negatives: proposals and sentences of the other processes' batches are negatives too.
-        share_statistics: BatchNorm's statistics are those of all processes' batches.
+        share_statistics: BatchNorm's statistics are over all processes' batches.
     """
 
     def __init__(
@@ -47,8 +47,8 @@ class Objective(nn.Module):
 
         Args:
             batch: the process's videos and sentences.
-            counts: with shared negatives, numbers of videos and sentences of each process, in order of rank.
-            moves_statistics: whether BatchNorm's running statistics take in this batch's.
+            counts: (videos, sentences) of each process, in order of rank; only with shared negatives.
+            moves_statistics: whether this batch updates BatchNorm's running statistics.
 
         Returns:
             [3]: loss_video, loss_sentence and loss_iou; means over the batch's sentences.
@@ -56,12 +56,12 @@ class Objective(nn.Module):
         params = self.model.preset.loss
         contrastive_v, iou_v = encode_video(self.model, batch.pre_clips, self._group, moves_statistics)
         contrastive_s, iou_s = self.model.text_encoder(batch.token_ids, batch.lengths)
-        # Losses in full precision, whatever the products were computed in.
+        # Losses are computed in full precision, whatever the precision of the products.
         with torch.autocast(batch.iou.device.type, enabled=False):
             logits = iou_logits_packed(iou_v, iou_s, batch.video_of)
             loss_iou = iou_loss_packed(logits, batch.iou, params.min_iou, params.max_iou)
             if self._losses == "iou-only":
-                # Zero times both branches, so that every parameter has a gradient in every process.
+                # Zero times both branches gives every parameter a gradient in every process.
                 zero = 0 * (contrastive_v.sum() + contrastive_s.sum())
                 return torch.stack([zero, zero, loss_iou])
             cells, sentences = contrastive_v, contrastive_s
@@ -92,7 +92,7 @@ class Objective(nn.Module):
 
 
 def _gather(x: Tensor, lengths: Sequence[int]) -> list[Tensor]:
-    """Every process's tensor, [lengths[r], ...] of rank r; gradients go back to where each came from."""
+    """Gather every process's tensor, [lengths[r], ...] from rank r; gradients flow back to each process."""
     padded = torch.cat([x, x.new_zeros(max(lengths) - len(x), *x.shape[1:])])
     everyone: Tensor = _AllGather.apply(padded) if x.is_floating_point() else _all_gather(padded)
     return [part[:length] for part, length in zip(everyone, lengths, strict=True)]

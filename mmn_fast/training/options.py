@@ -1,4 +1,4 @@
-"""What a training run is asked to do."""
+"""The options of a training run."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _RULES: dict[str, Rule] = {
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """What to train, on what, and how.
+    """Options of a training run.
 
     Attributes:
         preset: sizes, losses and recipe.
@@ -33,35 +33,35 @@ class TrainOptions:
         features: HDF5 file or directory of clip features.
         output: the run's directory.
         val_annotations: annotations to evaluate on; None keeps the last model instead of the best.
-        val_features: their features; None takes `features`.
-        feature_key: the array to take of a video that has several; None takes the preset's.
-        durations: lengths of the videos, for annotations as Charades-STA's text.
-        init: a model to go on from, see `initial.new_model`.
+        val_features: features for `val_annotations`; None takes `features`.
+        feature_key: the array to take if a video has several; None takes the preset's.
+        durations: lengths of the videos, for annotations such as Charades-STA's text.
+        init: a model to start from, see `initial.new_model`.
         tokenizer: see `initial.new_model`.
         text_encoder: see `initial.new_model`.
         recipe: the schedule; None takes the preset's.
-        text_rate: the text encoder's learning rate over that of the rest.
-        warmup_steps: steps over which the rate grows to its value.
+        text_rate: ratio of the text encoder's learning rate to the rate of the rest.
+        warmup_steps: steps over which the rates grow to their full value.
         dropout: dropout of the text encoder.
         losses: "full", "no-cross-video" or "iou-only", see `objective.Objective`.
-        seed: seed of the initial weights, dropout and order; 0 has the official order.
+        seed: seed of the initial weights, dropout and order; 0 gives the official order.
         precision: "fp32", or autocast to "bf16" or "fp16".
         device: "auto", "cpu", "cuda" or "cuda:N"; with several processes each takes its own CUDA device.
         threads: CPU threads; None leaves the process's setting alone.
-        accumulate: parts that a step's batch is computed in, one after another. Each part stands for one process of
-            the official code, see `train`.
-        share_negatives: negatives come from all processes' videos and sentences, and the processes compute what one
-            would: a step's batch is split between them, its losses are means over all of its sentences.
-        share_statistics: BatchNorm's statistics are those of all processes' videos.
+        accumulate: number of parts that a step's batch is computed in, one after another. Each part stands for one
+            process of the official code, see `train`.
+        share_negatives: negatives come from all processes' videos and sentences. Together the processes compute what a
+            single process would: they split a step's batch, and losses are means over all sentences of the batch.
+        share_statistics: BatchNorm's statistics are over all processes' videos.
         evaluate_every: epochs between evaluations.
-        checkpoint_every: steps between checkpoints, beside one after every epoch.
+        checkpoint_every: steps between checkpoints; every epoch ends with one as well.
         cache_gib: see `TrainingData`.
-        strict: refuse annotations that the official code repairs (times outside the video, ends before starts), of
-            training and of validation, sentences that the text encoder would cut, and to leave out videos.
+        strict: refuse, in training and validation data, annotations that the official code repairs (times outside the
+            video, ends before starts), sentences that the text encoder would cut, and videos without features.
         skip_missing: leave out videos without features.
         official_pth: write `model.pth` too.
-        resume: go on from the run's checkpoint, if it has one. `recipe.epochs` may have grown since: milestones and the
-            other epochs of the recipe stay, and the run ends as one that was begun with so many epochs.
+        resume: resume from the run's checkpoint, if there is one. `recipe.epochs` may have grown since: milestones and
+            the other epochs of the recipe stay, and the result equals a run that began with the new number of epochs.
         progress: show progress on stderr.
     """
 

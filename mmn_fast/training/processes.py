@@ -31,7 +31,7 @@ def device_of(name: str) -> torch.device:
 
 @contextlib.contextmanager
 def joined_processes(options: TrainOptions) -> Iterator[None]:
-    """Join the processes that torchrun started, if it did and nobody joined before."""
+    """Join the processes that torchrun started, if there are any and this process has not joined yet."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
         yield
         return

@@ -1,4 +1,4 @@
-"""What a run says while it goes: its log, TensorBoard's files, and a bar."""
+"""Output of a run while it goes: its log, TensorBoard's files, and a bar."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ logger = logging.getLogger(__name__)
 
 
 class Log:
-    """log.jsonl, and TensorBoard's files where it is installed; nothing without a directory.
+    """Writes log.jsonl, and TensorBoard's files if TensorBoard is installed; without a directory it writes nothing.
 
-    Lines that the disk does not take wait for room and do not stop the run.
+    If the disk refuses lines, they wait for room and the run goes on.
 
     Attributes:
-        failure: why lines are waiting; None if none are.
+        failure: why lines are waiting; None if no lines are waiting.
     """
 
     def __init__(self, directory: Path | None, step: int) -> None:
@@ -44,7 +44,7 @@ class Log:
     def _flush(self, file: io.FileIO) -> None:
         before, self.failure = self.failure, None
         try:
-            while self._waiting:  # a part may fit; the rest follows it
+            while self._waiting:  # the disk may take only a part; the rest follows
                 self._waiting = self._waiting[file.write(self._waiting) :]
         except OSError as error:
             self.failure = error.strerror or str(error)

@@ -1,4 +1,4 @@
-"""Whether a checkpoint belongs to the run that is to go on from it, and what is said about it."""
+"""Checks whether a checkpoint belongs to the run that wants to resume from it."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from mmn_fast.errors import InputError
 
 
 def check_same_run(then: dict[str, Any], now: dict[str, Any], epochs_done: int, where: str) -> str | None:
-    """Refuse a checkpoint of another run. More epochs are the one difference that is allowed.
+    """Refuse a checkpoint of another run. Only the number of epochs may grow.
 
     Args:
-        then: the settings that the run was begun with, as JSON has them.
-        now: the settings of this call, as JSON has them.
+        then: the settings at the run's beginning, as plain JSON values.
+        now: the settings of this call, as plain JSON values.
         epochs_done: whole epochs that the checkpoint holds.
         where: how messages call the checkpoint.
 
     Returns:
-        What an extension does, in a sentence; None without one.
+        One sentence about the additional epochs; None if there are none.
 
     Raises:
         InputError: a setting differs, or fewer epochs are asked for; the message names the setting, then and now.

@@ -1,13 +1,13 @@
 """The training pass of the video branch on existing cells only, with the gradients and BatchNorm statistics of the
-dense one.
+dense pass.
 
-In training mode BatchNorm looks at every cell of a layer's dense map. A cell whose window holds no valid input is the
-convolution's bias, whatever the video: such cells are counted, not computed. All others enter the statistics, needed
-by a proposal or not, so they are all computed: 49 to 57 % of the dense products, as rows of taps on known zeros are
-skipped as well.
+In training mode BatchNorm averages over every cell of a layer's dense map. A cell whose window holds no valid input
+equals the convolution's bias for every video: such cells are counted, not computed. All other cells enter the
+statistics, even if no proposal needs them, so all of them are computed. This takes 49 to 57 % of the dense products,
+because rows of taps on known zeros are skipped as well.
 
-A layer's cells are stored as rows [R B + 1, C]: row r B + b is cell r of video b, and the last row is zero, where taps
-without a valid input read. Symbols as in `mmn_fast.model`; R cells of a layer.
+A layer's cells are stored as rows [R B + 1, C]: row r B + b is cell r of video b. The last row is zero; taps without a
+valid input read it. Symbols as in `mmn_fast.model`; R cells of a layer.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from mmn_fast.geometry import border, diagonal_rows, layer_weights, pool_steps, 
 from mmn_fast.model import MMN, MomentMap
 from mmn_fast.presets import Preset
 
-# Values of gathered inputs at a time (16 MiB of float32): they stay in the cache between gather and product, and
-# blocks of that size are recycled by malloc instead of being mapped, page by page, again and again.
+# Values of gathered inputs per block (16 MiB of float32). A block stays in the cache between gather and product, and
+# malloc recycles blocks of this size instead of mapping them page by page again and again.
 _GATHERED_VALUES = 2**22
 
 
@@ -38,10 +38,10 @@ class TapGroup:
     """Cells that read the same rows of the kernel.
 
     Attributes:
-        cells: int64 [n], their numbers.
-        first: the first of k*k taps that any of them has an input for, a multiple of k.
+        cells: int64 [n], numbers of the cells.
+        first: the first of k*k taps for which any cell has an input, a multiple of k.
         last: one past the last such tap, a multiple of k.
-        sources: int64 [n, last - first], the numbers of the cells read, R_in where the input is a known zero.
+        sources: int64 [n, last - first], numbers of the cells that are read; R_in if the input is a known zero.
     """
 
     cells: Tensor
@@ -59,8 +59,8 @@ class TrainingLayer:
         num_cells: R.
         map_cells: cells of the dense map, side^2.
         cell_weights: float32 [R].
-        forward: groups of this layer's cells, what they read.
-        backward: groups of the inputs, by which cells they are read; tap t is that of the forward pass.
+        forward: groups of this layer's cells; `sources` are the inputs that a cell reads.
+        backward: groups of the inputs; `sources` are the cells that read an input. Tap t is the forward pass's tap t.
     """
 
     num_inputs: int
@@ -73,10 +73,10 @@ class TrainingLayer:
 
 @dataclass(frozen=True, eq=False)
 class TrainingPlan:
-    """What the training pass computes.
+    """The work of the training pass.
 
     Attributes:
-        map_order: int64 [P], for each valid cell of the 2D map in row-major order its place in the diagonals' order.
+        map_order: int64 [P], for each valid cell of the 2D map in row-major order its index in the diagonals' order.
         layers: one `TrainingLayer` per layer.
         proposals: int64 [P], the last layer's cells that are proposals, in row-major order.
     """
@@ -97,7 +97,7 @@ def training_plan(preset: Preset, device: torch.device) -> TrainingPlan:
 
     Args:
         preset: the geometry.
-        device: where its index tensors live.
+        device: device of the index tensors.
     """
     kernel, layers = preset.conv_kernel, preset.conv_layers
     mask = proposal_mask(preset.num_clips, preset.pooling_counts)
@@ -128,7 +128,7 @@ def training_plan(preset: Preset, device: torch.device) -> TrainingPlan:
 
 
 def _neighbours(below: Bool, valid: Bool, kernel: int) -> Int64:
-    """int64 [R, k*k]: for each valid cell and tap the number of the valid input it reads, R_in where there is none."""
+    """int64 [R, k*k]: for each valid cell and tap the number of the valid input that it reads, or R_in for none."""
     number = np.full(below.shape, int(below.sum()))
     number[below] = np.arange(below.sum())
     cells = proposal_cells(valid)
@@ -137,9 +137,9 @@ def _neighbours(below: Bool, valid: Bool, kernel: int) -> Int64:
 
 
 def _groups(sources: Int64, absent: int, kernel: int, device: torch.device) -> Iterator[TapGroup]:
-    """Cells grouped by the first and last row of the kernel in which they have an input.
+    """Group cells by the first and last row of the kernel in which they have an input.
 
-    Rows only, because the taps of consecutive rows are consecutive in memory: the weights of a group are a view.
+    Groups use whole rows, because the taps of consecutive rows are consecutive in memory: a group's weights are a view.
     """
     in_row: Bool = np.any((sources < absent).reshape(len(sources), kernel, kernel), axis=2)  # [R, k]
     first, last = in_row.argmax(1), kernel - in_row[:, ::-1].argmax(1)
@@ -164,8 +164,8 @@ def encode_video(
     Args:
         model: the model.
         pre_clips: [B, T, D].
-        sync: processes that share BatchNorm's statistics; None takes this process's batch alone.
-        moves_statistics: whether BatchNorm's running statistics take in this batch's.
+        sync: processes that share BatchNorm's statistics; None uses only this process's batch.
+        moves_statistics: whether this batch updates BatchNorm's running statistics.
 
     Returns:
         contrastive [B, P, J] and iou [B, P, J], not normalised, proposals in row-major order.
@@ -218,10 +218,10 @@ def _layer(
 
 
 class _SparseLayer(torch.autograd.Function):
-    """One layer as a whole, so that only its input, its convolution and its output are kept for the backward pass.
+    """One whole layer, so that the backward pass keeps only the input, the convolution's result and the output.
 
-    BatchNorm takes the bias out again: outputs do not depend on it, its gradient is zero, and only the running mean
-    sees it. Convolutions are computed without it, which makes the value of a cell that is not computed 0.
+    BatchNorm removes the bias: outputs do not depend on the bias, its gradient is zero, and only the running mean
+    includes it. Convolutions are computed without the bias, so a cell that is not computed has the value 0.
     """
 
     @staticmethod
@@ -251,14 +251,14 @@ class _SparseLayer(torch.autograd.Function):
             dist.all_reduce(totals, group=sync)
             sums, count = totals[:-1], int(totals[-1])
         mean = sums / count
-        # Around the mean, and the cells that are not computed lie at 0.
+        # The variance is around the mean; cells that are not computed lie at 0.
         centred = u - mean
         squares = centred.square().sum(0) + (plan.map_cells * num_videos - len(u)) * mean.square()
         if sync is not None:
             dist.all_reduce(squares, group=sync)
         variance = squares / count
         inverse = (variance + eps).rsqrt()
-        centred *= inverse  # normalised from here on
+        centred *= inverse  # `centred` is normalised from here on
         y = x.new_empty(len(u) + 1, u.shape[1])
         y[-1] = 0
         body = y[:-1]
@@ -300,7 +300,7 @@ class _SparseLayer(torch.autograd.Function):
                 flat[:, columns].addmm_(du[_rows(cells, num_videos)].mT, block)
         dx = None
         if ctx.needs_input_grad[0]:
-            by_reader = matrix.transpose(0, 1).flatten(0, 1)  # [k*k C_out, C_in], as the transposed convolution
+            by_reader = matrix.transpose(0, 1).flatten(0, 1)  # [k*k C_out, C_in], for the transposed convolution
             dx = operand.new_zeros(len(operand), width_in)
             _gather_products(du, by_reader, plan.backward, plan.num_inputs, num_videos, out=dx)
             dx = dx.to(ctx.needs[0])
@@ -310,7 +310,7 @@ class _SparseLayer(torch.autograd.Function):
 
 
 def _by_tap(weight: Tensor) -> Tensor:
-    """[C_out, C_in, k, k] as [C_out, k*k, C_in]: a view of a channels-last weight."""
+    """View [C_out, C_in, k, k] as [C_out, k*k, C_in]; no copy for a channels-last weight."""
     return weight.permute(0, 2, 3, 1).contiguous().flatten(1, 2)
 
 
@@ -320,14 +320,14 @@ def _rows(cells: Tensor, num_videos: int) -> Tensor:
 
 
 def _gathered(x: Tensor, group: TapGroup, num_videos: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Blocks of a group's cells, [n], and what they read, [n B, taps C]."""
+    """Yield blocks of a group's cells, [n], with the inputs that they read, [n B, taps C]."""
     taps, width = group.last - group.first, x.shape[1]
     step = max(1, _GATHERED_VALUES // (taps * width * num_videos))
     videos = torch.arange(num_videos, device=x.device)[:, None]
     zero = len(x) - 1
     for start in range(0, len(group.cells), step):
         sources = group.sources[start : start + step]
-        # min(): a source of R_in, a known zero, is the one row after all videos' rows.
+        # clamp_: a source R_in (a known zero) becomes the last row, after the rows of all videos.
         rows = (sources[:, None] * num_videos + videos).clamp_(max=zero)  # [n, B, taps]
         yield group.cells[start : start + step], x.index_select(0, rows.flatten()).view(-1, taps * width)
 
@@ -340,15 +340,15 @@ def _gather_products(
     num_videos: int,
     out: Tensor | None = None,
 ) -> Tensor:
-    """Each cell's inputs times the taps' weights.
+    """Multiply each cell's inputs by the taps' weights.
 
     Args:
-        x: [R_in B + 1, C_in], the last row 0.
+        x: [R_in B + 1, C_in], the last row is 0.
         matrix: [k*k C_in, C_out].
-        groups: what each cell reads.
+        groups: the inputs that each cell reads.
         num_cells: R.
         num_videos: B.
-        out: [>= R B, C_out] to write to.
+        out: [>= R B, C_out], memory for the result.
 
     Returns:
         [R B, C_out], or `out`.

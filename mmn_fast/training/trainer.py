@@ -3,13 +3,13 @@
 A run's directory:
 
     log.jsonl       one line per step, one per evaluation
-    checkpoint.pt   where the run stands; replaced as a whole, so that an interruption leaves the old or the new one
-    best-<epoch>/   the best model so far, as a converted directory (with validation data)
+    checkpoint.pt   the state of the run; replaced as a whole, so an interruption leaves the old or the new file
+    best-<epoch>/   the best model so far, as a converted directory (only with validation data)
     model/          the result: the best model, or the last one without validation data
-    model.pth       the same in the official format, when asked for, with what the official format leaves open
+    model.pth       the result in the official format, if asked for, plus the facts that this format leaves open
 
-Everything random is a function of the seed, the epoch and the generators' states in the checkpoint, so a run that goes
-on from its checkpoint ends with the weights of one that was never interrupted (bit for bit on the CPU).
+Everything random is a function of the seed, the epoch and the generators' states in the checkpoint. A run that resumes
+from its checkpoint therefore ends with the weights of an uninterrupted run (bit for bit on the CPU).
 """
 
 from __future__ import annotations
@@ -56,16 +56,16 @@ from mmn_fast.training.schedule import contrastive_weight, learning_rates
 from mmn_fast.unfinished import remove_abandoned
 from mmn_fast.version import __version__
 
-# Facts of the official training that no configuration file has.
+# Constants of the official training that no configuration file has.
 _BETAS, _WEIGHT_DECAY = (0.9, 0.99), 1e-5
-_MAX_NORM = 5.0  # of the gradients
+_MAX_NORM = 5.0  # most that the gradients' norm may be
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass
 class _Position:
-    """How far a run is. Epochs count from 1 as in the official recipe; `step_in_epoch` steps of `epoch` are done."""
+    """Progress of a run. Epochs count from 1 as in the official recipe; `step_in_epoch` steps of `epoch` are done."""
 
     epoch: int = 1
     step_in_epoch: int = 0
@@ -81,24 +81,24 @@ class InterruptedRunError(RuntimeError):
 def train(options: TrainOptions) -> Path:
     """Train a model.
 
-    Under `torchrun` every process calls this; the first one writes.
+    Under `torchrun` every process calls this function; the first process writes.
 
-    W processes that accumulate A parts compute what W x A processes of the official code compute. Part p (process p
-    // A) goes through block p of the epoch's order. Its negatives and BatchNorm's statistics are its own, its losses
-    are means over its own sentences, and a step's gradient is the mean of its parts' gradients: parts weigh the same,
-    whatever their sentences. The model keeps part 0's running statistics. Dropout's masks are not the official ones:
-    every process draws its own, where the official processes begin with the same seed. `share_negatives` leaves this
-    way: all processes then compute one batch, and sentences weigh the same.
+    W processes that accumulate A parts compute the same as W x A processes of the official code. Part p (process p
+    // A) goes through block p of the epoch's order. Each part has its own negatives and BatchNorm statistics, and its
+    losses are means over its own sentences. A step's gradient is the mean of the parts' gradients: parts weigh the
+    same, however many sentences they have. The model keeps part 0's running statistics. Dropout masks differ from the
+    official ones: here every process draws its own masks, while the official processes begin with the same seed. With
+    `share_negatives` all processes compute one batch instead, and sentences weigh the same.
 
     Args:
-        options: what to train, on what, and how.
+        options: the run's options.
 
     Returns:
         The result's converted directory, `<output>/model`.
 
     Raises:
         InputError: an option or a file cannot be used.
-        InterruptedRunError: the process was asked to stop; `resume` goes on from there.
+        InterruptedRunError: the process was asked to stop; `resume` continues the run.
     """
     with joined_processes(options), contextlib.ExitStack() as stack:
         if options.threads is not None:
@@ -130,7 +130,7 @@ class _Run:
             if getattr(self.recipe, name) < least:
                 raise InputError(f"{name}: expected a number >= {least}, got {getattr(self.recipe, name)!r}")
         _refuse_other_losses(self.preset)
-        self.as_one = options.share_negatives and self.world > 1  # processes that compute one batch
+        self.as_one = options.share_negatives and self.world > 1  # all processes compute one batch
         self.parts = self.world * options.accumulate
         if self.recipe.batch_size % self.parts:
             raise InputError(
@@ -154,7 +154,7 @@ class _Run:
         self.validation = self._open_validation(stack)
         self.model.to(self.device)
         for conv in self.model.proposal_conv.convs:
-            # A tap's weights in a row, see sparse.py.
+            # Channels last puts a tap's weights in a row, see sparse.py.
             conv.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.objective = Objective(
             self.model,
@@ -174,7 +174,7 @@ class _Run:
         )
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=options.precision == "fp16")
         self.position = _Position()
-        self.saved_step: int | None = None  # of the checkpoint on the disk
+        self.saved_step: int | None = None  # step of the checkpoint on the disk
         self.stopping = False
 
     def _open_data(self, stack: contextlib.ExitStack) -> TrainingData:
@@ -199,7 +199,7 @@ class _Run:
             return stack.enter_context(open_features(path, key, self.preset.input_size))
 
     def _open_validation(self, stack: contextlib.ExitStack) -> Callable[[LoadedModel], dict[str, float]] | None:
-        """What gives a model's metrics; None without validation data."""
+        """A function that gives a model's metrics; None without validation data."""
         options = self.options
         if options.val_annotations is None:
             return None
@@ -247,13 +247,13 @@ class _Run:
                 self._epoch(epoch, log, progress)
         if self.rank == 0:
             self._write_result()
-            if log.failure is not None:  # the model is more than its log
+            if log.failure is not None:  # the model is written even if its log is not
                 raise WriteError(f"output: cannot write {self.output / 'log.jsonl'}: {log.failure}")
         wait()
         return self.output / "model"
 
     def _say(self, sentence: str) -> None:
-        """Tell the log, and the screen where progress is shown; one process speaks for all."""
+        """Log a sentence, also on the screen if progress is shown; the first process speaks for all."""
         if self.rank == 0:
             logger.info(sentence)
             if self.options.progress:
@@ -270,7 +270,7 @@ class _Run:
         return f"resuming at step {position.step} of {steps}, epoch {position.epoch} of {self.recipe.epochs}"
 
     def _warn_of_a_frozen_start(self) -> None:
-        """Warn where a text encoder that starts from scratch would never learn."""
+        """Warn if a text encoder that starts from scratch would never learn."""
         options, recipe = self.options, self.recipe
         if self.rank or not starts_from_scratch(options.text_encoder, options.init):
             return
@@ -296,7 +296,7 @@ class _Run:
             log.write(line)
             progress.update(self.position.step, epoch, self.recipe.epochs, line)
             every, last = self.options.checkpoint_every, number + 1 == len(steps)
-            # All processes stop at the same step: one that was asked to asks the others.
+            # All processes stop at the same step: a process that was asked to stop tells the others.
             stop = self._anyone_stops()
             if not last and (stop or (every and self.position.step % every == 0)):
                 self._save()
@@ -310,10 +310,10 @@ class _Run:
             raise InterruptedRunError(f"stopped after epoch {epoch}; resume goes on from there")
 
     def _objective_of(self, epoch: int) -> torch.nn.Module:
-        """The objective with the text encoder frozen or not; DistributedDataParallel wants to know beforehand."""
+        """The objective, its text encoder frozen or not; DistributedDataParallel must know this beforehand."""
         for parameter in self.text_parameters:
             parameter.requires_grad_(epoch > self.recipe.freeze_text_epochs)
-        # No gradient of an epoch before stays, or the optimizer would go on with it.
+        # Gradients of an earlier epoch are dropped; otherwise the optimizer would apply them again.
         self.optimizer.zero_grad(set_to_none=True)
         if self.world == 1:
             return self.objective
@@ -341,7 +341,7 @@ class _Run:
                 with self.autocast:
                     terms: Tensor = objective(batch, counts[number :: options.accumulate], number == 0)
                 loss = (terms[0] + terms[1]) * weight + terms[2]
-                # DistributedDataParallel divides by the processes.
+                # DistributedDataParallel divides by the number of processes.
                 self.scaler.scale(loss * share * self.world).backward()
             losses += terms.detach() * share
         self.scaler.unscale_(self.optimizer)
@@ -387,7 +387,7 @@ class _Run:
             name = f"Best_R{self.preset.recall_at[0]}"
             if not self.position.best_epoch or metrics[name] > self.position.best_metrics[name]:
                 self.position.best_epoch, self.position.best_metrics = epoch, metrics
-                # A run that was interrupted before its checkpoint may have left one; it is made again.
+                # A run that was interrupted before its checkpoint may have left this directory; it is written again.
                 shutil.rmtree(self._best(epoch), ignore_errors=True)
                 save_model(model, self._best(epoch))
         wait()
@@ -396,7 +396,7 @@ class _Run:
         return self.output / f"best-{epoch}"
 
     def _loaded(self) -> LoadedModel:
-        """The weights of now."""
+        """The model with its current weights."""
         state = {
             name: tensor.detach().float().cpu().contiguous().numpy()
             for name, tensor in self.model.state_dict().items()
@@ -405,7 +405,7 @@ class _Run:
         return model_from_state(self.preset, self.text, state, self.tokenizer, str(self.output))
 
     def _identity(self) -> dict[str, Any]:
-        """What a checkpoint's run must agree with to be gone on with."""
+        """Settings that must match before a run can resume."""
         same = ("text_rate", "warmup_steps", "dropout", "losses", "seed", "precision", "accumulate")
         return {
             "preset": self.preset.to_dict(),
@@ -417,7 +417,7 @@ class _Run:
         }
 
     def _save(self) -> None:
-        """Write the checkpoint; once it is there, older best models go."""
+        """Write the checkpoint, then remove older best models."""
         generators: list[Any] = [None] * self.world
         mine = {"cpu": torch.get_rng_state()}
         if self.device.type == "cuda":
@@ -488,7 +488,7 @@ class _Run:
                 torch.save(content, file)
 
     def _trim_log(self) -> None:
-        """Drop what the log has from after the checkpoint: it is going to be written again."""
+        """Drop the log's lines after the checkpoint, because they will be written again."""
         path = self.output / "log.jsonl"
         if not path.exists():
             return
@@ -496,7 +496,7 @@ class _Run:
         for text in path.read_text(encoding="utf-8").splitlines(keepends=True):
             try:
                 line = json.loads(text)
-            except json.JSONDecodeError:  # cut off by the interruption
+            except json.JSONDecodeError:  # the interruption cut this line off
                 break
             position = self.position
             finished = "metrics" not in line or line["epoch"] < position.epoch
@@ -518,7 +518,7 @@ class _Run:
 
         try:
             before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-        except ValueError:  # not the main thread: whoever owns the signals stops the run
+        except ValueError:  # not the main thread: the owner of the signals stops the run
             before = {}
         try:
             yield

@@ -1,4 +1,4 @@
-"""A vocabulary of word pieces from the sentences of annotations, for a text encoder that starts from scratch."""
+"""Learns a vocabulary of word pieces from annotated sentences, for a text encoder that starts from scratch."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from mmn_fast.errors import InputError
 from mmn_fast.evaluation.datasets import read_annotations
 from mmn_fast.files import refuse_existing, write_whole
 
-_SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]  # [PAD] is 0, as in BERT's
-_LEAST = 100  # entries: special tokens, and letters alone and within a word
+_SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]  # [PAD] is 0, as in BERT's vocabulary
+_LEAST = 100  # least number of entries: special tokens, and letters alone and within a word
 
 
 def build_vocabulary(sentences: Iterable[str], size: int = 8000) -> list[str]:
-    """Learn word pieces; the same sentences give the same pieces, in whatever order they come.
+    """Learn word pieces; the same sentences in any order give the same pieces.
 
     Args:
         sentences: text, cut into words and lower-cased as BERT's uncased tokenizer does.
-        size: entries at most, special tokens included.
+        size: most entries, special tokens included.
 
     Returns:
         The entries by number, special tokens first.
@@ -37,8 +37,8 @@ def build_vocabulary(sentences: Iterable[str], size: int = 8000) -> list[str]:
     words = {word for text in texts for word, _ in inner.pre_tokenizer.pre_tokenize_str(text)}
     if not words:
         raise InputError("sentences: expected at least one word, got none")
-    # The trainer numbers letters within words in the order of a hash that differs between processes, and equal counts
-    # go by number. Named beforehand, they have numbers that only the words decide.
+    # The trainer numbers letters within words in the order of a hash that differs between processes, and it breaks
+    # ties by number. Letters that are named beforehand get numbers that depend on the words alone.
     within = sorted({f"##{letter}" for word in words for letter in word[1:]})
     trainer = trainers.WordPieceTrainer(vocab_size=size, special_tokens=[*_SPECIAL, *within], show_progress=False)
     inner.train_from_iterator(sorted(texts), trainer)
@@ -53,9 +53,9 @@ def write_vocabulary(
     """Write a BERT vocab.txt, one entry a line, from the sentences of annotation files.
 
     Args:
-        annotations: files that `read_annotations` takes; of the training split alone, or test words are known.
+        annotations: files that `read_annotations` takes; only the training split, so that test words stay unknown.
         output: file to write; must not exist.
-        size: entries at most.
+        size: most entries.
         durations: as for `read_annotations`.
 
     Returns:

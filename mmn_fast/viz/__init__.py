@@ -1,11 +1,11 @@
-"""Pictures of results: timelines, moment maps and self-contained HTML pages. NumPy is all they need.
+"""Pictures of results: timelines, moment maps and self-contained HTML pages. They need only NumPy.
 
     >>> queries = [GroundedQuery("the red square grows", moments, truth_s=(2.0, 5.5), map=ScoreMap(scores, cells, 16))]
     >>> timeline(queries, duration_s=12.0)  # shows itself in a notebook
     >>> moment_map(scores, cells, 16, 12.0, moments=moments).save("map.svg")
     >>> report(queries, 12.0, frames=frames, fps=8).save("page.html")
 
-Text is escaped, the same input gives the same bytes, and a page asks nothing of the network.
+Text is escaped, the same input gives the same bytes, and a page loads nothing from the network.
 """
 
 from mmn_fast.files import refuse_existing

@@ -1,4 +1,4 @@
-"""The page of an evaluation: its figures, how they are spread, and every sentence, hardest failures first."""
+"""The page of an evaluation: its figures, a histogram of IoU, and every sentence, worst failures first."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mmn_fast.viz.svg import number, text
 if TYPE_CHECKING:
     from mmn_fast.evaluation import EvaluationReport, QueryResult
 
-# About 200 bytes of data each: the page stays below 5 MB, and rows are built only as they are looked at.
+# A row takes about 200 bytes of data, so the page stays below 5 MB. The browser builds rows only when they are shown.
 _MAX_ROWS = 20_000
 _MAX_MOMENTS = 5
 _MAX_SENTENCE = 600
@@ -32,11 +32,11 @@ def evaluation_report(
     """Make the page of an evaluation.
 
     Args:
-        evaluation: what `evaluate` returned: the figures and the protocol they were taken by.
-        results: what `evaluate` handed to `on_result`, in any order.
+        evaluation: the report that `evaluate` returned: the figures and their protocol.
+        results: the results that `evaluate` handed to `on_result`, in any order.
         title: heading of the page.
         notes: further short facts for the line under the title (the model).
-        max_rows: sentences listed, the hardest; the page says how many it leaves out.
+        max_rows: most sentences to list, the hardest ones; the page says how many it leaves out.
 
     Returns:
         The page; `page.save(path)` writes it.
@@ -46,7 +46,7 @@ def evaluation_report(
     """
     if max_rows < 1:
         raise InputError(f"max_rows: expected a number >= 1, got {max_rows!r}")
-    # Hardest first: lowest IoU, and of equal ones what the model was surest of.
+    # Hardest first: lowest IoU; among equal IoUs the highest score.
     order = sorted(range(len(results)), key=lambda row: (_iou(results[row]), -_score(results[row]), row))
     listed = order[:max_rows]
     ious = np.array([_iou(result) for result in results], np.float64)
@@ -117,7 +117,7 @@ def _row(result: QueryResult) -> list[Any]:
 
 
 def _columns() -> str:
-    """Headings; the words are the keys that dataset.js sorts by."""
+    """Headings of the columns; dataset.js sorts by these words."""
     columns = [("query", "Query", ""), ("predicted", "Predicted", ""), ("true", "True", ""), ("iou", "IoU", "num")]
     columns.append(("score", "Score", "num"))
     cells = [
@@ -128,7 +128,7 @@ def _columns() -> str:
 
 
 def _metrics(evaluation: EvaluationReport) -> str:
-    """R@n by row and IoU@m by column, mIoU below; and the protocol, without which the figures say nothing."""
+    """A table with R@n by row and IoU@m by column, mIoU below, and the protocol that gives the figures meaning."""
     pairs = {tuple(name.split(",", 1)): value for name, value in evaluation.metrics.items() if "," in name}
     rows = list(dict.fromkeys(pair[0] for pair in pairs))
     columns = list(dict.fromkeys(pair[1] for pair in pairs))
@@ -153,7 +153,7 @@ def _metrics(evaluation: EvaluationReport) -> str:
 
 
 def _histogram(ious: np.ndarray) -> str:
-    """Sentences by IoU of their best moment, in steps of 0.05."""
+    """A histogram of sentences by IoU of their best moment, in steps of 0.05."""
     counts, _ = np.histogram(np.clip(ious, 0, 1), bins=20, range=(0, 1))
     width, high, base = 480, 150, 168
     most, step = int(counts.max()), width / 20

@@ -11,7 +11,7 @@ from mmn_fast.files import write_whole
 from mmn_fast.version import __version__
 from mmn_fast.viz.svg import palette_css, picture_css, static, text
 
-# The browser itself holds the page to its word: nothing but what is inline may load.
+# The browser enforces that the page is self-contained: only inline content may load.
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 
 
@@ -31,7 +31,7 @@ class Page:
         return self.html
 
     def _repr_html_(self) -> str:
-        """A notebook shows the page in a frame of its own, where its style and scripts stay."""
+        """Show the page in a notebook, in an own frame that keeps style and scripts inside."""
         style = "width:100%;height:900px;border:0"
         return f'<iframe style="{style}" sandbox="allow-scripts" srcdoc="{text(self.html)}"></iframe>'
 
@@ -56,7 +56,7 @@ def build_page(title: str, body: str, data: Any, script: str) -> Page:
 
     Args:
         title: plain text.
-        body: HTML of the main part, escaped by its maker.
+        body: HTML of the main part, already escaped.
         data: JSON values that the script reads from the element "data".
         script: name of a file in static/.
     """
@@ -87,12 +87,12 @@ def build_page(title: str, body: str, data: Any, script: str) -> Page:
 
 
 def json_block(data: Any) -> str:
-    """JSON that may stand inside a script element: it cannot end the element, whatever the strings hold."""
-    # ensure_ascii also keeps lone surrogates, which no file can hold, out of the text.
+    """JSON that is safe inside a script element: no string in it can end the element."""
+    # ensure_ascii also escapes lone surrogates, which no file can hold.
     packed = json.dumps(data, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
     return packed.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
 def facts_line(facts: list[str]) -> str:
-    """Short facts in one line under the title."""
+    """Format short facts as one line under the title."""
     return '<p class="facts">' + "".join(f"<span>{text(fact)}</span>" for fact in facts if fact) + "</p>"

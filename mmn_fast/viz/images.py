@@ -1,4 +1,4 @@
-"""Uint8: PNG files by zlib alone, data URIs, sheets of video frames, and the colour scale of the maps."""
+"""Images: PNG files by zlib alone, data URIs, sheets of video frames, and the colour scale of the maps."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from mmn_fast.arrays import Uint8
 
-# viridis at nine equal steps: even in lightness, so that it reads without colour vision and in grey.
+# viridis at nine equal steps: its lightness is even, so it reads without colour vision and in grey.
 _SCALE = np.array(
     [
         (68, 1, 84),
@@ -27,12 +27,12 @@ _SCALE = np.array(
     np.float64,
 )
 
-_FILTERS = (0, 2)  # PNG's numbers: none, and the difference to the row above
+_FILTERS = (0, 2)  # PNG's filter numbers: 0 for none, 2 for the difference to the row above
 _PROBE_ROWS = 64
 
 
 def colours(values: npt.NDArray[np.floating]) -> Uint8:
-    """The scale's colour of each value from 0 to 1 (others are clipped), uint8 [..., 3]."""
+    """The scale's colour of each value from 0 to 1 (other values are clipped), uint8 [..., 3]."""
     steps = np.linspace(0, 1, len(_SCALE))
     return np.stack([np.interp(values, steps, channel) for channel in _SCALE.T], axis=-1).round().astype(np.uint8)
 
@@ -49,11 +49,11 @@ def encode_png(pixels: Uint8) -> bytes:
         pixels: uint8 [H, W, 3] RGB or [H, W, 4] RGBA.
 
     Returns:
-        The PNG file; the same for the same pixels.
+        The PNG file; the same pixels give the same bytes.
     """
     height, width, channels = pixels.shape
     rows = np.ascontiguousarray(pixels).reshape(height, width * channels)
-    # Flat drawings pack best unfiltered, camera pictures as differences to the row above: some rows tell which.
+    # Flat drawings pack best unfiltered, camera pictures as differences to the row above. A sample of rows decides.
     probe = rows[height // 2 : height // 2 + _PROBE_ROWS]
     number = min(_FILTERS, key=lambda one: len(zlib.compress(_filtered(probe, one).data, 6)))
     packed = zlib.compress(_filtered(rows, number).data, 6)
@@ -63,7 +63,7 @@ def encode_png(pixels: Uint8) -> bytes:
 
 
 def _filtered(rows: Uint8, number: int) -> Uint8:
-    """Rows [H, W] as PNG packs them: each after the number of its filter, 0 for none, 2 for minus the row above."""
+    """Rows [H, W] as PNG packs them: filter number, then the row (0: as it is, 2: minus the row above)."""
     lines = np.empty((len(rows), rows.shape[1] + 1), np.uint8)
     lines[:, 0], lines[:, 1:] = number, rows
     if number == 2:
@@ -81,7 +81,7 @@ def png_uri(pixels: Uint8) -> str:
 
 
 def shrink(frames: Uint8, max_width: int) -> Uint8:
-    """Frames at most `max_width` wide, by the mean over whole blocks of pixels; uint8 [n, h, w, 3]."""
+    """Shrink frames to at most `max_width`, by means over whole blocks of pixels; uint8 [n, h, w, 3]."""
     count, height, width, _ = frames.shape
     factor = min(-(-width // max_width), height)
     if factor <= 1:
@@ -92,13 +92,13 @@ def shrink(frames: Uint8, max_width: int) -> Uint8:
 
 
 def spread(count: int, at_most: int) -> list[int]:
-    """At most `at_most` of `count` frames, evenly spread: each the middle one of an equal share."""
+    """Choose at most `at_most` of `count` frames, evenly spread: the middle frame of each equal share."""
     shown = min(count, at_most)
     return [(2 * share + 1) * count // (2 * shown) for share in range(shown)]
 
 
 def sheet(frames: Uint8) -> tuple[Uint8, int]:
-    """All frames on one image, row by row, and the number of columns."""
+    """Put all frames on one image, row by row; also return the number of columns."""
     count, height, width, _ = frames.shape
     columns = int(np.ceil(np.sqrt(count * height / width)))
     columns = min(max(columns, 1), count)

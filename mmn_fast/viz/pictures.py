@@ -1,4 +1,4 @@
-"""The two pictures: a timeline of predicted and true spans, and the 2D map that the spans were chosen from."""
+"""Two pictures: a timeline of predicted and true spans, and the 2D map of scores from which the spans were chosen."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from mmn_fast.viz.images import colours, png_uri, scale_stops, shrink, spread
 from mmn_fast.viz.svg import Svg, figure, number, span, text, ticks
 from mmn_fast.viz.values import GroundedQuery, ScoreMap, check_duration, check_frames, windows
 
-# A label beside a bar takes about a third of a timeline's width; where neither side has that, the bar is long enough
-# to hold it.
+# A label beside a bar takes about a third of a timeline's width. If neither side has that room, the bar is long enough
+# to hold the label.
 _LABEL_ROOM = 0.36
 _MAX_THUMBNAILS = 14
 
@@ -31,16 +31,16 @@ def timeline(
     max_moments: int = 5,
     width: int = 960,
 ) -> Svg:
-    """Draw spans over time: per sentence the true ones, then the predicted ones by rank.
+    """Draw spans over time: per sentence the true spans, then the predicted spans by rank.
 
     Args:
         predictions: grounded queries, or the moments of one sentence, best first.
-        truth: for moments: the true span (start, end) in seconds, or several.
+        truth: the true span (start, end) in seconds, or several; only if `predictions` are moments.
         duration_s: length of the video in seconds.
         thumbnails: RGB uint8 [n, H, W, 3], frames evenly spread over the video; some of them head the picture.
-        sentence: for moments: the sentence.
+        sentence: the sentence; only if `predictions` are moments.
         max_moments: predicted spans shown per sentence.
-        width: in pixels, where the picture stands alone.
+        width: width in pixels of a picture that stands alone.
 
     Returns:
         The picture.
@@ -73,8 +73,8 @@ def draw_timeline(
     seekable: bool = False,
     headings: bool = True,
 ) -> Svg:
-    """Draw what `timeline` documents; on a page, spans can be `seekable` controls and `headings` left out."""
-    below, above = [], []  # gridlines are as high as the lanes, which are counted while they are drawn
+    """Draw the picture of `timeline`; on a page, spans can be `seekable` controls and `headings` can be left out."""
+    below, above = [], []  # gridlines go below the lanes, but their height is known only after the lanes are drawn
     y = 0
     if thumbnails is not None:
         strip, y = _strip(check_frames(thumbnails, "thumbnails"), width)
@@ -99,9 +99,9 @@ def draw_timeline(
 
 
 def _strip(frames: Uint8, width: int) -> tuple[str, int]:
-    """Some frames side by side, and the height they take."""
+    """Draw some frames side by side; also return their height."""
     _, height, frame_width, _ = frames.shape
-    # As many as fit at their own shape in a strip of about 64 pixels.
+    # The number of frames that fit, undistorted, into a strip about 64 pixels high.
     chosen = spread(len(frames), max(1, min(_MAX_THUMBNAILS, round(width / (64 * frame_width / height)))))
     high = 64
     small = shrink(frames[chosen], 160)
@@ -115,13 +115,13 @@ def _strip(frames: Uint8, width: int) -> tuple[str, int]:
 
 
 def _lanes(query: GroundedQuery, duration_s: float, y: int, max_moments: int, seekable: bool) -> tuple[str, int]:
-    """The lanes of one sentence from y on, and where they end."""
+    """Draw the lanes of one sentence from y on; also return the y where they end."""
     parts = []
     truth = cast("tuple[tuple[float, float], ...]", query.truth_s)
     if truth:
         parts.append(f'<rect class="mmn-lane" x="0" y="{y}" width="100%" height="18" rx="3"/>')
         for start, end in truth:
-            # Several spans share the lane: only one alone has room for words beside it.
+            # Several true spans share the lane; only a single one has room for words beside it.
             label = f"true  {span(start, end)}" if len(truth) == 1 else ""
             words = f"True span, {span(start, end)}"
             parts.append(_bar("mmn-truth", start, end, duration_s, y, 18, label, words, seekable))
@@ -145,7 +145,7 @@ def _lanes(query: GroundedQuery, duration_s: float, y: int, max_moments: int, se
 def _bar(
     kind: str, start_s: float, end_s: float, duration_s: float, y: int, high: int, label: str, words: str, seek: bool
 ) -> str:
-    """One span with its label beside it, where there is room, or inside."""
+    """Draw one span, with its label beside it if there is room, else inside."""
     start = min(max(start_s / duration_s, 0.0), 1.0)
     end = min(max(end_s / duration_s, start), 1.0)
     soft = kind == "mmn-later"
@@ -169,7 +169,7 @@ def _bar(
 _LEFT, _TOP, _PLOT, _BOTTOM, _RIGHT = 52, 10, 360, 44, 66
 _FAINT = 90  # alpha of 255
 PLOT = {"left": _LEFT, "top": _TOP, "side": _PLOT}
-"""Where a map's cells are in its picture, for scripts that ask which cell the pointer is on."""
+"""Place of a map's cells in its picture, for scripts that find the cell under the pointer."""
 
 
 def moment_map(
@@ -186,10 +186,9 @@ def moment_map(
 ) -> Svg:
     """Draw the 2D map of one sentence: a proposal's start from top to bottom, its end from left to right.
 
-    Cells that are no proposals are hatched, with a faint shade of the nearest proposal; below the diagonal, where a
-    moment would end before it starts, the plot is blank. The centre of cell (i, j) stands for the moment it is,
-    [i, j + 1] clips: chosen moments are framed and numbered by rank, a true span is a diamond where its own start and
-    end meet.
+    Cells that are no proposals are hatched, with a faint shade of the nearest proposal. The plot is blank below the
+    diagonal, where a moment would end before it starts. The centre of cell (i, j) stands for the moment of clips
+    [i, j + 1]. Chosen moments are framed and numbered by rank; a true span is a diamond at its start and end.
 
     Args:
         score_map: float [P], the score of each proposal.
@@ -198,10 +197,11 @@ def moment_map(
         duration_s: length of the video in seconds.
         moments: chosen moments, best first.
         truth: the true span (start, end) in seconds, or several.
-        limits: scores at the two ends of the colour scale; scores beyond take the end's colour. The same by default
-            in every map, so that a colour means one score; the least and greatest of a map show more of its shape.
-        max_moments: moments marked.
-        label: what the map is of, for screen readers.
+        limits: scores at the two ends of the colour scale; scores beyond take the end's colour. The default is the
+            same for every map, so that a colour means one score; a map's own least and greatest score show more of its
+            shape.
+        max_moments: most moments to mark.
+        label: description of the map for screen readers.
 
     Returns:
         The picture.
@@ -232,7 +232,7 @@ def moment_map(
     points = [place(start, end) for start, end in spans]
     parts += [f'<path class="mmn-cross" d="M{_LEFT} {number(y)}H{number(x)}V{_TOP + _PLOT}"/>' for x, y in points]
     ranked = list(enumerate(moments[:max_moments], start=1))
-    for rank, moment in reversed(ranked):  # the best on top
+    for rank, moment in reversed(ranked):  # the best is drawn last, on top
         x, y = place(moment.start_s, moment.end_s)
         words = f"Rank {rank}: {span(moment.start_s, moment.end_s)}, score {figure(moment.score)}"
         parts.append(f"<g><title>{text(words)}</title>{_mark(rank, x, y, unit)}</g>")
@@ -254,7 +254,7 @@ def _checked(limits: tuple[float, float]) -> tuple[float, float]:
 
 
 def _heat(map_: ScoreMap, low: float, high: float) -> Uint8:
-    """The map as pixels, faint where there is no proposal; whole pixels per cell, so that edges stay sharp."""
+    """The map as pixels, faint in cells without a proposal; a cell has whole pixels, so edges stay sharp."""
     side = map_.num_clips
     scores = np.asarray(map_.scores, np.float64)
     scale = (scores - low) / (high - low)
@@ -317,7 +317,7 @@ def _map_axes(side: int, duration_s: float) -> str:
 
 
 def _colour_bar(low: float, high: float, scores: Float64) -> str:
-    """The scale from low to high, and how much of it the map takes."""
+    """Draw the scale from low to high, and mark the range of the map's scores on it."""
     stops = scale_stops()
     gradient = "".join(
         f'<stop offset="{number(place / (len(stops) - 1), 3)}" stop-color="{colour}"/>'
@@ -347,7 +347,7 @@ def _colour_bar(low: float, high: float, scores: Float64) -> str:
 
 
 def _mark(rank: int, x: float, y: float, unit: float) -> str:
-    """A frame around the cell at (x, y), its rank on the corner below left: a true span may share the centre."""
+    """Draw a frame around the cell at (x, y). The rank is at the lower left, as a true span may be at the centre."""
     side = max(unit, 7)
     box = f'x="{number(x - side / 2)}" y="{number(y - side / 2)}" width="{number(side)}" height="{number(side)}" rx="2"'
     frame = f'<rect class="mmn-ring-dark" {box}/><rect class="mmn-ring" {box}/>'

@@ -1,4 +1,4 @@
-"""SVG: the picture object, its palette for light and dark, and the few elements that the pictures are made of."""
+"""SVG: the picture object, its palette for light and dark, and the few elements of the pictures."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mmn_fast.files import write_whole
 
 NAMESPACE = "http://www.w3.org/2000/svg"
 
-# Light and dark value of every colour. Predicted is blue and true is orange: told apart with any colour vision, and
+# Light and dark value of every colour. Predicted is blue and true is orange, which any colour vision tells apart;
 # words and positions say the same.
 PALETTE = {
     "page": ("#f4f5f7", "#0f1318"),
@@ -60,7 +60,7 @@ def span(start_s: float, end_s: float) -> str:
 
 
 def ticks(duration_s: float, at_most: int) -> list[float]:
-    """Round times from 0 to the duration, at most so many and one."""
+    """Round times from 0 to the duration, at most `at_most` + 1 of them."""
     step = next((step for step in _STEPS_S if duration_s / step <= at_most), 0.0)
     if not step:
         step = 3600.0 * 2 ** math.ceil(math.log2(duration_s / 3600 / at_most))
@@ -70,7 +70,7 @@ def ticks(duration_s: float, at_most: int) -> list[float]:
 
 
 def palette_css(selector: str) -> str:
-    """The palette as CSS variables of a selector, dark where the reader prefers it."""
+    """The palette as CSS variables of a selector, dark if the reader prefers dark."""
     light, dark = ("".join(f"--{name}:{pair[theme]};" for name, pair in PALETTE.items()) for theme in (0, 1))
     return f"{selector}{{{light}}}\n@media (prefers-color-scheme:dark){{{selector}{{{dark}}}}}\n"
 
@@ -85,11 +85,11 @@ class Svg:
     """A picture. Notebooks show it; `str(picture)` is a complete SVG document.
 
     Attributes:
-        width: in pixels.
-        height: in pixels.
-        body: the elements inside; "@ID@" stands for a name that no other picture has.
-        label: what the picture shows, for screen readers.
-        fluid: horizontal positions are percentages, so that the picture takes any width.
+        width: width in pixels.
+        height: height in pixels.
+        body: the elements inside; "@ID@" stands for a name that is unique to this picture.
+        label: description of the picture for screen readers.
+        fluid: horizontal positions are percentages, so that the picture fits any width.
     """
 
     width: int
@@ -126,14 +126,14 @@ class Svg:
         """Write the picture to a file.
 
         Args:
-            path: a name that ends in .svg, or in .png where the package cairosvg is installed.
+            path: a name that ends in .svg, or in .png if the package cairosvg is installed.
             overwrite: replace an existing file instead of refusing.
 
         Returns:
             The path.
 
         Raises:
-            InputError: another ending, no cairosvg for .png, or a file that exists or cannot be written.
+            InputError: another ending, no cairosvg for .png, or the file exists or cannot be written.
         """
         suffix = Path(path).suffix.lower()
         if suffix == ".svg":
@@ -146,11 +146,11 @@ class Svg:
             raise InputError(
                 f"path: writing .png needs the package cairosvg (pip install cairosvg), .svg does not: {error}"
             ) from None
-        # cairosvg knows neither CSS variables nor media queries: the light colours, spelled out.
+        # cairosvg knows neither CSS variables nor media queries, so the light colours are spelled out.
         css = re.sub(r"var\(--([a-z-]+)\)", lambda match: PALETTE[match[1]][0], static("pictures.css"))
         return write_whole(path, cairosvg.svg2png(self._document(css).encode("utf-8"), scale=2), overwrite)
 
 
 def picture_css() -> str:
-    """The style that inline pictures need once per page, beside the palette."""
+    """The style that inline pictures need once per page, besides the palette."""
     return static("pictures.css")

@@ -1,4 +1,4 @@
-"""What the pictures show: sentences with their moments, true spans and score maps, checked."""
+"""The checked values that pictures show: sentences with their moments, true spans and score maps."""
 
 from __future__ import annotations
 
@@ -51,12 +51,12 @@ class ScoreMap:
 
 @dataclass(frozen=True, eq=False)
 class GroundedQuery:
-    """A sentence, what was found for it, and what is true.
+    """A sentence, the moments found for it, and its true spans.
 
     Attributes:
         sentence: the sentence; any text, pages escape it.
         moments: moments found, best first; may be empty.
-        truth_s: the true span (start, end) in seconds, several of them, or None where it is not known.
+        truth_s: the true span (start, end) in seconds, or several; None if unknown.
         map: the scores behind the moments, or None.
     """
 
@@ -71,12 +71,12 @@ class GroundedQuery:
 
     @property
     def ious(self) -> list[float | None]:
-        """IoU of each moment with the true span that it fits best; None where no true span is known."""
+        """IoU of each moment with the true span that it fits best; None if no true span is known."""
         return [span_iou(moment, self.truth_s) for moment in self.moments]
 
     @property
     def iou(self) -> float | None:
-        """IoU of the best moment; 0 where none was found, None where no true span is known."""
+        """IoU of the best moment; 0 if no moment was found, None if no true span is known."""
         if not self.truth_s:
             return None
         return self.ious[0] if self.moments else 0.0
@@ -90,11 +90,11 @@ def grounded(
     maps: ScoreMaps | None = None,
     num_clips: int | None = None,
 ) -> list[GroundedQuery]:
-    """Join what an engine gave for one video to what the pictures take.
+    """Turn an engine's results for one video into the values that pictures take.
 
     Args:
         sentences: S sentences.
-        results: per sentence its moments: `engine.ground([query])[0]`.
+        results: per sentence its moments, as `engine.ground([query])[0]`.
         truth_s: per sentence its true span or spans, or None.
         maps: `engine.score_maps([query])[0]`; the fused scores are shown.
         num_clips: N, `engine.preset.num_clips`; needed with `maps`.
@@ -122,7 +122,7 @@ def grounded(
 
 
 def windows(truth_s: Any) -> tuple[Window, ...]:
-    """True spans as pairs of floats: of None, one (start, end), or several."""
+    """Convert None, one (start, end) or several to pairs of floats."""
     if truth_s is None or len(truth_s) == 0:
         return ()
     try:
@@ -146,7 +146,7 @@ def span_iou(moment: Moment, truth_s: Sequence[Window]) -> float | None:
 
 
 def check_duration(duration_s: float) -> float:
-    """A duration as a float, refused unless it is finite and > 0."""
+    """Return a duration as a float; refuse one that is not finite and > 0."""
     try:
         duration = float(duration_s)
     except (TypeError, ValueError):
@@ -157,7 +157,7 @@ def check_duration(duration_s: float) -> float:
 
 
 def check_frames(frames: Any, name: str = "frames") -> Uint8:
-    """RGB frames as an array, refused unless uint8 [n, H, W, 3] with n, H, W >= 1."""
+    """Return RGB frames as an array; refuse anything but uint8 [n, H, W, 3] with n, H, W >= 1."""
     array = np.asarray(frames)
     if array.dtype != np.uint8 or array.ndim != 4 or array.shape[3] != 3 or 0 in array.shape:
         raise InputError(f"{name}: expected RGB uint8 [n, H, W, 3], got {array.dtype} {list(array.shape)}")

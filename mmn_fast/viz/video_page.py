@@ -1,4 +1,4 @@
-"""The page of one video: player, table, timelines and moment maps, tied together by a click."""
+"""The page of one video: player, table, timelines and moment maps, linked by clicks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mmn_fast.viz.pictures import PLOT, draw_timeline, moment_map
 from mmn_fast.viz.svg import figure, number, span, text
 from mmn_fast.viz.values import GroundedQuery, check_duration, check_frames
 
-# Bounds of the inline video; beyond them frames are left out and shrunk.
+# Bounds of the inline video: more frames are thinned out, larger ones are shrunk.
 _MAX_FRAMES, _MAX_WIDTH = 240, 256
 
 
@@ -35,12 +35,12 @@ def report(
     """Make the page of one video.
 
     Args:
-        queries: what was asked and found, see `GroundedQuery`; true spans and maps are shown where they are known.
+        queries: sentences with their moments, see `GroundedQuery`; true spans and maps are shown if known.
         duration_s: length of the video in seconds.
         title: heading of the page.
         video_id: name of the video.
-        frames: RGB uint8 [n, H, W, 3], the video; at most 240 frames of 256 pixels' width go into the page, evenly
-            spread and shrunk where there is more.
+        frames: RGB uint8 [n, H, W, 3], the video. The page holds at most 240 frames, evenly spread, and frames at most
+            256 pixels wide; wider ones are shrunk.
         fps: frames per second; needed with `frames`.
         notes: further short facts for the line under the title (the model, the seed).
         max_moments: predicted spans shown per sentence.
@@ -79,7 +79,7 @@ def report(
 
 
 def _video(frames: Uint8, fps: float | None) -> dict[str, Any]:
-    """The frames on one sheet, for the player."""
+    """Put the frames on one sheet, for the player."""
     if fps is None or isinstance(fps, bool) or not (math.isfinite(fps) and fps > 0):
         raise InputError(f"fps: expected a finite number > 0 with frames, got {fps!r}")
     chosen = list(range(len(frames))) if len(frames) <= _MAX_FRAMES else spread(len(frames), _MAX_FRAMES)
@@ -214,7 +214,8 @@ def _query_data(query: GroundedQuery, max_moments: int) -> dict[str, Any]:
         "ranks": [[round(moment.start_s, 3), round(moment.end_s, 3)] for moment in query.moments[:max_moments]],
     }
     if query.map is not None:
-        # Scores in 65,534 steps between their limits, 65,535 for none: enough for the readout under the map.
+        # Scores take 65,534 steps between their limits, and 65,535 means no score: enough for the readout under the
+        # map.
         scores = np.asarray(query.map.scores, np.float64)
         finite = np.isfinite(scores)
         low, high = (float(scores[finite].min()), float(scores[finite].max())) if finite.any() else (0.0, 1.0)
