@@ -1,6 +1,6 @@
 """Temporal grounding with the Mutual Matching Network, fast.
 
-`import mmn_fast` loads neither torch nor triton: names below are imported when they are first used.
+`import mmn_fast` loads neither torch nor triton: the names below are imported on first use.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`python -m mmn_fast` is the command `mmn-fast`."""
+"""`python -m mmn_fast` runs the command `mmn-fast`."""
 
 from mmn_fast.cli import main
 

@@ -1,4 +1,4 @@
-"""Static sizes: which one a request gets, and how it is split and filled up. NumPy only."""
+"""Static sizes: choose the size for a request, split and pad the request. NumPy only."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from mmn_fast.arrays import Float32, Int32, Int64
 VIDEO_BUCKETS = (1, 2, 4, 8, 16, 32, 48)
 QUERY_BUCKETS = (1, 8, 32, 128)
 TOKEN_BUCKETS = (16, 32, 64)
-# Source rows of all videos of a request. Rows beyond those given cost a read of up to three times as many, and are not
-# copied to the device; with finer buckets a video a little longer than the last would cost a capture.
+# Source rows of all videos of a request. Rows beyond the given ones cost a read of up to three times as many rows, but
+# are not copied to the device. With finer buckets, a video slightly longer than the last one would cost a capture.
 ROW_BUCKETS = (64, 256, 1024, 4096, 16384)
 
 
@@ -26,12 +26,12 @@ class Piece(NamedTuple):
 
 
 def bucket_for(count: int, buckets: Sequence[int]) -> int | None:
-    """The smallest of the ascending `buckets` that holds `count`; None if none does."""
+    """The smallest of the ascending `buckets` that holds `count`; None if all are too small."""
     return next((bucket for bucket in buckets if count <= bucket), None)
 
 
 def split(count: int, buckets: Sequence[int]) -> list[Piece]:
-    """Cut a request into pieces of the largest bucket, and the rest in the smallest that holds it.
+    """Cut a request into pieces of the largest bucket; the rest goes into the smallest bucket that holds it.
 
     Args:
         count: items, >= 0.
@@ -49,12 +49,12 @@ def split(count: int, buckets: Sequence[int]) -> list[Piece]:
 
 
 def tokens_for(length: int, max_tokens: int) -> int:
-    """The padded length of a sentence: a token bucket, beyond them a multiple of the largest, at most `max_tokens`."""
+    """Padded length of a sentence: a token bucket, or a multiple of the largest bucket; at most `max_tokens`."""
     return min(_static(length, TOKEN_BUCKETS), max_tokens)
 
 
 def rows_for(count: int) -> int:
-    """The static number of source rows that holds `count`: a row bucket, beyond them a multiple of the largest."""
+    """Static number of source rows that holds `count`: a row bucket, or a multiple of the largest bucket."""
     return _static(count, ROW_BUCKETS)
 
 
@@ -63,15 +63,15 @@ def _static(count: int, buckets: Sequence[int]) -> int:
 
 
 def padded_ids(token_ids: Sequence[Int64], bucket: int, max_tokens: int) -> tuple[Int64, Int64]:
-    """Sentences as one array; those that fill up are one word piece long.
+    """Pad sentences to one array; filler sentences are one word piece long.
 
     Args:
-        token_ids: int64 [L_s] per sentence, at most `bucket` of them.
+        token_ids: int64 [L_s] per sentence, at most `bucket` sentences.
         bucket: S.
         max_tokens: the encoder's limit.
 
     Returns:
-        int64 [S, L], L of the longest by `tokens_for`, and the lengths, int64 [S].
+        int64 [S, L], where L is `tokens_for` the longest sentence, and the lengths, int64 [S].
     """
     ids = np.zeros((bucket, tokens_for(max(map(len, token_ids)), max_tokens)), np.int64)
     lengths = np.ones(bucket, np.int64)
@@ -82,7 +82,7 @@ def padded_ids(token_ids: Sequence[Int64], bucket: int, max_tokens: int) -> tupl
 
 
 def padded_pairs(videos: Int32, sentences: Int32, durations: Float32) -> tuple[Int32, Int32, Float32]:
-    """Pairs at the size of a query bucket; those that fill up have video -1, which scores nothing.
+    """Pad pairs to the size of a query bucket; filler pairs have video -1, which scores nothing.
 
     Args:
         videos: int32 [Q], at most the largest bucket.
@@ -90,7 +90,7 @@ def padded_pairs(videos: Int32, sentences: Int32, durations: Float32) -> tuple[I
         durations: float32 [Q], seconds.
 
     Returns:
-        The same at the bucket's size.
+        The three arrays at the bucket's size.
     """
     fill = (0, split(len(videos), QUERY_BUCKETS)[0].bucket - len(videos))
     return (

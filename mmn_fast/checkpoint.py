@@ -1,7 +1,7 @@
 """Models: read from official `.pth` files, converted directories (`directory`) and exports; written as directories.
 
-Reading a directory or an export needs no torch. What is read is held to the checksums that it carries, and the model's
-fingerprint is worked out from what was read.
+Reading a directory or an export needs no torch. Every file that carries checksums is verified against them, and the
+model's fingerprint is computed from the values that were read.
 """
 
 from __future__ import annotations
@@ -42,18 +42,18 @@ DEMO_MODEL = Path(__file__).parent / "demo" / "model"
 
 @dataclass(frozen=True, eq=False)
 class LoadedModel:
-    """A model's values, before any backend has taken them.
+    """A model's values, before a backend takes them.
 
     Attributes:
         preset: sizes and conventions.
         text: sizes of the text encoder.
         state: float32 arrays under the official state-dict keys.
-        tokenizer: the word pieces the text encoder was trained with.
-        source: what was loaded, for messages.
-        exported: directory of the graphs if an export was loaded (`mmn-fast export`); it has no weights, so `state` is
-            empty then.
-        weights_sha256: of the weights that the export was made of; None without an export.
-        manifest_sha256: of the export's manifest, which names every file's; None without an export.
+        tokenizer: the word pieces of the text encoder's training.
+        source: name of what was loaded, for messages.
+        exported: directory of the graphs if an export was loaded (`mmn-fast export`). An export has no weights, so
+            `state` is empty then.
+        weights_sha256: SHA-256 of the weights behind the export; None without an export.
+        manifest_sha256: SHA-256 of the export's manifest, which has every file's SHA-256; None without an export.
     """
 
     preset: Preset
@@ -67,9 +67,9 @@ class LoadedModel:
 
     @kept_property
     def fingerprint(self) -> str:
-        """Hash of all that decides results (`fingerprint.fingerprint_of`), worked out from these values.
+        """Hash of everything that decides results (`fingerprint.fingerprint_of`), computed from these values.
 
-        It is equal for a checkpoint, its converted directory and its export.
+        A checkpoint, its converted directory and its export have the same fingerprint.
         """
         weights = self.weights_sha256 or combined_sha256(array_digests(self.state))
         return fingerprint_of(self.preset, self.text, weights, self.tokenizer)
@@ -80,12 +80,12 @@ class LoadedModel:
             _check_export(self.exported, self.manifest_sha256)
 
     def called(self, source: str) -> LoadedModel:
-        """The same model under another name in messages."""
+        """The same model with another name in messages."""
         return dataclasses.replace(self, source=source)._knowing(self.fingerprint)
 
     def _knowing(self, fingerprint: str) -> LoadedModel:
-        """The model, its fingerprint worked out while it was read."""
-        self.__dict__["fingerprint"] = fingerprint  # the cached property's place; a copy by `replace` lacks it
+        """Store the fingerprint that was computed while the model was read; return the model."""
+        self.__dict__["fingerprint"] = fingerprint  # where the cached property keeps it; a copy by `replace` lacks it
         return self
 
 
@@ -97,15 +97,15 @@ def load_model(
     Args:
         model: a converted directory, an official checkpoint file, a hub id of a converted directory, an export, or
             "demo".
-        preset: needed for a checkpoint file of another program; else only to insist on what is there.
-        tokenizer: needed for a checkpoint file of another program; else it replaces the model's own.
+        preset: needed for a checkpoint file of another program; otherwise it must agree with the model's own preset.
+        tokenizer: needed for a checkpoint file of another program; otherwise it replaces the model's own.
 
     Raises:
-        InputError: nothing usable there; the message names the file, what was expected and what came.
+        InputError: the model cannot be used; the message names the file, what was expected and what came.
     """
     check_name(model, "model")
     path = Path(model)
-    if model == "demo":  # before files of that name, which "./demo" and a Path still reach
+    if model == "demo":  # takes precedence over a file "demo"; "./demo" and a Path still reach that file
         return _from_directory(DEMO_MODEL, preset, tokenizer)
     if path.is_file():
         if path.name in FILES and (path.parent / CONFIG).is_file():
@@ -142,12 +142,12 @@ def convert(
     The directory appears whole or not at all.
 
     Args:
-        checkpoint: official `.pth` file; or a converted directory, to write it in the format of today.
-        preset: a preset's name, an official YAML file's path, or a `Preset`; None if the checkpoint says it, as those
-            of `train --official-pth` do.
-        tokenizer: tokenizer.json, vocab.txt, a directory with either, or a hub id; None likewise.
+        checkpoint: official `.pth` file; or a converted directory, to write it in the current format.
+        preset: a preset's name, an official YAML file's path, or a `Preset`; None if the checkpoint records it, as
+            files of `train --official-pth` do.
+        tokenizer: tokenizer.json, vocab.txt, a directory with either, or a hub id; None if the checkpoint records it.
         output: directory to create; must not exist.
-        text_heads: attention heads of the text encoder, if neither the checkpoint nor its width says how many.
+        text_heads: attention heads of the text encoder, if neither the checkpoint nor the width tells the number.
 
     Returns:
         The directory.
@@ -192,17 +192,17 @@ def save_model(model: LoadedModel, output: str | Path) -> Path:
 def model_from_state(
     preset: Preset, text: TextEncoderConfig, state: Mapping[str, npt.NDArray[Any]], tokenizer: Tokenizer, source: str
 ) -> LoadedModel:
-    """A model from weights in memory, as `load_model` gives it from files.
+    """Make a model from weights in memory, as `load_model` makes it from files.
 
     Args:
         preset: sizes and conventions.
         text: sizes of the text encoder.
-        state: arrays under official keys; float32 contiguous ones are taken without a copy.
-        tokenizer: the word pieces the text encoder was trained with.
-        source: where the weights come from, for messages.
+        state: arrays under official keys; contiguous float32 arrays are taken without a copy.
+        tokenizer: the word pieces of the text encoder's training.
+        source: origin of the weights, for messages.
 
     Raises:
-        InputError: the weights are not those of the preset's model, or not finite.
+        InputError: the weights do not fit the preset's model, or are not finite.
     """
     arrays = {name: np.ascontiguousarray(array, np.float32) for name, array in state.items()}
     check_state(arrays, preset, text, source)
@@ -234,7 +234,7 @@ def _from_recorded(
     tokenizer: str | Path | None,
     text_heads: int | None,
 ) -> LoadedModel:
-    """A checkpoint that says what it was trained as."""
+    """Make a model from a checkpoint that records its preset, text encoder and tokenizer."""
     where = f"checkpoint: {path}: {RECORD}"
     check_keys(record, ("format_version", "preset", "text_encoder", "tokenizer"), where)
     if record["format_version"] != RECORD_FORMAT:
@@ -255,7 +255,7 @@ def _from_recorded(
 
 
 def _insist(held: Preset, preset: str | Path | Preset | None, made: str) -> None:
-    """Refuse a preset that answers otherwise than the model's own."""
+    """Refuse a preset that gives other answers than the model's own."""
     if preset is None:
         return
     wanted = get_preset(preset)
@@ -312,7 +312,7 @@ def _from_export(path: Path, preset: str | Path | Preset | None, tokenizer: str 
 
 
 def _check_export(path: Path, manifest_sha256: str | None) -> None:
-    """Refuse an export that is not the one whose model was pickled: its graphs are not in the pickle."""
+    """Refuse an export other than the pickled one; the pickle does not contain the graphs."""
     from mmn_fast.artifact.manifest import MANIFEST, check_files, read_manifest
 
     manifest = read_manifest(path)

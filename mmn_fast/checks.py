@@ -1,7 +1,7 @@
-"""Checks of values that come from files or callers: a rule per value, one sentence per refusal.
+"""Checks of values that come from files or callers: one rule per value, one sentence per refusal.
 
-A rule is called with a value and with the name that messages give it, and returns the value in its final type. Integers
-are never bools, numbers are finite, and nothing is converted from text.
+A rule takes a value and its name in messages, and returns the value in its final type. Integers are never bools,
+numbers are finite, and no value is converted from text.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ import numpy as np
 from mmn_fast.errors import InputError
 
 MAX_COUNT = 2**31 - 1
-"""The largest size of anything: kernels count cells in 32 bits."""
+"""Largest allowed size of anything: kernels count cells in 32 bits."""
 MAX_BYTES = 16 * 2**30
-"""What a model's weights, or one video's features, map or embeddings, may take; the published ones take 0.1 GiB."""
+"""Most memory of a model's weights, or of one video's features, map or embeddings; published ones take 0.1 GiB."""
 
 Rule = Callable[[object, str], Any]
 _Kind = TypeVar("_Kind")
 
 
 class _Short(reprlib.Repr):
-    """repr in bounded time and space, whatever the value: repr() itself refuses integers of 4,300 digits."""
+    """repr in bounded time and space for any value; repr() itself refuses integers of 4,300 digits."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -41,12 +41,12 @@ class _Short(reprlib.Repr):
 
 
 def shown(value: object) -> str:
-    """A value for a message: on one line and short."""
+    """Show a value in a message: on one line and short."""
     return " ".join(_Short().repr(value).split())
 
 
 def nearest(name: object, known: Iterable[str]) -> str:
-    """The end of a message about an unknown name: the known one that looks most like it, else all of them."""
+    """End of a message about an unknown name: names the most similar known name, or else all known names."""
     names = list(known)
     lower = {other.lower(): other for other in names}
     close = difflib.get_close_matches(str(name)[:80].lower(), lower, 1)
@@ -56,14 +56,14 @@ def nearest(name: object, known: Iterable[str]) -> str:
 
 
 def in_bytes(number: int) -> str:
-    """A number of bytes in the unit that suits it, such as "3.1 TB"."""
+    """A number of bytes in a suitable unit, such as "3.1 TB"."""
     units = ("bytes", "kB", "MB", "GB", "TB", "PB", "EB", "ZB", "YB")
     power = min(int(math.log10(max(number, 1)) / 3), len(units) - 1)
     return f"{number / 1000**power:.3g} {units[power]}"
 
 
 def fail(where: str, expected: str, value: object) -> InputError:
-    """The refusal of a value, to raise."""
+    """The error that refuses a value; the caller raises it."""
     return InputError(f"{where}: expected {expected}, got {shown(value)}")
 
 
@@ -111,7 +111,7 @@ class Number:
 
 @dataclass(frozen=True)
 class Text:
-    """Text of `least` to `most` characters that UTF-8 can hold."""
+    """Text of `least` to `most` characters that UTF-8 can encode."""
 
     least: int = 1
     most: int = 10_000
@@ -125,19 +125,19 @@ class Text:
 
 
 def is_unicode(text: str) -> bool:
-    """Whether text can be encoded: JSON may hold half of a surrogate pair, which tokenizers and files refuse."""
+    """Whether text can be encoded; JSON may hold half a surrogate pair, and tokenizers and files refuse it."""
     return text.isascii() or not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def flag(value: object, where: str) -> bool:
-    """The rule of a bool."""
+    """Rule for a bool."""
     if not isinstance(value, bool):
         raise fail(where, "true or false", value)
     return value
 
 
 def anything(value: object, where: str) -> Any:
-    """The rule of a value that nothing but people reads, or that is checked later."""
+    """Rule for a value that only people read, or that is checked later."""
     return value
 
 
@@ -155,7 +155,7 @@ class OneOf:
 
 @dataclass(frozen=True)
 class Each:
-    """A list of `least` to `most` values of one rule; becomes a tuple."""
+    """A list of `least` to `most` values of one rule; the result is a tuple."""
 
     rule: Rule
     least: int = 1
@@ -170,7 +170,7 @@ class Each:
 
 @dataclass(frozen=True)
 class Optional:
-    """None, or a value of a rule."""
+    """None, or a value that follows a rule."""
 
     rule: Rule
 
@@ -193,19 +193,19 @@ class MapOf:
 def check_keys(
     record: object, known: Collection[str], where: str, required: Collection[str] | None = None
 ) -> dict[str, Any]:
-    """Refuse what is no object, lacks a key or has an unknown one.
+    """Refuse a value that is no object, lacks a key or has an unknown key.
 
     Args:
-        record: what was read.
-        known: its keys.
-        where: what is read, for the message.
-        required: keys that must be there; None: all of `known`.
+        record: the value that was read.
+        known: all allowed keys.
+        where: name of the record in messages.
+        required: keys that must be there; None means all of `known`.
 
     Returns:
         The record.
 
     Raises:
-        InputError: as above; an unknown key is named with the known one that looks most like it.
+        InputError: as above; an unknown key is named together with the most similar known key.
     """
     if not isinstance(record, Mapping):
         raise fail(where, f"an object with {', '.join(known)}", record)
@@ -222,37 +222,37 @@ def check_record(record: object, rules: Mapping[str, Rule], where: str) -> dict[
     """The values of an object that has exactly the keys of `rules`, each as its rule returns it.
 
     Raises:
-        InputError: no object, an unknown or missing key, or a value that breaks its rule (named).
+        InputError: not an object, an unknown or missing key, or a value that breaks its rule (the key is named).
     """
     values = check_keys(record, rules, where)
     return {name: rule(values[name], f"{where}: {name}") for name, rule in rules.items()}
 
 
 def check_fields(instance: object, rules: Mapping[str, Rule], where: str) -> None:
-    """Put every field of a frozen dataclass to its rule and keep what the rule returns.
+    """Apply a rule to every field of a frozen dataclass and store the rule's result in the field.
 
     Args:
-        instance: being made, in `__post_init__`.
-        rules: by name of the field.
-        where: what it is, for the message.
+        instance: the instance under construction, in `__post_init__`.
+        rules: name of the field -> its rule.
+        where: name of the instance in messages.
 
     Raises:
-        InputError: a value breaks its rule (named).
+        InputError: a value breaks its rule (the field is named).
     """
     for name, rule in rules.items():
         object.__setattr__(instance, name, rule(getattr(instance, name), f"{where}: {name}"))
 
 
 def build(kind: type[_Kind], values: object, where: str) -> _Kind:
-    """A dataclass that checks its own values, from an object that was read.
+    """Build a dataclass that checks its own values from an object that was read.
 
     Args:
-        kind: the dataclass; its own messages say what it is.
-        values: its fields by name; those with a default may be left out.
-        where: what is read, for messages about keys.
+        kind: the dataclass; it names itself in its messages about values.
+        values: fields by name; fields with a default may be left out.
+        where: name of the object in messages about keys.
 
     Raises:
-        InputError: no object, an unknown or missing field, or a value that the dataclass refuses.
+        InputError: not an object, an unknown or missing field, or a value that the dataclass refuses.
     """
     fields = dataclasses.fields(kind)  # type: ignore[arg-type]
     required = [f.name for f in fields if f.default is f.default_factory is dataclasses.MISSING]
@@ -260,15 +260,15 @@ def build(kind: type[_Kind], values: object, where: str) -> _Kind:
 
 
 def check_bytes(number: int, what: str, where: str) -> None:
-    """Refuse sizes that imply more memory than any machine should give.
+    """Refuse sizes that imply more memory than a machine should give.
 
     Args:
         number: bytes.
-        what: what takes them, such as "weights".
-        where: whose sizes these are.
+        what: what takes the memory, such as "weights".
+        where: owner of the sizes, for the message.
 
     Raises:
-        InputError: more than `MAX_BYTES`; says how much.
+        InputError: more than `MAX_BYTES`; the message says how much.
     """
     if number > MAX_BYTES:
         raise InputError(f"{where}: these sizes imply {in_bytes(number)} of {what}; at most {in_bytes(MAX_BYTES)}")

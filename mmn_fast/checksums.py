@@ -1,9 +1,10 @@
-"""Checksums of arrays, files and plain values. Whatever the package writes for later carries one and is held to it.
+"""Checksums of arrays, files and plain values. Every file that the package writes for later reading carries a checksum,
+and reading verifies it.
 
 Everything is SHA-256. Measured on 500 MB (AMD Milan, OpenSSL with SHA instructions, processor time): SHA-256 0.32 s,
 BLAKE2b 0.64 s, CRC-32 0.14 s. CRC-32 finds damage but cannot name a model: among 100,000 models two would share a
-number. hashlib lets threads run side by side, so large arrays are hashed in chunks: 0.16 s with two threads on two free
-cores. xxHash would be faster still, but it is no part of Python, and reading the file takes longer than either.
+number. hashlib releases the GIL, so threads hash chunks of large arrays side by side: 0.16 s with two threads on two
+free cores. xxHash would be faster still, but it is no part of Python, and reading the file takes longer than either.
 """
 
 from __future__ import annotations
@@ -20,22 +21,22 @@ import numpy.typing as npt
 
 from mmn_fast.cores import usable_cores
 
-_CHUNK = 2**22  # bytes that one thread hashes at a time: 1.3 ms of work against some 30 us for handing it over
-_SERIAL = 2**23  # bytes below which starting threads takes longer than they save
-_MAX_THREADS = 4  # more of them wait for memory
+_CHUNK = 2**22  # bytes that one thread hashes at a time: 1.3 ms of work, while handing it over takes about 30 us
+_SERIAL = 2**23  # below this many bytes, starting threads takes longer than they save
+_MAX_THREADS = 4  # more threads would wait for memory
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
 
 def array_digests(arrays: Mapping[str, npt.NDArray[Any]]) -> dict[str, str]:
-    """SHA-256 of every array: of its name, dtype and shape, and of the SHA-256s of its chunks of 4 MiB.
+    """SHA-256 of every array. The hash covers name, dtype, shape, and the SHA-256s of the array's chunks of 4 MiB.
 
     Args:
         arrays: C-contiguous arrays of any dtype and shape.
 
     Returns:
-        Hexadecimal digests under the arrays' names, in the order of names.
+        Hexadecimal digests by name, in the order of names.
     """
     names = sorted(arrays)
     flat = {name: arrays[name].reshape(-1).view(np.uint8).data for name in names}
@@ -48,12 +49,12 @@ def array_digests(arrays: Mapping[str, npt.NDArray[Any]]) -> dict[str, str]:
 
 
 def combined_sha256(digests: Mapping[str, str]) -> str:
-    """One SHA-256, hexadecimal, of the digests that `array_digests` gives."""
+    """SHA-256, hexadecimal, of all digests of `array_digests` together."""
     return plain_sha256(dict(digests))
 
 
 def plain_sha256(plain: Mapping[str, Any]) -> str:
-    """SHA-256 of plain values, hexadecimal, however they are laid out as JSON."""
+    """SHA-256 of plain values, hexadecimal; the layout of their JSON text does not matter."""
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
@@ -67,9 +68,9 @@ def file_sha256(path: Path) -> str:
 
 
 def chunked_sha256(path: Path, size: int) -> str:
-    """SHA-256, hexadecimal, of the SHA-256s of the chunks of 4 MiB that a file's first `size` bytes are.
+    """SHA-256, hexadecimal, of the SHA-256s of chunks of 4 MiB, over a file's first `size` bytes.
 
-    Several threads share the work, which for one large file `file_sha256` cannot.
+    Several threads share the work; `file_sha256` hashes a file with one thread.
     """
     with path.open("rb") as file:
         descriptor = file.fileno()
@@ -82,12 +83,12 @@ def chunked_sha256(path: Path, size: int) -> str:
 
 
 def side_by_side(function: Callable[[_Item], _Result], items: Sequence[_Item], total: int) -> list[_Result]:
-    """The function's results, by several threads if that pays.
+    """Apply the function to all items, with several threads if that saves time.
 
     Args:
         function: hashes one item.
-        items: what to hash.
-        total: their bytes together.
+        items: the items to hash.
+        total: bytes of all items together.
     """
     threads = min(_MAX_THREADS, usable_cores(), len(items))
     if threads < 2 or total < _SERIAL:

@@ -1,4 +1,4 @@
-"""How many CPU cores this process may keep busy: its affinity mask, its control group's quota, OMP_NUM_THREADS."""
+"""Number of CPU cores that this process may use: from its affinity mask, its control group's quota, OMP_NUM_THREADS."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from typing import NamedTuple
 def usable_cores() -> int:
     """Cores that this process may keep busy, at least 1.
 
-    The smallest of three numbers: the cores of the affinity mask (`taskset`, cpusets), the CPU quota of the control
-    group or of one above it, rounded up to whole cores, and the first number of OMP_NUM_THREADS. The quota and
-    OMP_NUM_THREADS are read once per process.
+    The result is the smallest of three numbers: the cores of the affinity mask (`taskset`, cpusets), the CPU quota of
+    the control group or of a group above it, rounded up to whole cores, and the first number of OMP_NUM_THREADS. The
+    quota and OMP_NUM_THREADS are read once per process.
     """
     granted = _cores_of_the_mask()
     return min(granted, _limit() or granted)
 
 
 def limited_cores() -> int | None:
-    """`usable_cores()` where a quota or OMP_NUM_THREADS grants fewer cores than the affinity mask; else None.
+    """`usable_cores()` if a quota or OMP_NUM_THREADS grants fewer cores than the affinity mask; else None.
 
-    For libraries that choose their number of threads by the mask alone.
+    Libraries that choose their number of threads by the mask alone need this number.
     """
     limit = _limit()
     return limit if limit is not None and limit < _cores_of_the_mask() else None
@@ -42,9 +42,9 @@ def _limit() -> int | None:
 
 
 def omp_threads(value: str | None) -> int | None:
-    """The threads of the outermost level that OMP_NUM_THREADS asks for; None if it is not set or no such number.
+    """Threads of the outermost level that OMP_NUM_THREADS asks for; None if it is not set or not a valid number.
 
-    OpenMP takes a list, one number per level of nesting. As OpenMP does, another value is ignored with a warning.
+    OpenMP takes a list, one number per level of nesting. An invalid value is ignored with a warning, as in OpenMP.
     """
     if not value or not value.strip():
         return None
@@ -66,8 +66,8 @@ class _Mount(NamedTuple):
 def quota_cores(system: Path = Path("/")) -> int | None:
     """Cores of the CPU quota of this process's control group, rounded up; None without a quota.
 
-    Version 1 (`cpu.cfs_quota_us`) and version 2 (`cpu.max`) are read, the group's own quota and those above it. In a
-    container the groups above the container's own are not visible.
+    Version 1 (`cpu.cfs_quota_us`) and version 2 (`cpu.max`) are read, for the group and for all groups above it. In a
+    container, groups above the container's own are not visible.
 
     Args:
         system: the folder that holds proc and the mount points; tests give another one.
@@ -77,7 +77,7 @@ def quota_cores(system: Path = Path("/")) -> int | None:
 
 
 def _quota(folder: Path, unified: bool) -> float | None:
-    """Cores that one group's files grant, as a fraction; None where they set no limit or are not there."""
+    """Cores that one group's files grant, as a fraction; None if the files set no limit or do not exist."""
     try:
         if unified:
             quota, period = (folder / "cpu.max").read_text().split()
@@ -90,7 +90,7 @@ def _quota(folder: Path, unified: bool) -> float | None:
 
 
 def _group_folders(system: Path) -> Iterator[tuple[Path, bool]]:
-    """The folder of this process's group in every hierarchy that may have a CPU quota, then of the groups above it."""
+    """Yield, for every hierarchy that may have a CPU quota, the folder of this process's group and of those above."""
     try:
         groups = (system / "proc/self/cgroup").read_text().splitlines()
         mounts = list(_mounts(system))
@@ -105,14 +105,14 @@ def _group_folders(system: Path) -> Iterator[tuple[Path, bool]]:
         for mount in mounts:
             if mount.unified != (controllers == ""):
                 continue
-            # In a container the group's path may be the host's, and the mount shows the container's own group alone.
+            # In a container the group's path may be the host's, while the mount shows only the container's own group.
             below = group.relative_to(mount.root) if group.is_relative_to(mount.root) else PurePosixPath()
             for part in (below, *below.parents):
                 yield mount.point / part, mount.unified
 
 
 def _mounts(system: Path) -> Iterator[_Mount]:
-    """See proc_pid_mountinfo(5): ID, parent, device, root, mount point, options, ... - type, source, options."""
+    """Mounts; see proc_pid_mountinfo(5): ID, parent, device, root, mount point, options ... - type, source, options."""
     for line in (system / "proc/self/mountinfo").read_text().splitlines():
         left, _, right = line.partition(" - ")
         fields, kind = left.split(), right.split()

@@ -1,8 +1,8 @@
-"""The three files of a converted directory: written with checksums, and held to them when they are read.
+"""The three files of a converted directory: writing adds checksums, reading verifies them.
 
 config.json has the preset, the text encoder's sizes, the fingerprint, the SHA-256 of the weights and of tokenizer.json,
-the first digits of every tensor's SHA-256, so that a message can name one, and last the SHA-256 of all that.
-model.safetensors has none of this: the order of several entries in its metadata is not the same twice.
+the first digits of every tensor's SHA-256 (so that a message can name a tensor), and last the SHA-256 of all of these.
+model.safetensors carries no checksum: the order of several entries in its metadata changes from write to write.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ FORMAT_VERSION = 2
 CONFIG, WEIGHTS, TOKENIZER = FILES = ("config.json", "model.safetensors", "tokenizer.json")
 _OLD_KEYS = ("format_version", "mmn_fast_version", "preset", "text_encoder", "fingerprint", "source")
 _KEYS = {1: _OLD_KEYS, FORMAT_VERSION: (*_OLD_KEYS, "weights_sha256", "tokenizer_sha256", "tensors")}
-_DIGITS = 16  # of a tensor's SHA-256; the whole one of all weights is what guards them
-_OWN = "sha256"  # of everything else in config.json
+_DIGITS = 16  # kept digits of a tensor's SHA-256; the full SHA-256 of all weights guards them
+_OWN = "sha256"  # key of the SHA-256 of everything else in config.json
 _OTHER = (
     "copy the directory again, or convert the checkpoint again (changed on purpose: save_model(model_from_state(...))"
     " of mmn_fast.checkpoint writes a directory for them)"
@@ -53,7 +53,7 @@ def write_directory(
         text: sizes of the text encoder.
         state: float32 arrays under the official keys.
         tokenizer: the word pieces.
-        source: name of what the weights come from.
+        source: name of the weights' origin.
 
     Raises:
         OSError: the system refuses.
@@ -61,7 +61,7 @@ def write_directory(
     from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
-    digests = array_digests(state)  # of what is written, whatever was known before
+    digests = array_digests(state)  # computed from the arrays that are written, not taken from earlier
     weights = combined_sha256(digests)
     tokenizer.save(directory / TOKENIZER)
     config: dict[str, Any] = {
@@ -81,15 +81,15 @@ def write_directory(
         save_file(state, str(directory / WEIGHTS), metadata={"format": "pt"})
     except SafetensorError as error:
         raise OSError(str(error)) from None
-    # safetensors writes for the owner alone; a model is as readable as its config.
+    # safetensors lets only the owner read the file; the weights get the permissions of the config.
     (directory / WEIGHTS).chmod((directory / CONFIG).stat().st_mode)
 
 
 def read_config(path: Path) -> tuple[dict[str, Any], Preset, TextEncoderConfig]:
-    """config.json, the preset and the text encoder's sizes in it.
+    """Read config.json, with its preset and its text encoder's sizes.
 
     Raises:
-        InputError: damaged, changed, or of a format that this version does not read.
+        InputError: the file is damaged, changed, or in a format that this version does not read.
     """
     where = f"model: {path}"
     config = read_json(path, where)
@@ -116,14 +116,14 @@ def read_config(path: Path) -> tuple[dict[str, Any], Preset, TextEncoderConfig]:
 
 
 def read_weights(path: Path, config: Mapping[str, Any]) -> tuple[State, str]:
-    """The weights that config.json names, and their SHA-256.
+    """Read the weights that config.json describes; also return their SHA-256.
 
     Args:
         path: model.safetensors.
-        config: what `read_config` gave.
+        config: the result of `read_config`.
 
     Raises:
-        InputError: damaged, or other weights than config.json was written for (the first tensor is named).
+        InputError: the file is damaged, or has other weights than config.json describes (the first tensor is named).
     """
     state = _read_safetensors(path)
     digests = array_digests(state)

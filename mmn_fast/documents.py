@@ -1,4 +1,4 @@
-"""JSON and YAML that somebody else wrote: bounded in size and depth, without duplicate keys or huge integers."""
+"""Reads untrusted JSON and YAML: size and depth are bounded, duplicate keys and huge integers are refused."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from mmn_fast.checks import in_bytes, shown
 from mmn_fast.errors import InputError
 
 MAX_DEPTH = 32
-"""Objects and lists within each other; the deepest of the package's own files has 6."""
+"""Most levels of nested objects and lists; the deepest of the package's own files has 6."""
 MAX_FILE = 64 * 2**20
-"""Bytes of a file that describes a model; the demo's takes 2 kB."""
+"""Most bytes of a file that describes a model; the demo's file takes 2 kB."""
 _MAX_YAML = 2**20  # bytes; PyYAML reads 0.1 MB a second
 _INTEGER_DIGITS = 20  # 64 bits and a sign
 _YAML_DEEP = 12  # the official files have 4 levels
@@ -22,7 +22,7 @@ _YAML_DEEP = 12  # the official files have 4 levels
 _EXPONENT = re.compile(r"^[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)[eE][-+]?[0-9]+$")
 
 
-# What PyYAML lets through for a tag that does not suit its value, such as !!int '' or !!bool x.
+# Errors that PyYAML raises for a tag that does not suit its value, such as !!int '' or !!bool x.
 _ODD_TAGS = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 
 
@@ -35,19 +35,19 @@ class NotYamlError(InputError):
 
 
 class _RefusedError(ValueError):
-    """What a hook of the JSON or YAML reader refuses; becomes an InputError that names the file."""
+    """A refusal by a hook of the JSON or YAML reader; it becomes an InputError that names the file."""
 
 
 def read_text(path: str | Path, where: str, most: int = MAX_FILE) -> str:
-    """The text of a UTF-8 file, with or without a byte order mark.
+    """Read the text of a UTF-8 file, with or without a byte order mark.
 
     Args:
         path: the file.
-        where: how messages call it.
-        most: bytes that it may have; also what a pipe or a device may give.
+        where: name of the file in messages.
+        most: most bytes that the file, pipe or device may give.
 
     Raises:
-        InputError: missing, unreadable, larger, or not UTF-8.
+        InputError: the file is missing, unreadable, larger, or not UTF-8.
     """
     try:
         with Path(path).open("rb") as file:
@@ -65,24 +65,24 @@ def read_text(path: str | Path, where: str, most: int = MAX_FILE) -> str:
 
 
 def read_json(path: str | Path, where: str, most: int = MAX_FILE) -> Any:
-    """The content of a JSON file; see `read_text` and `parse_json`.
+    """Read the content of a JSON file; see `read_text` and `parse_json`.
 
     Raises:
-        InputError: as theirs.
+        InputError: as `read_text` and `parse_json`.
     """
     return parse_json(read_text(path, where, most), where)
 
 
 def parse_json(text: str, where: str, one_line: bool = False) -> Any:
-    """The value of a JSON text. NaN and Infinity are read; the rules of `checks` refuse them by name.
+    """Parse a JSON text. NaN and Infinity are accepted here; the rules of `checks` refuse them by name.
 
     Args:
         text: the JSON.
-        where: how messages call it.
-        one_line: a line of a longer file: messages name the column alone.
+        where: name of the text in messages.
+        one_line: the text is a line of a longer file, so messages name only the column.
 
     Raises:
-        NotJsonError: the syntax is broken; says where.
+        NotJsonError: the syntax is broken; the message says where.
         InputError: a key stands twice in an object, an integer does not fit in 64 bits, or there are more than
             `MAX_DEPTH` levels.
     """
@@ -123,25 +123,25 @@ _JSON = json.JSONDecoder(object_pairs_hook=_object, parse_int=_integer)
 
 
 def read_yaml(path: str | Path, where: str) -> Any:
-    """The content of a YAML file; see `read_text` and `parse_yaml`.
+    """Read the content of a YAML file; see `read_text` and `parse_yaml`.
 
     Raises:
-        InputError: as theirs.
+        InputError: as `read_text` and `parse_yaml`.
     """
     return parse_yaml(read_text(path, where, _MAX_YAML), where)
 
 
 def parse_yaml(text: str, where: str) -> Any:
-    """The value of a YAML text, as PyYAML's safe loader has it, but 1e-3 is a number.
+    """Parse a YAML text like PyYAML's safe loader, except that 1e-3 is a number.
 
     Args:
         text: the YAML.
-        where: how messages call it.
+        where: name of the text in messages.
 
     Raises:
-        NotYamlError: broken syntax, or a tag that would run code.
-        InputError: a key that stands twice, an alias (aliases of aliases grow without bound), an integer that does not
-            fit in 64 bits, or too many levels.
+        NotYamlError: the syntax is broken, or a tag would run code.
+        InputError: a key stands twice, there is an alias (aliases of aliases grow without bound), an integer does not
+            fit in 64 bits, or there are too many levels.
     """
     import yaml
 

@@ -1,4 +1,4 @@
-"""Joint-space embeddings of videos and sentences: values that are kept, saved and scored later.
+"""Joint-space embeddings of videos and sentences: values to keep, save and score later.
 
 Symbols: B videos, S sentences, P proposals, J joint width.
 """
@@ -22,7 +22,7 @@ from mmn_fast.errors import InputError
 from mmn_fast.files import write_whole
 from mmn_fast.types import described
 
-_CHECKSUM = "sha256"  # in the file's metadata: of the arrays and of the rest of the metadata
+_CHECKSUM = "sha256"  # metadata key of the checksum over the arrays and the rest of the metadata
 _ITEM_RULES: dict[str, Rule] = {
     "durations_s": Number(0, above=True),
     "video_ids": Text(least=0, most=2**20),
@@ -51,13 +51,13 @@ class _Embeddings:
         return (self[i] for i in range(len(self)))
 
     def __getitem__(self: _Self, index: int | slice | Sequence[int] | Sequence[bool]) -> _Self:
-        """The selected items, as embeddings of their own (an integer selects one item and keeps the axis).
+        """The selected items, as new embeddings (an integer selects one item and keeps the axis).
 
         Args:
-            index: one item, a slice, numbers of items, or whether to take each item.
+            index: an item's number, a slice, numbers of items, or one bool per item.
 
         Raises:
-            IndexError: no such item.
+            IndexError: an item does not exist.
         """
         chosen = index if isinstance(index, slice) else np.atleast_1d(index if np.size(index) else np.empty(0, np.intp))
         rows = np.arange(len(self))[chosen].tolist()
@@ -73,10 +73,10 @@ class _Embeddings:
         """Join embeddings of one model, item after item; `a + b` joins two.
 
         Args:
-            parts: at least one, all made by the same model. Nobody can write the result if nobody can write them.
+            parts: at least one part, all made by the same model. The result is read-only if all parts are read-only.
 
         Raises:
-            InputError: none, other values than embeddings of this kind, or embeddings of several models.
+            InputError: no part, other values than embeddings of this kind, or embeddings of several models.
         """
         parts = list(parts)
         if not parts:
@@ -105,13 +105,13 @@ class _Embeddings:
         return self.concatenate([self, other])
 
     def save(self, path: str | Path) -> None:
-        """Write the embeddings to a safetensors file; it appears whole or not at all.
+        """Write the embeddings to a safetensors file; the file appears whole or not at all.
 
         Args:
-            path: file to write; an existing one is replaced.
+            path: file to write; an existing file is replaced.
 
         Raises:
-            InputError: it cannot be written.
+            InputError: the file cannot be written.
         """
         from safetensors.numpy import save
 
@@ -151,7 +151,7 @@ class _Embeddings:
 
     @classmethod
     def _from_file(cls: type[_Self], arrays: Mapping[str, Any], meta: Mapping[str, str], where: str) -> _Self:
-        """Embeddings of what a file holds, each part checked."""
+        """Make embeddings from a file's content; each part is checked."""
         check_keys(arrays, ("contrastive", "iou"), where)
         meta = check_keys(meta, ("kind", "fingerprint", *cls._per_item), where)
         shape = arrays["contrastive"].shape

@@ -1,4 +1,4 @@
-"""The environment variables, read in one place. There are no others.
+"""Reads all environment variables of the package.
 
 MMN_FAST_MODEL        model that `mmn_fast.ground` takes when none is named
 MMN_FAST_CPU_ISA      generic, avx2, avx512, avx512_bf16 or amx: forces the instruction set (csrc/cpu/isa.cc)
@@ -26,7 +26,7 @@ def requested_threads(threads: int | None) -> int | None:
     """CPU threads asked for: `threads`, else `MMN_FAST_NUM_THREADS`, else None.
 
     Raises:
-        InputError: it is no whole number from 1 to 4096.
+        InputError: the number is not a whole number from 1 to 4096.
     """
     source: str = "threads"
     given: object = threads
@@ -44,16 +44,16 @@ def requested_threads(threads: int | None) -> int | None:
 
 
 def cache_dir() -> Path | None:
-    """`MMN_FAST_CACHE`, or None for each library's own place."""
+    """`MMN_FAST_CACHE`, or None: each library then uses its own directory."""
     value = os.environ.get("MMN_FAST_CACHE")
     return Path(value) if value else None
 
 
 def tuning_dir() -> Path:
-    """Where tuning results are kept: in `MMN_FAST_CACHE`, else in the user's cache directory.
+    """Directory of tuning results: in `MMN_FAST_CACHE`, else in the user's cache directory.
 
     Raises:
-        OSError: the user has no home directory, as in a container whose user has no name there.
+        OSError: the user has no home directory, for example a nameless user in a container.
     """
     root = cache_dir()
     if root is None:
@@ -65,7 +65,7 @@ def tuning_dir() -> Path:
 
 
 def log_level() -> str | None:
-    """Level that `MMN_FAST_LOG` asks for; None without it, "WARNING" where it names none."""
+    """Level that `MMN_FAST_LOG` asks for; None if it is not set, "WARNING" if it names no level."""
     value = os.environ.get("MMN_FAST_LOG")
     if not value:
         return None
@@ -73,7 +73,7 @@ def log_level() -> str | None:
 
 
 def configure_logging() -> None:
-    """Send the package's log to stderr at the level of `MMN_FAST_LOG`; without it the application decides."""
+    """Send the package's log to stderr at the level of `MMN_FAST_LOG`; if it is not set, the application decides."""
     logger = logging.getLogger("mmn_fast")
     logger.addHandler(logging.NullHandler())
     level = log_level()

@@ -11,9 +11,9 @@ class InputError(ValueError):
 
 
 class WriteError(InputError):
-    """The system refused a result: a full disk, a limit, a failing device. The command line ends with status 1.
+    """The system refused to write a result: a full disk, a limit, a failing device. The command line exits with 1.
 
-    It is an `InputError` so that who handles that handles all of a function's refusals.
+    It is an `InputError`, so that code that handles `InputError` handles all refusals of a function.
     """
 
 
@@ -23,11 +23,11 @@ class BackendUnavailable(RuntimeError):  # noqa: N818 - reads as the sentence it
 
 @contextmanager
 def named_as(theirs: str, ours: str) -> Iterator[None]:
-    """Let the errors of a callee name the caller's argument.
+    """Rename an argument in the errors of a callee to the caller's argument.
 
     Args:
-        theirs: the callee's argument, with which its messages begin.
-        ours: the caller's argument that was handed on.
+        theirs: the callee's argument; its messages begin with this name.
+        ours: the caller's argument that was passed on.
     """
     try:
         yield

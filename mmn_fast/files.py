@@ -1,4 +1,4 @@
-"""Files and directories: names that can be used, and contents that appear whole or not at all."""
+"""Files and directories: checks names, and writes contents that appear whole or not at all."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _OF_DISKS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
 
 
 def check_name(name: object, argument: str) -> None:
-    """Refuse what cannot name a file or directory.
+    """Refuse a value that cannot name a file or directory.
 
     Args:
         name: a str or a path.
         argument: name of the caller's argument, for the message.
 
     Raises:
-        InputError: neither, empty, or longer than the system takes.
+        InputError: neither str nor path, empty, or longer than the system allows.
     """
     if not isinstance(name, (str, os.PathLike)) or not str(name):
         raise InputError(f"{argument}: expected a name or a path, got {name!r}")
@@ -37,16 +37,16 @@ def check_name(name: object, argument: str) -> None:
 
 
 def refuse_existing(path: str | Path, argument: str = "path") -> Path:
-    """Refuse a path that is taken or cannot be written: ask before long work whose result goes there.
+    """Refuse a path that exists or cannot be written; call this before long work whose result goes there.
 
-    What a killed process left unfinished of that file is removed.
+    Unfinished remains of that file from killed processes are removed.
 
     Args:
         path: file to write later.
         argument: name of the caller's argument, for the message.
 
     Raises:
-        InputError: the path exists, or its folder does not or cannot be written to.
+        InputError: the path exists, or its folder does not exist or cannot be written to.
     """
     path = Path(path)
     if path.exists():
@@ -62,18 +62,18 @@ def refuse_existing(path: str | Path, argument: str = "path") -> Path:
 def write_whole(
     path: str | Path, content: bytes, overwrite: bool, argument: str = "path", durable: bool = False
 ) -> Path:
-    """Write a file in one move.
+    """Write a file; it appears whole or not at all.
 
     Args:
         path: file to write.
-        content: its bytes.
+        content: the file's bytes.
         overwrite: replace an existing file instead of refusing.
         argument: name of the caller's argument, for messages.
         durable: see `whole_file`.
 
     Raises:
         InputError: the file exists and may not be replaced.
-        WriteError: it cannot be written.
+        WriteError: the file cannot be written.
     """
     path = Path(path) if overwrite else refuse_existing(path, argument)
     with whole_file(path, argument, durable) as file:
@@ -83,18 +83,18 @@ def write_whole(
 
 @contextmanager
 def whole_file(path: str | Path, argument: str = "path", durable: bool = False) -> Iterator[BinaryIO]:
-    """Give a file to write, which takes the name `path` when the block ends well; otherwise nothing is left of it.
+    """Open a file to write. It takes the name `path` when the block ends well; otherwise nothing is left of it.
 
-    At any moment `path` is the old file or the new one, whole. A device or pipe is written to as it is.
+    At any moment `path` is the whole old file or the whole new one. A device or pipe is written to directly.
 
     Args:
-        path: file to write; replaced if it is there. A link is followed.
+        path: file to write; an existing file is replaced. A link is followed.
         argument: name of the caller's argument, for messages.
-        durable: also across power cuts.
+        durable: the guarantee also holds across power cuts.
 
     Raises:
         InputError: `path` names no file.
-        WriteError: the system refuses (any OSError of the block is taken for that, and what libraries make of one).
+        WriteError: the system refuses (any OSError of the block counts as a refusal, also as wrapped by libraries).
     """
     path = Path(path)
     if not path.name:
@@ -131,24 +131,25 @@ def _sync_directory(path: Path) -> None:
 
 @contextmanager
 def new_directory(output: Path, argument: str) -> Iterator[Path]:
-    """Give a directory to fill, beside `output`, and give it that name when the block has ended well.
+    """Create a directory to fill, next to `output`. It takes the name `output` when the block ends well.
 
-    Otherwise nothing is left of it, nor of the parents that were made for it, unless something else is in them by then.
+    Otherwise nothing is left of the directory and of the parents made for it, unless a parent holds something else by
+    then.
 
     Args:
         output: directory to create; must not exist.
-        argument: name of the argument that it came from, for messages.
+        argument: name of the caller's argument, for messages.
 
     Raises:
         InputError: the directory cannot be made.
-        WriteError: the system refuses what is written to it, as in `whole_file`.
+        WriteError: the system refuses to write into it, as in `whole_file`.
     """
     made: list[Path] = []
     filling = False
     try:
         for parent in reversed(output.parents):
             if not parent.exists():
-                with suppress(FileExistsError):  # somebody else's by now
+                with suppress(FileExistsError):  # another process has made it by now
                     parent.mkdir()
                     made.append(parent)
         with unfinished(output) as partial:
@@ -164,20 +165,20 @@ def new_directory(output: Path, argument: str) -> Iterator[Path]:
         raise kind(f"{argument}: {output}: {reason}") from None
     finally:
         for parent in reversed(made):
-            with suppress(OSError):  # not empty, as always where all went well
+            with suppress(OSError):  # not empty, which is normal after success
                 parent.rmdir()
 
 
 def _refusal(error: BaseException) -> str | None:
-    """The system's reason for an error of writing; None for an error of another kind.
+    """The system's reason for a write error; None for another kind of error.
 
-    HDF5, safetensors and PyTorch have errors of their own for a full disk, with the system's number in their text, or
-    raised while Python handles the system's.
+    HDF5, safetensors and PyTorch raise their own errors for a full disk. These carry the system's error number in their
+    text, or are raised while Python handles the system's error.
     """
     if isinstance(error, InputError):
         return None
     if isinstance(error, OSError):
-        return error.strerror or f"not all of it could be written ({error})"  # NumPy counts what was
+        return error.strerror or f"not all of it could be written ({error})"  # NumPy counts the bytes that were written
     number = re.search(r"\b(?:errno\s*=?|os error)\s*(\d+)", str(error), re.IGNORECASE)
     if number is not None:
         return os.strerror(int(number[1]))

@@ -1,8 +1,9 @@
-"""The name of a model that follows from what decides its results, so that embeddings of two models never meet.
+"""The fingerprint of a model, so that embeddings of two models are never mixed.
 
-It is a hash of the weights, the text encoder's sizes, the preset's values and what the tokenizer does. It is worked out
-from the values that were read, never copied from a file, and it does not change when a later version adds a value to
-presets (with the default that keeps results as they were) or when the tokenizers library writes its files differently.
+The fingerprint is a hash of everything that decides results: the weights, the text encoder's sizes, the preset's values
+and the tokenizer's behaviour. It is computed from the values that were read, never copied from a file. It stays the
+same when a later version adds a value to presets (with the default that keeps results as they were) or when the
+tokenizers library writes its files differently.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from mmn_fast.checksums import plain_sha256
 from mmn_fast.presets import Preset, TextEncoderConfig
 from mmn_fast.tokenizer import Tokenizer
 
-# How a model is trained, evaluated and called, and how files are read, does not decide what it answers.
+# A model's name, training, evaluation and file layout do not decide its answers.
 _UNDECIDING = frozenset({"name", "recall_at", "recall_ious", "timestamp_unit", "feature_key", "loss", "recipe"})
 
 
@@ -23,7 +24,7 @@ def fingerprint_of(preset: Preset, text: TextEncoderConfig, weights_sha256: str,
 
     Args:
         preset: sizes and conventions.
-        text: sizes of the text encoder; the number of heads leaves no trace in the weights.
+        text: sizes of the text encoder; the weights do not show the number of heads.
         weights_sha256: `checksums.combined_sha256` of the weights.
         tokenizer: the word pieces.
     """
@@ -37,7 +38,7 @@ def fingerprint_of(preset: Preset, text: TextEncoderConfig, weights_sha256: str,
 
 
 def deciding_values(preset: Preset) -> dict[str, Any]:
-    """The preset's values that decide results and are not the defaults, by name."""
+    """The preset's values that decide results and differ from the defaults, by name."""
     values = {field: getattr(preset, field.name) for field in dataclasses.fields(preset)}
     return {
         field.name: list(value) if isinstance(value, tuple) else value
@@ -47,7 +48,7 @@ def deciding_values(preset: Preset) -> dict[str, Any]:
 
 
 def first_difference(held: Preset, wanted: Preset) -> str | None:
-    """The first value that decides results and differs, as "name: held, got wanted"; None if none does."""
+    """The first result-deciding value that differs, as "name: held, got wanted"; None if all agree."""
     for field in dataclasses.fields(held):
         mine, other = getattr(held, field.name), getattr(wanted, field.name)
         if field.name not in _UNDECIDING and mine != other:

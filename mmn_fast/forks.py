@@ -1,8 +1,8 @@
-"""Forks: locks that a forked child finds free, state that it renews, and calls that a fork waits for.
+"""Forks: locks that are free in a forked child, state that a child renews, and calls that a fork waits for.
 
 A fork copies one thread. A lock that another thread holds at that moment stays locked in the child for ever, and a
-value that another thread is about to put back is never put back. Every module that keeps a lock, or a value of the
-process for the time of a call, takes both from here.
+value that another thread is about to restore is never restored. Every module that keeps a lock, or changes a value of
+the process during a call, uses the tools of this module.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from typing import Any
 from mmn_fast.errors import BackendUnavailable
 
 _LONGEST_WAIT_S = 30.0
-"""A fork waits no longer: a call that waits for a lock that the forking thread holds would never end."""
+"""Longest wait of a fork: a call may itself wait for a lock of the forking thread, and then it would never end."""
 
 _renewals: list[Callable[[], Callable[[], object] | None]] = []  # weak references
-_registering = threading.Lock()  # two threads that register at once would lose one of the two
+_registering = threading.Lock()  # without it, two threads that register at once would lose one entry
 _forked_thread: int | None = None
 
 
 def renew_in_child(renew: Callable[[], object]) -> None:
-    """Call something in every forked child, before any other code runs there.
+    """Call a function in every forked child, before any other code runs there.
 
     Args:
-        renew: a function of a module, or an object's method; the object is not kept alive by this.
+        renew: a module's function, or an object's method; registration does not keep the object alive.
     """
     added = weakref.WeakMethod(renew) if hasattr(renew, "__self__") else weakref.ref(renew)
     with _registering:
@@ -38,15 +38,15 @@ def renew_in_child(renew: Callable[[], object]) -> None:
 
 
 def forked_thread() -> int | None:
-    """The thread that this process was forked in, as `threading.get_ident` names it; None if it was not forked.
+    """Identifier (`threading.get_ident`) of the thread in which this process was forked; None if it was not forked.
 
-    What a library keeps of that thread is the parent's: OpenMP, for one, would wait in it for threads of the parent.
+    In that thread, libraries keep state of the parent: OpenMP, for example, would wait there for the parent's threads.
     """
     return _forked_thread
 
 
 class Lock:
-    """A lock that a forked child finds free, whoever held it in the parent. A reentrant context manager."""
+    """A lock that is free in a forked child, whoever held it in the parent. A reentrant context manager."""
 
     def __init__(self) -> None:
         self._renew()
@@ -63,15 +63,15 @@ class Lock:
 
 
 class _ForkWaits:
-    """Calls during which no other thread forks: such a fork waits for their end, and calls that begin wait for it.
+    """Calls during which no other thread forks: a fork waits until the calls end, and new calls wait for the fork.
 
-    For calls into libraries that have locks of their own (PyTorch's, ONNX Runtime's, the import system's), which
-    nobody can renew in a child. Calls do not wait for each other, may be nested, and should end within seconds.
+    Use it for calls into libraries with internal locks (PyTorch, ONNX Runtime, the import system), because nobody can
+    renew these locks in a child. Calls do not wait for each other, may be nested, and should end within seconds.
     """
 
     def __init__(self) -> None:
         self._condition = threading.Condition()
-        self._calls: dict[int, int] = {}  # thread -> how deep it is in calls
+        self._calls: dict[int, int] = {}  # thread -> number of nested calls
         self._forking: set[int] = set()
 
     def __enter__(self) -> None:
@@ -108,7 +108,7 @@ class _ForkWaits:
 
 
 fork_waits = _ForkWaits()
-"""The process's calls that a fork waits for, see `_ForkWaits`."""
+"""All calls of this process that a fork waits for, see `_ForkWaits`."""
 
 
 def _in_child() -> None:
@@ -123,8 +123,9 @@ def _in_child() -> None:
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows, which does not fork
-    # Handlers that were registered last run first before a fork. So the locks of logging and of thread pools are taken
-    # after this has waited: a call that is waited for may log, and two threads that fork would meet at a pool's lock.
+    # Before a fork, the handler that was registered last runs first. So this handler waits before the locks of logging
+    # and of thread pools are taken. The order matters: a call that the fork waits for may log, and two threads that
+    # fork would meet at a pool's lock.
     os.register_at_fork(
         before=fork_waits.before_fork, after_in_parent=fork_waits.after_fork_in_parent, after_in_child=_in_child
     )
@@ -132,29 +133,29 @@ if hasattr(os, "register_at_fork"):  # not on Windows, which does not fork
 
 @dataclass(frozen=True)
 class Opened:
-    """The process in which something was opened that works in no other.
+    """The process that opened something which works in no other process.
 
     Attributes:
-        what: what was opened, for the message.
-        process: that process.
+        what: name of the opened thing, for the message.
+        process: the process that opened it.
     """
 
     what: str
     process: int
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Opened.here, (self.what,)  # what is unpickled is opened where that happens
+        return Opened.here, (self.what,)  # unpickling opens it in the process that unpickles
 
     @classmethod
     def here(cls, what: str) -> Opened:
-        """Something that is opened now, in this process."""
+        """Record that this process opens something now."""
         return cls(what, os.getpid())
 
     def check(self) -> None:
-        """Refuse another process.
+        """Refuse use in another process.
 
         Raises:
-            BackendUnavailable: this process was forked after it was opened.
+            BackendUnavailable: this process was forked after the opening.
         """
         if os.getpid() != self.process:
             raise BackendUnavailable(

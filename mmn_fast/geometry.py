@@ -1,8 +1,8 @@
-"""Geometry of the sparse 2D map: which cells exist, what they weigh, what they depend on.
+"""Geometry of the sparse 2D map: which cells exist, their weights, and the cells that they depend on.
 
-Everything follows from the preset alone and is worked out once, in NumPy. Kernels read the result
-(the *proposal plan*) and never derive it again. Cell (i, j) of the map is the proposal that covers
-clips i to j, both included; cells are listed in row-major order everywhere.
+Everything follows from the preset alone and is computed once, in NumPy. Kernels read the result (the *proposal plan*)
+and never derive it again. Cell (i, j) of the map is the proposal that covers clips i to j, both included; cells are
+listed in row-major order everywhere.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from mmn_fast.presets import Preset
 
 
 def proposal_diagonals(num_clips: int, pooling_counts: Sequence[int]) -> list[tuple[range, range]]:
-    """The diagonals of valid cells beside the main one, in the order in which pooling makes them.
+    """The diagonals of valid cells besides the main one, in the order in which pooling makes them.
 
-    Level l of `pooling_counts` keeps its count of diagonals at stride 2^l (2D-TAN, section 3.2): offsets
-    grow by the stride, and along the diagonal only every stride-th cell exists.
+    Level l keeps `pooling_counts[l]` diagonals at stride 2^l (2D-TAN, section 3.2): offsets grow by the stride, and
+    along a diagonal only every stride-th cell exists.
 
     Args:
         num_clips: N.
@@ -44,7 +44,7 @@ def proposal_diagonals(num_clips: int, pooling_counts: Sequence[int]) -> list[tu
 def pool_steps(pooling_counts: Sequence[int]) -> list[tuple[int, int]]:
     """Kernel and stride of the pool, or learned convolution, that makes each diagonal from the one before it.
 
-    (3, 2) into every level after the first, (2, 1) within a level (2D-TAN, section 3.2).
+    The step into every level after the first is (3, 2), a step within a level is (2, 1) (2D-TAN, section 3.2).
 
     Args:
         pooling_counts: diagonals per level, see `proposal_diagonals`.
@@ -57,14 +57,14 @@ def pool_steps(pooling_counts: Sequence[int]) -> list[tuple[int, int]]:
 
 
 def diagonal_rows(num_clips: int, pooling_counts: Sequence[int]) -> Int64:
-    """The row of each valid cell where clips, and then the diagonals one after the other, are laid in rows.
+    """The row of each valid cell in a layout of rows: first the clips, then the diagonals one after the other.
 
     Args:
         num_clips: N.
         pooling_counts: diagonals per level, see `proposal_diagonals`.
 
     Returns:
-        int64 [N, N], -1 where no cell exists.
+        int64 [N, N]; -1 means that no cell exists.
     """
     row_of, count = np.full((num_clips, num_clips), -1), 0
     for rows, columns in [(range(num_clips),) * 2, *proposal_diagonals(num_clips, pooling_counts)]:
@@ -114,7 +114,7 @@ def cells_to_moments(cells: Int32, duration_s: float, num_clips: int) -> Float32
 
 
 def temporal_iou(moments: npt.NDArray[np.floating], moment: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:
-    """IoU of spans with one span, as the official evaluation has it: the union is the hull of both.
+    """IoU of spans with one span, as in the official evaluation: the union is the hull of both.
 
     Args:
         moments: [..., 2] start and end, seconds.
@@ -132,18 +132,18 @@ def temporal_iou(moments: npt.NDArray[np.floating], moment: npt.NDArray[np.float
 
 @dataclass(frozen=True, eq=False)
 class LayerPlan:
-    """What one layer of the proposal convolution has to compute, and from what.
+    """Cells that one layer of the proposal convolution computes, and the inputs that they read.
 
-    Layers are numbered 1 to L; layer 0 is the 2D map itself. Layer l's map has side N + (k-1)(L-l), its cell
+    Layers are numbered 1 to L; layer 0 is the 2D map itself. Layer l's map has side N + (k-1)(L-l); its cell
     (y, x) lies over cell (y - margin, x - margin) of the final map.
 
     Attributes:
         side: side of this layer's dense map.
-        margin: cells by which it extends over the final map on each side.
-        weights: float32 [side, side], 1 / number of valid input cells under the kernel, 0 where there is none.
+        margin: cells by which this map extends over the final map on each side.
+        weights: float32 [side, side], 1 / number of valid input cells under the kernel, 0 if there is none.
         cells: int32 [R, 2], the cells that some valid proposal depends on, row-major, in this layer's coordinates.
-        neighbours: int32 [R, k*k], for each needed cell and tap the row of the previous layer's `cells` that it
-            multiplies, -1 where the input is known to be zero. Tap t is kernel position (t // k, t % k).
+        neighbours: int32 [R, k*k], for each needed cell and tap the row of the previous layer's `cells` that the tap
+            multiplies; -1 if the input is known to be zero. Tap t is kernel position (t // k, t % k).
     """
 
     side: int
@@ -159,7 +159,7 @@ class LayerPlan:
 
     @kept_property
     def taps(self) -> Bool:
-        """bool [R, k*k], true where a tap reads an input that is not known to be zero."""
+        """bool [R, k*k], true if the tap reads an input that is not known to be zero."""
         return self.neighbours >= 0
 
 
@@ -172,7 +172,7 @@ class ProposalPlan:
         kernel: k.
         mask: bool [N, N], valid proposals.
         cells: int32 [P, 2], valid proposals in row-major order: the order of packed embeddings.
-        inputs: int32 [R_0, 2], the cells of the 2D map that are read, row-major (a subset of `cells`).
+        inputs: int32 [R_0, 2], the cells of the 2D map that the first layer reads, row-major (a subset of `cells`).
         layers: one `LayerPlan` per convolution layer.
     """
 
@@ -195,7 +195,7 @@ class ProposalPlan:
 
     @kept_property
     def dense_taps(self) -> int:
-        """Cell x tap products of the dense convolutions, all layers: one is 2 C_in C_out FLOP."""
+        """Cell x tap products of the dense convolutions, all layers; one product is 2 C_in C_out FLOP."""
         return sum(layer.side**2 for layer in self.layers) * self.kernel**2
 
     @kept_property
@@ -211,12 +211,13 @@ class ProposalPlan:
 
 @dataclass(frozen=True, eq=False)
 class TileCover:
-    """Square tiles of outputs that hold every needed cell of a layer, and the inputs under them.
+    """Square tiles of outputs that hold every needed cell of a layer, and the inputs under the tiles.
 
     Attributes:
-        outputs: int32 [tiles, m * m], per tile the rows of the layer's `cells` in row-major order, -1 where a cell is
-            not needed; every needed cell stands in one tile.
-        inputs: int32 [tiles, n * n], n = m + k - 1, rows of the previous layer's `cells`, -1 where the input is zero.
+        outputs: int32 [tiles, m * m], per tile the rows of the layer's `cells` in row-major order; -1 means that the
+            cell is not needed. Every needed cell is in exactly one tile.
+        inputs: int32 [tiles, n * n], n = m + k - 1, rows of the previous layer's `cells`; -1 means that the input is
+            zero.
     """
 
     outputs: Int32
@@ -224,7 +225,7 @@ class TileCover:
 
 
 def input_cells(plan: ProposalPlan, layer: int) -> Int32:
-    """The cells that one layer reads, in coordinates in which tap (y, x) of its cell c reads c + (y, x).
+    """The cells that one layer reads, in coordinates where tap (y, x) of the layer's cell c reads cell c + (y, x).
 
     Args:
         plan: the plan.
@@ -247,12 +248,12 @@ def cover_with_tiles(plan: ProposalPlan, layer: int, m: int) -> TileCover:
         m: side of a tile's outputs.
 
     Returns:
-        The cover with the fewest tiles among the starts of the first band; within a band each tile starts at the first
-        cell that is left, which is the least for a band.
+        The cover with the fewest tiles over all starts of the first band. Within a band each tile starts at the first
+        uncovered cell, which gives the fewest tiles for a band.
     """
     here, n = plan.layers[layer], m + plan.kernel - 1
     below, side = input_cells(plan, layer), here.side + plan.kernel - 1
-    # A border of n on the far side: the last tiles reach over the map's edge.
+    # The far side gets a border of n, because the last tiles reach over the map's edge.
     row_in, row_out = np.full((2, side + 2 * n, side + 2 * n), -1, np.int32)
     row_in[below[:, 0], below[:, 1]] = np.arange(len(below))
     row_out[here.cells[:, 0], here.cells[:, 1]] = np.arange(len(here.cells))
@@ -281,10 +282,10 @@ def cover_with_tiles(plan: ProposalPlan, layer: int, m: int) -> TileCover:
 
 
 def layer_weights(mask: Bool, kernel: int, num_layers: int) -> list[Float32]:
-    """Cell weights of every layer: what the convolution's output is multiplied by.
+    """Cell weights of every layer, the factors on the convolution's output.
 
-    The first layer is padded by (k-1)L/2 and the rest are not. A cell's weight is 1 / number of valid input cells
-    under its kernel, 0 where there is none; cells of positive weight are the next layer's valid cells.
+    The first layer is padded by (k-1)L/2, the other layers are not padded. A cell's weight is 1 / number of valid input
+    cells under its kernel, 0 if there is none; cells of positive weight are the next layer's valid cells.
 
     Args:
         mask: bool [N, N].
@@ -304,7 +305,7 @@ def layer_weights(mask: Bool, kernel: int, num_layers: int) -> list[Float32]:
 
 @lru_cache(maxsize=32)
 def proposal_plan(num_clips: int, pooling_counts: tuple[int, ...], kernel: int, num_layers: int) -> ProposalPlan:
-    """Work out which cells and taps each layer needs, from the valid proposals backwards.
+    """Find the cells and taps that each layer needs, from the valid proposals backwards.
 
     Args:
         num_clips: N.
@@ -313,7 +314,7 @@ def proposal_plan(num_clips: int, pooling_counts: tuple[int, ...], kernel: int, 
         num_layers: L; (k-1) L is even.
 
     Returns:
-        The plan; plans are shared, treat them as read-only.
+        The plan. Plans are shared: treat them as read-only.
     """
     mask = proposal_mask(num_clips, pooling_counts)
     weights = layer_weights(mask, kernel, num_layers)

@@ -1,4 +1,4 @@
-"""The boxes that hold every needed cell of a layer, for dense convolutions that are cropped to what is needed."""
+"""Boxes that hold every needed cell of a layer, for dense convolutions that are cropped to these boxes."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import numpy as np
 from mmn_fast.arrays import Int32
 from mmn_fast.geometry import ProposalPlan
 
-# What one more convolution call costs on a GPU beside its cells, in products of a cell with a tap: at 600 TFLOP/s and
-# 512 channels one takes 0.9 ns, a launch with its tail about 5 us.
+# Fixed cost of one more convolution call on a GPU, in cell x tap products: at 600 TFLOP/s and 512 channels a product
+# takes 0.9 ns, a launch with its tail about 5 us.
 _TAPS_PER_CALL = 6400
 
 
@@ -30,14 +30,14 @@ class Box:
 
 
 def crop_layer(cells: Int32, cells_per_box: int) -> list[Box]:
-    """Cut a layer into bands of rows, each as wide as its needed cells, so that cells and boxes cost least in all.
+    """Cut a layer into bands of rows, each as wide as its needed cells, so that the total cost is least.
 
     Args:
         cells: int [R, 2], the needed cells, row-major, R >= 1.
-        cells_per_box: what one more box costs, in cells.
+        cells_per_box: fixed cost of one more box, in cells.
 
     Returns:
-        Disjoint boxes from top to bottom that hold every cell; rows without needed cells are in none.
+        Disjoint boxes from top to bottom that hold every needed cell; rows without needed cells are in no box.
     """
     first: dict[int, int] = {}
     last: dict[int, int] = {}
@@ -45,7 +45,7 @@ def crop_layer(cells: Int32, cells_per_box: int) -> list[Box]:
         first.setdefault(row, column)
         last[row] = column + 1
     start, stop = int(cells[0, 0]), int(cells[-1, 0]) + 1
-    # best[r]: the least cost of all rows above r, and the boxes that have it.
+    # best[r]: the least cost of all rows above r, and the boxes with this cost.
     best: dict[int, tuple[int, list[Box]]] = {start: (0, [])}
     for end in range(start + 1, stop + 1):
         if end - 1 not in first:
@@ -62,7 +62,7 @@ def crop_layer(cells: Int32, cells_per_box: int) -> list[Box]:
 
 
 def crop_plan(plan: ProposalPlan) -> list[list[Box]]:
-    """The boxes of every layer for one convolution call each on a GPU, see `crop_layer`."""
+    """The boxes of every layer for a GPU, where each box is one convolution call; see `crop_layer`."""
     return [crop_layer(layer.cells, _TAPS_PER_CALL // plan.kernel**2) for layer in plan.layers]
 
 
@@ -72,7 +72,7 @@ def cropped_taps(plan: ProposalPlan) -> int:
 
 
 def padded_rows(plan: ProposalPlan, cells: Int32) -> Int32:
-    """Rows of the zero-bordered map [(N + 2 border)^2] that cells of the 2D map stand in.
+    """Rows of the 2D map's cells in the zero-bordered map [(N + 2 border)^2].
 
     Args:
         plan: gives N and the border.

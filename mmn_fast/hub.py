@@ -1,4 +1,4 @@
-"""Files that come from elsewhere: from the Hugging Face hub, or through Git-LFS."""
+"""Files from elsewhere: downloads from the Hugging Face hub, and Git-LFS pointers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mmn_fast.errors import InputError
 
 
 def is_hub_id(name: str | Path) -> bool:
-    """Whether the name has the form of a hub id, `owner/name`, and no local path of that name can be meant."""
+    """Whether the name has the form of a hub id, `owner/name`, and cannot mean a local path."""
     return (
         isinstance(name, str)
         and re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*(?<!\.pth)(?<!\.json)(?<!\.txt)", name) is not None
@@ -18,24 +18,24 @@ def is_hub_id(name: str | Path) -> bool:
 
 
 def download(repo_id: str, files: list[str]) -> Path:
-    """Bring files of a hub repository here.
+    """Download files of a hub repository.
 
     Args:
         repo_id: `owner/name`.
-        files: names of the files wanted.
+        files: names of the wanted files.
 
     Returns:
-        The local directory that holds them; `MMN_FAST_CACHE` moves it.
+        The local directory that holds the files; `MMN_FAST_CACHE` chooses its place.
 
     Raises:
-        InputError: the repository cannot be reached, or lacks one of the files.
+        InputError: the repository cannot be reached, or lacks a wanted file.
     """
     from huggingface_hub import snapshot_download
 
     cache = cache_dir()
     try:
         root = Path(snapshot_download(repo_id, allow_patterns=files, cache_dir=str(cache / "hub") if cache else None))
-    except Exception as error:  # the hub client raises many kinds; the first line of each says what happened
+    except Exception as error:  # the hub client raises many kinds of errors; the first line of each says what happened
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(f"{repo_id}: neither a local path nor a reachable hub repository ({reason})") from None
     missing = [name for name in files if not (root / name).is_file()]
@@ -45,17 +45,17 @@ def download(repo_id: str, files: list[str]) -> Path:
 
 
 def check_arrived(path: Path, where: str) -> bytes:
-    """Refuse a file that is absent, empty, or stands for another.
+    """Refuse a file that is missing, empty, or a pointer to another file.
 
     Args:
         path: the file.
-        where: how messages call it.
+        where: name of the file in messages.
 
     Returns:
-        Its first bytes, at most 64.
+        The file's first bytes, at most 64.
 
     Raises:
-        InputError: a directory, not readable, empty, or a Git-LFS pointer.
+        InputError: the file is a directory, unreadable, empty, or a Git-LFS pointer.
     """
     try:
         with path.open("rb") as file:

@@ -1,7 +1,7 @@
 """The Mutual Matching Network, as the paper describes it and under its official state-dict keys.
 
-Reads top to bottom as the data flows: pre-clips -> clips -> 2D map -> proposals, sentences -> joint space,
-and the match of both. This is the reference that every fast path is compared with.
+The file follows the data flow from top to bottom: pre-clips -> clips -> 2D map -> proposals, sentences -> joint space,
+and the match of both. Every fast path is compared with this reference.
 
 Symbols: B videos, S sentences, T pre-clips, N clips (side of the 2D map), D input width, C hidden width,
 J joint width, P valid proposals, M_l side of layer l's map, k kernel, L layers.
@@ -76,7 +76,7 @@ class ProposalConv(nn.Module):
             self.register_buffer(f"cell_weights{number}", torch.from_numpy(layer.weights), persistent=False)
 
     def cell_weights(self, layer: int) -> Tensor:
-        """[M_l, M_l], what layer's output is multiplied by (`geometry.layer_weights`)."""
+        """[M_l, M_l], the factors on the layer's output (`geometry.layer_weights`)."""
         weights: Tensor = getattr(self, f"cell_weights{layer}")
         return weights
 
@@ -164,15 +164,15 @@ class MMN(nn.Module):
 
 
 def build_model(preset: Preset, text: TextEncoderConfig, state: Mapping[str, npt.NDArray[Any]]) -> MMN:
-    """The model with the given weights, in evaluation mode, on the CPU.
+    """Build the model with the given weights, in evaluation mode, on the CPU.
 
     Args:
         preset: sizes and geometry.
         text: sizes of the text encoder.
-        state: float32 arrays under official keys (`checkpoint.state_shapes`); the model takes them without a copy,
-            treat them as read-only from here on.
+        state: float32 arrays under official keys (`state.state_shapes`); the model takes them without a copy, so treat
+            them as read-only afterwards.
     """
-    # On the meta device nothing is drawn that the weights replace; masks and cell weights are real all the same.
+    # The meta device saves drawing random weights that `state` replaces; masks and cell weights are real even there.
     with torch.device("meta"):
         model = MMN(preset, text)
     tensors = {name: torch.from_numpy(array) for name, array in state.items()}

@@ -1,9 +1,9 @@
-"""Official checkpoints, `.pth` files: read without running code that they may hold, and written.
+"""Official checkpoints, `.pth` files: reads them without running any code in them, and writes them.
 
-A `.pth` holds the weights and not what they were trained as. `train --official-pth` adds an entry "mmn_fast" to the
-file, with the preset, the text encoder's sizes and the tokenizer, so that nothing has to be guessed; the official code
-passes over it. Other tools' files hold their own objects beside the weights. Harmless ones are left unread: an inert
-stand-in takes their place, and no class of theirs is ever called.
+A `.pth` holds the weights but not the preset, sizes and tokenizer of the training. `train --official-pth` adds an entry
+"mmn_fast" with the preset, the text encoder's sizes and the tokenizer, so that nothing must be guessed; the official
+code ignores this entry. Files of other tools hold other objects besides the weights. Harmless objects are not read: an
+inert stand-in replaces each of them, and their classes are never called.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from mmn_fast.hub import check_arrived
 from mmn_fast.presets import TextEncoderConfig
 
 RECORD = "mmn_fast"
-"""Key of what `train --official-pth` writes beside the weights."""
+"""Key of the record that `train --official-pth` writes besides the weights."""
 RECORD_FORMAT = 1
 _KEYS = ("model", "state_dict", "model_state_dict", "module", "net")
-"""Where tools put the weights, the official code's key first."""
+"""Keys under which tools put the weights, the official code's key first."""
 _WRAPPERS = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
-"""Parts of names that DataParallel, torch.compile, FSDP and activation checkpointing put in."""
-_ROOTS = ("featpool", "feat2d", "proposal_conv", "text_encoder")  # what every official name begins with
+"""Parts of names that DataParallel, torch.compile, FSDP and activation checkpointing insert."""
+_ROOTS = ("featpool", "feat2d", "proposal_conv", "text_encoder")  # every official name begins with one of these
 _ZIP = b"PK\x03\x04"
-_TORCH_MAGIC = (_ZIP, b"\x80\x02")  # a zip archive, or before PyTorch 1.6 pickles in a row
-# Heads of the published encoders; no tensor has their number in its shape, so any other width leaves it open.
+_TORCH_MAGIC = (_ZIP, b"\x80\x02")  # a zip archive; before PyTorch 1.6, pickles in a row
+# Width -> heads of the published encoders. No tensor's shape shows the number of heads; for other widths it is unknown.
 _PUBLISHED_HEADS = {768: 12}
 _BERT = "text_encoder.bert."
 _AGAIN = (
@@ -51,8 +51,8 @@ class OfficialCheckpoint:
 
     Attributes:
         state: float32 arrays under official keys.
-        record: what `train --official-pth` wrote beside them ("preset", "text_encoder", "tokenizer"); None in files of
-            other programs.
+        record: the record of `train --official-pth` ("preset", "text_encoder", "tokenizer"); None in files of other
+            programs.
     """
 
     state: dict[str, npt.NDArray[Any]]
@@ -63,11 +63,11 @@ def read_official(path: Path) -> OfficialCheckpoint:
     """Read a checkpoint without running any code that it holds.
 
     Args:
-        path: a file that `torch.save` wrote: a state dict, or a dict with one under a usual key, its names with or
-            without the prefixes of DataParallel, torch.compile or a module around the model.
+        path: a file that `torch.save` wrote: a state dict, or a dict that has one under a usual key. The weights' names
+            may have prefixes of DataParallel, torch.compile or a module around the model.
 
     Raises:
-        InputError: damaged, no checkpoint, or it holds objects that only running its code would make.
+        InputError: the file is damaged, is no checkpoint, or holds objects that only running its code would make.
     """
     head = check_arrived(path, f"checkpoint: {path}")
     if not head.startswith(_TORCH_MAGIC):
@@ -84,18 +84,18 @@ def read_official(path: Path) -> OfficialCheckpoint:
 def official_content(
     state: Mapping[str, npt.NDArray[Any]], record: Mapping[str, Any], conv_layers: int, epoch: int, steps: int
 ) -> dict[str, Any]:
-    """What `torch.save` takes to write a checkpoint that the official code loads.
+    """Content for `torch.save`; the official code can load the file.
 
     Args:
         state: float32 arrays under official keys.
         record: "preset" and "text_encoder" as plain values, "tokenizer" as the text of tokenizer.json.
         conv_layers: layers of the proposal convolution; each has a BatchNorm.
-        epoch: epochs that the model was trained for.
-        steps: the same in steps, for BatchNorm's counters.
+        epoch: epochs of the model's training.
+        steps: steps of the model's training, for BatchNorm's counters.
     """
     import torch
 
-    # DistributedDataParallel's prefix: the official code saves and loads its models wrapped.
+    # The official code saves and loads its models wrapped in DistributedDataParallel, hence the prefix.
     tensors = {f"module.{name}": torch.from_numpy(array) for name, array in state.items()}
     for layer in range(conv_layers):
         tensors[f"module.proposal_conv.bn.{layer}.num_batches_tracked"] = torch.tensor(steps)
@@ -103,12 +103,12 @@ def official_content(
 
 
 def text_sizes(state: Mapping[str, npt.NDArray[Any]], where: str, text_heads: int | None = None) -> TextEncoderConfig:
-    """The text encoder's sizes, read off its tensors.
+    """The text encoder's sizes, derived from its tensors.
 
     Args:
         state: arrays under official keys.
-        where: what is read, for messages.
-        text_heads: attention heads; None where the width is that of a published encoder, whose heads are known.
+        where: name of the checkpoint in messages.
+        text_heads: attention heads; None if the width is that of a published encoder, because its heads are known.
 
     Raises:
         InputError: a tensor is missing, or the number of heads is unknown or does not divide the width.
@@ -142,13 +142,13 @@ def text_sizes(state: Mapping[str, npt.NDArray[Any]], where: str, text_heads: in
 
 
 def _check_records(path: Path) -> None:
-    """Hold every record of a zip archive to its CRC-32, which PyTorch writes and does not look at."""
+    """Verify the CRC-32 of every record of a zip archive; PyTorch writes the CRC-32 but does not check it."""
     import zipfile
 
     try:
         with zipfile.ZipFile(path) as archive:
             bad = archive.testzip()
-    except Exception as error:  # damaged headers raise whatever the number they hold leads to
+    except Exception as error:  # damaged headers may raise any error
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(f"checkpoint: {path} is truncated or damaged ({reason}); copy it again") from None
     if bad is not None:
@@ -178,16 +178,16 @@ def _torch_load(path: Path) -> Any:
 
 
 def _refused_names(path: Path, error: Exception) -> list[str]:
-    """The classes and functions that a checkpoint wants to call and may not, by name."""
+    """Names of the classes and functions that a checkpoint wants to call but must not."""
     from torch.serialization import get_unsafe_globals_in_checkpoint
 
     first = re.search(r"GLOBAL (\S+)", str(error))
     names = {first[1]} if first else set()
     try:
         found = set(get_unsafe_globals_in_checkpoint(path))
-    except Exception:  # a file of before 1.6, or operations that the reader does not know: the first name is known
+    except Exception:  # a file from before 1.6, or unknown operations: the first name is known
         found = set()
-    # PyTorch leaves "builtins." out of one of the two.
+    # PyTorch omits "builtins." in one of the two sources.
     return sorted(found | {name for name in names if f"builtins.{name}" not in found})
 
 
@@ -210,7 +210,7 @@ def _weights_in(content: object, path: Path) -> Mapping[Any, Any]:
 
 
 def _few(names: Iterable[object], limit: int = 6) -> str:
-    """The first of some names."""
+    """List the first few names."""
     listed = list(map(str, names))
     return ", ".join(listed[:limit]) + (f" and {len(listed) - limit} more" if len(listed) > limit else "")
 
@@ -233,7 +233,7 @@ def _arrays(tree: Mapping[Any, Any], path: Path) -> dict[str, npt.NDArray[Any]]:
         name = ".".join(part for part in str(key)[len(prefix) :].split(".") if part not in _WRAPPERS)
         if not hasattr(value, "detach"):
             raise InputError(f"checkpoint: {path}: {name}: expected a tensor, got {type(value).__name__}")
-        # Buffers of older transformers, BatchNorm's step counter, and layers of MMN-STVG that no output depends on.
+        # Skip buffers of older transformers, BatchNorm's step counter, and layers of MMN-STVG that affect no output.
         if name.endswith((".position_ids", ".num_batches_tracked")) or name.startswith(
             ("featpool.fc1.", "featpool.fc2.")
         ):
@@ -253,7 +253,7 @@ def _arrays(tree: Mapping[Any, Any], path: Path) -> dict[str, npt.NDArray[Any]]:
 
 
 def _prefix(tree: Mapping[Any, Any], path: Path) -> str:
-    """What stands before the official names: "" or, for example, "module." or "model._orig_mod."."""
+    """The prefix of the official names: "" or, for example, "module." or "model._orig_mod."."""
     anchor = f"{_ROOTS[0]}.conv.weight"
     found = set()
     for key in map(str, tree):
@@ -268,7 +268,7 @@ def _prefix(tree: Mapping[Any, Any], path: Path) -> str:
 
 
 class _LeftUnread:
-    """Stands for an object beside the weights: takes whatever its class would have been given, and keeps nothing."""
+    """Replaces an object besides the weights: accepts the arguments of the object's class, and keeps nothing."""
 
     def __new__(cls, *_: object, **__: object) -> _LeftUnread:
         return object.__new__(cls)
@@ -279,7 +279,7 @@ class _LeftUnread:
 
 
 class _DictLeftUnread:
-    """Stands for a class of dicts: PyTorch's reader fills nothing but the types themselves."""
+    """Replaces a class of dicts: gives an OrderedDict, because PyTorch's reader fills only exact dict types."""
 
     def __new__(cls, *_: object, **__: object) -> OrderedDict[Any, Any]:  # type: ignore[misc]
         return OrderedDict()
@@ -290,7 +290,7 @@ def _list_left_unread(*_: object) -> list[Any]:
 
 
 def _stand_in_names() -> dict[str, Callable[..., object]]:
-    """Full names of what checkpoints hold beside weights, with what takes its place. Nothing here is imported."""
+    """Full names of classes that checkpoints hold besides weights -> their stand-ins. None of them is imported."""
     numpy = [f"numpy.{module}.multiarray.{name}" for module in ("core", "_core") for name in ("scalar", "_reconstruct")]
     numpy += [
         f"numpy.{name}" for name in ("dtype", "ndarray", "bool", "bool_", "str_", "float16", "float32", "float64")
@@ -318,9 +318,9 @@ def _stand_in_names() -> dict[str, Callable[..., object]]:
 
 
 class _StandIns:
-    """Lets PyTorch's reader put stand-ins in the place of what they stand for, while any thread reads a checkpoint.
+    """Registers the stand-ins with PyTorch's reader while any thread reads a checkpoint.
 
-    PyTorch keeps one table for the whole process.
+    PyTorch keeps one table of safe names for the whole process.
     """
 
     def __init__(self) -> None:
@@ -331,7 +331,7 @@ class _StandIns:
         renew_in_child(self._start_anew)
 
     def _start_anew(self) -> None:
-        """After a fork: a thread that was reading is not in the child."""
+        """Reset after a fork: a thread that was reading does not exist in the child."""
         self._readers = 0
         self._leave()
 

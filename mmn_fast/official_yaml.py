@@ -1,6 +1,6 @@
-"""The configuration files of the official programs (MMN and MMN-STVG): their keys, defaults and ways of writing.
+"""Configuration files of the official programs (MMN and MMN-STVG): their keys, defaults and spellings.
 
-A file becomes a flat dict of every key that a preset is made of; what the values mean is said in `presets.py`.
+A file becomes a flat dict of every key that a preset needs; `presets.py` says what the values mean.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from mmn_fast.checks import nearest, shown
 from mmn_fast.documents import read_yaml
 from mmn_fast.errors import InputError
 
-# Values that a file may leave out (MMN's and MMN-STVG's `config/defaults.py`, which differ in four). The keys without
-# a section of their own, and FEATPOOL, FEAT2D, TEXT_ENCODER, PREDICTOR and LOSS, stand below MODEL.MMN or MODEL.TAN.
+# Defaults of values that a file may leave out (`config/defaults.py` of MMN and MMN-STVG, which differ in four values).
+# Keys without a section, and FEATPOOL, FEAT2D, TEXT_ENCODER, PREDICTOR and LOSS, are below MODEL.MMN or MODEL.TAN.
 _DEFAULTS: dict[str, Any] = {
     "DATASETS.NAME": "",
     "INPUT.NUM_PRE_CLIPS": 256,
@@ -56,7 +56,7 @@ _STVG_DEFAULTS: dict[str, Any] = {
     "LOSS.NUM_POSTIVE_VIDEO_PROPOSAL": 5,
     "LOSS.CONTRASTIVE_WEIGHT": 0.1,
 }
-# Keys of the official programs that say nothing about the model, or that no line of those programs reads.
+# Keys that say nothing about the model, or that the official programs never read.
 _UNREAD = (
     *("MODEL.DEVICE", "MODEL.ARCHITECTURE", "DATASETS.TRAIN", "DATASETS.TEST", "DATALOADER.NUM_WORKERS"),
     *("LOSS.BCE_WEIGHT", "LOSS.PAIRWISE_SENT_WEIGHT", "SOLVER.CHECKPOINT_PERIOD", "SOLVER.TEST_PERIOD"),
@@ -66,7 +66,7 @@ _STVG_UNREAD = (
     *("INPUT.PRE_QUERY_SIZE", "DATASETS.METRIC_TENSORBOARD", "TEXT_ENCODER.QUERY_HIDDEN_SIZE"),
     *("TEXT_ENCODER.LSTM.NUM_LAYERS", "TEXT_ENCODER.LSTM.BIDIRECTIONAL"),
 )
-# Which key fills each field of a preset, of its loss and of its recipe; other fields are the dataset's conventions.
+# Field of a preset, its loss or its recipe -> the key that fills it; other fields are the dataset's conventions.
 PRESET_KEYS = {
     "num_pre_clips": "INPUT.NUM_PRE_CLIPS",
     "num_clips": "NUM_CLIPS",
@@ -110,18 +110,18 @@ _LONGEST_LITERAL = 1000
 
 @dataclass(frozen=True)
 class OfficialConfig:
-    """What a file says, defaults filled in.
+    """Values of a configuration file, defaults filled in.
 
     Attributes:
         family: "MMN" or "TAN" (MMN-STVG).
-        values: by key, without MODEL.<family>; lists are tuples.
+        values: values by key, without MODEL.<family>; lists become tuples.
     """
 
     family: str
     values: dict[str, Any]
 
     def full_key(self, key: str) -> str:
-        """A key as the file has it, such as MODEL.MMN.NUM_CLIPS."""
+        """A key as the file spells it, such as MODEL.MMN.NUM_CLIPS."""
         return _full_key(key, self.family)
 
 
@@ -132,8 +132,8 @@ def read_official(path: str | Path) -> OfficialConfig:
         path: the YAML file.
 
     Raises:
-        InputError: missing, no YAML, no official configuration, or a key that the official program does not have
-            either (named, with the nearest one that it has).
+        InputError: the file is missing, is no YAML or no official configuration, or has a key that the official program
+            does not know (the message names the nearest known key).
     """
     where = f"preset: {path}"
     tree = read_yaml(path, where)
@@ -156,12 +156,12 @@ def _full_key(key: str, family: str) -> str:
 
 
 def _leaves(node: dict[Any, Any], prefix: str, known: list[str], where: str) -> dict[str, Any]:
-    """Every key below a section, in full, with its value."""
+    """Every full key below a section, with its value."""
     here = list(dict.fromkeys(key.removeprefix(prefix).split(".")[0] for key in known if key.startswith(prefix)))
     found: dict[str, Any] = {}
     for name, value in node.items():
         if name not in here:
-            # A key in the wrong section is as likely as a misspelt one.
+            # A key in the wrong section is as likely as a misspelt key.
             elsewhere = [key for key in known if key.split(".")[-1] == name]
             hint = f"it belongs at {elsewhere[0]}" if elsewhere else nearest(name, here)
             raise InputError(f"{where}: unknown key {prefix}{name if isinstance(name, str) else shown(name)}; {hint}")
@@ -176,7 +176,7 @@ def _leaves(node: dict[Any, Any], prefix: str, known: list[str], where: str) -> 
 
 
 def _decode(value: Any, where: str) -> Any:
-    """A value as the official program takes it: text that is a tuple or a number to Python is one."""
+    """Decode a value like the official program: text that Python reads as a tuple or number becomes one."""
     if not isinstance(value, str) or not (value.startswith("(") or _NUMBER.fullmatch(value)):
         return value
     try:

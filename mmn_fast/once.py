@@ -1,4 +1,4 @@
-"""Values that are made once and kept, without a lock over the work that makes them."""
+"""Values that are made once and kept; no lock is held while a value is made."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class _Making:
 
 
 class Once(Generic[K, T]):
-    """Values that are made once per key and kept. Nobody waits for another key's value.
+    """Values that are made once per key and kept. No thread waits for another key's value.
 
-    Threads that ask for a value while it is made wait for it, and share its exception where that fails; a failure is
-    not kept. A forked child keeps the values and makes anew what another thread was about to make.
+    Threads that ask for a value while it is being made wait for it, and get the same exception if making it fails.
+    Failures are not kept. A forked child keeps finished values; it makes an unfinished value anew.
     """
 
     def __init__(self) -> None:
@@ -35,11 +35,11 @@ class Once(Generic[K, T]):
         self._making = {}
 
     def get(self, key: K, make: Callable[[], T]) -> T:
-        """The value of a key, made by the first caller.
+        """The value of a key; the first caller makes it.
 
         Args:
-            key: what names the value.
-            make: makes it.
+            key: name of the value.
+            make: makes the value.
         """
         while True:
             with self._lock:
@@ -58,7 +58,7 @@ class Once(Generic[K, T]):
         try:
             value = make()
         except BaseException as error:
-            if isinstance(error, Exception):  # Ctrl-C is meant for one thread: the next one tries again
+            if isinstance(error, Exception):  # Ctrl-C is meant for one thread; the next thread tries again
                 mine.error = error
             raise
         else:
@@ -72,9 +72,9 @@ class Once(Generic[K, T]):
 
 
 class kept_property(Generic[T]):  # noqa: N801 - as functools.cached_property
-    """`functools.cached_property` without its lock, which Python 3.10 and 3.11 hold over the work, for all instances.
+    """`functools.cached_property` without the lock that Python 3.10 and 3.11 hold over the work, for all instances.
 
-    Two threads that ask at once may both do the work; its results are equal.
+    Two threads that ask at once may both do the work; their results are equal.
     """
 
     def __init__(self, work: Callable[[Any], T]) -> None:

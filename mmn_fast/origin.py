@@ -1,4 +1,4 @@
-"""Where an engine came from: the arguments of `load` and what they led to, so that it can be loaded again."""
+"""Origin of an engine: the arguments of `load` and the choices that followed, so that it can be loaded again."""
 
 from __future__ import annotations
 
@@ -13,23 +13,24 @@ from mmn_fast.presets import Preset
 
 @dataclass(frozen=True)
 class Origin:
-    """What an engine was loaded from, as values that can be pickled.
+    """Origin of an engine, as values that can be pickled.
 
     Attributes:
         model: "demo", a hub id, or an absolute path.
         preset: the model's preset if the caller named one, else None.
         tokenizer: a hub id or an absolute path if the caller named one, else None.
-        device: as given.
-        precision: as given.
-        backend: name of the backend that was chosen.
-        threads: as given or as the environment said.
-        progress: as given.
+        device: argument of `load`.
+        precision: argument of `load`.
+        backend: name of the chosen backend.
+        threads: argument of `load`, or the environment's value.
+        progress: argument of `load`.
         options: the backend's own settings.
         source: the model's name in messages.
-        fingerprint: of the model.
-        manifest_sha256: of an export's manifest, because exports of one model have one fingerprint; else None.
+        fingerprint: the model's fingerprint.
+        manifest_sha256: SHA-256 of an export's manifest, because all exports of a model have one fingerprint; None
+            without an export.
         runs_on: "cpu" or "cuda".
-        passed_over: why "auto" did not take the backends before.
+        passed_over: why "auto" skipped the backends that it tried earlier.
     """
 
     model: str
@@ -53,14 +54,14 @@ class Origin:
         return {**{name: getattr(self, name) for name in names}, "backend_options": dict(self.options)}
 
     def check(self, found: Origin) -> None:
-        """Refuse what is not the engine that was pickled.
+        """Refuse an engine that differs from the pickled one.
 
         Args:
-            found: where the engine that was loaded again came from.
+            found: origin of the engine that was loaded again.
 
         Raises:
-            InputError: the model is another one now.
-            BackendUnavailable: the engine was on CUDA and would be on the CPU now, or the other way round.
+            InputError: the model has changed.
+            BackendUnavailable: the engine ran on CUDA and would now run on the CPU, or the other way round.
         """
         if found.fingerprint != self.fingerprint:
             raise InputError(
@@ -80,5 +81,5 @@ class Origin:
 
 
 def absolute(name: str | Path) -> str:
-    """A model's or a tokenizer's name that means the same in every directory: an absolute path, or a hub id."""
+    """Make a model's or tokenizer's name independent of the working directory: an absolute path, or a hub id."""
     return str(name) if is_hub_id(name) and not Path(name).exists() else str(Path(name).absolute())

@@ -1,4 +1,4 @@
-"""From both branches' scores to moments: fusion, top-k and non-maximum suppression."""
+"""Turns both branches' scores into moments: fusion, top-k and non-maximum suppression."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ def fuse_scores(contrastive: Float32, iou: Float32, preset: Preset) -> Float32:
     Args:
         contrastive: float32 [S, P], cosine.
         iou: float32 [S, P], sigmoid(10 cosine).
-        preset: says which fusion: "power" (0.5 c + 0.5)^p u, "product" c u.
+        preset: chooses the fusion: "power" (0.5 c + 0.5)^p u, "product" c u.
 
     Returns:
         float32 [S, P].
     """
     if preset.score_fusion == "product":
         return contrastive * iou
-    # A cosine can round to just below -1, where the power would be NaN.
+    # A cosine can round to just below -1; its power would be NaN.
     base = np.maximum(contrastive * np.float32(0.5) + np.float32(0.5), np.float32(0))
     return np.power(base, np.float32(preset.score_power)) * iou
 
@@ -38,22 +38,22 @@ def select_moments(
     Args:
         fused: float32 [S, P].
         moments: float32 [P, 2], start and end of each proposal in seconds.
-        iou_threshold: IoU above which the worse of two moments goes.
+        iou_threshold: IoU above which the worse of two moments is suppressed.
         top_k: moments per sentence, >= 1.
         threads: CPU threads; None takes the default.
 
     Returns:
-        int32 [S, top_k]: indices into P, best first, -1 where fewer are left (`kernels.reference.temporal_nms`).
+        int32 [S, top_k]: indices into P, best first, then -1 if fewer are left (`kernels.reference.temporal_nms`).
     """
     return ops.temporal_nms(fused, moments, iou_threshold, top_k, threads=threads)
 
 
 def to_moments(chosen: Int32, scores: Float32, moments: Float32) -> list[list[Moment]]:
-    """List what `select_moments` chose.
+    """List the moments that `select_moments` chose.
 
     Args:
         chosen: int32 [S, top_k], -1 for none.
-        scores: float32 [S, top_k], the fused scores of the chosen.
+        scores: float32 [S, top_k], the fused scores of the chosen moments.
         moments: float32 [P, 2], seconds.
 
     Returns:
@@ -61,7 +61,7 @@ def to_moments(chosen: Int32, scores: Float32, moments: Float32) -> list[list[Mo
     """
     if not len(moments):
         return [[] for _ in chosen]
-    # All conversions to Python numbers at once: one by one they take longer than finding the moments does.
+    # All numbers are converted to Python at once: one by one, conversion takes longer than finding the moments.
     spans = moments[np.maximum(chosen, 0)].tolist()
     return [
         [_moment(start, end, score) for p, (start, end), score in zip(row, ends, values, strict=True) if p >= 0]
@@ -74,7 +74,7 @@ _set_start, _set_end, _set_score = _slots.start_s.__set__, _slots.end_s.__set__,
 
 
 def _moment(start_s: float, end_s: float, score: float) -> Moment:
-    """`Moment(start_s, end_s, score)` in 0.26 us instead of 0.72, which a frozen dataclass takes to write its slots."""
+    """Make `Moment(start_s, end_s, score)` in 0.26 us; a frozen dataclass takes 0.72 us to write its slots."""
     moment: Moment = object.__new__(Moment)
     _set_start(moment, start_s)
     _set_end(moment, end_s)

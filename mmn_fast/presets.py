@@ -1,8 +1,8 @@
-"""Presets: everything that differs between the datasets MMN was published on, as values.
+"""Presets: everything that differs between MMN's published datasets, as values.
 
-This is the only file that spells a dataset's name. Numbers are those of the official configuration
-files (MMN: `configs/pool_*.yaml`; HC-STVG: MMN-STVG's `configs/pool_stvg_16x16_k5l8.yaml`) and of the
-official evaluation code. Adding a dataset is one more `Preset(...)` in `PRESETS`.
+This is the only file that spells a dataset's name. Numbers come from the official configuration files (MMN:
+`configs/pool_*.yaml`; HC-STVG: MMN-STVG's `configs/pool_stvg_16x16_k5l8.yaml`) and from the official evaluation code.
+To add a dataset, add one `Preset(...)` to `PRESETS`.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ _TEXT_RULES: dict[str, Rule] = {
     "num_layers": Integer(1, 1000),
 }
 MAX_TAPS = 2**28
-"""Cell x tap products of all layers' dense maps; the published models have at most 5.1 million (TACoS)."""
+"""Most cell x tap products of all layers' dense maps; the published models have at most 5.1 million (TACoS)."""
 
 
 @dataclass(frozen=True)
@@ -104,28 +104,29 @@ class Preset:
     """Sizes, conventions, evaluation and recipe of one published model.
 
     Attributes:
-        name: the key in `PRESETS`, or the stem of the configuration file it was read from.
-        num_pre_clips: T, averaged features a video is cut into.
+        name: the key in `PRESETS`, or the stem of the preset's configuration file.
+        num_pre_clips: T, number of averaged features per video.
         num_clips: N, side of the 2D map.
         feature_streams: widths of the feature streams, concatenated in this order; each is normalised on its own.
         hidden_size: C of clip_pool.
         clip_pool_kernel: average-pool kernel over pre-clips; with stride T // N it gives N clips. T need not be a
-            multiple of N; pre-clips that no window reaches are left out.
+            multiple of N; pre-clips outside all windows are left out.
         pooling: "pool" builds the 2D map by max pools, "conv" by learned 1D convolutions.
         pooling_counts: diagonals kept at stride 1, 2, 4, ... of the 2D map.
         conv_hidden_size: C of the proposal convolution.
         conv_kernel: k, its kernel.
         conv_layers: L, its layers.
         joint_size: J, width of the joint space.
-        clamp_pre_clips: pre-clip bounds are clamped to the last row before the mean (MMN), not only for an empty span
-            (MMN-STVG).
+        clamp_pre_clips: True clamps all pre-clip bounds to the last row before the mean (MMN); False clamps only those
+            of an empty span (MMN-STVG).
         score_fusion: "power": (0.5 c + 0.5)^p u; "product": c u.
         score_power: p of the power fusion.
-        nms_iou: moments above this IoU with a better one are suppressed.
+        nms_iou: a moment above this IoU with a better one is suppressed.
         recall_at: the n of R@n.
         recall_ious: the m of R@n,IoU@m.
         timestamp_unit: unit of the annotation file's timestamps.
-        feature_key: dataset below the video's group in the published HDF5 file, None if the video is the dataset.
+        feature_key: name of the dataset inside the video's group in the published HDF5 file; None if the video itself
+            is a dataset.
         loss: loss parameters.
         recipe: training schedule.
     """
@@ -162,7 +163,7 @@ class Preset:
         T, N = self.num_pre_clips, self.num_clips
         if N > T:
             raise fail(f"{where}: num_clips", f"at most num_pre_clips, {T}", N)
-        # AvgPool1d of stride T // N gives (T - kernel) // stride + 1 clips.
+        # AvgPool1d with stride T // N gives (T - kernel) // stride + 1 clips.
         least, most = max(T - self.clip_pool_stride * N + 1, 1), T - self.clip_pool_stride * (N - 1)
         if not least <= self.clip_pool_kernel <= most:
             kernels = f"{least} to {most}" if least < most else str(least)
@@ -171,13 +172,13 @@ class Preset:
         longest = sum(count * 2**level for level, count in enumerate(self.pooling_counts))
         if longest >= N:
             raise fail(f"{where}: pooling_counts", f"diagonals within {N} clips", self.pooling_counts)
-        # An unpadded layer shrinks the map by k - 1, the first one's padding must make up for all of them.
+        # An unpadded layer shrinks the map by k - 1; the padding of the first layer must make up for all layers.
         if (self.conv_kernel - 1) * self.conv_layers % 2:
             raise fail(f"{where}: conv_kernel", "(k - 1) L even, so that the map keeps its size", self.conv_kernel)
         self._check_work(where)
 
     def _check_work(self, where: str) -> None:
-        """Refuse sizes that no machine can hold or no plan can be made of, before anything is made of them."""
+        """Refuse sizes that no machine can hold or that no plan supports, before any work is done with them."""
         side = self.num_clips + (self.conv_kernel - 1) * self.conv_layers
         taps = side**2 * self.conv_kernel**2 * self.conv_layers
         if taps > MAX_TAPS:
@@ -189,7 +190,7 @@ class Preset:
         check_bytes(4 * self.num_weights, "weights of the video branch", where)
         check_bytes(4 * self.num_pre_clips * self.input_size, "features per video", where)
         check_bytes(4 * side**2 * max(self.hidden_size, self.conv_hidden_size), "map per video", where)
-        proposals = self.num_clips * (1 + sum(self.pooling_counts))  # more than there are
+        proposals = self.num_clips * (1 + sum(self.pooling_counts))  # an upper bound of P
         check_bytes(8 * proposals * self.joint_size, "embeddings per video", where)
 
     @property
@@ -197,7 +198,7 @@ class Preset:
         """Parameters and statistics of the video branch."""
         C, W, kernels = self.hidden_size, self.conv_hidden_size, self.conv_kernel**2
         count = C * (self.input_size + 1) + W * (C + (self.conv_layers - 1) * W) * kernels + 5 * W * self.conv_layers
-        if self.pooling == "conv":  # a level after the first begins with a kernel of 3, all others have 2
+        if self.pooling == "conv":  # a level after the first begins with kernel 3, all other steps have kernel 2
             diagonals, threes = sum(self.pooling_counts), max(len(self.pooling_counts) - 1, 0)
             count += C * C * (2 * diagonals + threes) + C * diagonals
         return count + 2 * self.joint_size * (W + 1)
@@ -218,11 +219,11 @@ class Preset:
 
     @classmethod
     def from_dict(cls, values: object) -> Preset:
-        """The preset that `to_dict` wrote.
+        """Read a preset that `to_dict` wrote.
 
         Raises:
-            InputError: a value is missing, unknown (named with the nearest known one), of the wrong kind, out of range,
-                or implies more work or memory than `MAX_TAPS` or `checks.MAX_BYTES`.
+            InputError: a value is missing, unknown (the message names the nearest known one), of the wrong kind, out of
+                range, or implies more work or memory than `MAX_TAPS` or `checks.MAX_BYTES`.
         """
         if not isinstance(values, Mapping):
             raise fail("preset", "an object", values)
@@ -325,7 +326,7 @@ PRESETS: dict[str, Preset] = {
                 test_batch_size=32,
             ),
         ),
-        # The procedural world of mmn_fast.demo, and the small model of it that comes with the package.
+        # The procedural world of mmn_fast.demo; the small trained model in the package uses this preset.
         Preset(
             name="shapes",
             num_pre_clips=32,
@@ -353,7 +354,7 @@ PRESETS: dict[str, Preset] = {
     )
 }
 
-# DATASETS.NAME of the official configuration files -> the preset whose conventions (evaluation, file layout) it has.
+# DATASETS.NAME of the official configuration files -> the preset with the same conventions (evaluation, file layout).
 _OFFICIAL_NAMES = {
     "charades": "charades-sta",
     "activitynet": "activitynet-captions",
@@ -363,13 +364,13 @@ _OFFICIAL_NAMES = {
 
 
 def get_preset(preset: str | Path | Preset) -> Preset:
-    """The preset of that name, read from that official YAML file, or the preset itself.
+    """Get the preset of a name, read one from an official YAML file, or pass a preset through.
 
     Args:
         preset: a key of `PRESETS`, the path of an official MMN or MMN-STVG YAML file, or a `Preset`.
 
     Raises:
-        InputError: no such name or file, or the file's values do not make a model.
+        InputError: the name or file does not exist, or the file's values do not make a model.
     """
     if isinstance(preset, Preset):
         return preset
@@ -383,10 +384,10 @@ def get_preset(preset: str | Path | Preset) -> Preset:
 
 
 def read_official_yaml(path: str | Path) -> Preset:
-    """The preset that an official MMN or MMN-STVG configuration file describes.
+    """Read the preset that an official MMN or MMN-STVG configuration file describes.
 
     Args:
-        path: the YAML file; values it leaves out take the official defaults.
+        path: the YAML file; missing values take the official defaults.
 
     Raises:
         InputError: the file is missing, is no official configuration, or its values do not make a model.
@@ -426,4 +427,4 @@ PUBLISHED_FEATURES = {
     "hc-stvg": "CSN and optical flow, of each tube",
     "shapes": "mmn_fast.features.PixelFeatures",
 }
-"""What the published models of each preset were trained on. Other features of the same width mean nothing to them."""
+"""Preset -> the features that its published models were trained on; other features of the same width are useless."""

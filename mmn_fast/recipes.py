@@ -1,4 +1,4 @@
-"""How a preset is trained: parameters of the losses and the official schedule, as values."""
+"""Training of a preset: parameters of the losses and the official schedule, as values."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class LossParams:
     Attributes:
         tau_video: temperature of the video-to-sentence term.
         tau_sent: temperature of the sentence-to-video term.
-        margin: margin taken off the positive pair's cosine.
+        margin: margin subtracted from the positive pair's cosine.
         negative_video_iou: cells of the same video below this IoU are negatives.
         sent_removal_iou: sentences of the same video at or above this IoU are no negatives.
         num_positive: positive proposals per sentence, the best by IoU.
@@ -65,13 +65,13 @@ class Recipe:
     """The official training schedule of a preset.
 
     Attributes:
-        learning_rate: AdamW rate of everything but the text encoder, which takes a tenth of it.
+        learning_rate: AdamW rate of everything but the text encoder; the text encoder takes a tenth of it.
         batch_size: videos per step, over all processes.
         epochs: number of epochs.
         milestones: epochs after which the rate is divided by ten.
         freeze_text_epochs: epochs in which DistilBERT is not updated.
         all_losses_epochs: epochs with full contrastive terms; later ones weigh them by another 0.01.
-        contrastive_weight: weight of the two contrastive terms beside the iou loss.
+        contrastive_weight: weight of the two contrastive terms relative to the iou loss.
         test_batch_size: videos per evaluation batch.
     """
 

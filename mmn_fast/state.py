@@ -1,4 +1,4 @@
-"""A model's weights by their official names: which there are, of which shapes, and whether some are a preset's."""
+"""A model's weights by their official names: lists the names and shapes, and checks weights against a preset."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ State = dict[str, npt.NDArray[Any]]
 Shape = tuple[int, ...]
 
 BERT = "text_encoder.bert."
-"""Before the names of the text encoder's transformer."""
+"""Prefix of the names of the text encoder's transformer."""
 
 
 def state_shapes(preset: Preset, text: TextEncoderConfig) -> dict[str, Shape]:
@@ -61,17 +61,17 @@ def state_shapes(preset: Preset, text: TextEncoderConfig) -> dict[str, Shape]:
 
 
 def check_state(state: Mapping[str, npt.NDArray[Any]], preset: Preset, text: TextEncoderConfig, where: str) -> None:
-    """Refuse weights that are not those of the preset's model.
+    """Refuse weights that do not fit the preset's model.
 
     Args:
         state: arrays under official keys.
-        preset: the preset they should belong to.
+        preset: the expected preset.
         text: sizes of the text encoder.
-        where: what is read, for the message.
+        where: name of the weights' source in the message.
 
     Raises:
-        InputError: a key is missing or unknown (named), a shape differs (with the preset it belongs to, if any), or
-            a value is not finite.
+        InputError: a key is missing or unknown (the key is named), a shape differs (the preset with that shape is
+            named, if any), or a value is not finite.
     """
     expected = state_shapes(preset, text)
     others = [

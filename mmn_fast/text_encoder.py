@@ -1,7 +1,7 @@
 """The sentence side: DistilBERT, mean over the real tokens, LayerNorm, two projections.
 
-DistilBERT (Sanh et al., 2019) is written out here under its published state-dict keys, so that neither
-inference nor export depends on a version of transformers; a test holds it to transformers' output.
+DistilBERT (Sanh et al., 2019) is implemented here under its published state-dict keys, so that neither inference nor
+export depends on a version of transformers; a test compares it with transformers' output.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class _Attention(nn.Module):
 
 
 class _FusedAttention(nn.Module):
-    """The same with Q, K and V of one product: one launch instead of three, of a matrix that fills a GPU better."""
+    """Attention that computes Q, K and V in one product: one launch instead of three, and a fuller GPU."""
 
     def __init__(self, three: _Attention) -> None:
         super().__init__()
@@ -125,7 +125,7 @@ class TextEncoder(nn.Module):
         super().__init__()
         self.bert = _DistilBert(config, dropout)
         self.layernorm = nn.LayerNorm(config.width)
-        # Official checkpoints name them so: fc_out1 is the iou branch, fc_out2 the contrastive one.
+        # Names of the official checkpoints: fc_out1 is the iou branch, fc_out2 the contrastive branch.
         self.fc_out1 = nn.Linear(config.width, joint_size)
         self.fc_out2 = nn.Linear(config.width, joint_size)
 
@@ -133,7 +133,7 @@ class TextEncoder(nn.Module):
         """Encode padded token ids.
 
         Args:
-            token_ids: int64 [S, L]; what stands past a sentence's length is ignored.
+            token_ids: int64 [S, L]; ids past a sentence's length are ignored.
             lengths: int64 [S], word pieces of each sentence, [CLS] and [SEP] included, >= 1.
 
         Returns:
@@ -148,12 +148,12 @@ class TextEncoder(nn.Module):
 def build_text_encoder(
     config: TextEncoderConfig, joint_size: int, state: Mapping[str, npt.NDArray[Any]]
 ) -> TextEncoder:
-    """The text encoder alone with the given weights, in evaluation mode, on the CPU.
+    """Build only the text encoder, with the given weights, in evaluation mode, on the CPU.
 
     Args:
         config: sizes of DistilBERT.
         joint_size: J.
-        state: float32 arrays under official keys, taken without a copy; keys of other parts are passed over.
+        state: float32 arrays under official keys, taken without a copy; keys of other parts are ignored.
     """
     with torch.device("meta"):
         encoder = TextEncoder(config, joint_size)
@@ -164,10 +164,10 @@ def build_text_encoder(
 
 
 def fuse_attention(encoder: TextEncoder) -> TextEncoder:
-    """Make the Q, K and V of every layer one product, for inference.
+    """Compute Q, K and V of every layer in one product, for inference.
 
     Args:
-        encoder: changed in place; its parameters no longer have their published names.
+        encoder: the encoder; it is changed in place, and its parameters lose their published names.
 
     Returns:
         `encoder`.

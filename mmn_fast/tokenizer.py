@@ -1,4 +1,4 @@
-"""Sentences to word pieces, with the tokenizers library alone."""
+"""Cuts sentences into word pieces; uses only the tokenizers library."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mmn_fast.files import check_name
 
 _warned_of_already: ContextVar[bool] = ContextVar("_warned_of_already", default=False)
 _SPECIAL = ("[CLS]", "[SEP]", "[UNK]")
-# Sentences that tokenizers of one vocabulary cut differently if their settings differ: case, accents, Chinese
+# Tokenizers with the same vocabulary but other settings cut these sentences differently: case, accents, Chinese
 # characters, punctuation, control characters, spaces, numbers, special tokens in the text, words without a limit.
 _PROBES = (
     *(
@@ -34,15 +34,15 @@ _PROBES = (
 
 
 def check_text(sentences: Sequence[str], where: str) -> None:
-    """Refuse sentences that are no text.
+    """Refuse sentences that are not text.
 
     Args:
         sentences: any number of str.
         where: the argument's name in messages.
 
     Raises:
-        InputError: an entry is no str, or holds a lone surrogate, as bytes that are no UTF-8 become on a command line
-            (its index is named).
+        InputError: an entry is no str, or holds a lone surrogate (Python's form of non-UTF-8 bytes on a command line).
+            The entry's index is named.
     """
     for index, sentence in enumerate(sentences):
         if not isinstance(sentence, str):
@@ -55,13 +55,13 @@ def check_text(sentences: Sequence[str], where: str) -> None:
 
 
 def shortened(sentence: str) -> str:
-    """A sentence in quotes for messages, its first 60 characters if it is longer."""
+    """Quote a sentence for messages; a longer sentence is cut to its first 60 characters."""
     return repr(sentence[:60]) + ("..." if len(sentence) > 60 else "")
 
 
 @contextmanager
 def without_warnings_of_cuts() -> Iterator[None]:
-    """Let `Tokenizer.encode` cut sentences in silence: the caller has counted them and said so."""
+    """Let `Tokenizer.encode` cut sentences silently, because the caller has already reported the cuts."""
     before = _warned_of_already.set(True)
     try:
         yield
@@ -74,7 +74,7 @@ class Tokenizer:
 
     Args:
         inner: a `tokenizers.Tokenizer`; its own padding and truncation are switched off.
-        max_tokens: longest result; longer sentences are cut, [SEP] kept, with one warning per call that counts them.
+        max_tokens: longest result; longer sentences are cut ([SEP] is kept), and each call warns once with their count.
     """
 
     def __init__(self, inner: object, max_tokens: int = 512) -> None:
@@ -93,7 +93,7 @@ class Tokenizer:
         """Token ids of each sentence.
 
         Args:
-            sentences: any number of str; an empty one is [CLS] [SEP].
+            sentences: any number of str; an empty sentence becomes [CLS] [SEP].
 
         Returns:
             One int64 [L_s] per sentence, not padded, 2 <= L_s <= max_tokens.
@@ -103,7 +103,7 @@ class Tokenizer:
         """
         check_text(sentences, "sentences")
         encoded, cut = [], {}
-        # encode() one by one: encode_batch starts threads of its own, which a forked worker cannot use.
+        # encode() takes sentences one by one: encode_batch starts threads, and a forked worker cannot use them.
         for sentence in sentences:
             ids = self._inner.encode(sentence).ids  # type: ignore[attr-defined]
             if len(ids) > self.max_tokens:
@@ -115,7 +115,7 @@ class Tokenizer:
         return encoded
 
     def cut_sentences(self, sentences: Sequence[str]) -> dict[str, int]:
-        """The sentences that `encode` cuts, each once and in their order, with their numbers of word pieces.
+        """The sentences that `encode` cuts, each once and in the given order, with their numbers of word pieces.
 
         Args:
             sentences: any number of str.
@@ -141,13 +141,13 @@ class Tokenizer:
     def digest(self) -> str:
         """SHA-256, hexadecimal, of the vocabulary and of the ids of some probing sentences.
 
-        It is the same for a vocab.txt and for the tokenizer.json made of it, whatever version of the tokenizers library
-        wrote that; the text of tokenizer.json is not.
+        A vocab.txt and the tokenizer.json made from it have the same digest, whatever version of the tokenizers library
+        wrote the file. The text of tokenizer.json depends on that version.
         """
         vocabulary = self._inner.get_vocab(with_added_tokens=True)  # type: ignore[attr-defined]
         words, ids = list(vocabulary), np.fromiter(vocabulary.values(), np.int64)
         order = np.argsort(ids)
-        # Joined, not as JSON: 20 ms instead of 70 for the 30,522 words of BERT.
+        # Joined text takes 20 ms for the 30,522 words of BERT, JSON takes 70 ms.
         digest = hashlib.sha256("\0".join([words[number] for number in order.tolist()]).encode())
         digest.update(ids[order].astype("<i8").tobytes())
         for probe in _PROBES:
@@ -172,7 +172,7 @@ def load_tokenizer(source: str | Path, max_tokens: int = 512) -> Tokenizer:
         max_tokens: the encoder's limit.
 
     Raises:
-        InputError: nothing there, or not a BERT word-piece tokenizer.
+        InputError: the source does not exist, or is not a BERT word-piece tokenizer.
     """
     check_name(source, "tokenizer")
     path = Path(source)
@@ -192,11 +192,11 @@ def load_tokenizer(source: str | Path, max_tokens: int = 512) -> Tokenizer:
 
 
 def tokenizer_from_json(text: str, where: str, max_tokens: int) -> Tokenizer:
-    """The tokenizer whose `Tokenizer.to_json` this is.
+    """Make a tokenizer from the text that `Tokenizer.to_json` gave.
 
     Args:
         text: content of a tokenizer.json.
-        where: where it was found, for messages.
+        where: origin of the text, for messages.
         max_tokens: the encoder's limit.
 
     Raises:
@@ -228,7 +228,7 @@ def _read_json(path: Path) -> object:
 
 
 def _read_vocab(path: Path) -> object:
-    """A BERT tokenizer from its vocabulary: lower case and accents stripped, as bert-base-uncased."""
+    """Make a BERT tokenizer from its vocabulary: lower case, accents stripped, like bert-base-uncased."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
     try:

@@ -1,4 +1,4 @@
-"""PyTorch as it is installed, without importing it: an import takes seconds, and most commands need none of it."""
+"""Facts about the installed PyTorch without importing it: an import takes seconds, and most commands need no torch."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from pathlib import Path
 
 
 def is_installed() -> bool:
-    """Whether `import torch` would find a package."""
+    """Whether `import torch` would find PyTorch."""
     return _folder() is not None
 
 
 def version() -> str:
-    """The installed version, as in "2.9.1+cpu"; "" where PyTorch is not installed or does not say."""
+    """The installed version, such as "2.9.1+cpu"; "" if PyTorch is not installed or does not give it."""
     try:
         return metadata.version("torch") if is_installed() else ""
     except metadata.PackageNotFoundError:
@@ -24,7 +24,7 @@ def version() -> str:
 
 @cache
 def has_cuda() -> bool:
-    """Whether the installed PyTorch is built with CUDA, or with ROCm, called "cuda" there; its version file says."""
+    """Whether the installed PyTorch is built with CUDA, or with ROCm (also called "cuda"), by its version file."""
     folder = _folder()
     try:
         text = "" if folder is None else (folder / "version.py").read_text(encoding="utf-8")
@@ -38,6 +38,6 @@ def has_cuda() -> bool:
 def _folder() -> Path | None:
     try:
         spec = find_spec("torch")
-    except (ImportError, ValueError):  # a finder that refuses, or a module without a spec in its place
+    except (ImportError, ValueError):  # a finder refuses, or the module has no spec
         return None
     return None if spec is None or spec.origin is None else Path(spec.origin).parent

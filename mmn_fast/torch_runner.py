@@ -1,4 +1,4 @@
-"""What backend "torch" runs: the model in plain PyTorch, on any device that PyTorch has."""
+"""Runs the model in plain PyTorch for backend "torch", on any device of PyTorch."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ class TorchRunner:
 
     Args:
         model: the model's values.
-        device: "cpu", "cuda", "cuda:N", or "auto": CUDA where PyTorch sees a device.
+        device: "cpu", "cuda", "cuda:N", or "auto": CUDA if PyTorch sees a device.
         precision: "fp64", "fp32", "bf16" or "fp16".
-        threads: CPU threads; None takes PyTorch's setting, or what a quota grants where that is less.
+        threads: CPU threads; None takes PyTorch's setting, or a quota's number if that is less.
     """
 
     def __init__(self, model: LoadedModel, device: str, precision: str, threads: int | None) -> None:
@@ -40,7 +40,7 @@ class TorchRunner:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         self.device = torch.device(device)
         self.precision = precision
-        # Waiting threads of PyTorch's spin: many more than there are cores can take minutes over one addition.
+        # PyTorch's waiting threads spin: with many more threads than cores, one addition can take minutes.
         self.threads = limited_cores() if threads is None else min(threads, usable_cores())
         self.dtype = torch.float64 if precision == "fp64" else torch.float32
         self.net = on_usable_thread(lambda: self._built(model))
@@ -101,17 +101,17 @@ class TorchRunner:
         }
 
     def _take(self, array: npt.NDArray[Any]) -> torch.Tensor:
-        """The array on the device, floating-point values in the dtype that the model computes in."""
+        """Move an array to the device; floating-point values get the model's dtype."""
         tensor = torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
         return tensor.to(self.dtype) if tensor.is_floating_point() else tensor
 
     def _given(self, tensors: tuple[torch.Tensor, torch.Tensor]) -> _Branches:
-        """Embeddings or scores as float32 arrays."""
+        """Convert embeddings or scores to float32 arrays."""
         contrastive, iou = tensors
         return contrastive.float().cpu().numpy(), iou.float().cpu().numpy()
 
     def _each(self, embed: Callable[[Any], _Branches], items: Iterable[Any], shape: tuple[int, ...]) -> _Branches:
-        """Arrays of all items' embeddings; one call of PyTorch's per item, so that a fork waits for no more."""
+        """Embed all items, with one PyTorch call per item, so that a fork waits for at most one item."""
         found = [self._infer(lambda item=item: embed(item)) for item in items]  # type: ignore[misc]
         if not found:
             return np.empty((0, *shape), np.float32), np.empty((0, *shape), np.float32)
@@ -120,7 +120,7 @@ class TorchRunner:
 
 
 class _PackedVideoBranch:
-    """`MMN.encode_video` on the plan's cells and taps alone, BatchNorm folded in the model's own dtype.
+    """`MMN.encode_video` on only the plan's cells and taps; BatchNorm is folded in the model's own dtype.
 
     Args:
         net: the model; its convolutions' weights are folded in place.
@@ -160,5 +160,5 @@ def _round_operands(net: MMN, dtype: torch.dtype) -> None:
         if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Linear)):
             module.weight = nn.Parameter(module.weight.to(dtype).float(), requires_grad=False)
             module.register_forward_pre_hook(round_input)
-    # ClipPool hands its convolution's weight to a function: its own input is that operand.
+    # ClipPool passes its convolution's weight to a function, so ClipPool's own input is the operand to round.
     net.featpool.register_forward_pre_hook(round_input)

@@ -1,4 +1,4 @@
-"""How this package calls PyTorch: with which settings of the process, on which thread, and beside which fork."""
+"""Calls of PyTorch: settings of the process during a call, the thread that makes it, and safety of forks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class _Setting:
-    """A setting of the process: how to read it, how to set it, and its value in strict calls."""
+    """A setting of the process: its getter, its setter, and its value in strict calls."""
 
     get: Callable[[], Any]
     put: Callable[[Any], None]
@@ -31,9 +31,9 @@ def _cudnn(name: str, strict: bool) -> _Setting:
 
 
 def _cublas(name: str) -> _Setting:
-    """Off in strict calls. `torch.backends.cuda.matmul` calls the same, but takes ten times as long, 1.6 us a value."""
+    """A cuBLAS setting that is off in strict calls. `torch.backends.cuda.matmul` takes ten times as long, 1.6 us."""
     get, put = (getattr(torch._C, f"_{verb}_cublas_allow_{name}") for verb in ("get", "set"))
-    # PyTorch 2.10 and later give and take a pair: whether sums may be in 16 bits, whether they may be split.
+    # In PyTorch 2.10 and later the value is a pair: whether sums may be in 16 bits, whether they may be split.
     if isinstance(get(), tuple):
         return _Setting(get, lambda value: put(*value), (False, True))
     return _Setting(get, put, False)
@@ -62,7 +62,7 @@ def _set(values: list[Any]) -> None:
 
 
 class _StrictSettings:
-    """Calls under way that need them: the first sets them, the last puts back what was, whatever order calls end in."""
+    """Counts strict calls: the first one sets the settings, the last one to end restores them, in any order of ends."""
 
     def __init__(self) -> None:
         self._lock, self._calls = Lock(), 0
@@ -73,7 +73,7 @@ class _StrictSettings:
         with self._lock:
             if self._calls == 0:
                 self._before = _settings()
-                self._calls = 1  # before the settings change: a fork in between puts them back
+                self._calls = 1  # before the settings change, so that a fork in between restores them
                 _set(_STRICT)
             else:
                 self._calls += 1
@@ -82,32 +82,32 @@ class _StrictSettings:
         with self._lock:
             if self._calls == 1:
                 _set(self._before)
-            self._calls = max(self._calls - 1, 0)  # 0 already where a forked child ended the call
+            self._calls = max(self._calls - 1, 0)  # already 0 if a forked child ended the call
 
     def _end_calls(self) -> None:
-        """The calls of the parent's threads end in a forked child."""
+        """End the calls of the parent's threads in a forked child."""
         if self._calls:
             self._calls = 0
             _set(self._before)
 
 
 strict_settings = _StrictSettings()
-"""A context without what trades exactness for time, or one call's time for the next one's.
+"""A context that switches off settings which trade exactness for time, or time of one call for time of the next.
 
-No TF32, which cuDNN would take for float32; no sums in 16 bits within cuBLAS; no algorithms that are picked by the
-clock; no attention by cuDNN, which Hopper takes first and which builds a plan for every new shape.
+Off are TF32 (cuDNN would use it for float32), sums in 16 bits within cuBLAS, algorithms chosen by timing, and attention
+by cuDNN (the first choice on Hopper, but it builds a plan for every new shape).
 """
 
 
 class _Helper:
-    """A thread that works for the thread which this process was forked in."""
+    """A thread that works on behalf of the thread in which this process was forked."""
 
     def __init__(self) -> None:
         self._work: SimpleQueue[tuple[Callable[[], object], Future[object]]] = SimpleQueue()
         threading.Thread(target=self._run, name="mmn_fast-torch", daemon=True).start()
 
     def call(self, work: Callable[[], object]) -> object:
-        """The result of some work, or its exception."""
+        """Run the work on this thread; return its result or raise its exception."""
         result: Future[object] = Future()
         self._work.put((work, result))
         return result.result()
@@ -117,13 +117,13 @@ class _Helper:
             work, result = self._work.get()
             try:
                 result.set_result(work())
-            except BaseException as error:  # whatever it is, the caller gets it
+            except BaseException as error:  # the caller gets any error
                 result.set_exception(error)
-            del work, result  # arrays of the last call would stay until the next one
+            del work, result  # otherwise arrays of this call would stay alive until the next call
 
 
 _threads_lock = Lock()
-"""One call at a time may change the number of threads, and puts it back."""
+"""Only one call at a time may change the number of threads; the call restores it."""
 _helper: _Helper | None = None
 
 
@@ -136,16 +136,16 @@ renew_in_child(_forget_helper)
 
 
 def on_usable_thread(work: Callable[[], T]) -> T:
-    """Do work of PyTorch's that may use OpenMP, with as many threads as this thread's setting says.
+    """Run PyTorch work that may use OpenMP, with this thread's number of threads.
 
-    In the thread that a process was forked in, OpenMP waits for ever for threads that only the parent has; a new
-    thread gets new ones. So that thread has its work done by another one.
+    In the thread in which a process was forked, OpenMP waits for ever for threads that exist only in the parent. A new
+    thread gets new OpenMP threads, so a helper thread does the work of the forked one.
 
     Args:
-        work: what to do; a fork waits for its end.
+        work: the work; a fork waits for its end.
 
     Returns:
-        Its result.
+        The work's result.
     """
     global _helper
     if threading.get_ident() != forked_thread():
@@ -164,14 +164,14 @@ def on_usable_thread(work: Callable[[], T]) -> T:
 
 
 def strictly(work: Callable[[], T], threads: int | None) -> T:
-    """Do inference with PyTorch, with `strict_settings`.
+    """Run inference with PyTorch, with `strict_settings`.
 
     Args:
-        work: what to do.
+        work: the work.
         threads: CPU threads; None leaves the process's setting alone. Calls that name a number wait for each other.
 
     Returns:
-        Its result.
+        The work's result.
     """
 
     def infer() -> T:
@@ -192,7 +192,7 @@ def strictly(work: Callable[[], T], threads: int | None) -> T:
 
 
 def cuda_lost_by_fork() -> str | None:
-    """Why PyTorch's CUDA cannot be used in this process, as a sentence, if it is for a fork; else None."""
+    """Why a fork makes PyTorch's CUDA unusable in this process, in one sentence; None if no fork does."""
     if torch.cuda._is_in_bad_fork():
         return "this process was forked from one that used CUDA, which does not work; start it with spawn or forkserver"
     return None

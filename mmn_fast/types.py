@@ -1,7 +1,7 @@
-"""The values that go in and come out: videos, queries, moments and score maps.
+"""Inputs and outputs of the engine: videos, queries, moments and score maps.
 
-Nothing here computes; arrays are NumPy so that results can be pickled, saved and moved between
-processes whatever backend made them. Symbols: B videos, S sentences, P proposals, J joint width.
+Nothing here computes. Arrays are NumPy, so results of every backend can be pickled, saved and moved between processes.
+Symbols: B videos, S sentences, P proposals, J joint width.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class Video:
     """A video as its clip features.
 
     Attributes:
-        features: float [n_src, D], NumPy or torch, any float dtype, any strides, n_src >= 1: the
-            extractor's rows in temporal order, not normalised (the engine does that).
+        features: float [n_src, D], NumPy or torch, any float dtype, any strides, n_src >= 1: the extractor's rows in
+            temporal order, not normalised (the engine normalises them).
         duration_s: length of the video in seconds, > 0.
         video_id: name used in messages and predictions.
     """
@@ -70,7 +70,7 @@ class Query:
 class ScoreMaps:
     """Every proposal's scores for the sentences of one video, packed.
 
-    Behaves as a mapping too, so `np.savez(path, **maps)` stores it.
+    It also behaves as a mapping, so `np.savez(path, **maps)` stores it.
 
     Attributes:
         contrastive: float32 [S, P], cosine of the contrastive branch, -1 to 1.
@@ -99,7 +99,7 @@ class ScoreMaps:
 
 
 def described(array: Any) -> str:
-    """An array in few words, such as "float32 [2, 136, 256]"; the type's name of anything else."""
+    """Describe an array in few words, such as "float32 [2, 136, 256]"; for other values, give the type's name."""
     shape, dtype = getattr(array, "shape", None), getattr(array, "dtype", None)
     if shape is None or dtype is None:
         return type(array).__name__

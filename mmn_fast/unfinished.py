@@ -1,10 +1,11 @@
-"""Where files and directories stand until they are whole, and what removes those of killed processes.
+"""Temporary names of unfinished files and directories, and removal of what killed processes left.
 
-What will be `name` stands beside it as `.name.partial-<12 hex digits>`, and its maker holds an exclusive `flock` on
-`.name.partial-<12 hex digits>.lock` for as long as it works. The lock ends with the process, however that ends, so
-whoever gets the lock knows that the maker is gone and may remove both. Process numbers, start times and ages could not
-tell: containers that share a disk have equal process numbers and clocks of their own, and a training run may write for
-days. The lock has a file of its own because NFS locks files between hosts, but directories within one host only.
+While `name` is being made, it stands next to its final place as `.name.partial-<12 hex digits>`. Its maker holds an
+exclusive `flock` on `.name.partial-<12 hex digits>.lock` during the work. The lock ends with the process, however the
+process ends, so a process that gets the lock knows that the maker is gone and may remove both files. Process numbers,
+start times and ages cannot tell this: containers that share a disk have equal process numbers and separate clocks, and
+a training run may write for days. The lock is a file of its own, because NFS locks files between hosts, but directories
+only within one host.
 """
 
 from __future__ import annotations
@@ -20,22 +21,22 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _LOG = logging.getLogger(__name__)
-_LONGEST = 200  # bytes of the name that are kept: 255 is what file systems take, 31 are added
+_LONGEST = 200  # bytes of the name that are kept: file systems take 255, and 31 are added
 _held: set[int] = set()  # descriptors of this process's locks
 
 
 @contextmanager
 def unfinished(path: Path) -> Iterator[Path]:
-    """Give the name that something has until it is whole, free for use and safe from `remove_abandoned`.
+    """Give a temporary name for an unfinished file or directory, free for use and safe from `remove_abandoned`.
 
-    Whatever has that name when the block ends is removed: move it to `path` first. What killed processes left of the
-    same `path` is removed, too.
+    A file or directory that still has this name when the block ends is removed: move it to `path` first. What killed
+    processes left of the same `path` is removed, too.
 
     Args:
-        path: the name that it will have; its folder exists.
+        path: the final name; its folder exists.
 
     Yields:
-        The name; nothing has it.
+        The temporary name; nothing has it yet.
 
     Raises:
         OSError: the folder cannot be written to.
@@ -46,7 +47,7 @@ def unfinished(path: Path) -> Iterator[Path]:
     try:
         yield partial
     finally:
-        if os.getpid() == maker:  # a forked process leaves what is its parent's
+        if os.getpid() == maker:  # a forked process leaves its parent's file alone
             _remove(partial)
             with suppress(OSError):
                 lock.unlink(missing_ok=True)
@@ -56,11 +57,11 @@ def unfinished(path: Path) -> Iterator[Path]:
 
 
 def remove_abandoned(folder: str | Path, name: str | None = None) -> None:
-    """Remove what processes that are gone left unfinished; never what a living one works on, on any host.
+    """Remove unfinished files of ended processes, but never those of a living process on any host.
 
     Args:
-        folder: where to look; may be missing.
-        name: what was to be made there; None for whatever it was.
+        folder: folder to search; may be missing.
+        name: final name of the unfinished files; None for any name.
     """
     stem = r"\..+" if name is None else re.escape(f".{_stem(name)}")
     pattern = re.compile(rf"{stem}\.partial-[0-9a-f]{{12}}\.lock", re.DOTALL)
@@ -79,26 +80,26 @@ def remove_abandoned(folder: str | Path, name: str | None = None) -> None:
 
 
 def _take(path: Path) -> tuple[Path, Path, int | None]:
-    """A free name, its lock, and the descriptor that holds the lock; None where the file system has no locks."""
+    """Take a free name; return it, its lock file, and the lock's descriptor (None if the file system has no locks)."""
     while True:
         partial = path.with_name(f".{_stem(path.name)}.partial-{secrets.token_hex(6)}")
         lock = partial.with_name(f"{partial.name}.lock")
         os.close(os.open(lock, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o666))
         try:
             descriptor = _lock(lock)
-        except OSError:  # no locks here, so nobody may conclude anything from this file
+        except OSError:  # no locks here, so the lock file would prove nothing
             lock.unlink(missing_ok=True)
             return partial, lock, None
-        if descriptor is not None:  # else another process took it for abandoned, before it was locked
+        if descriptor is not None:  # otherwise another process took it for abandoned before it was locked
             _held.add(descriptor)
             return partial, lock, descriptor
 
 
 def _lock(lock: Path) -> int | None:
-    """Lock a file, without waiting; None if somebody else holds it or has removed it.
+    """Lock a file without waiting; None if another process holds the lock or has removed the file.
 
     Raises:
-        OSError: it cannot be opened, or the file system has no locks.
+        OSError: the file cannot be opened, or the file system has no locks.
     """
     try:
         descriptor = os.open(lock, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
@@ -130,7 +131,7 @@ def _stem(name: str) -> str:
 
 
 def _let_go() -> None:
-    """A forked process closes its copies: the lock is the parent's, and must not outlive it in a child."""
+    """Close the locks' descriptors in a forked process: a lock belongs to the parent and must not outlive it."""
     for descriptor in _held:
         with suppress(OSError):
             os.close(descriptor)
