@@ -1,1 +1,1 @@
-"""Takes a trained model elsewhere: ONNX graphs, TensorRT plans and a Triton model repository."""
+"""Exports a trained model: ONNX graphs, TensorRT plans and a Triton model repository."""

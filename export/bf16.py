@@ -1,8 +1,8 @@
-"""bf16 graphs where nothing multiplies bf16: the same values from float32 operators. Needs no torch.
+"""Runs bf16 graphs on providers that cannot multiply bf16: float32 operators give the same values. Needs no torch.
 
-ONNX Runtime's CPU provider moves and casts bf16, but multiplies none of it. Every bf16 number is a float32 one, and
-CUDA and TensorRT add products of bf16 in float32; so an operator's bf16 result is the float32 operator's, rounded
-once. A graph like that (`to_float32`) shows what the bf16 graph computes, up to the order of float32 sums.
+ONNX Runtime's CPU provider moves and casts bf16, but cannot multiply it. Every bf16 number is also a float32 number,
+and CUDA and TensorRT add products of bf16 in float32. So an operator's bf16 result is the float32 operator's result,
+rounded once. A rewritten graph (`to_float32`) computes what the bf16 graph computes, up to the order of float32 sums.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from mmn_fast.errors import InputError
 if TYPE_CHECKING:
     import onnx
 
-# Conv takes bfloat16 from this operator set on. TensorRT 10.15 reads 9 to 24, with BF16 for each operator here
+# Conv takes bfloat16 from operator set 22 on. TensorRT 10.15 reads sets 9 to 24, with BF16 for each operator here
 # (onnx-tensorrt's docs/operators.md).
 OPSET = 22
 _EXACT = frozenset(("Concat", "Constant", "Gather", "Relu", "Reshape", "Slice", "Transpose", "Unsqueeze"))
 _ROUNDED = frozenset(("Add", "Cast", "Conv", "Gemm", "MatMul"))
-# What may take or give bf16. ONNX Runtime's CUDA provider has no bf16 kernel of MaxPool, Pad and others that the graphs
-# have in float32 (its docs/BFloat16_Support.md).
+# Operators that may take or give bf16. ONNX Runtime's CUDA provider has no bf16 kernel for MaxPool, Pad and others
+# (its docs/BFloat16_Support.md); the graphs have these in float32.
 OPERATORS = _EXACT | _ROUNDED
 
 
@@ -31,7 +31,7 @@ def bf16_values(graph: onnx.GraphProto) -> set[str]:
     """The names of a graph's bf16 values.
 
     Raises:
-        InputError: an operator that is not in `OPERATORS` takes or gives bf16.
+        InputError: an operator outside `OPERATORS` takes or gives bf16.
     """
     from onnx import TensorProto
 
@@ -50,10 +50,10 @@ def bf16_values(graph: onnx.GraphProto) -> set[str]:
 
 
 def to_float32(model: onnx.ModelProto) -> None:
-    """Make a graph's bf16 products float32 products whose results are rounded to bf16.
+    """Turn a graph's bf16 products into float32 products whose results are rounded to bf16.
 
     Args:
-        model: a graph that neither takes nor gives bf16, with its weights; changed in place.
+        model: a graph with its weights; its inputs and outputs are not bf16. It is changed in place.
 
     Raises:
         InputError: as `bf16_values`.
@@ -86,11 +86,11 @@ def to_float32(model: onnx.ModelProto) -> None:
 
 
 def write_in_float32(path: Path, directory: Path) -> Path:
-    """`to_float32` of a file.
+    """`to_float32` for a file.
 
     Args:
         path: a bf16 graph.
-        directory: where to write; the result takes twice the room of the graph's weights.
+        directory: directory of the result, which takes twice the room of the graph's weights.
 
     Returns:
         The float32 graph.
@@ -102,13 +102,13 @@ def write_in_float32(path: Path, directory: Path) -> Path:
 
     model = onnx.load(str(path))
     to_float32(model)
-    # Whatever its size: a protobuf message ends at 2 GiB.
+    # Weights of any size go to a separate file, because a protobuf message has at most 2 GiB.
     onnx.save(model, str(directory / path.name), save_as_external_data=True, location=f"{path.name}.data")
     return directory / path.name
 
 
 def _widen(tensor: onnx.TensorProto) -> None:
-    """A tensor's bf16 values as float32, in place."""
+    """Convert a tensor's bf16 values to float32, in place."""
     from onnx import TensorProto, numpy_helper
 
     if tensor.data_type == TensorProto.BFLOAT16:

@@ -1,6 +1,6 @@
-"""Which rectangles of each layer's map a dense convolution has to compute, from the proposal plan. NumPy only.
+"""Rectangles of each layer's map that a dense convolution must compute, from the proposal plan. NumPy only.
 
-A standard Conv node computes rectangles: the bands of `geometry_crops`, and the frame of each layer that they read.
+A standard Conv node computes rectangles: the bands of `geometry_crops`. Bands read from a frame of the layer below.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from mmn_fast.geometry import ProposalPlan
 from mmn_fast.geometry_crops import Box, crop_layer
 
-# What one more Conv node costs beside its cells, in cells: it reads the layer's weights and k - 1 rows of input again.
-# ActivityNet Captions in ONNX Runtime on a Zen 4 core: 5.0 s with 16, 5.6 s with 64, 6.1 s with 256, dense 7.8 s. On
-# two threads 8 is equal to 16 there and takes 1 to 3 % less for Charades-STA; 2 and 4 take no less.
+# Fixed cost of one more Conv node, in cells: the node reads the layer's weights and k - 1 rows of input again.
+# ActivityNet Captions in ONNX Runtime on a Zen 4 core takes 5.0 s with 16, 5.6 s with 64, 6.1 s with 256, and 7.8 s
+# dense. On two threads 8 equals 16 there and takes 1 to 3 % less for Charades-STA; 2 and 4 save nothing more.
 _CELLS_PER_BAND = 8
 
 
@@ -21,9 +21,9 @@ class CroppedLayer:
     """One layer in rectangles, in the coordinates of its own dense map (`geometry.LayerPlan`).
 
     Attributes:
-        bands: from top to bottom, disjoint; they hold every needed cell.
-        frame: what the next layer's bands read of this layer, known zeros included; of the last layer what its bands
-            cover.
+        bands: disjoint boxes from top to bottom; they hold every needed cell.
+        frame: the part of this layer that the next layer's bands read, known zeros included; for the last layer, the
+            part that its bands cover.
     """
 
     bands: tuple[Box, ...]
@@ -35,15 +35,15 @@ class Crops:
     """All layers in rectangles.
 
     Attributes:
-        input_frame: what the first layer's bands read of the padded 2D map.
-        layers: one per convolution layer.
+        input_frame: the part of the padded 2D map that the first layer's bands read.
+        layers: one entry per convolution layer.
     """
 
     input_frame: Box
     layers: tuple[CroppedLayer, ...]
 
     def work(self, plan: ProposalPlan) -> float:
-        """Cells computed, as a share of the dense convolutions'."""
+        """Computed cells as a share of the dense convolutions' cells."""
         return sum(band.num_cells for layer in self.layers for band in layer.bands) / sum(
             layer.side**2 for layer in plan.layers
         )

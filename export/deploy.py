@@ -1,4 +1,4 @@
-"""What `mmn-fast export` makes of an export beside the ONNX graphs; wishes are checked before the graphs are made."""
+"""Products of `mmn-fast export` besides the ONNX graphs: plans and a repository, checked before the graphs are made."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mmn_fast.export.tritonserver_repository import RepositoryOptions, check_gra
 
 @dataclass(frozen=True)
 class Deployment:
-    """Plans, a Triton repository, both (it serves the plans then) or neither.
+    """Plans, a Triton repository, both (the repository then serves the plans) or neither.
 
     Attributes:
         tensorrt: build plans.
@@ -25,7 +25,7 @@ class Deployment:
         triton_repository: directory to create, or None.
 
     Raises:
-        InputError: plans cannot be built here, an option is unknown or of use for plans alone, or the directory exists.
+        InputError: plans cannot be built here, an option is unknown or needs plans, or the directory exists.
     """
 
     tensorrt: bool
@@ -50,15 +50,15 @@ class Deployment:
         return self.tensorrt or self.triton_repository is not None
 
     def check(self, output: Path, what: Sequence[str], raw_features: bool) -> None:
-        """Refuse graphs that will not do, before they are made.
+        """Refuse unsuitable graphs before they are made.
 
         Args:
-            output: where the export will be.
-            what: its graphs.
+            output: future place of the export.
+            what: the export's graphs.
             raw_features: whether video.onnx will take source rows.
 
         Raises:
-            InputError: a plan needs pre-clips, a repository needs all graphs too, or a place of its own.
+            InputError: plans and repositories need pre-clips, a repository also needs all graphs and its own place.
         """
         if self.tensorrt and "video" in what:
             check_bounds("video", raw_features)
@@ -72,11 +72,11 @@ class Deployment:
                 )
 
     def run(self, directory: Path) -> list[Path]:
-        """Make it from an export, and list what was written."""
+        """Make plans and repository from an export; list the written files."""
         return [path for _, step in self.steps(directory) for path in step()]
 
     def steps(self, directory: Path) -> list[tuple[str, Callable[[], list[Path]]]]:
-        """What there is to make from an export: the option that asks for it, and what makes it and lists the files."""
+        """Steps of a deployment: the option that asks for a step, and a function that does it and lists its files."""
         steps: list[tuple[str, Callable[[], list[Path]]]] = []
         if self.tensorrt:
             options = BuildOptions(self.version_compatible, self.hardware, self.tf32, progress=True)

@@ -1,8 +1,8 @@
-"""The three seams as modules to be traced, one ONNX graph each. Names and axes of the graphs: `manifest.signature`.
+"""The three seams as modules to trace, one ONNX graph each. `manifest.signature` has the graphs' names and axes.
 
-They compute what `model.MMN` computes, with BatchNorm folded, the proposal convolution cropped (`crops.crop`), masks
-and cell weights as constants, and only operators that ONNX Runtime and TensorRT both have. In fp16 and bf16 the
-weights and products are of that type; norms, softmax, means and scores stay float32, and so does what goes in and out.
+The modules compute the same as `model.MMN`, with BatchNorm folded, the proposal convolution cropped (`crops.crop`),
+masks and cell weights as constants, and only operators that both ONNX Runtime and TensorRT have. In fp16 and bf16 the
+weights and products have that type; norms, softmax, means, scores, inputs and outputs stay float32.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from mmn_fast.presets import Preset
 from mmn_fast.state import State
 from mmn_fast.text_encoder import TextEncoder
 
-_NORM_EPS = 1e-12  # of torch.nn.functional.normalize, in the model and of the source rows
+_NORM_EPS = 1e-12  # eps of torch.nn.functional.normalize, in the model and for the source rows
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -35,12 +35,12 @@ def _tensor(array: Any, dtype: torch.dtype = torch.float32) -> Tensor:
 
 
 def _unit(x: Tensor) -> Tensor:
-    """Unit norm over the last axis, in float32."""
+    """Normalise to unit norm over the last axis, in float32."""
     return x / (x * x).sum(-1, keepdim=True).sqrt().clamp(min=_NORM_EPS)
 
 
 def _wide(x: Tensor) -> Tensor:
-    """bf16 as float32: ONNX Runtime's CUDA provider multiplies bf16, but pads and pools none (`bf16.OPERATORS`)."""
+    """Convert bf16 to float32: ONNX Runtime's CUDA provider cannot pad or pool bf16 (`bf16.OPERATORS`)."""
     return x.float() if x.dtype == torch.bfloat16 else x
 
 
@@ -50,12 +50,12 @@ class PreClips(nn.Module):
     def __init__(self, preset: Preset) -> None:
         super().__init__()
         self.streams, self.clamp = preset.feature_streams, preset.clamp_pre_clips
-        # arange / T in float32 first, then times the number of rows: the official order, which decides the rounding.
+        # The official order decides the rounding: arange / T in float32 first, then times the number of rows.
         self.fractions = nn.Buffer(torch.arange(preset.num_pre_clips + 1).float() / preset.num_pre_clips)
 
     def forward(self, features: Tensor, lengths: Tensor) -> Tensor:
         rows = torch.arange(features.shape[1])
-        # What stands past a video's length may be anything, NaN included.
+        # Rows past a video's length may hold anything, NaN included.
         features = torch.where((rows < lengths[:, None])[..., None], features, 0.0)
         features = torch.cat([_unit_rows(stream) for stream in features.split(self.streams, -1)], -1)
         bounds = (self.fractions * lengths[:, None].float()).round()  # [B, T + 1]
@@ -69,7 +69,7 @@ class PreClips(nn.Module):
 
 
 def _unit_rows(x: Tensor) -> Tensor:
-    """Unit norm over the last axis; a row whose squares overflow float32 too. Rows below 1e-12 grow no further."""
+    """Normalise to unit norm over the last axis, even if a row's squares overflow float32. Norms count as >= 1e-12."""
     scale = x.abs().amax(-1, keepdim=True).clamp(min=_NORM_EPS)
     x = x / scale
     return x / (x * x).sum(-1, keepdim=True).sqrt().maximum(_NORM_EPS / scale)
@@ -82,7 +82,7 @@ class VideoGraph(nn.Module):
         model: the model's values.
         precision: "fp32", "fp16" or "bf16".
         raw_features: take source rows.
-        fp32: of `artifact.stages`, those that keep float32 weights, products and sums in every precision.
+        fp32: stages (`artifact.stages`) that keep float32 weights, products and sums in every precision.
     """
 
     def __init__(
@@ -108,7 +108,7 @@ class VideoGraph(nn.Module):
             assert lengths is not None
             pre_clips = self.pre_clips(pre_clips, lengths)
         clips = _wide(pre_clips.to(self.project.dtype) @ self.project + self.project_bias).relu().mT
-        # Pools and convolutions along one axis are written with a second one of size 1: TensorRT has 2D ones only.
+        # TensorRT has only 2D pools and convolutions, so 1D ones get a second axis of size 1.
         clips = F.avg_pool2d(clips[:, :, None], (1, self.pool[0]), (1, self.pool[1]))  # [B, C, 1, N]
         proposals = self.convs(self.map(clips))  # [B, P, C]
         contrastive, iou = (proposals.to(self.heads.dtype) @ self.heads + self.heads_bias).float().chunk(2, -1)
@@ -116,14 +116,14 @@ class VideoGraph(nn.Module):
 
 
 class _Map(nn.Module):
-    """Clips [B, C, 1, N] to the part of the padded 2D map that is read, [B, C, H, W]."""
+    """Clips [B, C, 1, N] to the part of the padded 2D map that the convolutions read, [B, C, H, W]."""
 
-    weight0: Tensor  # the first of a learned map's
+    weight0: Tensor  # first weight of a learned map
 
     def __init__(self, preset: Preset, state: State, dtype: torch.dtype | None) -> None:
         super().__init__()
         self.steps = pool_steps(preset.pooling_counts)
-        self.learned = dtype is not None  # else the map is made by max pools, which have no weights
+        self.learned = dtype is not None  # otherwise max pools make the map: they have no weights
         plan = plan_for(preset)
         frame = crop(plan).input_frame
         if dtype is not None:
@@ -131,7 +131,7 @@ class _Map(nn.Module):
                 weight = state[f"feat2d.convs.{number}.weight"][:, :, None]
                 self.register_buffer(f"weight{number}", _tensor(weight, dtype))
                 self.register_buffer(f"bias{number}", _tensor(state[f"feat2d.convs.{number}.bias"], dtype))
-        # Clips and then each diagonal lie one after the other, and behind them one 0 for cells that do not exist.
+        # Rows hold the clips, then each diagonal, and last a single 0 for cells that do not exist.
         row_of = diagonal_rows(preset.num_clips, preset.pooling_counts)
         nothing = row_of.max() + 1
         source = np.pad(np.where(row_of < 0, nothing, row_of), plan.border, constant_values=nothing)
@@ -169,7 +169,7 @@ class _CroppedConvs(nn.Module):
             layer = self.plan.layers[number]
             for index, b in enumerate(self.crops.layers[number].bands):
                 weights = layer.weights[b.top : b.bottom, b.left : b.right]
-                kept = torch.float32 if dtype == torch.bfloat16 else dtype  # of what `_wide` gives
+                kept = torch.float32 if dtype == torch.bfloat16 else dtype  # the type that `_wide` gives
                 self.register_buffer(f"cells{number}_{index}", _tensor(weights, kept))
         last = self.plan.layers[-1].cells
         for index, b in enumerate(self.crops.layers[-1].bands):
@@ -194,7 +194,7 @@ class _CroppedConvs(nn.Module):
 
 
 def _lay_together(outputs: Sequence[Tensor], bands: Sequence[Box], frame: Box) -> Tensor:
-    """Bands in their places in the frame, zeros around them."""
+    """Put the bands in their places in the frame, with zeros around them."""
     parts, row = [], frame.top
     for out, b, after in zip(outputs, bands, (*bands[1:], None), strict=True):
         bottom = frame.bottom if after is None else after.top
@@ -237,7 +237,7 @@ class TextGraph(nn.Module):
         weight = real[..., None].float()  # [S, L, 1]
         mean = (x.float() * weight).sum(1) / weight.sum(1).clamp(min=1)  # 0 word pieces: zeros, not NaN
         sentence = self._norm(self.encoder.layernorm, mean)
-        # See TextEncoder: fc_out1 is the iou branch.
+        # fc_out1 is the iou branch, see TextEncoder.
         return _unit(self.encoder.fc_out2(sentence).float()), _unit(self.encoder.fc_out1(sentence).float())
 
     def _norm(self, norm: nn.LayerNorm, x: Tensor) -> Tensor:
@@ -250,17 +250,18 @@ class TextGraph(nn.Module):
             for lin in (attention.q_lin, attention.k_lin, attention.v_lin)
         )
         scores = (q @ k.mT).float() * (q.shape[-1] ** -0.5)  # [S, heads, L, L]
-        # Finite, so that a sentence that is all padding gives numbers; e^-88 is 0 in what the softmax adds up.
+        # The masked value is finite, so that a sentence of padding alone gives numbers; e^-88 is 0 in a softmax's sum.
         scores = torch.where(real[:, None, None], scores, torch.finfo(torch.float32).min)
         return attention.out_lin((scores.softmax(-1).to(self.dtype) @ v).transpose(1, 2).flatten(2))
 
 
 class ScoreGraph(nn.Module):
-    """One video's proposals [P, J] and sentences [S, J] to scores [S, P], and with `top_k` to moments.
+    """One video's proposals [P, J] and sentences [S, J] to scores [S, P], and with `top_k` also to moments.
 
-    The moments are `kernels.reference.temporal_nms` unrolled: the best that is left, then without what overlaps it, K
-    times, in the float32 arithmetic of `geometry.cells_to_moments`. NonMaxSuppression would divide by the sum of both
-    spans less the overlap, which rounds otherwise at an IoU of exactly the threshold.
+    The moments come from `kernels.reference.temporal_nms`, unrolled: K times, take the best proposal that is left and
+    drop those that overlap it, in the float32 arithmetic of `geometry.cells_to_moments`. The operator NonMaxSuppression
+    would divide by the sum of both spans minus the overlap, and that rounds differently if an IoU is exactly the
+    threshold.
 
     Args:
         model: the model's values.
@@ -299,7 +300,7 @@ class ScoreGraph(nn.Module):
         left = torch.where(fused == 0, gone, fused)  # scores of exactly 0 are no candidates
         proposals, scores, spans = [], [], []
         for _ in range(self.top_k or 0):
-            best = left.argmax(-1, keepdim=True)  # [S, 1], the first of equals
+            best = left.argmax(-1, keepdim=True)  # [S, 1], the first of equal scores
             score = left.gather(1, best)
             there = score > gone
             proposals.append(torch.where(there, best, -1))

@@ -1,4 +1,4 @@
-"""The packages that exports are made and checked with: which are missing, which versions are installed."""
+"""Packages that make and check exports: which are missing, and which versions are installed."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ _EXPORTER = ("torch", "onnx", "onnxruntime", "onnxscript")
 
 
 def missing_extra(names: Sequence[str] = _EXPORTER) -> str | None:
-    """Which of these packages are not installed, as a sentence; None if all are."""
+    """Which of these packages are not installed, in one sentence; None if all are."""
     missing = [name for name in names if find_spec(name) is None]
     wanted = ["torch"] * ("torch" in missing) + ["mmn_fast[onnx]"] * (missing not in ([], ["torch"]))
     return f"{' and '.join(missing)} not installed (pip install {' '.join(wanted)})" if missing else None
 
 
 def versions() -> dict[str, str]:
-    """Versions by name: mmn_fast, Python, and of the packages that make an export those that are installed."""
+    """Versions by name: mmn_fast, Python, and the installed packages that make an export."""
     found = {"mmn_fast": __version__, "python": platform.python_version()}
     for name in (*_EXPORTER, "numpy"):
         try:

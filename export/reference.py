@@ -1,9 +1,9 @@
-"""What an export is held to: inputs and the reference's outputs, recorded beside the graphs.
+"""Records inputs and the reference's outputs next to an export's graphs; `verify` compares the graphs with them.
 
-So a graph can be verified where there is neither the model nor PyTorch. The reference is backend torch in fp64: in
-float32 it would add an error of its own to that of the graphs, of the same size. Its outputs are stored as float32.
-Arrays of reference.safetensors (V = 2 videos, S sentences of L word pieces at most, the last as long as the encoder
-takes):
+A graph can therefore be verified without the model and without PyTorch. The reference is backend torch in fp64: a
+float32 reference would add an error of the same size as the graphs' error. Its outputs are stored as float32.
+Arrays of reference.safetensors (V = 2 videos, S sentences of at most L word pieces; the last sentence has the encoder's
+greatest length):
 
     pre_clips [V, T, D], features [V, R, D] (NaN past a video's length) and lengths [V]
     token_ids [S, L] and attention_mask [S, L]
@@ -25,15 +25,15 @@ from mmn_fast.features import pre_clips
 from mmn_fast.postprocess import fuse_scores
 
 _VIDEOS = 2
-_LENGTHS = (2, 3, 5, 8, 11, 13, 16, 17, 21, 24, 29, 32)  # word pieces; sentences of the data sets have 5 to 30
+_LENGTHS = (2, 3, 5, 8, 11, 13, 16, 17, 21, 24, 29, 32)  # word pieces; sentences in the data sets have 5 to 30
 
 
 def record_reference(model: LoadedModel, directory: Path) -> dict[str, npt.NDArray[Any]]:
-    """Run the reference on drawn inputs and write reference.safetensors.
+    """Run the reference on random inputs and write reference.safetensors.
 
     Args:
         model: the model.
-        directory: where to write.
+        directory: directory of the file.
 
     Returns:
         The arrays.
@@ -45,7 +45,7 @@ def record_reference(model: LoadedModel, directory: Path) -> dict[str, npt.NDArr
     preset, rng = model.preset, np.random.default_rng(0)
     reference = TorchBackend(model, "cpu", "fp64", None)
     arrays: dict[str, npt.NDArray[Any]] = {}
-    # Neighbouring rows of an extractor are alike: a slow part and a fast part of the same size.
+    # Neighbouring rows of an extractor are alike, so the inputs add a slow part and a fast part of the same size.
     rows = 2 * preset.num_pre_clips + 13
     slow = rng.standard_normal((_VIDEOS, -(-rows // 8), preset.input_size)).repeat(8, axis=1)[:, :rows]
     features = (slow + rng.standard_normal(slow.shape)).astype(np.float32)
@@ -73,13 +73,13 @@ def record_reference(model: LoadedModel, directory: Path) -> dict[str, npt.NDArr
     contrastive, iou = zip(*(reference.score(video, text) for video in videos), strict=True)
     arrays |= {"contrastive_scores": np.stack(contrastive), "iou_scores": np.stack(iou)}
     arrays["fused_scores"] = fuse_scores(arrays["contrastive_scores"], arrays["iou_scores"], preset)
-    # Bytes first: what safetensors raises where it cannot write is no OSError.
+    # The file is written from bytes, because safetensors' own write errors are not OSErrors.
     (directory / REFERENCE).write_bytes(save({name: np.ascontiguousarray(array) for name, array in arrays.items()}))
     return arrays
 
 
 def read_reference(directory: Path) -> dict[str, npt.NDArray[Any]]:
-    """The arrays that `record_reference` wrote."""
+    """Read the arrays that `record_reference` wrote."""
     from safetensors.numpy import load_file
 
     arrays: dict[str, npt.NDArray[Any]] = load_file(str(directory / REFERENCE))

@@ -1,11 +1,11 @@
 """Post-training quantisation of an export's video and text graphs to int8, for ONNX Runtime on CPUs.
 
-Static, from the ranges that the float32 graphs show on videos and sentences of the model's own world (the demo's, or
-annotated ones that the caller gives), so that a result does not depend on its batch as it would with ranges taken at
-run time. Activations are uint8, weights int8 per channel with 7 bits: two products of more bits overflow the 16-bit
-sums of CPUs without VNNI, and R@1 would depend on the CPU. The first and last product of the video graph, the heads of
-both, products of two activations (attention), norms, means and scores stay float32: of the demo's training sentences
-95 % keep their best proposal so, 93 % without.
+Quantisation is static. Ranges come from the float32 graphs, run on videos and sentences of the model's own world (the
+demo's, or annotated videos of the caller). With ranges taken at run time, a result would depend on its batch.
+Activations are uint8, weights int8 per channel with 7 bits: with more bits, two products overflow the 16-bit sums of
+CPUs without VNNI, and R@1 would depend on the CPU. The first and last product of the video graph, the heads of both
+graphs, products of two activations (attention), norms, means and scores stay float32: this way 95 % of the demo's
+training sentences keep their best proposal, otherwise 93 %.
 """
 
 from __future__ import annotations
@@ -31,21 +31,21 @@ from mmn_fast.presets import PRESETS, Preset
 from mmn_fast.tokenizer import load_tokenizer
 from mmn_fast.types import Query, Video
 
-_CALIBRATION_VIDEOS = 16  # of the demo's training split; about 100 sentences
-_EVALUATION_VIDEOS = 150  # of its test split: 1,036 sentences, so one of them is 0.1 points
-_EVALUATION_SENTENCES = 1000  # of a split of the caller's, if it has as many
-_FEWEST_SENTENCES = 200  # of which one is 0.5 points
+_CALIBRATION_VIDEOS = 16  # from the demo's training split; about 100 sentences
+_EVALUATION_VIDEOS = 150  # from the demo's test split: 1,036 sentences, so one sentence is 0.1 points
+_EVALUATION_SENTENCES = 1000  # from the caller's data, if it has as many
+_FEWEST_SENTENCES = 200  # one sentence is then 0.5 points
 
 
 @dataclass(frozen=True)
 class Labelled:
-    """Annotated videos of the caller's, as `mmn-fast eval` takes them.
+    """Annotated videos of the caller, as `mmn-fast eval` takes them.
 
     Attributes:
         annotations: see `evaluation.datasets.read_annotations`.
         features: see `features.open_features`.
-        durations: of Charades-STA's text format.
-        feature_key: the array to take of a video that has several; None takes the preset's.
+        durations: durations of the videos, for Charades-STA's text format.
+        feature_key: the array to take if a video has several; None takes the preset's.
     """
 
     annotations: Path
@@ -56,7 +56,7 @@ class Labelled:
 
 @dataclass(frozen=True, eq=False)
 class Splits:
-    """What ranges are taken from, what R@1 is measured on, and what they are called in the manifest."""
+    """Data for calibration of ranges, data for measuring R@1, and the names of both in the manifest."""
 
     calibration: LabelledSplit
     evaluation: LabelledSplit
@@ -66,11 +66,11 @@ class Splits:
 def check_wish(
     preset: Preset, what: list[str], raw_features: bool, max_recall_loss: float, data: Labelled | None
 ) -> Splits:
-    """Find what an int8 export is calibrated and measured on, before any work is done.
+    """Find the data to calibrate and measure an int8 export, before any work is done.
 
     Raises:
-        InputError: another world than the demo's and no annotated videos, too few of them or damaged ones, not all
-            graphs, source rows, or no usable limit.
+        InputError: no annotated videos for a world other than the demo's, too few or damaged ones, not all graphs,
+            source rows, or an unusable limit.
     """
     if not max_recall_loss >= 0:
         raise InputError(f"max_recall_loss: expected points of R@1, 0 or more, got {max_recall_loss!r}")
@@ -89,7 +89,7 @@ def check_wish(
 
 
 def demo_splits() -> Splits:
-    """Videos of the demo's world."""
+    """Splits with videos of the demo's world."""
     return Splits(
         draw_split(_CALIBRATION_VIDEOS, split="train"),
         draw_split(_EVALUATION_VIDEOS),
@@ -98,7 +98,7 @@ def demo_splits() -> Splits:
 
 
 def _splits_of(data: Labelled, preset: Preset) -> Splits:
-    """Videos of a data set in a drawn order: the first for calibration, the next for evaluation."""
+    """Splits of a data set in random order: the first videos for calibration, the next ones for evaluation."""
     samples = read_annotations(data.annotations, preset, durations=data.durations)
     calibration, evaluation = LabelledSplit([], []), LabelledSplit([], [])
     with named_as("path", "features"):
@@ -125,20 +125,20 @@ def _splits_of(data: Labelled, preset: Preset) -> Splits:
 
 
 def quantise(directory: Path, manifest: Manifest, splits: Splits, max_recall_loss: float = MAX_RECALL_LOSS) -> Manifest:
-    """Replace the video and text graphs of a float32 export by int8 ones and measure what that costs.
+    """Replace the video and text graphs of a float32 export by int8 graphs and measure the loss.
 
     Args:
-        directory: the export, whose graphs are replaced.
-        manifest: its manifest.
-        splits: what ranges are taken from and R@1 is measured on.
-        max_recall_loss: points of R@1, at the worst of the preset's IoUs, that it may cost.
+        directory: the export; its graphs are replaced.
+        manifest: the export's manifest.
+        splits: data for calibration and for measuring R@1.
+        max_recall_loss: most points of R@1 that int8 may cost, at the worst of the preset's IoUs.
 
     Returns:
-        The manifest of the int8 export; `verification["quantisation"]` says what it was calibrated and measured on,
+        The manifest of the int8 export; `verification["quantisation"]` has the names of the calibration and test data,
         R@n, the differences from float32 in points, and how many sentences keep their best proposal.
 
     Raises:
-        InputError: it costs more; the directory is of no use then.
+        InputError: int8 costs more; the directory is useless then.
     """
     manifest.write(directory)
     float32 = load(directory, backend="onnx")  # keeps its sessions when the files change
@@ -178,7 +178,7 @@ def _report(found: Agreement, points: dict[str, float], splits: Splits, limit: f
 
 
 class _Inputs:
-    """Calibration inputs, as ONNX Runtime's quantiser asks for them."""
+    """Calibration inputs in the form that ONNX Runtime's quantiser reads."""
 
     def __init__(self, items: Iterator[dict[str, np.ndarray]]) -> None:
         self._items = items
@@ -224,5 +224,5 @@ def _quantise_graph(path: Path, operator: str, inputs: _Inputs) -> None:
 
 
 def _not_advice(record: logging.LogRecord) -> bool:
-    """Drops advice to prepare a graph, which changes nothing in these."""
+    """Drop the advice to prepare a graph, because preparation would not change these graphs."""
     return "pre-processing" not in record.getMessage()

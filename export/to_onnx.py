@@ -1,4 +1,4 @@
-"""`mmn-fast export`: a model as ONNX graphs in a directory with its manifest, verified before it appears."""
+"""`mmn-fast export`: writes a model as a directory of ONNX graphs with a manifest, verified before it appears."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ from mmn_fast.files import new_directory
 from mmn_fast.presets import Preset
 
 # The newest operator set that TensorRT 10.0 reads (its docs/operators.md: opset 9 to 20); TensorRT 11 reads up to 25.
-OPSET = 20  # of all precisions but bf16
-# A protobuf message ends at 2 GiB; the rest is for the graph itself.
+OPSET = 20  # for all precisions but bf16
+# A protobuf message has at most 2 GiB; 64 MiB of them are kept for the graph itself.
 _EXTERNAL_DATA_BYTES = 2**31 - 2**26
-_MIN_TOKENS = 2  # of a text encoder: [CLS] and [SEP]
+_MIN_TOKENS = 2  # fewest word pieces of a sentence: [CLS] and [SEP]
 
 
 def export(
@@ -49,18 +49,18 @@ def export(
     preset: str | Path | Preset | None = None,
     tokenizer: str | Path | None = None,
 ) -> Path:
-    """Write a model as ONNX graphs with a manifest; the directory appears verified and whole or not at all.
+    """Write a model as ONNX graphs with a manifest; the directory appears whole and verified, or not at all.
 
     Args:
         model: as for `mmn_fast.load`.
         output: directory to create; must not exist.
-        precision: "fp32", "fp16", "bf16" or "int8": of the weights and products of video and text; bf16 is for GPUs,
+        precision: "fp32", "fp16", "bf16" or "int8", for the weights and products of video and text; bf16 is for GPUs,
             int8 for CPUs (see `to_int8`).
-        what: the graphs, of "video", "text" and "score".
+        what: the graphs to write, out of "video", "text" and "score".
         raw_features: video.onnx takes source rows and lengths instead of pre-clips.
         top_k: score.onnx also gives the K best moments of each sentence, after non-maximum suppression.
         max_recall_loss: points of R@1 that int8 may cost.
-        int8_data: annotated videos that int8 is calibrated and measured on; None for the demo's.
+        int8_data: annotated videos to calibrate and measure int8; None takes the demo's.
         preset: as for `mmn_fast.load`.
         tokenizer: as for `mmn_fast.load`.
 
@@ -69,8 +69,8 @@ def export(
 
     Raises:
         InputError: an argument cannot be used, an extra is missing, int8 costs too much, or a graph differs from the
-            float32 reference by more than its precision's bound (the first difference is named), in fp16 and bf16
-            also with all in float32 that `artifact.stages.attempts` has; nothing is left behind then.
+            reference by more than its precision's bound (the first difference is named); fp16 and bf16 fail only after
+            every set of float32 stages in `artifact.stages.attempts`. Nothing is left behind then.
     """
     output = Path(output)
     what = _check_arguments(output, precision, what, top_k)
@@ -93,7 +93,7 @@ def export_loaded(
     splits: Splits | None = None,
     max_recall_loss: float = MAX_RECALL_LOSS,
 ) -> Path:
-    """`export` of a model in memory, its arguments checked; int8 if there are splits to measure it on."""
+    """`export` for a model in memory, with checked arguments; int8 if `splits` (data to measure int8) is given."""
     from mmn_fast.export.verify import verify_directory
 
     if model.exported is not None:
@@ -103,7 +103,7 @@ def export_loaded(
             f"model: {model.source}: expected a text encoder of at least {_MIN_TOKENS} word pieces, [CLS] and [SEP],"
             f" got {model.text.max_tokens}"
         )
-    written = precision if splits is None else "fp32"  # int8 is made of verified float32 graphs
+    written = precision if splits is None else "fp32"  # int8 is made from verified float32 graphs
     with new_directory(output, "output") as partial:
         graphs = {name: f"{name}.onnx" for name in what}
         model.tokenizer.save(partial / TOKENIZER)
@@ -132,7 +132,7 @@ def export_loaded(
 
 
 def _check_arguments(output: Path, precision: str, what: Sequence[str], top_k: int | None) -> list[str]:
-    """The graphs in the order of `GRAPHS`; everything is checked before any work is done."""
+    """Check all arguments before any work is done; return the graphs in the order of `GRAPHS`."""
     if precision not in PRECISIONS:
         raise InputError(f"precision: expected one of {', '.join(PRECISIONS)}, got {precision!r}")
     unknown = [name for name in what if name not in GRAPHS]
@@ -149,7 +149,7 @@ def _check_arguments(output: Path, precision: str, what: Sequence[str], top_k: i
 
 
 def _write_verified(model: LoadedModel, manifest: Manifest, directory: Path) -> Manifest:
-    """Write the graphs, the narrow video's with as few stages in float32 as verification needs, and verify them."""
+    """Write the graphs and verify them; a narrow video graph gets as few float32 stages as verification needs."""
     from mmn_fast.export.verify import VerificationError, verify_directory
 
     for name in manifest.graphs:
@@ -193,11 +193,11 @@ def _write(name: str, model: LoadedModel, manifest: Manifest, directory: Path) -
 
 
 def write_graph(module: Any, shapes: Signature, path: Path, opset: int = OPSET) -> None:
-    """Trace a module into an ONNX file with the names and axes of a signature; weights beside it above 2 GB."""
+    """Trace a module into an ONNX file with a signature's names and axes; weights above 2 GB go to a separate file."""
     import torch
     from onnxscript.optimizer import fold_constants, remove_unused_nodes
 
-    # Sizes above 1, since the exporter takes a dynamic axis of size 1 for a fixed one; those of one graph differ.
+    # Sizes are above 1, because the exporter takes a dynamic axis of size 1 for a fixed one; a graph's sizes differ.
     sizes = {"B": 2, "S": 3, "L": _MIN_TOKENS, "R": 11}
     inputs = []
     for spec in shapes.inputs:
@@ -220,12 +220,12 @@ def write_graph(module: Any, shapes: Signature, path: Path, opset: int = OPSET) 
             optimize=False,
         )
         assert program is not None
-        # Folded first, a graph has a third of the nodes on which `optimize` tries its patterns, most of its time.
+        # Folding first leaves a third of the nodes; `optimize` spends most of its time trying patterns on nodes.
         fold_constants(program.model)
         remove_unused_nodes(program.model)
         program.optimize()
         for node in program.model.graph.all_nodes():
-            node.metadata_props.clear()  # stack traces: paths of this machine and lines of code
+            node.metadata_props.clear()  # they hold stack traces with paths of this machine
         weights = [value.const_value for value in program.model.graph.initializers.values()]
         num_bytes = sum(weight.nbytes for weight in weights if weight is not None)
         program.save(str(path), external_data=num_bytes > _EXTERNAL_DATA_BYTES)
@@ -233,7 +233,7 @@ def write_graph(module: Any, shapes: Signature, path: Path, opset: int = OPSET) 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the exporter's remarks on packages that no graph here needs and on its own deprecations."""
+    """Silence the exporter's remarks on unneeded packages and on its own deprecations."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

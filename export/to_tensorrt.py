@@ -1,8 +1,7 @@
-"""`mmn-fast export ... --tensorrt`: TensorRT plans from the ONNX graphs of an export, for TensorRT 10.1 to 11.
+"""`mmn-fast export ... --tensorrt`: builds TensorRT plans from an export's ONNX graphs, for TensorRT 10.1 to 11.
 
-Networks are strongly typed: precision is that of the ONNX file's types, and nothing is left to the builder's
-choice. A plan is built on the GPU that it is for, and verified there before it stands beside its graph with a sidecar
-(`plans.Sidecar`).
+Networks are strongly typed: the ONNX file's types give the precision, and the builder chooses none. A plan is built and
+verified on its target GPU before it appears next to its graph, with a sidecar (`artifact.sidecar.Sidecar`).
 """
 
 from __future__ import annotations
@@ -35,16 +34,17 @@ _LEVELS = dict(zip(HARDWARE, ("NONE", "SAME_COMPUTE_CAPABILITY", "AMPERE_PLUS"),
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """How plans are built.
+    """Options of building plans.
 
     Attributes:
-        version_compatible: newer TensorRT versions may run the plan too; it then holds host code.
-        hardware: "same-gpu"; "same-compute-capability" or "ampere-plus", which give up some speed for more GPUs.
-        tf32: let float32 products round their operands to 11 bits, as the builder does by default: faster, and outside
+        version_compatible: newer TensorRT versions may run the plan too; the plan then holds host code.
+        hardware: "same-gpu", "same-compute-capability" or "ampere-plus"; the latter two trade some speed for more GPUs.
+        tf32: let float32 products round their operands to 11 bits, as the builder does by default: faster, but outside
             the bound of fp32.
         optimization_level: 0 to 5: how long the builder searches.
-        workspace_mib: most scratch memory that one layer may take; None leaves it to TensorRT.
-        timing_cache: file of measured kernels, read if it is there and written; None: `tensorrt.timing` in the export.
+        workspace_mib: most scratch memory of one layer, MiB; None leaves it to TensorRT.
+        timing_cache: file of measured kernels; it is read if it exists, and written. None takes `tensorrt.timing` in
+            the export.
         progress: show a progress bar.
     """
 
@@ -67,7 +67,7 @@ class BuildOptions:
 
 
 def unavailable_reason() -> str | None:
-    """Why plans cannot be built here, as a sentence; None if they can."""
+    """Why plans cannot be built here, in one sentence; None if they can."""
     _, reason = tensorrt_module(BUILDER)
     return reason or cuda_api.unavailable_reason(0)
 
@@ -75,23 +75,23 @@ def unavailable_reason() -> str | None:
 def build_plans(
     directory: str | Path, graphs: Sequence[str] | None = None, options: BuildOptions | None = None
 ) -> list[Path]:
-    """Build the plans of an export's graphs and verify them on the GPU; all of them appear, or none.
+    """Build the plans of an export's graphs and verify them on the GPU; all plans appear, or none.
 
-    Until they are verified they stand apart, and plans that were there before stay as they were. The timing cache is
-    kept whatever comes of the plans.
+    New plans are kept in a separate place until they are verified, and earlier plans stay unchanged until then. The
+    timing cache is kept even if the plans fail.
 
     Args:
-        directory: what `mmn-fast export` made.
-        graphs: some of its graphs; None for all.
-        options: how; None for the defaults.
+        directory: the export, a directory that `mmn-fast export` made.
+        graphs: some of the export's graphs; None for all.
+        options: options of building; None for the defaults.
 
     Returns:
-        The plans, `<graph>.plan` in the directory, each with `<graph>.plan.json` beside it.
+        The plans, `<graph>.plan` in the directory, each next to its `<graph>.plan.json`.
 
     Raises:
-        InputError: not an export, its files are not those of its manifest, an unknown graph, no TensorRT or GPU, or
+        InputError: not an export, files that differ from the manifest, an unknown graph, no TensorRT or GPU, or
             TensorRT cannot build a graph (its first error is quoted).
-        VerificationError: a plan gives something else than the reference.
+        VerificationError: a plan differs from the reference.
         BackendUnavailable: TensorRT or CUDA refuses to run a plan.
     """
     directory, options = Path(directory), options or BuildOptions()
@@ -129,26 +129,26 @@ def build_plans(
 def verify_plans(
     directory: str | Path, place: str | Path | None = None, graphs: Sequence[str] | None = None
 ) -> dict[str, Any]:
-    """Hold plans of an export to its reference, on the GPU that they were built on.
+    """Compare plans of an export with its reference, on the GPU that built them.
 
     Args:
         directory: the export.
-        place: where the plans and their sidecars stand; None: in the export.
-        graphs: those with a plan; None for all.
+        place: directory of the plans and their sidecars; None means the export.
+        graphs: graphs that have a plan; None for all.
 
     Returns:
         As `verify.verify`.
 
     Raises:
-        VerificationError: a plan gives something else.
-        InputError: a plan or sidecar is missing, or is of another model.
+        VerificationError: a plan differs from the reference.
+        InputError: a plan or sidecar is missing, or belongs to another model.
         BackendUnavailable: a plan is for another GPU or version, or TensorRT or CUDA refuses to run it.
     """
     directory = Path(directory)
     manifest, cuda = read_manifest(directory), cuda_api.Cuda(0)
     place, graphs = Path(place or directory), list(manifest.graphs if graphs is None else graphs)
     stream = cuda.stream()
-    # Version-compatible plans hold host code of the TensorRT that has just built them here.
+    # Version-compatible plans hold host code; here it comes from the TensorRT that has just built them.
     plans, _ = open_plans(place, manifest, graphs, cuda, allow_host_code=True)
     rounds = any(read_sidecar(place, name).tf32 for name in plans)
     bound = max(BOUNDS[manifest.precision], BOUNDS["fp16"] if rounds else 0.0)  # TF32's operands have fp16's 11 bits
@@ -160,7 +160,7 @@ def verify_plans(
 
 
 def _move_all(source: Path, target: Path) -> None:
-    """Move every file of a directory, in the place of one of its name if there is one; all of them or none."""
+    """Move every file of a directory, replacing files of the same name; all files are moved, or none."""
     files, kept = list(source.iterdir()), source / "kept"
     kept.mkdir()
     try:
@@ -186,7 +186,7 @@ class _Builder:
         self.cache = options.timing_cache or directory / TIMING_CACHE
 
     def build(self, name: str, profiles: tuple[Profile, ...], stack: ExitStack) -> bytes:
-        """The plan of a graph."""
+        """Build the plan of a graph."""
         trt, logger = self.trt, self.logger
         builder = trt.Builder(logger)
         network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
@@ -238,7 +238,7 @@ class _Builder:
             config.progress_monitor = _monitor(trt, name, stack)
 
     def sidecar(self, name: str, profiles: tuple[Profile, ...], plan: bytes) -> Sidecar:
-        """What the plan was built for."""
+        """Describe the plan: its model, versions and GPU."""
         return Sidecar(
             graph=name,
             fingerprint=self.manifest.fingerprint,
@@ -257,7 +257,7 @@ class _Builder:
 
 
 def _monitor(trt: Any, name: str, stack: ExitStack) -> Any:
-    """A progress bar per phase of the build; TensorRT calls it from several threads."""
+    """Make TensorRT's monitor: a progress bar per phase of the build; TensorRT calls it from several threads."""
     from rich.console import Console
     from rich.progress import Progress, TaskID
 

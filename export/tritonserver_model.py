@@ -1,12 +1,12 @@
-"""Model `mmn_ground` of a Triton repository: features, a duration and sentences to moments.
+"""Model `mmn_ground` of a Triton repository: turns features, a duration and sentences into moments.
 
-Copied into the repository as `model.py` of Triton's Python backend; the server's Python needs mmn_fast (not torch). The
-embeddings and scores come from `mmn_video`, `mmn_text` and `mmn_score` of the same server.
+The export copies this file into the repository as `model.py` of Triton's Python backend; the server's Python needs
+mmn_fast (not torch). The embeddings and scores come from `mmn_video`, `mmn_text` and `mmn_score` of the same server.
 
 Inputs: features float32 [R, D], duration_s float32 [1], sentences string [S], top_k int32 [1], at most the number of
-proposals (if absent 5, or that number if it is less).
-Outputs: moments float32 [S, K, 2] in seconds, scores float32 [S, K], proposals int32 [S, K]; where suppression leaves
-fewer than K, proposals are -1 and the rest 0. Bad input is an error of that request alone.
+proposals (default 5, or the number of proposals if it is less).
+Outputs: moments float32 [S, K, 2] in seconds, scores float32 [S, K], proposals int32 [S, K]. If suppression leaves
+fewer than K, the remaining proposals are -1, the remaining moments and scores 0. Bad input fails only its own request.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import triton_python_backend_utils as pb_utils  # a module of the server's
+import triton_python_backend_utils as pb_utils  # a module of the server
 
 from mmn_fast.artifact.manifest import TOKENIZER, check_files, read_manifest
 from mmn_fast.artifact.sidecar import BUCKETS, text_batches
@@ -32,14 +32,14 @@ Arrays = dict[str, npt.NDArray[Any]]
 
 
 class _CallFailedError(Exception):
-    """Another model of the server gave an error."""
+    """Another model of the server returned an error."""
 
 
 class TritonPythonModel:
-    """What Triton's Python backend looks for."""
+    """The class that Triton's Python backend loads."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Read the manifest and the tokenizer that stand beside this file."""
+        """Read the manifest and the tokenizer next to this file."""
         here = Path(__file__).parent
         self.manifest = read_manifest(here)
         self.preset = self.manifest.preset
@@ -63,7 +63,7 @@ class TritonPythonModel:
         duration_s = float(_one(request, "duration_s"))
         check_duration(duration_s, "duration_s")
         top_k = int(_one(request, "top_k", min(_TOP_K, len(self.cells))))
-        if not 1 <= top_k <= len(self.cells):  # more would be padding alone, as much as a client likes to ask for
+        if not 1 <= top_k <= len(self.cells):  # more would be padding, without limit
             raise InputError(f"top_k: expected an integer from 1 to {len(self.cells)}, got {top_k}")
         features = pb_utils.get_input_tensor_by_name(request, "features").as_numpy()
         clips = pre_clips(features, self.preset, "features")
@@ -99,7 +99,7 @@ class TritonPythonModel:
         return encoded
 
     def _call(self, model: str, inputs: Arrays, outputs: tuple[str, ...]) -> Arrays:
-        """Another model of this server; its outputs on the CPU."""
+        """Call another model of this server; its outputs are on the CPU."""
         tensors = [pb_utils.Tensor(name, np.ascontiguousarray(array)) for name, array in inputs.items()]
         response = pb_utils.InferenceRequest(
             model_name=model,

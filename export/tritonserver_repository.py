@@ -1,8 +1,8 @@
-"""`mmn-fast export ... --triton-repository DIR`: an export as a model repository of Triton Inference Server.
+"""`mmn-fast export ... --triton-repository DIR`: writes an export as a model repository of Triton Inference Server.
 
 Models `mmn_video`, `mmn_text` and `mmn_score` are the graphs, as ONNX files or as TensorRT plans, with the names and
-axes of `manifest.signature`. Model `mmn_ground` runs them: features, a duration and sentences to moments
-(`tritonserver_model.py`, a model of Triton's Python backend).
+axes of `manifest.signature`. Model `mmn_ground` calls these three to turn features, a duration and sentences into
+moments (`tritonserver_model.py`, a model of Triton's Python backend).
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ _VERSION = "1"
 
 
 class _Word(str):
-    """A value of an enumeration, which stands without quotes."""
+    """A value of an enumeration; it is written without quotes."""
 
 
 @dataclass(frozen=True)
 class RepositoryOptions:
-    """How the models are served.
+    """Options of serving the models.
 
     Attributes:
         plans: serve TensorRT plans (`to_tensorrt.build_plans`) instead of ONNX files.
-        device: "auto" (a GPU where the server has one), "cpu" or "gpu".
-        instances: copies of each model, per GPU or on the CPU; of `mmn_ground` as many requests are worked on at once.
-        queue_delay_us: how long a request to video or text may wait for others to share its batch, in microseconds.
+        device: "auto" (a GPU if the server has one), "cpu" or "gpu".
+        instances: copies of each model, per GPU or on the CPU; `mmn_ground` handles as many requests at once.
+        queue_delay_us: longest wait of a request to video or text for others to share its batch, in microseconds.
         warm_up: run each graph once before the server is ready.
     """
 
@@ -63,16 +63,16 @@ def write_repository(directory: str | Path, output: str | Path, options: Reposit
     """Write a model repository; it appears whole or not at all.
 
     Args:
-        directory: what `mmn-fast export` made, with all three graphs, from pre-clips.
+        directory: an export of `mmn-fast export`, with all three graphs, from pre-clips.
         output: directory to create; must not exist.
-        options: how the models are served; None for the defaults.
+        options: options of serving; None for the defaults.
 
     Returns:
-        The repository, for `tritonserver --model-repository`. The server's Python has to have mmn_fast installed.
+        The repository, for `tritonserver --model-repository`. The server's Python must have mmn_fast installed.
 
     Raises:
-        InputError: not such an export, its files are not those of its manifest, a plan is missing or of another model,
-            or the output exists.
+        InputError: not such an export, files that differ from the manifest, a plan that is missing or of another model,
+            or an output that exists.
     """
     directory, output, options = Path(directory), Path(output), options or RepositoryOptions()
     if output.exists():
@@ -99,10 +99,10 @@ def write_repository(directory: str | Path, output: str | Path, options: Reposit
 
 
 def check_graphs(directory: Path, graphs: Collection[str], raw_features: bool) -> None:
-    """Refuse graphs that cannot be served, of an export that is there or will be.
+    """Refuse graphs that cannot be served; the export exists or is about to be made.
 
     Raises:
-        InputError: not all of them, or not from pre-clips.
+        InputError: a graph is missing, or the video graph does not take pre-clips.
     """
     missing = [name for name in GRAPHS if name not in graphs]
     if missing:
@@ -122,7 +122,7 @@ def _write_graph(directory: Path, repository: Path, name: str, manifest: Manifes
         shutil.copyfile(plan_path(directory, name), target / "model.plan")
     else:
         shutil.copyfile(directory / file, target / "model.onnx")
-        # Weights above 2 GB are in a file of their own, which the graph names.
+        # Weights above 2 GB are in a separate file that the graph names.
         for other in manifest.files:
             if other.startswith(f"{file}."):
                 shutil.copyfile(directory / other, target / other)
@@ -149,7 +149,7 @@ def graph_config(name: str, manifest: Manifest, options: RepositoryOptions) -> d
     """The configuration of a graph's model, as nested values of Triton's ModelConfig."""
     signature = manifest.signature(name)
     first = signature.inputs[0].shape[0]
-    # Score's inputs do not share a first axis, so its requests cannot be laid together.
+    # Score's inputs do not share a first axis, so its requests cannot be batched.
     batch = BUCKETS["B" if name == "video" else "S"][-1] if name != "score" else 0
     assert batch == 0 or all(spec.shape[0] == first for spec in (*signature.inputs, *signature.outputs))
     config: dict[str, Any] = {
@@ -205,13 +205,13 @@ def ground_config(manifest: Manifest, options: RepositoryOptions) -> dict[str, A
 def _instances(name: str, manifest: Manifest, options: RepositoryOptions) -> dict[str, Any]:
     kind = "KIND_GPU" if options.plans else f"KIND_{options.device.upper()}"
     group: dict[str, Any] = {"kind": _Word(kind), "count": options.instances}
-    if options.plans:  # without them the server takes the first profile alone
+    if options.plans:  # by default the server uses only the first profile
         group["profile"] = [str(number) for number in range(len(profiles_for(name, manifest)))]
     return group
 
 
 def _warm_up(inputs: Sequence[TensorSpec], batched: bool, manifest: Manifest) -> dict[str, Any]:
-    """One run of zeros: token 0 of any vocabulary, no random ones, which may be beyond it."""
+    """One run on zeros: every vocabulary has token 0, while random tokens may be beyond the vocabulary."""
     sizes = {"S": 1, "L": token_buckets(manifest.text.max_tokens)[0]}
     values = []
     for spec in inputs:
@@ -219,11 +219,11 @@ def _warm_up(inputs: Sequence[TensorSpec], batched: bool, manifest: Manifest) ->
         values.append(
             {"key": spec.name, "value": {"data_type": _Word(_TYPES[spec.dtype]), "dims": dims, "zero_data": True}}
         )
-    return {"name": "zeros", "batch_size": 1, "inputs": values}  # also without batches: the server skips samples of 0
+    return {"name": "zeros", "batch_size": 1, "inputs": values}  # 1 even without batches: the server skips samples of 0
 
 
 def _tensor(spec: TensorSpec, batched: bool) -> dict[str, Any]:
-    """An input or output; with batches the first axis goes without saying."""
+    """Describe an input or output; with batches the first axis is implied."""
     dims = [size if isinstance(size, int) else -1 for size in spec.shape[int(batched) :]]
     return {"name": spec.name, "data_type": _Word(_TYPES[spec.dtype]), "dims": dims}
 
@@ -233,7 +233,7 @@ def _parameters(values: Mapping[str, str]) -> list[dict[str, Any]]:
 
 
 def to_pbtxt(message: Mapping[str, Any], indent: str = "") -> str:
-    """Nested values in protobuf's text format: a dict is a message, a list repeats its field."""
+    """Write nested values in protobuf's text format: a dict is a message, a list repeats its field."""
     lines = []
     for name, value in message.items():
         if isinstance(value, list) and not any(isinstance(item, dict) for item in value):
@@ -251,5 +251,5 @@ def _scalar(value: Any) -> str:
     if isinstance(value, _Word):
         return str(value)
     if isinstance(value, str):
-        return json.dumps(value)  # ASCII with C's escapes, as the text format has them
+        return json.dumps(value)  # ASCII with C's escapes, as in the text format
     return str(value).lower() if isinstance(value, bool) else str(value)

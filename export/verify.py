@@ -1,8 +1,8 @@
-"""`mmn-fast verify`: holds an export to its manifest and to the reference. Needs no torch.
+"""`mmn-fast verify`: checks an export against its manifest and against the reference. Needs no torch.
 
-In order: files, operators, names and axes of each graph; then what each graph gives at several batch sizes and sentence
-lengths, as scores, since those rank moments; then the moments, and which proposal is best for each sentence. A bf16
-graph runs as `bf16.to_float32` makes it.
+The checks run in this order: files, operators, names and axes of each graph; outputs of each graph at several batch
+sizes and sentence lengths, compared as scores, because scores rank moments; the moments, and the best proposal of each
+sentence. A bf16 graph runs in the form that `bf16.to_float32` gives it.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ Arrays = dict[str, npt.NDArray[Any]]
 BATCH_SIZES = (1, 2, 8, 33)
 
 # Largest difference of a fused score from the reference's, and of score.onnx's other scores. fp32: float32 sums of
-# 12,800 terms in up to 8 layers. fp16 and bf16: operands of 11 and of 8 bits. int8: tells a broken graph from a rounded
-# one (3e-2 seen); what decides there is the measured R@1.
+# 12,800 terms in up to 8 layers. fp16 and bf16: operands of 11 and of 8 bits. int8: this bound only tells a broken
+# graph from a rounded one (3e-2 seen); the measured R@1 decides.
 BOUNDS = {"fp32": 2e-5, "fp16": 2e-3, "bf16": 1e-2, "int8": 0.1}
 
 # Sources: ONNX Runtime's docs/OperatorKernels.md (CPU and CUDA), and onnx-tensorrt's docs/operators.md of TensorRT 10.0
@@ -63,11 +63,11 @@ _ORT_TYPES = {"tensor(float)": "float32", "tensor(int64)": "int64"}
 
 
 class VerificationError(InputError):
-    """An export that is not what its manifest says or not what the reference computes.
+    """An export differs from its manifest or from the reference.
 
     Attributes:
         array: name of the scores that are out of tolerance; None if something else is wrong.
-        difference: their largest difference in the comparison that failed, the first; None if it is no number.
+        difference: largest difference of these scores in the first failed comparison; None if it is not a number.
     """
 
     array: str | None = None
@@ -78,13 +78,14 @@ def verify(directory: str | Path) -> dict[str, Any]:
     """Verify an export.
 
     Args:
-        directory: what `mmn-fast export` made.
+        directory: the export, a directory that `mmn-fast export` made.
 
     Returns:
-        What was checked and found: batch sizes, sentence lengths, largest difference of each score, top-1 agreement.
+        Findings: batch sizes, sentence lengths, largest difference of each score, top-1 agreement.
 
     Raises:
-        VerificationError: the first thing that differs, with the file or array, what was expected and what came.
+        VerificationError: something differs; the message names the first file or array, what was expected and what
+            came.
         InputError: not an export, or the onnx extra is not installed.
     """
     directory = Path(directory)
@@ -98,7 +99,7 @@ def verify(directory: str | Path) -> dict[str, Any]:
 
 
 def verify_directory(directory: Path, manifest: Manifest) -> dict[str, Any]:
-    """`verify` without the files' hashes, for an export that is being made."""
+    """`verify` without the files' hashes, for an export in the making."""
     runs: dict[str, Callable[[Arrays], Arrays]] = {}
     for name, file in manifest.graphs.items():
         _check_operators(directory / file, manifest)
@@ -112,19 +113,19 @@ def verify_directory(directory: Path, manifest: Manifest) -> dict[str, Any]:
 def verify_runs(
     directory: Path, manifest: Manifest, runs: Mapping[str, Callable[[Arrays], Arrays]], bound: float
 ) -> dict[str, Any]:
-    """Hold what runs an export's graphs to the reference.
+    """Compare functions that run an export's graphs with the reference.
 
     Args:
         directory: the export.
-        manifest: its manifest.
-        runs: per graph a function from its inputs to its outputs.
-        bound: largest difference of a score.
+        manifest: the export's manifest.
+        runs: graph -> function from the graph's inputs to its outputs.
+        bound: largest allowed difference of a score.
 
     Returns:
         As `verify`.
 
     Raises:
-        VerificationError: the first thing that differs.
+        VerificationError: something differs; the message names the first difference.
     """
     reference = read_reference(directory)
     found: dict[str, Any] = {
@@ -147,7 +148,7 @@ def verify_runs(
 
 
 class _Checker:
-    """Compares what graphs give with the recorded reference; keeps the embeddings that they gave."""
+    """Compares the graphs' outputs with the recorded reference; keeps the graphs' embeddings."""
 
     def __init__(self, manifest: Manifest, reference: Arrays, bound: float, errors: dict[str, float]) -> None:
         self.preset, self.top_k = manifest.preset, manifest.top_k
@@ -161,7 +162,7 @@ class _Checker:
 
     def text(self, run: Callable[[Arrays], Arrays]) -> None:
         lengths = self.reference["attention_mask"].sum(1)
-        # The longest sentence alone: a batch of 33 of its length would take minutes and show nothing more.
+        # The longest sentence runs alone: a batch of 33 of its length would take minutes and show nothing more.
         short = {name: self.reference[name][: len(lengths) - 1, : lengths[:-1].max()] for name in _TEXT_INPUTS}
         long = {name: self.reference[name][len(lengths) - 1 :] for name in _TEXT_INPUTS}
         outputs = ("text_contrastive", "text_iou")
@@ -182,7 +183,7 @@ class _Checker:
         first: int = 0,
         sizes: tuple[int, ...] = BATCH_SIZES,
     ) -> Arrays:
-        """Run batches that go round the items, compare each row, and return the outputs of each item once."""
+        """Run batches that cycle through the items, compare each row, and return each item's outputs once."""
         items = {name: self.reference[name] for name in inputs} if items is None else items
         count, start = len(items[inputs[0]]), 0
         seen: dict[int, dict[str, npt.NDArray[Any]]] = {}
@@ -196,7 +197,7 @@ class _Checker:
         return {name: np.stack([seen[row][name] for row in range(count)]) for name in outputs}
 
     def _compare(self, given: Arrays, rows: Int64, where: str) -> None:
-        """Hold embeddings to the reference, by the fused scores that they give with the reference's other side."""
+        """Compare embeddings with the reference, by their fused scores with the reference's other side."""
         side, other = ("video", "text") if "video_iou" in given else ("text", "video")
         for place, row in enumerate(rows.tolist()):
             ours: list[npt.NDArray[Any]] = []
@@ -233,7 +234,7 @@ class _Checker:
                     self._hold_moments(given)
 
     def _hold_moments(self, given: Arrays) -> None:
-        """The graph's choice among its own scores is the one that non-maximum suppression makes, to the bit."""
+        """Check that the graph's choice among its own scores equals non-maximum suppression, to the bit."""
         assert self.top_k is not None
         fused = given["fused_scores"]
         moments = cells_to_moments(plan_for(self.preset).cells, _DURATION_S, self.preset.num_clips)
@@ -251,7 +252,7 @@ class _Checker:
 
     def _hold(self, ours: npt.NDArray[Any], theirs: npt.NDArray[Any], name: str, where: str) -> None:
         difference = np.abs(np.asarray(ours, np.float64) - theirs)
-        # Not "> bound": NaN is out of tolerance too.
+        # "~(<=)" instead of ">", so that NaN is out of tolerance too.
         bad = ~(difference <= self.bound)
         if bad.any():
             place = tuple(np.argwhere(bad)[0].tolist())
@@ -265,7 +266,7 @@ class _Checker:
         self.errors[name] = max(self.errors.get(name, 0.0), float(difference.max(initial=0.0)))
 
     def top1(self) -> float:
-        """Share of sentences whose best proposal is the reference's, from the graphs' own embeddings."""
+        """Share of sentences for which the graphs' embeddings give the reference's best proposal."""
         same, exact = [], self.reference["fused_scores"]
         for video in range(len(exact)):
             fused = self._fused(
@@ -298,14 +299,14 @@ def _check_operators(path: Path, manifest: Manifest) -> None:
 
 
 def _open(name: str, path: Path, manifest: Manifest) -> Callable[[Arrays], Arrays]:
-    """A graph on ONNX Runtime's CPU provider, its inputs and outputs held to the table of names."""
+    """Open a graph with ONNX Runtime's CPU provider; check its inputs and outputs against the table of names."""
     try:
         session = _session(path, manifest.precision)
     except InputError as error:
         raise VerificationError(f"{path.name}: {error}") from None
     except OSError as error:
         raise InputError(f"verify: {error.filename or path}: {error.strerror or error}") from None
-    except Exception as error:  # ONNX Runtime's own classes, by kind of failure
+    except Exception as error:  # ONNX Runtime has an error class per kind of failure
         raise VerificationError(f"{path.name}: ONNX Runtime does not load it ({str(error).splitlines()[0]})") from None
     shapes = manifest.signature(name)
     for kind, expected, given in (
@@ -333,7 +334,7 @@ def _listed(specs: tuple[TensorSpec, ...]) -> str:
 
 
 def summary(directory: Path, found: dict[str, Any]) -> str:
-    """One line about a verified export."""
+    """Describe a verified export in one line."""
     worst = max(found["max_error"].values())
     arithmetic = f"; verified as {found['arithmetic']}" if "arithmetic" in found else ""
     mixed = f"; mixed: {listed(found['fp32_stages'])} of video in float32" if found["fp32_stages"] else ""

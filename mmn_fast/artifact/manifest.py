@@ -1,7 +1,7 @@
-"""What an export holds: the graphs' inputs and outputs, and manifest.json beside them. Needs no torch.
+"""Content of an export: inputs and outputs of the graphs, and manifest.json next to the graphs. Needs no torch.
 
 Symbols: B videos, R source rows, T pre-clips, D input width, P proposals, J joint width, S sentences, L word pieces, K
-moments per sentence. B, R, S and L are dynamic axes; the others are numbers that follow from the preset.
+moments per sentence. B, R, S and L are dynamic axes; the preset gives T, D, P and J.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ GRAPHS = ("video", "text", "score")
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 MAX_RECALL_LOSS = 0.5  # points of R@1 that int8 may cost
 DYNAMIC_AXES = ("B", "R", "S", "L")
-_OWN = "sha256"  # of everything else in manifest.json
+_OWN = "sha256"  # key of the SHA-256 of everything else in manifest.json
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class TensorSpec:
     """An input or output of a graph.
 
     Attributes:
-        name: its name in the graph.
+        name: name in the graph.
         dtype: "float32" or "int64".
         shape: per axis a number, or the symbol of a dynamic axis.
     """
@@ -72,16 +72,16 @@ class Signature:
 
 
 def signature(graph: str, preset: Preset, *, raw_features: bool = False, top_k: int | None = None) -> Signature:
-    """The one table of names, dtypes and axes. An output that another graph takes has the same name there.
+    """The only table of names, dtypes and axes. An output that another graph takes has the same name in both graphs.
 
-    Values go in and out as float32 in every precision.
+    Inputs and outputs are float32 in every precision.
 
     Args:
         graph: one of `GRAPHS`.
         preset: gives T, D, P and J.
-        raw_features: video takes source rows, R at most, of which the first `lengths` of each video are real, instead
-            of pre-clips.
-        top_k: score also chooses K moments per sentence by non-maximum suppression; None: it does not.
+        raw_features: video takes at most R source rows per video instead of pre-clips; the first `lengths` rows of each
+            video are real.
+        top_k: score also chooses K moments per sentence by non-maximum suppression; None leaves this out.
     """
     P, J, D = plan_for(preset).num_proposals, preset.joint_size, preset.input_size
     video = tuple(TensorSpec(f"video_{branch}", "float32", ("B", P, J)) for branch in ("contrastive", "iou"))
@@ -103,33 +103,33 @@ def signature(graph: str, preset: Preset, *, raw_features: bool = False, top_k: 
     if top_k is None:
         return Signature((*one_video, *text), scores)
     chosen = (
-        TensorSpec("top_proposals", "int64", ("S", top_k)),  # rows of the proposals, -1 where fewer are left
-        TensorSpec("top_scores", "float32", ("S", top_k)),  # 0 where fewer are left
-        TensorSpec("top_moments", "float32", ("S", top_k, 2)),  # start and end in seconds, 0 where fewer are left
+        TensorSpec("top_proposals", "int64", ("S", top_k)),  # rows of the proposals, -1 if fewer are left
+        TensorSpec("top_scores", "float32", ("S", top_k)),  # 0 if fewer are left
+        TensorSpec("top_moments", "float32", ("S", top_k, 2)),  # start and end in seconds, 0 if fewer are left
     )
     return Signature((*one_video, *text, TensorSpec("duration_s", "float32", (1,))), (*scores, *chosen))
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What manifest.json says.
+    """Content of manifest.json.
 
     Attributes:
         preset: the model's sizes and conventions.
-        text: sizes of its text encoder.
-        fingerprint: of the model, as `LoadedModel.fingerprint`.
-        source: name of the model that was exported.
-        weights_sha256: of its weights, `checksums.combined_sha256`; the fingerprint follows from it.
-        precision: one of `PRECISIONS`: what the weights and products of video and text are; score is float32 always.
-        fp32_stages: of `artifact.stages`, those of the video graph that are float32 although precision is fp16 or bf16:
-            without them it was out of its bound.
+        text: sizes of the text encoder.
+        fingerprint: the model's fingerprint, as `LoadedModel.fingerprint`.
+        source: name of the exported model.
+        weights_sha256: SHA-256 of the model's weights, `checksums.combined_sha256`; the fingerprint follows from it.
+        precision: one of `PRECISIONS`, for the weights and products of video and text; score is always float32.
+        fp32_stages: stages of the video graph (`artifact.stages`) that are float32 although the precision is fp16 or
+            bf16, because the graph was out of its bound without them.
         raw_features: see `signature`.
         top_k: see `signature`.
         opset: version of the standard operator set.
-        graphs: per exported graph its ONNX file's name.
-        files: per file its sha256; weights above 2 GB are in a file of their own.
-        verification: what `verify` found.
-        versions: of everything that made the export.
+        graphs: exported graph -> name of its ONNX file.
+        files: file -> its SHA-256; weights above 2 GB are in a separate file.
+        verification: result of `verify`.
+        versions: versions of all packages that made the export.
     """
 
     preset: Preset
@@ -152,7 +152,7 @@ class Manifest:
         return signature(graph, self.preset, raw_features=self.raw_features, top_k=self.top_k)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, as manifest.json has them; the graphs with their inputs and outputs."""
+        """Plain values as in manifest.json; the graphs include their inputs and outputs."""
         plain: dict[str, Any] = {"format_version": FORMAT_VERSION, "kind": KIND}
         for field in dataclasses.fields(self):
             plain[field.name] = getattr(self, field.name)
@@ -164,7 +164,7 @@ class Manifest:
         return plain
 
     def write(self, directory: Path) -> None:
-        """Write manifest.json: the plain values and, last, their own sha256."""
+        """Write manifest.json: the plain values and, last, their SHA-256."""
         plain = self.to_dict()
         text = json.dumps({**plain, _OWN: plain_sha256(plain)}, indent=2)
         (directory / MANIFEST).write_text(text + "\n", encoding="utf-8")
@@ -197,11 +197,11 @@ def is_export(directory: Path) -> bool:
 
 
 def read_manifest(directory: str | Path) -> Manifest:
-    """Read manifest.json and hold it to itself and to the table of names; files are looked at by `check_files`.
+    """Read manifest.json and check it against its own SHA-256 and the table of names; `check_files` checks the files.
 
     Raises:
-        InputError: not an export, another format version, unreadable, changed or damaged, or its graphs are not those
-            of its preset.
+        InputError: not an export, another format version, unreadable, changed or damaged, or the graphs do not fit the
+            preset.
     """
     path = Path(directory) / MANIFEST
     if not path.is_file():
@@ -253,15 +253,15 @@ def read_manifest(directory: str | Path) -> Manifest:
 
 
 def check_files(directory: Path, manifest: Manifest, names: Iterable[str] | None = None) -> None:
-    """Refuse files that are not those of the manifest.
+    """Refuse files that differ from the manifest.
 
     Args:
         directory: the export.
-        manifest: its manifest.
-        names: files to look at; None for all.
+        manifest: the export's manifest.
+        names: files to check; None for all.
 
     Raises:
-        InputError: a file is missing or cannot be read, or its sha256 differs.
+        InputError: a file is missing or cannot be read, or its SHA-256 differs.
     """
     wanted = list(manifest.files if names is None else names)
     for name in wanted:

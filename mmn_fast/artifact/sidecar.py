@@ -1,7 +1,7 @@
-"""What a TensorRT plan is built for, and the sidecar beside it that says so. Needs neither TensorRT nor torch.
+"""A TensorRT plan's sizes, and its sidecar: the GPU, versions and model of the plan. Needs neither TensorRT nor torch.
 
-A plan is the bytes that TensorRT serialised, nothing before or after them: `trtexec` and Triton Inference Server read
-the file as it is. What this package has to know about it is in `<graph>.plan.json`.
+A plan file holds exactly the bytes that TensorRT serialised, so `trtexec` and Triton Inference Server can read it.
+`<graph>.plan.json`, the sidecar, holds what this package must know about the plan.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from mmn_fast.errors import InputError
 
 FORMAT_VERSION = 1
 KIND = "mmn_fast TensorRT plan"
-# Sizes that plans are tuned for and that batches are padded to: B videos, S sentences, L word pieces.
+# Plans are tuned for these sizes, and batches are padded to them: B videos, S sentences, L word pieces.
 BUCKETS: dict[str, tuple[int, ...]] = {"B": VIDEO_BUCKETS, "S": QUERY_BUCKETS, "L": TOKEN_BUCKETS}
 HARDWARE = ("same-gpu", "same-compute-capability", "ampere-plus")
 _AMPERE = (8, 0)
@@ -33,7 +33,7 @@ _AMPERE = (8, 0)
 
 @dataclass(frozen=True)
 class Profile:
-    """One optimisation profile: the sizes that it takes, tuned for the largest, to which batches are padded.
+    """One optimisation profile: a range of sizes, tuned for the largest; batches are padded to the largest size.
 
     Attributes:
         axes: (symbol, smallest, largest) per dynamic axis of the graph.
@@ -42,12 +42,12 @@ class Profile:
     axes: tuple[tuple[str, int, int], ...]
 
     def takes(self, sizes: dict[str, int]) -> bool:
-        """Whether every axis holds the size asked for."""
+        """Whether the profile's range holds the size of every axis."""
         return all(low <= sizes[symbol] <= high for symbol, low, high in self.axes)
 
     @property
     def sizes(self) -> dict[str, int]:
-        """The size per axis that batches are padded to."""
+        """Size per axis to which batches are padded."""
         return {symbol: high for symbol, _, high in self.axes}
 
     def shapes(self, spec: TensorSpec) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
@@ -62,11 +62,11 @@ class Profile:
 def profiles_for(graph: str, manifest: Manifest) -> tuple[Profile, ...]:
     """The optimisation profiles of a graph: every combination of its axes' buckets.
 
-    Together they take every size from 1 to the largest bucket, as a server needs that forms batches itself. The last
+    Together they take every size from 1 to the largest bucket; a server that forms batches itself needs this. The last
     bucket of word pieces is the encoder's limit.
 
     Raises:
-        InputError: video.onnx takes source rows, whose number has no bounds to tune for.
+        InputError: video.onnx takes source rows, and their number has no bounds to tune for.
     """
     check_bounds(graph, manifest.raw_features)
     symbols = sorted(
@@ -94,19 +94,19 @@ def check_bounds(graph: str, raw_features: bool) -> None:
 
 
 def token_buckets(max_tokens: int) -> tuple[int, ...]:
-    """Lengths that sentences are padded to; the last is the encoder's limit."""
+    """Lengths to which sentences are padded; the last one is the encoder's limit."""
     return (*(size for size in BUCKETS["L"] if size < max_tokens), max_tokens)
 
 
 def text_batches(token_ids: Sequence[Int64], max_tokens: int) -> Iterator[tuple[list[int], Int64, Int64]]:
-    """Cut sentences into padded batches of one bucket of lengths each.
+    """Cut sentences into padded batches; each batch belongs to one bucket of lengths.
 
     Args:
         token_ids: int64 [L_s] per sentence, 1 <= L_s <= max_tokens.
         max_tokens: the encoder's limit.
 
     Yields:
-        Which sentences they are, their ids [S, L] and their mask [S, L], S at most the largest bucket.
+        Numbers of the batch's sentences, their ids [S, L] and their mask [S, L]; S is at most the largest bucket.
     """
     lengths, most = token_buckets(max_tokens), BUCKETS["S"][-1]
     for low, high in zip((0, *lengths), lengths, strict=False):
@@ -121,28 +121,28 @@ def text_batches(token_ids: Sequence[Int64], max_tokens: int) -> Iterator[tuple[
 
 
 def choose_profile(profiles: tuple[Profile, ...], sizes: dict[str, int]) -> int | None:
-    """The number of the profile that takes these sizes; None if they are beyond all of them."""
+    """Number of the profile that takes these sizes; None if they are beyond all profiles."""
     return next((number for number, profile in enumerate(profiles) if profile.takes(sizes)), None)
 
 
 @dataclass(frozen=True)
 class Sidecar:
-    """What `<graph>.plan.json` says about a plan.
+    """Content of `<graph>.plan.json`: facts about a plan.
 
     Attributes:
         graph: "video", "text" or "score".
-        fingerprint: of the model, as `LoadedModel.fingerprint`.
-        precision: of the ONNX file that it was built from.
-        onnx_sha256: of that file.
-        plan_sha256: of the plan.
+        fingerprint: the model's fingerprint, as `LoadedModel.fingerprint`.
+        precision: precision of the ONNX file behind the plan.
+        onnx_sha256: SHA-256 of that ONNX file.
+        plan_sha256: SHA-256 of the plan.
         tensorrt: version of the builder, such as "10.16.1.11".
-        gpu: name of the GPU that it was built on.
-        compute_capability: of that GPU, (major, minor).
-        version_compatible: whether newer TensorRT versions may run it.
-        hardware: one of `HARDWARE`: which other GPUs may run it.
+        gpu: name of the GPU that built the plan.
+        compute_capability: compute capability of that GPU, (major, minor).
+        version_compatible: whether newer TensorRT versions may run the plan.
+        hardware: one of `HARDWARE`: which other GPUs may run the plan.
         tf32: whether float32 products may round their operands to 11 bits.
-        optimization_level: the builder's, 0 to 5.
-        profiles: in the order of the plan's.
+        optimization_level: level of the builder, 0 to 5.
+        profiles: the plan's profiles, in the plan's order.
     """
 
     graph: str
@@ -185,20 +185,20 @@ _SIDECAR_RULES: dict[str, Rule] = {
 
 
 def plan_path(directory: Path, graph: str) -> Path:
-    """Where a graph's plan stands."""
+    """Path of a graph's plan."""
     return directory / f"{graph}.plan"
 
 
 def sidecar_path(directory: Path, graph: str) -> Path:
-    """Where the plan's sidecar stands."""
+    """Path of the plan's sidecar."""
     return directory / f"{graph}.plan.json"
 
 
 def read_sidecar(directory: Path, graph: str) -> Sidecar:
-    """Read what is known about a plan.
+    """Read a plan's sidecar.
 
     Raises:
-        InputError: plan or sidecar is missing, or the sidecar is damaged or of another format version.
+        InputError: the plan or sidecar is missing, or the sidecar is damaged or of another format version.
     """
     plan, path = plan_path(directory, graph), sidecar_path(directory, graph)
     if not plan.is_file():
@@ -218,10 +218,10 @@ def read_sidecar(directory: Path, graph: str) -> Sidecar:
 
 
 def check_sidecar(directory: Path, sidecar: Sidecar, graph: str, manifest: Manifest) -> None:
-    """Refuse a plan of another model, or a file that is not the plan that the sidecar describes.
+    """Refuse a plan of another model, or a plan that does not match its sidecar.
 
     Raises:
-        InputError: what differs, with what to do.
+        InputError: something differs; the message says what, and what to do.
     """
     plan, again = plan_path(directory, graph), f"build it again with mmn-fast export {directory} --tensorrt"
     expected = {
@@ -244,7 +244,7 @@ def check_sidecar(directory: Path, sidecar: Sidecar, graph: str, manifest: Manif
 
 
 def unfit_reason(sidecar: Sidecar, tensorrt: str, gpu: str, compute_capability: tuple[int, int]) -> str | None:
-    """Why a plan does not run on this TensorRT and GPU, as a sentence; None if it does."""
+    """Why a plan cannot run on this TensorRT and GPU, in one sentence; None if it can."""
     built_by, here = (
         tuple(int(part) for part in text.split(".")[:4] if part.isdecimal())
         for text in (

@@ -1,7 +1,7 @@
-"""Which stages of the video graph an fp16 or bf16 export computes in float32. Needs no torch.
+"""Stages of the video graph that an fp16 or bf16 export computes in float32. Needs no torch.
 
-What rounding to 11 bits costs differs between models: small random ones lose 4e-3 to 1.2e-2 of a score or overflow,
-most of it in the last half of the convolutions; a learned map's values may be too large for fp16.
+The cost of rounding to 11 bits differs between models. Small random models lose 4e-3 to 1.2e-2 of a score or overflow,
+mostly in the last half of the convolutions; a learned map's values may be too large for fp16.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ def conv_stages(preset: Preset) -> tuple[str, ...]:
 
 
 def stages(preset: Preset) -> tuple[str, ...]:
-    """The parts of the video graph that have weights, in the order of data; a learned `sparse_max_pool` has."""
+    """The parts of the video graph that have weights, in the order of data; a learned `sparse_max_pool` is a part."""
     learned = (SPARSE_MAX_POOL,) if preset.pooling == "conv" else ()
     return CLIP_POOL, *learned, *conv_stages(preset), HEADS
 
 
 def attempts(preset: Preset, precision: str) -> list[tuple[str, ...]]:
-    """The sets of stages in float32 that an export tries, until one verifies.
+    """The sets of float32 stages that an export tries in turn, until one verifies.
 
     Args:
         preset: gives the stages.
         precision: "fp32", "fp16" or "bf16".
 
     Returns:
-        For fp16 and bf16: none; then all but the second to the middle layer of the convolution; then all but the second
-        layer. One stage at least stays narrow. For fp32: none, all are.
+        For fp16 and bf16: no stage; then all but the second to the middle layer of the convolution; then all but the
+        second layer. At least one stage stays narrow. For fp32: no stage, because all are float32 anyway.
     """
     found: list[tuple[str, ...]] = [()]
     if precision != "fp32":
@@ -46,5 +46,5 @@ def attempts(preset: Preset, precision: str) -> list[tuple[str, ...]]:
 
 
 def listed(fp32_stages: Sequence[str]) -> str:
-    """Stages as words of a sentence."""
+    """List stages as words of a sentence."""
     return f"{', '.join(fp32_stages[:-1])} and {fp32_stages[-1]}"

@@ -1,8 +1,8 @@
-"""The application that commands register with, and how it ends: exit statuses, signals, one sentence for bad input.
+"""The application with which commands register, and its ends: exit statuses, signals, one sentence for bad input.
 
-Results go to stdout, progress and messages to stderr. Exit status 2 means bad input: one sentence says which
-argument, what was expected and what came. Exit status 1 means that a result could not be written: one sentence says
-which and why, and whatever else was asked for is there.
+Results go to stdout, progress and messages to stderr. Exit status 2 means bad input: one sentence names the argument,
+what was expected and what came. Exit status 1 means that a result could not be written: one sentence says which and
+why, and all other requested results exist.
 """
 
 from __future__ import annotations
@@ -46,18 +46,18 @@ def main_options(
 
 @contextmanager
 def removing_what_is_half_written() -> Iterator[None]:
-    """SIGTERM ends the process as Ctrl-C does, through every `finally`.
+    """Let SIGTERM end the process like Ctrl-C, through every `finally`.
 
-    `main` has every command in it; one that is called from elsewhere is not.
+    `main` runs every command inside this context; a command that is called from elsewhere is outside.
 
-    Where Python runs on behalf of C (a callback, a destructor) an exception gets no further, or becomes another one, so
-    it is raised again until one is on its way.
+    If Python runs on behalf of C (a callback, a destructor), the exception may be swallowed or replaced. So the signal
+    is raised again until an exception is propagating.
     """
     status, told = 128 + signal.SIGTERM, False
 
     def stop(number: int, frame: object) -> None:
         nonlocal told
-        if not told or sys.exc_info()[1] is None:  # else one is on its way, through what removes
+        if not told or sys.exc_info()[1] is None:  # otherwise an exception is already running the cleanups
             told = True
             signal.setitimer(signal.ITIMER_REAL, 0.2, 0.2)
             sys.exit(status)

@@ -146,15 +146,15 @@ def export(
         if not as_json:
             out.show(f"{summary(output, found)}, {size_of(output)}")
         written = _deploy(deployment, output, out, as_json)
-        if as_json:  # one document, so it waits; whatever fails until then is a sentence
+        if as_json:  # JSON is one document, so it comes last; failures before that are sentences
             more = {"written": written} if written else {}
             out.show(json.dumps({**found, **more, **({"failed": out.failures} if out.failures else {})}, indent=2))
 
 
 def _deploy_only(deployment: Deployment, directory: Path, as_json: bool) -> None:
-    """Make plans or a repository of an export that is there."""
+    """Make plans or a repository from an existing export."""
     steps = deployment.steps(directory)
-    if len(steps) == 1:  # nothing beside it: whatever is wrong with it is wrong with the command
+    if len(steps) == 1:  # no other step: its failure is the command's failure
         written = [str(path) for path in steps[0][1]()]
         show(json.dumps(written, indent=2) if as_json else "\n".join(written))
         return
@@ -165,7 +165,7 @@ def _deploy_only(deployment: Deployment, directory: Path, as_json: bool) -> None
 
 
 def _deploy(deployment: Deployment, directory: Path, out: Output, as_json: bool) -> list[str]:
-    """Make what stands beside the graphs, one after another; lists what was written, and prints it unless `as_json`."""
+    """Make plans and repository one after another; list the written files, and print them unless `as_json`."""
     written: list[str] = []
     for name, step in deployment.steps(directory):
         made: list[Path] = []

@@ -1,4 +1,4 @@
-"""Errors of a command name what was typed (`--top-k`), not the Python argument that it became (`top_k`)."""
+"""Errors of a command name the option that was typed (`--top-k`), not the Python argument behind it (`top_k`)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typer.core import TyperCommand
 
 from mmn_fast.errors import BackendUnavailable, InputError
 
-# Where a Python message begins -> the parameter behind it, in the commands that ground one video.
+# Beginning of a Python message -> the parameter behind it, in commands that ground one video.
 _PLACES = (
     (re.compile(r"batch\[\d+\]\.video\.duration_s(?=:)"), "duration"),
     (re.compile(r"batch\[\d+\]\.video\.features(?=:)|source(?=:)"), "features"),
@@ -29,10 +29,10 @@ _WORD = re.compile(r"(?<![\w'\"/.-])[a-z0-9]+(?:_[a-z0-9]+)+(?![\w'\"/.(=-])")
 
 
 def typed_names(context: typer.Context) -> dict[str, str]:
-    """How each parameter of a command is spelled: `--top-k`, or MODEL for an argument without a name of its own.
+    """Spelling of each parameter of a command: `--top-k`, or MODEL for an argument without an option's name.
 
     Args:
-        context: of the command that runs. A model that came from the environment is MMN_FAST_MODEL.
+        context: context of the running command. A model from the environment is spelled MMN_FAST_MODEL.
     """
     names = {}
     for parameter in context.command.params:
@@ -48,11 +48,11 @@ def typed_names(context: typer.Context) -> dict[str, str]:
 
 
 def in_typed_names(message: str, names: Mapping[str, str]) -> str:
-    """A message of the Python interface, said with what a command's caller typed.
+    """Rewrite a message of the Python interface with the names that the user typed.
 
     Args:
-        message: names arguments as Python does.
-        names: parameter -> how it is typed, see `typed_names`.
+        message: the message, with names of Python arguments.
+        names: parameter -> its typed spelling, see `typed_names`.
     """
     for place, name in _PLACES if "query" in names else ():
         found = place.match(message)

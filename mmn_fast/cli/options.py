@@ -1,4 +1,4 @@
-"""Options that several commands share, and what commands do with them."""
+"""Options that several commands share, and functions that evaluate them."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def size_of(directory: Path) -> str:
 
 
 def lines_of(facts: dict[str, Any], indent: str = "") -> str:
-    """Nested facts as indented `name: value` lines."""
+    """Format nested facts as indented `name: value` lines."""
     lines = []
     for name, value in facts.items():
         if isinstance(value, dict) and value:

@@ -1,4 +1,4 @@
-"""What commands print and write: the result first, then what belongs beside it; a failure of one costs no other."""
+"""Output of commands: the result first, then by-products. If one of them fails, the others are still made."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ import typer
 from mmn_fast.cli.streams import abandon_stdout
 from mmn_fast.errors import BackendUnavailable, InputError
 
-_BROKEN_PIPE = 141  # what a shell reports of a tool that a closed pipe ended: 128 + SIGPIPE
+_BROKEN_PIPE = 141  # a shell's status for a tool that a closed pipe ended: 128 + SIGPIPE
 
 
 class Output:
-    """What a command gives: a result on stdout, and by-products (pages, predictions) beside it.
+    """Output of a command: a result on stdout, and by-products (pages, predictions).
 
     Attributes:
         status: the exit status so far: 0, 1 after a failure, 141 if the reader of a pipe has gone.
-        failures: a sentence per by-product that failed.
+        failures: one sentence per failed by-product.
     """
 
     def __init__(self) -> None:
@@ -27,7 +27,7 @@ class Output:
         self.failures: list[str] = []
 
     def show(self, text: str) -> None:
-        """Print a part of the result. If stdout refuses it, it goes to stderr: the work behind it may be an hour's."""
+        """Print a part of the result. If stdout refuses it, print it to stderr: an hour's work may be behind it."""
         try:
             sys.stdout.write(text + "\n")
             sys.stdout.flush()
@@ -43,11 +43,11 @@ class Output:
         """Make a by-product; a failure is one sentence on stderr and exit status 1 when the command ends.
 
         Args:
-            name: the option that asks for it, or another name for the sentence.
-            work: makes it.
+            name: the option that asks for the by-product, or another name for the sentence.
+            work: makes the by-product.
 
         Returns:
-            Whether it was made.
+            Whether the by-product was made.
         """
         try:
             work()
@@ -60,9 +60,9 @@ class Output:
         return False
 
     def fail(self, name: str, why: object) -> None:
-        """Say that a by-product failed."""
+        """Report that a by-product failed."""
         reason = str(why) or type(why).__name__
-        for argument in ("path", name.lstrip("-").replace("-", "_")):  # as the function that failed calls it
+        for argument in ("path", name.lstrip("-").replace("-", "_")):  # names that the failing function may use
             reason = reason.removeprefix(f"{argument}: ")
         sentence = f"{name}: {reason}"
         self.failures.append(sentence)
@@ -72,7 +72,7 @@ class Output:
 
 @contextmanager
 def output() -> Iterator[Output]:
-    """Give a command its `Output`; what failed in it becomes the exit status, after all else has been tried.
+    """Give a command its `Output`; failures become the exit status after everything else has been tried.
 
     Raises:
         typer.Exit: something failed.
@@ -84,6 +84,6 @@ def output() -> Iterator[Output]:
 
 
 def show(text: str) -> None:
-    """Print a result that has nothing beside it."""
+    """Print a result that has no by-products."""
     with output() as given:
         given.show(text)

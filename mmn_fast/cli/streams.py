@@ -1,4 +1,4 @@
-"""The process's standard streams: open, unable to fail where only messages go, and warnings as single lines."""
+"""The process's standard streams: always open, stderr never fails, and warnings are single lines."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ from mmn_fast.environment import log_level
 def prepare_streams() -> None:
     """Make the streams safe before anything is written or opened.
 
-    A closed one is opened so that it refuses what is written, or the next file that is opened would take its number.
-    Characters that the terminal's encoding lacks are escaped. What stderr does not take (a full disk, a closed pipe) is
-    dropped: progress and messages never end a command.
+    A closed stream is opened so that it refuses writes; otherwise the next opened file would take its number.
+    Characters that the terminal's encoding lacks are escaped. Output that stderr refuses (a full disk, a closed pipe)
+    is dropped: progress and messages never end a command.
     """
     for number in range(3):
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDONLY)  # takes the lowest free number, this one
+            os.open(os.devnull, os.O_RDONLY)  # takes the lowest free number, which is this one
     sys.stdout = _text(sys.stdout, 1, _Remembering)
     sys.stderr = _text(sys.stderr, 2, _Unfailing)
 
 
 def stdout_error() -> OSError | None:
-    """Why stdout has refused something; None if it has not."""
+    """The error with which stdout has refused output; None if there was none."""
     raw = getattr(getattr(sys.stdout, "buffer", None), "raw", None)
     return raw.error if isinstance(raw, _Remembering) else None
 
 
 def abandon_stdout() -> None:
-    """Let stdout swallow what it still holds and whatever comes, so that the interpreter's end is quiet."""
+    """Let stdout drop its buffer and all later output, so that the interpreter ends quietly."""
     with suppress(OSError, ValueError, AttributeError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.stdout.fileno())
@@ -46,7 +46,7 @@ def abandon_stdout() -> None:
 
 
 def _text(stream: Any, number: int, kind: type[io.FileIO]) -> Any:
-    """A standard stream that writes through `kind`; one that is somebody's replacement stays."""
+    """A standard stream that writes through `kind`; a stream that other code has replaced stays."""
     try:
         if stream is not None and stream.fileno() != number:
             return stream
@@ -59,7 +59,7 @@ def _text(stream: Any, number: int, kind: type[io.FileIO]) -> Any:
 
 
 class _Remembering(io.FileIO):
-    """Remembers what the system refused, for whom the exception reaches without saying which file it is about."""
+    """Remembers the system's error, because the exception alone does not say which file it is about."""
 
     error: OSError | None = None
 
@@ -72,7 +72,7 @@ class _Remembering(io.FileIO):
 
 
 class _Unfailing(io.FileIO):
-    """Drops what the system does not take."""
+    """Drops output that the system refuses."""
 
     def write(self, data: Any, /) -> int:
         try:
@@ -83,9 +83,9 @@ class _Unfailing(io.FileIO):
 
 @contextmanager
 def warnings_as_lines() -> Iterator[None]:
-    """Show the package's warnings, of both kinds, as `mmn-fast: warning: ...` on stderr, each once.
+    """Show the package's warnings (of `warnings` and of loggers) as `mmn-fast: warning: ...` on stderr, each once.
 
-    Where `MMN_FAST_LOG` is set, the log has those of the loggers.
+    If `MMN_FAST_LOG` is set, the log shows the loggers' warnings instead.
     """
     lines = _Lines()
     logger, before = logging.getLogger("mmn_fast"), warnings.showwarning
@@ -113,4 +113,4 @@ class _Lines(logging.Handler):
         line = " ".join(text.split())
         if line not in self._shown:
             self._shown.add(line)
-            print(f"mmn-fast: warning: {line}", file=sys.stderr)  # the stream of now: a progress bar may have its own
+            print(f"mmn-fast: warning: {line}", file=sys.stderr)  # looked up now: a progress bar may have replaced it
