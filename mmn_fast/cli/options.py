@@ -1,4 +1,4 @@
-"""Options that several commands share, and functions that evaluate them."""
+"""Options that several commands share, and helpers that turn them into arguments."""
 
 from __future__ import annotations
 
