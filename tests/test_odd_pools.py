@@ -191,8 +191,8 @@ def test_tensorrt_and_the_triton_server_agree_with_float64(
     from tests.tritonserver_double import make_utils
 
     name = "overlap"
-    install(monkeypatch, CudaRuntime())
     directory = Path(shutil.copytree(exported(name, root), tmp_path / "onnx"))
+    install(monkeypatch, CudaRuntime())  # after PyTorch's exporter is loaded, which looks for the module's __spec__
     repository = write_repository(directory, tmp_path / "models")
     build_plans(directory)
     check_engine(mmn_fast.load(directory, backend="tensorrt"), name, root, "onnx_backend")
