@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import weakref
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,28 +11,31 @@ import numpy as np
 
 from mmn_fast.arrays import Float32
 from mmn_fast.backends import registry
-from mmn_fast.backends.base import NO_OPTIONS, Backend, Branches, DeviceBackend, Pairs
+from mmn_fast.backends.base import NO_OPTIONS, Backend
 from mmn_fast.backends.base import PRECISIONS as PRECISIONS  # those of `load`
 from mmn_fast.checkpoint import LoadedModel, is_export, load_model
 from mmn_fast.embeddings import TextEmbeddings, VideoEmbeddings
 from mmn_fast.environment import default_model, requested_threads
 from mmn_fast.errors import InputError
-from mmn_fast.features import check_duration, float32_rows, pre_clips
+from mmn_fast.features import pre_clips
 from mmn_fast.geometry import cells_to_moments, plan_for
 from mmn_fast.kernels import host
 from mmn_fast.once import Once
 from mmn_fast.origin import Origin, absolute
 from mmn_fast.postprocess import fuse_scores, to_moments
 from mmn_fast.presets import PUBLISHED_FEATURES, Preset
-from mmn_fast.tokenizer import check_text
+from mmn_fast.request import (
+    Request,
+    VideoInput,
+    check_sentences,
+    check_sizes,
+    check_top_k,
+    check_videos,
+    distinct_videos,
+    make_request,
+)
 from mmn_fast.types import Moment, Query, ScoreMaps, Video
 from mmn_fast.version import __version__
-
-_Scores = tuple[Float32, Float32, Float32]
-"""Contrastive, iou and fused scores of one query, float32 [S, P] each."""
-
-# Videos whose embeddings ground() holds at a time: it bounds memory, results do not depend on it.
-_VIDEOS_AT_ONCE = 16
 
 
 def load(
@@ -170,13 +172,14 @@ class Engine:
             InputError: a query cannot be used; the message names the query and what is wrong with it.
         """
         top_k = self._moments_wanted(top_k)
-        queries = _check_batch(batch)
-        if isinstance(self._backend, DeviceBackend):
-            return self._ground_on_device(self._backend, queries, top_k)
-        result: list[list[list[Moment]]] = [[] for _ in queries]
-        for number, video, text in self._encode_queries(queries):
-            result[number] = self._moments(video, text, queries[number].video.duration_s, top_k)
-        return result
+        request = self._request(batch, self._backend.video_input)
+        chosen, scores = self._backend.ground(request, top_k)
+        return [
+            to_moments(chosen[span], scores[span], self._seconds(request.pairs.durations[span.start]))
+            if span.start < span.stop
+            else []
+            for span in request.spans
+        ]
 
     def score_maps(self, batch: Iterable[Query]) -> list[ScoreMaps]:
         """Score every proposal, without choosing any.
@@ -190,13 +193,13 @@ class Engine:
         Raises:
             InputError: a query cannot be used.
         """
-        queries = _check_batch(batch)
-        scores = {number: self._scores(video, text) for number, video, text in self._encode_queries(queries)}
+        request = self._request(batch, self._pre_clips)
         nothing = np.empty((0, self._plan.num_proposals), np.float32)
-        return [
-            ScoreMaps(*scores.get(number, (nothing, nothing.copy(), nothing.copy())), cells=self._plan.cells.copy())
-            for number in range(len(queries))
-        ]
+        scores = [(nothing, nothing.copy(), nothing.copy()) for _ in request.spans]
+        for number, video, text in self._backend.embed(request):
+            contrastive, iou = self._backend.score(video, text)
+            scores[number] = contrastive, iou, fuse_scores(contrastive, iou, self.preset)
+        return [ScoreMaps(*maps, cells=self._plan.cells.copy()) for maps in scores]
 
     def encode_video(self, videos: Iterable[Video]) -> VideoEmbeddings:
         """Embed every proposal of some videos; once per video, for any number of sentences later.
@@ -210,16 +213,12 @@ class Engine:
         Raises:
             InputError: a video cannot be used.
         """
-        items = [
-            _check_video(video, f"videos[{number}]") for number, video in enumerate(_listed(videos, "videos", "Video"))
-        ]
-        pre_clips_of, keys = self._prepare([(f"videos[{number}]", video) for number, video in enumerate(items)])
+        items = check_videos(videos)
+        distinct, rows = distinct_videos([(f"videos[{n}]", video) for n, video in enumerate(items)], self._pre_clips)
         shape = (-1, self.preset.num_pre_clips, self.preset.input_size)
-        distinct = list(pre_clips_of)
-        inputs = np.concatenate([pre_clips_of[key] for key in distinct]) if items else np.empty(0, np.float32)
+        inputs = np.concatenate(distinct) if items else np.empty(0, np.float32)
         contrastive, iou = self._backend.encode_video(inputs.reshape(shape))
         if len(distinct) < len(items):
-            rows = [distinct.index(key) for key in keys]
             contrastive, iou = contrastive[rows], iou[rows]
         return VideoEmbeddings(
             contrastive=contrastive,
@@ -241,10 +240,15 @@ class Engine:
         Raises:
             InputError: not a sequence of str.
         """
-        checked = _check_sentences(sentences, "sentences")
-        contrastive, iou = self._encode_sentences(checked)
+        checked = check_sentences(sentences)
+        row_of = {sentence: row for row, sentence in enumerate(dict.fromkeys(checked))}
+        rows = [row_of[sentence] for sentence in checked]
+        contrastive, iou = self._backend.encode_text(self._model.tokenizer.encode(list(row_of)))
         return TextEmbeddings(
-            contrastive=contrastive, iou=iou, fingerprint=self._model.fingerprint, sentences=tuple(checked)
+            contrastive=contrastive[rows],
+            iou=iou[rows],
+            fingerprint=self._model.fingerprint,
+            sentences=tuple(checked),
         )
 
     def score(self, video: VideoEmbeddings, text: TextEmbeddings, top_k: int = 5) -> list[list[list[Moment]]]:
@@ -269,10 +273,12 @@ class Engine:
                 raise InputError(
                     f"{name}: embeddings of model {embeddings.fingerprint}, this engine is {self._model.fingerprint}"
                 )
-        return [
-            self._moments((contrastive, iou), (text.contrastive, text.iou), duration_s, top_k)
-            for contrastive, iou, duration_s in zip(video.contrastive, video.iou, video.durations_s, strict=True)
-        ]
+        result = []
+        for contrastive, iou, duration_s in zip(video.contrastive, video.iou, video.durations_s, strict=True):
+            moments, sentences = self._seconds(duration_s), (text.contrastive, text.iou)
+            selection = self._backend.score_moments((contrastive, iou), sentences, moments, top_k)
+            result.append(to_moments(*selection, moments))
+        return result
 
     def warmup(
         self,
@@ -295,13 +301,8 @@ class Engine:
             InputError: a size is no whole number >= 1.
             MemoryError: the device has too little memory for one of them.
         """
-        for name, sizes in (("videos", videos), ("sentences", sentences), ("tokens", tokens), ("rows", rows)):
-            for size in _listed(sizes, name, "integers >= 1"):
-                if isinstance(size, bool) or not isinstance(size, (int, np.integer)) or size < 1:
-                    raise InputError(f"{name}: expected integers >= 1, got {size!r}")
-        top_k = self._moments_wanted(top_k)
-        if isinstance(self._backend, DeviceBackend):
-            self._backend.warmup(videos, sentences, tokens, rows, top_k)
+        check_sizes(videos=videos, sentences=sentences, tokens=tokens, rows=rows)
+        self._backend.warmup(videos, sentences, tokens, rows, self._moments_wanted(top_k))
 
     @property
     def max_tokens(self) -> int:
@@ -322,7 +323,7 @@ class Engine:
         Raises:
             InputError: not a sequence of str.
         """
-        return self._model.tokenizer.cut_sentences(_check_sentences(sentences, "sentences"))
+        return self._model.tokenizer.cut_sentences(check_sentences(sentences))
 
     def info(self) -> dict[str, Any]:
         """What was chosen (backend, device, ISA, precision, threads) and why other backends were not."""
@@ -356,114 +357,17 @@ class Engine:
 
     def _moments_wanted(self, top_k: int) -> int:
         """`top_k`, checked, and no more than there are proposals: memory is taken for each of them."""
-        if isinstance(top_k, bool) or not isinstance(top_k, (int, np.integer)) or top_k < 1:
-            raise InputError(f"top_k: expected an integer >= 1, got {top_k!r}")
-        return min(int(top_k), self._plan.num_proposals)
+        return min(check_top_k(top_k), self._plan.num_proposals)
 
-    def _prepare(self, videos: Sequence[tuple[str, Video]]) -> tuple[dict[bytes, Float32], list[bytes]]:
-        """Pre-clips of each distinct video under a hash of their content, and the hash of each video given.
+    def _request(self, batch: Iterable[Query], video_input: VideoInput) -> Request:
+        return make_request(batch, video_input, self._model.tokenizer.encode, self._progress)
 
-        Every input is checked here, before the first is encoded, so that a bad last one does not waste the work.
-        """
-        pre_clips_of: dict[bytes, Float32] = {}
-        key_of: dict[int, bytes] = {}
-        for where, video in videos:
-            check_duration(video.duration_s, f"{where}.duration_s")
-            if id(video.features) not in key_of:
-                array = pre_clips(video.features, self.preset, f"{where}.features")
-                key = hashlib.sha256(array.data).digest()
-                key_of[id(video.features)] = key
-                pre_clips_of[key] = array
-        return pre_clips_of, [key_of[id(video.features)] for _, video in videos]
+    def _pre_clips(self, features: Any, name: str) -> Float32:
+        return pre_clips(features, self.preset, name)
 
-    def _encode_sentences(self, sentences: Sequence[str]) -> Branches:
-        """Encode each distinct sentence once; float32 [S, J] twice."""
-        distinct = list(dict.fromkeys(sentences))
-        contrastive, iou = self._backend.encode_text(self._model.tokenizer.encode(distinct))
-        row_of = {sentence: row for row, sentence in enumerate(distinct)}
-        rows = [row_of[sentence] for sentence in sentences]
-        return contrastive[rows], iou[rows]
-
-    def _encode_queries(self, queries: Sequence[Query]) -> Iterator[tuple[int, Branches, Branches]]:
-        """The number of each query that has sentences, with its video's and its sentences' embeddings.
-
-        Every distinct video and sentence is encoded once; at most `_VIDEOS_AT_ONCE` videos' embeddings are held.
-        """
-        pre_clips_of, keys = self._prepare([(f"batch[{n}].video", query.video) for n, query in enumerate(queries)])
-        text = self._encode_sentences([sentence for query in queries for sentence in query.sentences])
-        ends = np.cumsum([len(query.sentences) for query in queries], dtype=int).tolist()
-        queries_of: dict[bytes, list[int]] = {}
-        for number, (query, key) in enumerate(zip(queries, keys, strict=True)):
-            if query.sentences:
-                queries_of.setdefault(key, []).append(number)
-        distinct = list(queries_of)
-        starts = range(0, len(distinct), _VIDEOS_AT_ONCE)
-        for block in self._track([distinct[start : start + _VIDEOS_AT_ONCE] for start in starts]):
-            contrastive, iou = self._backend.encode_video(np.stack([pre_clips_of[key] for key in block]))
-            for row, key in enumerate(block):
-                for number in queries_of[key]:
-                    rows = slice(ends[number] - len(queries[number].sentences), ends[number])
-                    yield number, (contrastive[row], iou[row]), (text[0][rows], text[1][rows])
-
-    def _ground_on_device(
-        self, backend: DeviceBackend, queries: Sequence[Query], top_k: int
-    ) -> list[list[list[Moment]]]:
-        """`ground` with raw features and word pieces handed over whole; every distinct one is encoded once."""
-        rows_of: dict[int, Float32] = {}
-        for number, query in enumerate(queries):
-            check_duration(query.video.duration_s, f"batch[{number}].video.duration_s")
-            if id(query.video.features) not in rows_of:
-                rows_of[id(query.video.features)] = float32_rows(
-                    query.video.features, self.preset, f"batch[{number}].video.features"
-                )
-        wanted = [number for number, query in enumerate(queries) if query.sentences]
-        # A hash of megabytes would cost as much as the whole call; one video needs none.
-        keys = {
-            identity: hashlib.sha256(rows.data).digest() if len(rows_of) > 1 else b""
-            for identity, rows in rows_of.items()
-        }
-        videos: dict[bytes, int] = {}
-        features: list[Float32] = []
-        sentences: dict[str, int] = {}
-        pairs: list[tuple[int, int, float]] = []
-        for number in wanted:
-            video, identity = queries[number].video, id(queries[number].video.features)
-            if keys[identity] not in videos:
-                videos[keys[identity]] = len(features)
-                features.append(rows_of[identity])
-            for sentence in queries[number].sentences:
-                row = sentences.setdefault(sentence, len(sentences))
-                pairs.append((videos[keys[identity]], row, video.duration_s))
-        columns = list(zip(*pairs, strict=True)) if pairs else [(), (), ()]
-        chosen, scores = backend.ground(
-            features,
-            self._model.tokenizer.encode(list(sentences)),
-            Pairs(np.array(columns[0], np.int32), np.array(columns[1], np.int32), np.array(columns[2], np.float32)),
-            top_k,
-        )
-        result, first = [], 0
-        for query in queries:
-            rows = slice(first, first + len(query.sentences))
-            first = rows.stop
-            moments = cells_to_moments(self._plan.cells, query.video.duration_s, self.preset.num_clips)
-            result.append(to_moments(chosen[rows], scores[rows], moments))
-        return result
-
-    def _scores(self, video: Branches, text: Branches) -> _Scores:
-        contrastive, iou = self._backend.score(video, text)
-        return contrastive, iou, fuse_scores(contrastive, iou, self.preset)
-
-    def _moments(self, video: Branches, text: Branches, duration_s: float, top_k: int) -> list[list[Moment]]:
-        moments = cells_to_moments(self._plan.cells, duration_s, self.preset.num_clips)
-        return to_moments(*self._backend.score_moments(video, text, moments, top_k), moments)
-
-    def _track(self, blocks: list[list[bytes]]) -> Iterable[list[bytes]]:
-        if not self._progress or len(blocks) < 2:
-            return blocks
-        from rich.console import Console
-        from rich.progress import track
-
-        return track(blocks, description="grounding", transient=True, console=Console(stderr=True))
+    def _seconds(self, duration_s: float) -> Float32:
+        """Start and end of each proposal, float32 [P, 2]."""
+        return cells_to_moments(self._plan.cells, duration_s, self.preset.num_clips)
 
 
 _unpickled: weakref.WeakValueDictionary[str, Engine] = weakref.WeakValueDictionary()
@@ -514,36 +418,3 @@ def ground(
         )
     key = (model == "demo", str(model), *sorted((name, str(value)) for name, value in options.items()))
     return _engines.get(key, lambda: load(model, **options)).ground(batch, top_k=top_k)
-
-
-def _listed(items: Iterable[Any], where: str, expected: str) -> list[Any]:
-    """The items of a list or of whatever else has them in an order."""
-    if isinstance(items, (str, bytes, Mapping, Set)) or not isinstance(items, Iterable):
-        raise InputError(f"{where}: expected a list of {expected}, got {type(items).__name__}")
-    return list(items)
-
-
-def _check_batch(batch: Iterable[Query]) -> list[Query]:
-    if isinstance(batch, Query):
-        raise InputError("batch: expected a list of Query, got one Query; put it in a list")
-    queries = []
-    for number, query in enumerate(_listed(batch, "batch", "Query")):
-        if not isinstance(query, Query):
-            raise InputError(f"batch[{number}]: expected mmn_fast.Query, got {type(query).__name__}")
-        video = _check_video(query.video, f"batch[{number}].video")
-        queries.append(Query(video, _check_sentences(query.sentences, f"batch[{number}].sentences")))
-    return queries
-
-
-def _check_video(video: Video, where: str) -> Video:
-    if not isinstance(video, Video):
-        raise InputError(f"{where}: expected mmn_fast.Video, got {type(video).__name__}")
-    return video
-
-
-def _check_sentences(sentences: Sequence[str], where: str) -> list[str]:
-    if isinstance(sentences, str):
-        raise InputError(f"{where}: expected a list of str, got one str; put it in a list")
-    checked = _listed(sentences, where, "str")
-    check_text(checked, where)
-    return checked

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import mmn_fast
+from mmn_fast.backends.base import Backend
 from mmn_fast.engine import Engine
 from mmn_fast.errors import BackendUnavailable, InputError
 from mmn_fast.once import Once
@@ -60,11 +61,18 @@ def test_threads_leave_the_process_setting_alone(golden_model: Callable[[str], P
     assert engine.info()["threads"] == 1
 
 
-class _CountingBackend:
+class _CountingBackend(Backend):
     """Hands everything on and counts what is encoded."""
 
     def __init__(self, inner: Any) -> None:
-        self.inner, self.videos, self.sentences, self.threads = inner, 0, 0, None
+        self.inner, self.preset, self.videos, self.sentences, self.threads = inner, inner.preset, 0, 0, None
+
+    @classmethod
+    def unavailable_reason(cls, device: str, precision: str) -> str | None:
+        return None
+
+    def info(self) -> dict[str, Any]:
+        return {}
 
     def encode_video(self, pre_clips: np.ndarray) -> Any:
         self.videos += len(pre_clips)
@@ -88,7 +96,7 @@ def test_a_setting_that_the_backend_does_not_have_is_refused(golden_model: Calla
 
 def _counting(engine: Engine) -> tuple[Engine, _CountingBackend]:
     backend = _CountingBackend(engine._backend)
-    return Engine(engine._model, backend), backend  # type: ignore[arg-type]
+    return Engine(engine._model, backend), backend
 
 
 def test_a_repeated_video_or_sentence_is_encoded_once(golden_engine: Engines) -> None:
@@ -110,7 +118,7 @@ def test_a_repeated_video_or_sentence_is_encoded_once(golden_engine: Engines) ->
 
 
 def test_many_videos_are_encoded_in_bounded_groups(golden_engine: Engines, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mmn_fast.engine._VIDEOS_AT_ONCE", 2)
+    monkeypatch.setattr("mmn_fast.request.VIDEOS_AT_ONCE", 2)
     engine, counts = _counting(golden_engine("charades_small"))
     rng = np.random.default_rng(0)
     batch = [

@@ -14,7 +14,6 @@ import torch
 import mmn_fast
 from mmn_fast import buckets
 from mmn_fast.backends import native_gpu
-from mmn_fast.backends.base import Pairs
 from mmn_fast.backends.native_gpu import NativeGpuBackend
 from mmn_fast.engine import Engine
 from mmn_fast.errors import InputError
@@ -22,6 +21,7 @@ from mmn_fast.geometry import cells_to_moments, plan_for
 from mmn_fast.kernels import reference
 from mmn_fast.kernels.cpu import ops
 from mmn_fast.postprocess import fuse_scores
+from mmn_fast.request import Request
 from mmn_fast.runtime.graph_cache import Captured
 from mmn_fast.runtime.graph_runner import Input
 from mmn_fast.torch_threads import strict_settings
@@ -204,12 +204,12 @@ def test_repeats_are_encoded_once_and_videos_without_sentences_not_at_all(
 ) -> None:
     engine = gpu_engine(golden_model("charades_small"), "cpu")
     features = np.random.default_rng(0).standard_normal((12, engine.preset.input_size)).astype(np.float32)
-    seen: list[tuple[int, int, Pairs]] = []
-    ground = engine._backend.ground  # type: ignore[attr-defined]
+    seen: list[Request] = []
+    ground = engine._backend.ground
 
-    def spy(given: Any, ids: Any, pairs: Pairs, top_k: int) -> Any:
-        seen.append((len(given), len(ids), pairs))
-        return ground(given, ids, pairs, top_k)
+    def spy(request: Request, top_k: int) -> Any:
+        seen.append(request)
+        return ground(request, top_k)
 
     monkeypatch.setattr(engine._backend, "ground", spy)
     first, copy = mmn_fast.Video(features, 30.0), mmn_fast.Video(features.copy(), 60.0)
@@ -218,8 +218,8 @@ def test_repeats_are_encoded_once_and_videos_without_sentences_not_at_all(
     assert [len(sentences) for sentences in result] == [2, 0, 1]
     assert result[0][0] == result[0][1]
     assert [m.end_s for m in result[2][0]] == pytest.approx([2 * m.end_s for m in result[0][0]], rel=1e-6)
-    assert [(videos, sentences) for videos, sentences, _ in seen] == [(1, 1)]
-    assert seen[0][2].videos.tolist() == [0, 0, 0]
+    assert [(len(request.videos), len(request.token_ids)) for request in seen] == [(1, 1)]
+    assert seen[0].pairs.videos.tolist() == [0, 0, 0]
     assert engine.ground([]) == []
     assert engine.ground([silent]) == [[]]
     empty = (0, plan_for(engine.preset).num_proposals, engine.preset.joint_size)

@@ -27,6 +27,7 @@ LADDER = {
     "kernels": "kernels",
     "model": (
         "hub state fingerprint official tokenizer features text_encoder model postprocess directory artifact checkpoint"
+        " request"
     ),
     "runtime": "runtime torch_runner",
     "backends": "backends",

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, ClassVar
 
@@ -13,30 +12,17 @@ import numpy as np
 from mmn_fast.arrays import Float32, Int32, Int64
 from mmn_fast.checkpoint import LoadedModel
 from mmn_fast.errors import InputError
+from mmn_fast.features import pre_clips
+from mmn_fast.geometry import cells_to_moments, plan_for
 from mmn_fast.postprocess import fuse_scores, select_moments
 from mmn_fast.presets import Preset
+from mmn_fast.request import Request
 
 Branches = tuple[Float32, Float32]
 """A contrastive and an iou array of equal shape."""
 
 Selection = tuple[Int32, Float32]
 """Per sentence the chosen proposals, int32 [S, top_k], -1 where fewer are left, and their fused scores [S, top_k]."""
-
-
-@dataclass(frozen=True, eq=False)
-class Pairs:
-    """Which sentences to ground in which videos.
-
-    Attributes:
-        videos: int32 [Q], numbers of videos.
-        sentences: int32 [Q], numbers of sentences.
-        durations: float32 [Q], the video's length in seconds.
-    """
-
-    videos: Int32
-    sentences: Int32
-    durations: Float32
-
 
 NO_OPTIONS: Mapping[str, Any] = MappingProxyType({})
 
@@ -158,36 +144,45 @@ class Backend(ABC):
         chosen = select_moments(fused, moments, self.preset.nms_iou, top_k, self.threads)
         return chosen, np.where(chosen >= 0, np.take_along_axis(fused, np.maximum(chosen, 0), 1), np.float32(0))
 
-    @abstractmethod
-    def info(self) -> dict[str, Any]:
-        """What was chosen: at least device and precision."""
-
-
-def _plain(value: Any) -> Any:
-    return dict(value) if isinstance(value, Mapping) else value  # a mapping proxy cannot be pickled
-
-
-def _made_of(kind: type[Backend], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Backend:
-    return kind(*args, **kwargs)
-
-
-class DeviceBackend(Backend):
-    """A backend that keeps a whole request on its device, from raw features and word pieces to moments."""
-
-    @abstractmethod
-    def ground(
-        self,
-        features: Sequence[Float32],
-        token_ids: Sequence[Int64],
-        pairs: Pairs,
-        top_k: int,
-    ) -> Selection:
-        """Choose the best moments of every pair of a video and a sentence.
+    def video_input(self, features: Any, name: str) -> Float32:
+        """Check a video's features and make what `ground` takes of them: by default the pre-clips.
 
         Args:
-            features: float32 [n_src, D] per distinct video, finite, C-contiguous.
-            token_ids: int64 [L_s] per distinct sentence, not padded.
-            pairs: Q pairs, by number.
+            features: float [n_src, D], see `features.check_features`.
+            name: their name in messages.
+
+        Returns:
+            float32 [T, D], C-contiguous.
+
+        Raises:
+            InputError: the features cannot be used.
+        """
+        return pre_clips(features, self.preset, name)
+
+    def embed(self, request: Request) -> Iterator[tuple[int, Branches, Branches]]:
+        """Encode a request's videos, block by block, and its sentences.
+
+        Args:
+            request: its videos are pre-clips, float32 [T, D].
+
+        Yields:
+            number of a query that has sentences, its video float32 [P, J] twice, its sentences float32 [S, J] twice.
+        """
+        rows = request.pairs.sentences
+        text = [branch[rows] for branch in self.encode_text(request.token_ids)]
+        for block in request.blocks():
+            contrastive, iou = self.encode_video(np.stack(block.videos))
+            for row, number in block.queries:
+                span = request.spans[number]
+                yield number, (contrastive[row], iou[row]), (text[0][span], text[1][span])
+
+    def ground(self, request: Request, top_k: int) -> Selection:
+        """Choose the best moments of every pair of a video and a sentence, by default query by query.
+
+        A backend that keeps a whole request on its device overrides this.
+
+        Args:
+            request: its videos are what `video_input` made.
             top_k: moments per pair, >= 1.
 
         Returns:
@@ -197,9 +192,16 @@ class DeviceBackend(Backend):
             InputError: the precision cannot hold the model's values, so that scores are not finite.
             MemoryError: the device has too little memory; the message says for what, and the backend stays usable.
         """
+        cells, durations = plan_for(self.preset).cells, request.pairs.durations
+        chosen = np.empty((len(durations), top_k), np.int32)
+        scores = np.empty((len(durations), top_k), np.float32)
+        for number, video, text in self.embed(request):
+            span = request.spans[number]
+            moments = cells_to_moments(cells, durations[span.start], self.preset.num_clips)
+            chosen[span], scores[span] = self.score_moments(video, text, moments, top_k)
+        return chosen, scores
 
-    @abstractmethod
-    def warmup(
+    def warmup(  # noqa: B027 - most backends have nothing to prepare
         self, videos: Sequence[int], sentences: Sequence[int], tokens: Sequence[int], rows: Sequence[int], top_k: int
     ) -> None:
         """Prepare for requests of these sizes, every combination, so that the first one is not slow.
@@ -211,3 +213,15 @@ class DeviceBackend(Backend):
             rows: clip features of each video.
             top_k: moments per sentence.
         """
+
+    @abstractmethod
+    def info(self) -> dict[str, Any]:
+        """What was chosen: at least device and precision."""
+
+
+def _plain(value: Any) -> Any:
+    return dict(value) if isinstance(value, Mapping) else value  # a mapping proxy cannot be pickled
+
+
+def _made_of(kind: type[Backend], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Backend:
+    return kind(*args, **kwargs)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from mmn_fast.arrays import Bool, Float32, Int32, Int64
-from mmn_fast.backends.base import NO_OPTIONS, Branches, DeviceBackend, Pairs, Selection
+from mmn_fast.backends.base import NO_OPTIONS, Backend, Branches, Selection
 from mmn_fast.buckets import (
     QUERY_BUCKETS,
     VIDEO_BUCKETS,
@@ -28,13 +28,14 @@ from mmn_fast.buckets import (
 )
 from mmn_fast.checkpoint import LoadedModel
 from mmn_fast.errors import InputError
-from mmn_fast.features import pre_clip_spans
+from mmn_fast.features import float32_rows, pre_clip_spans
 from mmn_fast.geometry import plan_for
 from mmn_fast.kernels import host
 from mmn_fast.kernels.folding import folded_layers
 from mmn_fast.kernels.gpu import device as gpu_device
 from mmn_fast.kernels.gpu.conv.choice import CONVS, layer_choices, make_conv, spectral_values, unavailable_reason
 from mmn_fast.kernels.gpu.device import PRECISIONS
+from mmn_fast.request import Pairs, Request
 from mmn_fast.runtime.device_copies import DeviceCopies
 from mmn_fast.runtime.graph_cache import MIB
 from mmn_fast.runtime.graph_runner import Input
@@ -46,7 +47,7 @@ _MAX_GRAPH_MIB = 16384
 _MAX_VIDEO_MIB = 1024
 
 
-class NativeGpuBackend(DeviceBackend):
+class NativeGpuBackend(Backend):
     """CUDA kernels of our own around the library's products; fp16 by default.
 
     In fp32 (no TF32) every video and every sentence is encoded at a size of its own, so that its bits do not depend on
@@ -185,27 +186,25 @@ class NativeGpuBackend(DeviceBackend):
                 found.append([tensor[:count] for tensor in selection])
             return self._selected(found)
 
-    def ground(
-        self,
-        features: Sequence[Float32],
-        token_ids: Sequence[Int64],
-        pairs: Pairs,
-        top_k: int,
-    ) -> Selection:
+    def video_input(self, features: Any, name: str) -> Float32:
+        return float32_rows(features, self.preset, name)
+
+    def ground(self, request: Request, top_k: int) -> Selection:
+        pairs = request.pairs
         if not len(pairs.videos):
             return np.empty((0, top_k), np.int32), np.empty((0, top_k), np.float32)
         with self._runner.running():
-            video_bucket = bucket_for(len(features), self._video_buckets)
-            sentence_bucket = bucket_for(len(token_ids), self._sentence_buckets)
+            video_bucket = bucket_for(len(request.videos), self._video_buckets)
+            sentence_bucket = bucket_for(len(request.token_ids), self._sentence_buckets)
             if video_bucket and sentence_bucket and len(pairs.videos) <= QUERY_BUCKETS[-1]:
                 inputs = [
-                    *self._rows(features, video_bucket),
-                    *self._ids(token_ids, sentence_bucket),
+                    *self._rows(request.videos, video_bucket),
+                    *self._ids(request.token_ids, sentence_bucket),
                     *self._pairs(pairs.videos, pairs.sentences, pairs.durations),
                 ]
                 selection = self._programs.run("ground", inputs, top_k)
                 return self._selected([[tensor[: len(pairs.videos)] for tensor in selection]])
-            return self._ground_in_pieces(features, token_ids, pairs, top_k)
+            return self._ground_in_pieces(request, top_k)
 
     def warmup(
         self, videos: Sequence[int], sentences: Sequence[int], tokens: Sequence[int], rows: Sequence[int], top_k: int
@@ -215,7 +214,7 @@ class NativeGpuBackend(DeviceBackend):
             pairs = Pairs(np.zeros_like(numbers), numbers, np.ones(spoken, np.float32))
             features = np.ones((clips, self.preset.input_size), np.float32)
             ids = np.ones(min(length, self._max_tokens), np.int64)
-            self.ground([features] * count, [ids] * spoken, pairs, top_k)
+            self.ground(Request([features] * count, [ids] * spoken, pairs, [slice(spoken)]), top_k)
 
     def info(self) -> dict[str, Any]:
         return {
@@ -226,17 +225,11 @@ class NativeGpuBackend(DeviceBackend):
             **self._copies.info(),
         }
 
-    def _ground_in_pieces(
-        self,
-        features: Sequence[Float32],
-        token_ids: Sequence[Int64],
-        pairs: Pairs,
-        top_k: int,
-    ) -> Selection:
-        text = self._embed_sentences(token_ids)
+    def _ground_in_pieces(self, request: Request, top_k: int) -> Selection:
+        pairs, text = request.pairs, self._embed_sentences(request.token_ids)
         found, rows = [], []
-        for first, count, video_bucket in split(len(features), VIDEO_BUCKETS):
-            video = self._embed_videos(features[first : first + count])
+        for first, count, video_bucket in split(len(request.videos), VIDEO_BUCKETS):
+            video = self._embed_videos(request.videos[first : first + count])
             mine = np.flatnonzero((pairs.videos >= first) & (pairs.videos < first + count))
             for start, held, _ in split(len(mine), QUERY_BUCKETS):
                 chosen = mine[start : start + held]
