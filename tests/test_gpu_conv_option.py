@@ -87,6 +87,7 @@ def test_what_a_convolution_keeps_is_counted_and_let_go_with_the_graphs(golden_m
     ("options", "precision", "message"),
     [
         ({"conv": "fast"}, "fp16", "conv: expected one of auto, crop, gather, fft, mixed, got 'fast'"),
+        ({"conv": ["crop"]}, "fp16", r"conv: expected one of auto, crop, gather, fft, mixed, got \['crop'\]"),
         ({"autotune": 1}, "fp16", "autotune: expected true or false, got 1"),
         ({"conv": "fft"}, "bf16", "conv: expected auto, crop or gather in bf16, .*, got 'fft'"),
         ({"conv": "mixed"}, "bf16", "conv: expected auto, crop or gather in bf16, .*, got 'mixed'"),

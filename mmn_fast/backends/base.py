@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, ClassVar
 
@@ -31,6 +32,49 @@ PRECISIONS = ("fp64", "fp32", "bf16", "fp16", "fp8", "int8")
 """What `precision` may name; a backend refuses those that it has not."""
 
 
+@dataclass(frozen=True)
+class Option:
+    """A setting that one backend takes beside the common ones.
+
+    Attributes:
+        meaning: what it does, in a phrase.
+        default: its value where none is given.
+        expected: what a value must be, for messages.
+        accepts: whether a value is that.
+    """
+
+    meaning: str
+    default: Any
+    expected: str
+    accepts: Callable[[Any], bool]
+
+    @classmethod
+    def flag(cls, meaning: str, default: bool = False) -> Option:
+        """True or false."""
+        return cls(meaning, default, "true or false", lambda value: isinstance(value, bool))
+
+    @classmethod
+    def whole_mib(cls, meaning: str, default: int) -> Option:
+        """Memory in whole MiB."""
+        return cls(meaning, default, "a whole number of MiB >= 0", lambda value: _number(value, int))
+
+    @classmethod
+    def mib_or_none(cls, meaning: str) -> Option:
+        """Memory in MiB; None sets no limit."""
+        return cls(meaning, None, "a number of MiB >= 0", lambda value: value is None or _number(value, (int, float)))
+
+    @classmethod
+    def one_of(cls, meaning: str, names: Mapping[str, Any], default: str) -> Option:
+        """One of some names."""
+        return cls(
+            meaning, default, f"one of {', '.join(names)}", lambda value: isinstance(value, str) and value in names
+        )
+
+
+def _number(value: Any, kind: Any) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool) and bool(value >= 0)
+
+
 class Backend(ABC):
     """Runs a model. Results do not depend on what else is in the call.
 
@@ -39,12 +83,12 @@ class Backend(ABC):
         device: "cpu", "cuda" or "cuda:N"; a device that `unavailable_reason` accepts.
         precision: a precision that `unavailable_reason` accepts, or "auto" for the backend's default.
         threads: CPU threads, >= 1; None leaves the process's setting alone.
-        options: settings of this backend alone, named in `OPTIONS`; it checks their values.
+        options: settings of this backend alone, named in `OPTIONS`; `read_options` checks their values.
     """
 
     name: ClassVar[str]
-    OPTIONS: ClassVar[Mapping[str, str]] = NO_OPTIONS
-    """Settings that this backend takes beside the common ones, and what each means."""
+    OPTIONS: ClassVar[Mapping[str, Option]] = NO_OPTIONS
+    """Settings that this backend takes beside the common ones."""
     takes_exports: ClassVar[bool] = False
     """Whether it runs the graphs of an export (`LoadedModel.exported`) instead of weights."""
     only_by_name: ClassVar[str | None] = None
@@ -83,6 +127,19 @@ class Backend(ABC):
             if name not in cls.OPTIONS:
                 known = ", ".join(cls.OPTIONS) or "none"
                 raise InputError(f"backend_options: backend {cls.name!r} has {known}, got {name!r}")
+
+    @classmethod
+    def read_options(cls, options: Mapping[str, Any]) -> dict[str, Any]:
+        """The value of every setting of `OPTIONS`, as given or by default.
+
+        Raises:
+            InputError: a value is not what its option expects.
+        """
+        values = {name: options.get(name, option.default) for name, option in cls.OPTIONS.items()}
+        for name, value in values.items():
+            if not cls.OPTIONS[name].accepts(value):
+                raise InputError(f"backend_options: {name}: expected {cls.OPTIONS[name].expected}, got {value!r}")
+        return values
 
     @abstractmethod
     def __init__(

@@ -9,9 +9,8 @@ import numpy as np
 
 from mmn_fast import torch_build
 from mmn_fast.arrays import Float32, Int32, Int64
-from mmn_fast.backends.base import NO_OPTIONS, Backend, Branches, Selection
+from mmn_fast.backends.base import NO_OPTIONS, Backend, Branches, Option, Selection
 from mmn_fast.checkpoint import LoadedModel
-from mmn_fast.errors import InputError
 from mmn_fast.forks import fork_waits
 from mmn_fast.geometry import ProposalPlan, diagonal_rows, plan_for, pool_steps, proposal_diagonals
 from mmn_fast.kernels import host
@@ -39,10 +38,14 @@ class NativeBackend(Backend):
     """
 
     name = "native"
-    OPTIONS: ClassVar[Mapping[str, str]] = {
-        "exact": "fp32 multiplies float32 alone, never bf16 terms",
-        "max_packed_mib": "limit of the proposal convolution's packed weights; layers fall to slower algorithms",
-        "autotune": "measure every layer's algorithms on this host, once, instead of rating them by work counts",
+    OPTIONS: ClassVar[Mapping[str, Option]] = {
+        "exact": Option.flag("fp32 multiplies float32 alone, never bf16 terms"),
+        "max_packed_mib": Option.mib_or_none(
+            "limit of the proposal convolution's packed weights; layers fall to slower algorithms"
+        ),
+        "autotune": Option.flag(
+            "measure every layer's algorithms on this host, once, instead of rating them by work counts"
+        ),
     }
 
     @classmethod
@@ -68,8 +71,9 @@ class NativeBackend(Backend):
         self.preset, self.threads = model.preset, threads
         self._plan = plan_for(model.preset)
         self.precision = "fp32" if precision == "auto" else precision
-        exact, autotune = (_flag(options, name) for name in ("exact", "autotune"))
-        limit = _limit(options, "max_packed_mib")
+        given = self.read_options(options)
+        exact, autotune = given["exact"], given["autotune"]
+        limit = None if given["max_packed_mib"] is None else float(given["max_packed_mib"])
         weights, biases = folded_layers(model.state, model.preset.conv_layers)
         widths = [(weight.shape[1], weight.shape[0]) for weight in weights]
         seconds = None
@@ -125,22 +129,6 @@ class NativeBackend(Backend):
             "options": dict(self._options),
             "packed_text_mib": round(self._text.packed_mib, 1),
         }
-
-
-def _flag(options: Mapping[str, Any], name: str) -> bool:
-    value = options.get(name, False)
-    if not isinstance(value, bool):
-        raise InputError(f"backend_options: {name}: expected true or false, got {value!r}")
-    return value
-
-
-def _limit(options: Mapping[str, Any], name: str) -> float | None:
-    value = options.get(name)
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 0:
-        raise InputError(f"backend_options: {name}: expected a number of MiB >= 0, got {value!r}")
-    return float(value)
 
 
 def _video_encoder(preset: Preset, state: State, plan: ProposalPlan, conv: NativeProposalConv) -> host._C.VideoEncoder:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from mmn_fast.arrays import Bool, Float32, Int32, Int64
-from mmn_fast.backends.base import NO_OPTIONS, Backend, Branches, Selection
+from mmn_fast.backends.base import NO_OPTIONS, Backend, Branches, Option, Selection
 from mmn_fast.buckets import (
     QUERY_BUCKETS,
     VIDEO_BUCKETS,
@@ -43,9 +43,6 @@ from mmn_fast.runtime.programs import Programs, TextBranch
 from mmn_fast.runtime.video_branch import VideoBranch
 from mmn_fast.text_encoder import build_text_encoder, fuse_attention
 
-_MAX_GRAPH_MIB = 16384
-_MAX_VIDEO_MIB = 1024
-
 
 class NativeGpuBackend(Backend):
     """CUDA kernels of our own around the library's products; fp16 by default.
@@ -60,13 +57,18 @@ class NativeGpuBackend(Backend):
 
     name = "native"
     only_by_name = "it has not been measured on a GPU yet; backend='native' takes it"
-    OPTIONS: ClassVar[Mapping[str, str]] = {
-        "graphs": "whether to capture CUDA graphs (default true)",
-        "max_graph_mib": f"device memory that graphs may hold, in MiB (default {_MAX_GRAPH_MIB})",
-        "max_video_mib": "device memory that copies of videos scored before may hold, in MiB"
-        f" (default {_MAX_VIDEO_MIB}); 0 keeps none",
-        "conv": "the proposal convolution: " + "; ".join(f"{name}, {what}" for name, what in CONVS.items()),
-        "autotune": "measure the proposal convolutions in Triton on this device, once, and keep what is fastest",
+    OPTIONS: ClassVar[Mapping[str, Option]] = {
+        "graphs": Option.flag("whether to capture CUDA graphs", default=True),
+        "max_graph_mib": Option.whole_mib("device memory that graphs may hold", default=16384),
+        "max_video_mib": Option.whole_mib(
+            "device memory that copies of videos scored before may hold; 0 keeps none", default=1024
+        ),
+        "conv": Option.one_of(
+            "the proposal convolution: " + "; ".join(f"{name}, {what}" for name, what in CONVS.items()), CONVS, "auto"
+        ),
+        "autotune": Option.flag(
+            "measure the proposal convolutions in Triton on this device, once, and keep what is fastest"
+        ),
     }
 
     @classmethod
@@ -85,7 +87,8 @@ class NativeGpuBackend(Backend):
         threads: int | None,
         options: Mapping[str, Any] = NO_OPTIONS,
     ) -> None:
-        graphs, limit, copies, conv, autotune = _checked(options)
+        given = self.read_options(options)
+        conv, autotune = given["conv"], given["autotune"]
         self.preset, self.threads = model.preset, threads
         self.precision = "fp16" if precision == "auto" else precision
         dtype, on_cuda = PRECISIONS[self.precision], device != "cpu"
@@ -120,11 +123,11 @@ class NativeGpuBackend(Backend):
             sum(array.size for array in model.state.values()) + spectral_values(choices, widths),
             dtype,
             place,
-            graphs and on_cuda,
-            limit * MIB,
+            given["graphs"] and on_cuda,
+            given["max_graph_mib"] * MIB,
         )
         self._runner = self._programs.runner
-        self._copies = DeviceCopies(self._runner.upload, copies * MIB)
+        self._copies = DeviceCopies(self._runner.upload, given["max_video_mib"] * MIB)
         self._runner.on_release.append(self._copies.clear)
 
     def run(self, name: str, inputs: Sequence[Tensor], top_k: int = 0) -> Any:
@@ -298,18 +301,3 @@ class NativeGpuBackend(Backend):
                 f" {int((~finite).sum())} of {len(finite)} sentences get scores that are not finite; bf16 and fp32 hold"
                 " larger values"
             )
-
-
-def _checked(options: Mapping[str, Any]) -> tuple[bool, int, int, str, bool]:
-    graphs, conv, autotune = options.get("graphs", True), options.get("conv", "auto"), options.get("autotune", False)
-    for name, value in (("graphs", graphs), ("autotune", autotune)):
-        if not isinstance(value, bool):
-            raise InputError(f"backend_options: {name}: expected true or false, got {value!r}")
-    if conv not in CONVS:
-        raise InputError(f"backend_options: conv: expected one of {', '.join(CONVS)}, got {conv!r}")
-    limits = {"max_graph_mib": _MAX_GRAPH_MIB, "max_video_mib": _MAX_VIDEO_MIB}
-    for name, default in limits.items():
-        limit = limits[name] = options.get(name, default)
-        if isinstance(limit, bool) or not isinstance(limit, int) or limit < 0:
-            raise InputError(f"backend_options: {name}: expected a whole number of MiB >= 0, got {limit!r}")
-    return graphs, *limits.values(), conv, autotune

@@ -10,9 +10,9 @@ import numpy as np
 from mmn_fast.arrays import Float32, Int64
 from mmn_fast.artifact.manifest import GRAPHS, Signature, read_manifest
 from mmn_fast.artifact.sidecar import text_batches
-from mmn_fast.backends.base import NO_OPTIONS, Backend, Branches
+from mmn_fast.backends.base import NO_OPTIONS, Backend, Branches, Option
 from mmn_fast.checkpoint import LoadedModel
-from mmn_fast.errors import BackendUnavailable, InputError
+from mmn_fast.errors import BackendUnavailable
 from mmn_fast.forks import Lock, Opened
 from mmn_fast.runtime import cuda_api
 from mmn_fast.runtime.cuda_api import Cuda
@@ -31,9 +31,11 @@ class TensorRTBackend(Backend):
 
     name = "tensorrt"
     takes_exports: ClassVar[bool] = True
-    OPTIONS: ClassVar[Mapping[str, str]] = {
-        "cuda_graphs": "replay each batch size as a CUDA graph from its second call on (default true)",
-        "allow_host_code": "run the code that a version-compatible plan holds (default false: such a plan is refused)",
+    OPTIONS: ClassVar[Mapping[str, Option]] = {
+        "cuda_graphs": Option.flag("replay each batch size as a CUDA graph from its second call on", default=True),
+        "allow_host_code": Option.flag(
+            "run the code that a version-compatible plan holds; without it, refuse the plan"
+        ),
     }
 
     @classmethod
@@ -54,19 +56,17 @@ class TensorRTBackend(Backend):
         options: Mapping[str, Any] = NO_OPTIONS,
     ) -> None:
         assert model.exported is not None, "the engine hands over exports alone"
-        for name in self.OPTIONS:
-            if not isinstance(options.get(name, False), bool):
-                raise InputError(f"backend_options: {name}: expected true or false, got {options[name]!r}")
+        given = self.read_options(options)
         manifest = read_manifest(model.exported)
         if precision not in ("auto", manifest.precision):
             raise BackendUnavailable(f"precision {precision!r}: the plans of {model.source} are {manifest.precision}")
         self.preset, self.threads = model.preset, threads
         self.precision, self._max_tokens = manifest.precision, manifest.text.max_tokens
-        self._cuda_graphs = options.get("cuda_graphs", True)
+        self._cuda_graphs = given["cuda_graphs"]
         self._cuda = Cuda(cuda_api.device_number(device))
         self._plans, self._version = open_plans(
             *(model.exported, manifest, GRAPHS, self._cuda),
-            allow_host_code=options.get("allow_host_code", False),
+            allow_host_code=given["allow_host_code"],
             cuda_graphs=self._cuda_graphs,
         )
         self._gpu = self._cuda.gpu()
