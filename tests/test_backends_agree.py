@@ -39,6 +39,7 @@ def test_moment_scores_match_the_reference(P: int, S: int, J: int, isa: str) -> 
         assert alone[1, 0, 0] == iou[-1, -1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["charades_small", "charades_conv_small", "activitynet_small"])
 def test_native_embeddings_do_not_depend_on_batch_or_threads(name: str, golden_model: Callable[[str], Path]) -> None:
     model = load_model(golden_model(name))
@@ -88,6 +89,7 @@ def test_native_keeps_to_its_memory_limit(golden_model: Callable[[str], Path]) -
     assert none["options"]["max_packed_mib"] == 0
 
 
+@pytest.mark.slow
 def test_autotune_measures_once_and_keeps_the_result(
     golden_model: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

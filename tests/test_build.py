@@ -41,6 +41,7 @@ def words(result: subprocess.CompletedProcess[str]) -> str:
     return " ".join(result.stderr.split())  # CMake wraps its messages
 
 
+@pytest.mark.slow
 @needs_cmake
 def test_cuda_auto_goes_on_without_a_working_nvcc_and_says_why(tmp_path, broken_nvcc):
     result = configure(tmp_path / "build", "AUTO", broken_nvcc)
@@ -49,6 +50,7 @@ def test_cuda_auto_goes_on_without_a_working_nvcc_and_says_why(tmp_path, broken_
     assert "unsupported GNU version!" in words(result)
 
 
+@pytest.mark.slow
 @needs_cmake
 @pytest.mark.parametrize("nvcc", ["broken", "absent"])
 def test_cuda_on_fails_without_a_working_nvcc(tmp_path, broken_nvcc, nvcc):

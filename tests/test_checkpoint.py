@@ -57,11 +57,13 @@ def test_state_shapes_are_those_of_the_model(name: str) -> None:
     assert shapes == state_shapes(case.preset, case.text)
 
 
+@pytest.mark.slow
 def test_official_checkpoint_loads_with_training_state_beside_it(tmp_path: Path, golden_files: Files) -> None:
     CASE.write_checkpoint(tmp_path / "model.pth", training_state=True)
     _same(_load(tmp_path / "model.pth", golden_files))
 
 
+@pytest.mark.slow
 def test_bare_state_dict_loads_without_prefix(official: dict, tmp_path: Path, golden_files: Files) -> None:
     bare = {name.removeprefix("module."): tensor for name, tensor in official["model"].items()}
     _same(_load(_save(bare, tmp_path / "model.pth"), golden_files))
@@ -78,6 +80,7 @@ def test_leftovers_of_older_versions_are_ignored(official: dict, tmp_path: Path,
     _same(_load(_save(official, tmp_path / "model.pth"), golden_files))
 
 
+@pytest.mark.slow
 def test_legacy_file_format_loads(official: dict, tmp_path: Path, golden_files: Files) -> None:
     torch.save(official, tmp_path / "model.pth", _use_new_zipfile_serialization=False)
     _same(_load(tmp_path / "model.pth", golden_files))
@@ -158,6 +161,7 @@ def _wrong_width(path: Path, content: dict) -> None:
     _save(content, path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
@@ -262,6 +266,7 @@ def _cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:1000])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
@@ -300,6 +305,7 @@ def test_directory_refuses_another_preset(directory: Path) -> None:
         load_model(directory, preset="tacos")
 
 
+@pytest.mark.slow
 def test_hub_id_is_downloaded(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import huggingface_hub
 

@@ -44,6 +44,7 @@ def test_results_do_not_depend_on_thebatch_of(golden_engine: Engines) -> None:
                 assert np.array_equal(alone.fused[0], one.fused[number])
 
 
+@pytest.mark.slow
 def test_results_do_not_depend_on_the_number_of_threads(golden_model: Callable[[str], Path]) -> None:
     for name in ("charades_small", "tacos_small"):
         batch = batch_of(cases.load(name))
@@ -182,6 +183,7 @@ def test_top_k_is_a_prefix_and_may_exceed_what_is_left(golden_engine: Engines) -
     assert [moment.score for moment in everything] == sorted((m.score for m in everything), reverse=True)
 
 
+@pytest.mark.slow
 def test_engine_is_safe_to_call_from_several_threads(golden_engine: Engines) -> None:
     engine, batch = golden_engine("charades_small"), batch_of(SMALL)
     expected, results = engine.ground(batch), []

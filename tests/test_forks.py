@@ -118,6 +118,7 @@ def check_threads_of_a_child(engine: Engine, forks: bool) -> None:
         assert in_fork(child, 80) == [expected] * (4 if forks else 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_fork_in_the_middle_of_a_call_has_the_parents_bits(kind: str, engines: Callable[[str], Engine]) -> None:
     check_forks_in_calls(engines(kind), KINDS[kind])
@@ -141,6 +142,7 @@ def test_threads_and_forks_of_a_forked_child_of_onnx_work_too(onnx_engines: Call
     check_threads_of_a_child(onnx_engines("onnx-2"), forks=True)
 
 
+@pytest.mark.slow
 def test_a_forked_child_does_not_wait_for_openmp_threads_of_the_parent() -> None:
     script = """
 import mmn_fast
@@ -156,6 +158,7 @@ assert test_forks.in_fork(lambda: test_forks.results(mmn_fast.load("demo", backe
     subprocess.run([sys.executable, "-W", "ignore", "-c", script], check=True, timeout=150, cwd=ROOT, env=environment)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("backend", "precision"), [("torch", "fp32"), ("torch", "bf16"), ("native", "fp32")])
 def test_a_forked_child_loads_models_while_another_thread_of_the_parent_does(backend: str, precision: str) -> None:
     load = lambda: mmn_fast.load("demo", backend=backend, precision=precision, threads=1)  # noqa: E731

@@ -70,12 +70,14 @@ def test_torch_in_fp64_is_the_reference(name: str, golden_model: Models) -> None
     check_golden_moments(found, name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", GOLDEN)
 def test_torch_in_fp32_is_as_near_as_its_order_of_sums_allows(name: str, golden_model: Models) -> None:
     engine = mmn_fast.load(golden_model(name), backend="torch", precision="fp32", device="cpu")
     check_golden(engine.score_maps(batch_of(cases.load(name))), name, "torch_maps", "fp32")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", ["small", pytest.param("full", marks=pytest.mark.full)])
 @pytest.mark.parametrize("isa", _C.available_cpu_isas())
 def test_native_is_near_the_official_scores_with_every_instruction_set_of_this_host(

@@ -73,6 +73,7 @@ def test_an_unknown_step_is_refused_in_a_sentence(capsys: pytest.CaptureFixture[
     assert capsys.readouterr().err.rstrip().endswith(expected)
 
 
+@pytest.mark.slow
 def test_steps_run_in_their_order_for_each_preset(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -223,6 +224,7 @@ def test_the_rates_are_of_a_busy_device(monkeypatch: pytest.MonkeyPatch) -> None
     assert bench.time(lambda _: device.queue(0.004)).median_ms == pytest.approx(0.004)
 
 
+@pytest.mark.slow
 def test_an_engine_of_each_convolution_grounds_and_encodes_and_one_that_cannot_is_named(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -259,6 +261,7 @@ def test_an_engine_of_each_convolution_grounds_and_encodes_and_one_that_cannot_i
     assert "not measured: charades_small, batch 2, engine, mixed: native: out of device memory\n" in printed
 
 
+@pytest.mark.slow
 def test_requests_are_timed_by_the_host_and_stages_by_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     clocks: dict[str, set[str]] = {}
     monkeypatch.setattr(

@@ -41,6 +41,7 @@ def device(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", cases.SMALL)
 def test_golden_cases_in_fp32_and_ground_chooses_the_best_of_the_maps(
     name: str, golden_model: Models, device: str
@@ -106,6 +107,7 @@ def test_a_result_in_fp32_has_the_same_bits_in_any_batch(golden_model: Models, d
     assert np.array_equal(alone.iou[0], engine.encode_video(videos).iou[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_a_request_beyond_the_largest_sizes_is_split(
     precision: str, golden_model: Models, device: str, monkeypatch: pytest.MonkeyPatch
@@ -126,6 +128,7 @@ def test_a_request_beyond_the_largest_sizes_is_split(
             check_close([m.score for m in moments], [m.score for m in others], "gpu_backend", precision)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("S", [0, 1, 7, 130])
 @pytest.mark.parametrize("graphs", [False, True])
 def test_moments_from_embeddings_are_chosen_on_the_device_as_the_reference_chooses_them(
@@ -253,6 +256,7 @@ def capture(monkeypatch: pytest.MonkeyPatch) -> Callable[[Engine], list[Any]]:
     return turn_on
 
 
+@pytest.mark.slow
 def test_every_program_of_static_sizes_is_captured_once_and_gives_the_same_bits(
     golden_model: Models, capture: Callable[[Engine], list[Any]]
 ) -> None:
@@ -285,6 +289,7 @@ def test_a_graph_sees_nothing_of_the_longer_video_before(
     assert [shapes[0] for _, shapes, _ in captured] == [(64, width)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_all_of_a_split_request_runs_in_graphs_and_gives_the_same_bits(
     precision: str, golden_model: Models, capture: Callable[[Engine], list[Any]], monkeypatch: pytest.MonkeyPatch

@@ -121,6 +121,7 @@ def test_bad_options_are_refused(options: dict[str, Any], message: str, golden_m
         NativeGpuBackend.check_options({"speed": 1})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("in_capture", [False, True])
 def test_out_of_memory_is_one_sentence_and_leaves_the_engine_usable(
     in_capture: bool, golden_model: Models, monkeypatch: pytest.MonkeyPatch

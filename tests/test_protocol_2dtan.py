@@ -79,6 +79,7 @@ def sentences(preset, number, seed):
         yield scores, duration_s, (float(start), float(end))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "number"), [("charades-sta", 1200), ("activitynet-captions", 60), ("tacos", 20)])
 @pytest.mark.parametrize("threshold", [0.4, 0.45, 0.5])
 def test_every_judgement_is_that_of_the_independent_evaluation(name, number, threshold):

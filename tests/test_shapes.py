@@ -285,6 +285,7 @@ def test_every_word_is_in_the_vocabulary(videos: dict[str, list[ShapesVideo]], d
         assert unknown not in tokenizer.encode([text])[0]
 
 
+@pytest.mark.slow
 def test_files_do_not_depend_on_the_number_of_processes(dataset: Path, tmp_path: Path) -> None:
     output = tmp_path / "again"
     write_dataset(output, seed=3, counts={"train": 4, "val": 2, "test": 2, "test_unseen": 2}, workers=2)

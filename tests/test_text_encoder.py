@@ -20,6 +20,7 @@ def _encoder() -> TextEncoder:
     return TextEncoder(CONFIG, joint_size=24).eval()
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_encoder_equals_transformers() -> None:
     transformers = pytest.importorskip("transformers")

@@ -39,6 +39,7 @@ def test_cuda_is_read_from_the_version_file(
     assert torch_build.has_cuda() is expected
 
 
+@pytest.mark.slow
 def test_it_agrees_with_pytorch_and_does_not_import_it() -> None:
     code = (
         "import sys; from mmn_fast import torch_build as t; said = t.is_installed(), t.version(), t.has_cuda();"

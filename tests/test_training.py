@@ -31,6 +31,7 @@ from tests.training_runs import command, data_of, lines, options
 from tests.training_task import PRESET, TEXT, write_task
 
 
+@pytest.mark.slow
 def test_tiny_model_beats_chance_by_far_on_held_out_videos(tmp_path: Path) -> None:
     paths = write_task(tmp_path, 128, seed=3)
     held_out = write_task(tmp_path, 64, seed=4, name="test")["annotations"]

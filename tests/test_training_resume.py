@@ -55,6 +55,7 @@ def test_resuming_a_finished_run_changes_nothing(task: dict[str, Path], tmp_path
     assert load_model(result).fingerprint == weights
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [1, 2], ids=["within an epoch", "at its end"])
 def test_sigterm_writes_a_checkpoint_at_the_steps_end(
     step: int, task: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -133,6 +134,7 @@ def test_resume_refuses_another_run_and_a_damaged_checkpoint(task: dict[str, Pat
         train(options(task, tmp_path / "run", resume=True))
 
 
+@pytest.mark.slow
 def test_a_bit_of_the_checkpoint_stops_the_run_from_going_on(task: dict[str, Path], tmp_path: Path) -> None:
     result = train(options(task, tmp_path / "run"))
     path, before = tmp_path / "run" / "checkpoint.pt", load_model(result).fingerprint

@@ -22,6 +22,7 @@ def recipe(task: dict[str, Path], **changes: Any) -> Any:
     return dataclasses.replace(options(task, Path()).recipe, **changes)  # type: ignore[type-var]
 
 
+@pytest.mark.slow
 def test_a_run_says_how_it_begins(
     task: dict[str, Path],
     tmp_path: Path,
@@ -46,6 +47,7 @@ def test_a_run_says_how_it_begins(
     assert "starting" not in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("done", [2, 1], ids=["finished", "in the middle"])
 def test_an_extended_run_is_the_one_that_was_begun_with_more_epochs(
     done: int,

@@ -41,6 +41,7 @@ def pair_of_models(preset: Preset) -> tuple[MMN, MMN, Tensor]:
     return model, copy.deepcopy(model), torch.randn(3, preset.num_pre_clips, preset.input_size, dtype=torch.float64)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", NARROW, ids=name_of)
 def test_values_gradients_and_statistics_are_the_dense_ones(preset: Preset) -> None:
     reference, model, pre_clips = pair_of_models(preset)

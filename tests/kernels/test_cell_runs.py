@@ -18,6 +18,7 @@ PLANS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PLANS)
 def test_runs_read_what_the_plan_says(name: str) -> None:
     plan = PLANS[name]

@@ -58,6 +58,7 @@ def simulate(plan: ProposalPlan, number: int, schedule: LayerSchedule, videos: i
     return done.reshape(-1, videos, plan.kernel**2), executed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("splits", [1, 4])
 @pytest.mark.parametrize(("videos", "block_rows"), [(1, 128), (3, 64), (8, 128)])
 @pytest.mark.parametrize("name", PLANS)

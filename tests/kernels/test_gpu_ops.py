@@ -291,6 +291,7 @@ def _arguments() -> dict[str, Callable[[], tuple[Any, ...]]]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(_arguments()))
 def test_operators_are_consistent_for_torch_compile_and_export(name: str) -> None:
     torch.library.opcheck(getattr(torch.ops.mmn_fast, name).default, _arguments()[name]())

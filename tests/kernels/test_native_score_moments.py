@@ -108,6 +108,7 @@ def test_score_moments_equals_the_separate_ops_on_every_preset(name, isa):
         check_choice(cells, scores, fused, moments, preset.nms_iou)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("power", [0.1, 0.3, 0.75, 1.0, 3.0])
 def test_the_power_is_as_near_float64_as_promised(power, isa):

@@ -32,6 +32,7 @@ def rng() -> np.random.Generator:
     return np.random.default_rng(0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("top_k", [1, 5, 200])
 @pytest.mark.parametrize("P", [0, 1, 7, 16, 17, 136, 2548])

@@ -169,6 +169,7 @@ def test_concurrent_calls_give_the_serial_results() -> None:
             assert result.tobytes() == serial.tobytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*cases.SMALL, pytest.param("charades_full", marks=pytest.mark.full)])
 def test_text_encoder_of_golden_cases(name: str) -> None:
     golden = cases.load(name)
