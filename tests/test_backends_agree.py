@@ -55,6 +55,7 @@ def test_native_embeddings_do_not_depend_on_batch_or_threads(name: str, golden_m
     check_close(np.linalg.norm(together[0], axis=-1), np.ones(together[0].shape[:2]), "unit_norm")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["charades_small", "tacos_conv_small", "hcstvg_small", "demo"])
 def test_auto_takes_native_for_every_model_and_passes_nothing_over(
     name: str, golden_model: Callable[[str], Path]

@@ -69,6 +69,7 @@ def test_bare_state_dict_loads_without_prefix(official: dict, tmp_path: Path, go
     _same(_load(_save(bare, tmp_path / "model.pth"), golden_files))
 
 
+@pytest.mark.slow
 def test_leftovers_of_older_versions_are_ignored(official: dict, tmp_path: Path, golden_files: Files) -> None:
     model = official["model"]
     model["module.text_encoder.bert.embeddings.position_ids"] = torch.arange(64)[None]
@@ -99,6 +100,7 @@ def test_text_sizes_are_read_off_the_tensors(golden_files: Files) -> None:
     assert model.text == CASE.text == TextEncoderConfig(num_layers=1, ffn_width=96, max_tokens=64)
 
 
+@pytest.mark.slow
 def test_converted_directory_holds_the_same_model(golden_files: Files, golden_model: Files) -> None:
     vocab = golden_files("charades_small") / "vocab.txt"
     checkpoint = load_model(golden_files("charades_small") / "model.pth", CASE.preset, vocab)

@@ -131,6 +131,7 @@ def test_a_fork_in_the_middle_of_a_call_of_onnx_has_the_parents_bits(
     check_forks_in_calls(onnx_engines(kind), ONNX_KINDS[kind])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_threads_and_forks_of_a_forked_child_work_too(kind: str, engines: Callable[[str], Engine]) -> None:
     # MKL, which PyTorch multiplies with, once in about fifty times waits in `mm_account_ptr_by_tid` for ever in a

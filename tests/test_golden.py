@@ -111,6 +111,7 @@ def test_native_bf16_is_at_most_twice_as_far_off_as_rounded_operands(name: str, 
     assert errors["native"] <= 2 * errors["torch"], errors
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_torch_in_low_precision_stays_near_the_official_scores(precision: str, golden_model: Models) -> None:
     for name in ("charades_small", "activitynet_small"):

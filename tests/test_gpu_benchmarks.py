@@ -182,6 +182,7 @@ def test_a_peers_settings_are_its_own(settings: dict[str, bool]) -> None:
     assert _settings() == before
 
 
+@pytest.mark.slow
 def test_every_dense_peer_also_runs_at_its_best_and_sets_nothing_for_the_next_one() -> None:
     case = cases.load("charades_small")
     net = build_model(case.preset, case.text, case.state())

@@ -162,6 +162,7 @@ def test_the_official_post_processing_makes_nothing_on_another_device_than_its_i
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(found, expected, strict=True))
 
 
+@pytest.mark.slow
 def test_a_peer_leaves_the_weights_of_the_others_as_they_are() -> None:
     case = cases.load("charades_small")
     net = build_model(case.preset, case.text, case.state())

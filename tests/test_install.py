@@ -38,6 +38,7 @@ def _requirements(base: Path, **settings: str) -> list[str]:
     return always.split()
 
 
+@pytest.mark.slow
 def test_torch_is_required_unless_the_build_is_told_not_to(tmp_path: Path) -> None:
     usual = _requirements(tmp_path)
     assert "torch>=2.6" in usual

@@ -123,6 +123,7 @@ def test_training_goes_on_from_either(run: Path, trained: LoadedModel, task: dic
         assert all(np.array_equal(result.state[name], trained.state[name]) for name in text)
 
 
+@pytest.mark.slow
 def test_an_export_is_the_same_model(run: Path, trained: LoadedModel, tmp_path: Path) -> None:
     pytest.importorskip("onnx")
     exported = load_model(export(run / "model.pth", tmp_path / "onnx", what=["score"]))

@@ -22,6 +22,7 @@ import pytest
 from benchmarks import commit
 from benchmarks.gpu_suite import PLANS, START_S
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
 COMMIT = "0123456789"
 EARLIER = '{"of": "an earlier run"}\n'

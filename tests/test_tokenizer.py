@@ -32,6 +32,7 @@ def test_published_vocabulary_gives_the_published_ids() -> None:
     assert ids[1].tolist() == [101, 2711, 9357, 1996, 2422, 6942, 2379, 1996, 2341, 1012, 102]
 
 
+@pytest.mark.slow
 def test_ids_equal_those_of_transformers() -> None:
     transformers = pytest.importorskip("transformers")
     # transformers 5 takes the vocabulary by position; by its old keyword it silently makes one of five words.

@@ -37,6 +37,7 @@ def test_runs_read_what_the_plan_says(name: str) -> None:
         assert runs.products >= layer.taps.sum()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PLANS)
 def test_tiles_are_packed_from_the_front_and_paired(name: str) -> None:
     plan = PLANS[name]

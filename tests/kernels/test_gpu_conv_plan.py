@@ -203,6 +203,7 @@ def test_block_sizes_are_measured_once_and_kept(tuner: Callable[[], tuple[Tuner,
         assert not untouched
 
 
+@pytest.mark.slow
 def test_layers_are_timed_once_and_kept(
     tuner: Callable[..., tuple[Tuner, list[Any]]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -76,6 +76,7 @@ def check_choice(cells, scores, fused, moments, iou_threshold) -> None:
             free[p] = False
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize(("fusion", "power"), [("power", 0.5), ("power", 0.3), ("power", 2.0), ("product", 0.5)])
 @pytest.mark.parametrize(
