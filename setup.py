@@ -66,7 +66,7 @@ setup(
     description="Fast inference for the Mutual Matching Network: temporal grounding of sentences in videos",
     license="MIT",
     python_requires=">=3.10",
-    packages=[*find_packages(include=["mmn_fast", "mmn_fast.*"]), "mmn_fast.export"],
+    packages=[*find_packages(include=["mmn_fast", "mmn_fast.*"], exclude=["mmn_fast.export"]), "mmn_fast.export"],
     package_dir={"mmn_fast.export": "export"},
     package_data={
         "mmn_fast": ["py.typed", "_C.pyi"],
