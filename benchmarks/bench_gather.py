@@ -63,7 +63,7 @@ GATES_MS = {
     ("activitynet-captions", 8, "fft"): 1.5,
     ("tacos", 8, "fft"): 4.5,
 }
-"""Of an H200, for all layers: preset, videos, algorithm."""
+"""Milliseconds for all layers that an H200 should stay within, by preset, videos and algorithm."""
 _COMPARED = 2  # videos whose results are held to fp32: dense maps in float32 are large
 
 

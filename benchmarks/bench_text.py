@@ -112,7 +112,7 @@ def _torch_runs(net: TextEncoder, ids: Ids, per_video: int) -> dict[str, Run]:
 
 
 def _flops(sizes: TextEncoderConfig, ids: Ids) -> int:
-    """Of the linear maps and of attention, counted on real tokens."""
+    """FLOP of the linear maps and of attention, counted on real tokens."""
     H, tokens = sizes.width, sum(len(sentence) for sentence in ids)
     linear = 2 * tokens * (4 * H * H + 2 * H * sizes.ffn_width)
     return sizes.num_layers * (linear + sum(4 * len(sentence) ** 2 * H for sentence in ids))

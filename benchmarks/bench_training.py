@@ -214,7 +214,7 @@ def main() -> None:
         ),
         "mmn_fast": stepper(ours, lambda: objective(batch), recipe.learning_rate, True, recipe.contrastive_weight),
     }
-    # Of the first step, from the same weights; later ones differ as any two runs of float32 do.
+    # The error is the first step's, from the same weights; later ones differ as any two runs of float32 do.
     first = {name: step() for name, step in steps.items()}
     error = (first["official"] - first["mmn_fast"]).abs() / first["official"].abs()
     timings = alternate(steps, arguments.repeats, warmup=1)

@@ -135,6 +135,6 @@ def _exported(net: MMN, sets: list[Tensor], provider: str) -> PeerRun:
 
 
 def largest_error(found: Any, expected: Any) -> float:
-    """Of branches, or of what gives them; of as many videos as were expected."""
+    """The largest difference of both branches, which `found` may be a call for, in the videos of `expected`."""
     found = [branch[: len(expected[0])] for branch in (found() if callable(found) else found)]
     return max(float((a.float() - b).abs().max()) for a, b in zip(found, expected, strict=True))

@@ -122,10 +122,10 @@ PLANS: dict[int, tuple[Step, ...]] = {
 }
 # fmt: on
 DEFAULT_MINUTES = 10
-"""The shorter plan: what is worth most comes first, and a machine that is lent for longer loses little by it."""
+"""The shorter plan: what is worth most comes first, and who has longer loses little by it."""
 
 START_S = 20
-"""Of a benchmark's limit: importing, what is under way when its seconds are over, and ending it."""
+"""Seconds of a benchmark's limit in which it measures nothing: importing, finishing what is under way."""
 _REHEARSED_S = 600  # a CPU may be slow
 
 

@@ -91,7 +91,7 @@ class CudaGraphs:
         self._local = threading.local()
         self._pools = 0
 
-    # Of torch.cuda, by its names ------------------------------------------------------------------------------------
+    # torch.cuda, by its names ------------------------------------------------------------------------------------
 
     def current_device(self) -> int:
         return getattr(self._local, "device", 0)

@@ -82,7 +82,7 @@ def test_weights_that_pass_two_gigabytes_stand_in_a_file_of_their_own(
 
 
 def test_an_export_keeps_off_what_another_process_is_writing(tmp_path: Path) -> None:
-    """Of the same number too: in containers it often is."""
+    """Even a process of the same number: in containers it often is."""
     other = tmp_path / f".out.partial-{os.getpid()}"
     other.mkdir()
     (other / "video.onnx").write_bytes(b"half")

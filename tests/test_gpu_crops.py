@@ -15,7 +15,7 @@ from mmn_fast.kernels.gpu.conv.crop import CropProposalConv
 from mmn_fast.presets import PRESETS
 from tests.tolerances import check_close
 
-# Of the dense work, and the rest because a box is a rectangle: a small map with few diagonals leaves little to crop.
+# Shares of the dense work. A box is a rectangle, so a small map with few diagonals leaves little to crop.
 CROPPED = {"charades-sta": 0.61, "activitynet-captions": 0.61, "tacos": 0.58, "hc-stvg": 0.75, "shapes": 0.9}
 
 

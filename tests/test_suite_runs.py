@@ -313,10 +313,10 @@ def test_an_empty_name_is_refused(tree: Tree) -> None:
 
 
 def test_other_files_in_the_folder_stay_and_its_name_is_relative_to_the_caller(tree: Tree) -> None:
-    folder = tree.root.parent / "lent" / "disk"
+    folder = tree.root.parent / "mounted" / "disk"
     folder.mkdir(parents=True)
     (folder / "notes").write_text("mine")
-    process = tree.start("--output", "lent/disk", sh=True)
+    process = tree.start("--output", "mounted/disk", sh=True)
     out, _ = process.communicate(timeout=60)
     assert process.returncode == 0
     assert (folder / "log.txt").read_text() == out

@@ -23,7 +23,7 @@ from mmn_fast.runtime.video_branch import VideoBranch
 TextBranch = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """Token ids int64 [S, L] and lengths int64 [S] to contrastive and iou, dtype [S, J] each, not normalised."""
 
-# Of every program the input and the dimension that each of its sizes is.
+# Where each size is read: program → size → (input number, axis).
 _SIZES: dict[str, dict[str, tuple[int, int]]] = {
     "load": {},
     "video": {"videos": (0, 0)},

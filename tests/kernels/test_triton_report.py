@@ -57,8 +57,8 @@ def test_hopper_multiplies_with_wgmma_and_copies_weights_in_bulk(
     assert reports[name]["tma"]
 
 
-# Of both loops, complex points and real ones, each in the memory of the other. On sm_90 the operand that is negated
-# goes through registers and has a buffer less.
+# Buffers of both loops, complex points and real ones, each in the memory of the other. On sm_90 the operand that is
+# negated goes through registers and has a buffer less.
 _PRODUCT_BUFFERS = {
     "sm_80": ["3x128x32xf16"] * 4 + ["3x32x64xf16"] * 4,
     "sm_90": ["2x128x64xf16"] + ["3x128x64xf16"] * 3 + ["3x64x128xf16"] * 4,

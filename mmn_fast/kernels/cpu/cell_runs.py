@@ -13,7 +13,7 @@ from mmn_fast.geometry import ProposalPlan, input_cells
 
 RUN_CELLS = 16
 _DIRECTIONS = ((0, 1), (1, 1))  # along a row, along a diagonal; runs along a column mirror those along a row
-# Of a tile product, by its cells, as a part of a full one's: below 7 it stays the same. benchmarks/NOTES.md.
+# A tile product's cost by its cells, as a share of a full one's; below 7 it stays the same. benchmarks/NOTES.md.
 _TILE_COST = tuple(0.6 + 0.4 * cells / RUN_CELLS for cells in range(RUN_CELLS + 1))
 
 

@@ -59,7 +59,7 @@ class GatherConfig:
         return self.stages * self.block_k * (self.block_rows + self.block_cols) * element_size
 
 
-# Of float32 operands, without tensor cores: larger blocks spill or do not fit a block's shared memory.
+# Block sizes for float32 operands, without tensor cores: larger blocks spill or do not fit a block's shared memory.
 _SINGLE = {"gather": GatherConfig(64, 64, 16, 4, 3, 4), "products": GatherConfig(32, 64, 16, 4, 3, 1)}
 _INTERPRETED = {"gather": GatherConfig(1024, 64, 64, 4, 2, 1), "products": GatherConfig(64, 64, 64, 4, 2, 1)}
 

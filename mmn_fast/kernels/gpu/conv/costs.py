@@ -25,13 +25,13 @@ _SMALL_TILE = 16
 
 
 def usable_algorithms(kernel: int, spectra: bool = True) -> tuple[str, ...]:
-    """Those of `ALGORITHMS` that take a kernel; no spectra if they are not wanted."""
+    """The names in `ALGORITHMS` that take a kernel of this width; without `spectra` the gather alone."""
     gather = ("gather",) if kernel**2 <= MAX_TAPS else ()
     return (*gather, *(name for name, tile in TILES.items() if spectra and tile >= kernel))
 
 
 def engine_algorithms(plan: ProposalPlan, widths: Sequence[int], precision: str) -> tuple[str, ...]:
-    """Those of `ALGORITHMS` that an engine may mix: they take the kernel and are accurate enough.
+    """The names in `ALGORITHMS` that an engine may mix: they take the kernel and are accurate enough.
 
     Tiles must stay within three times the error of operands in 16 bits (benchmarks/NOTES.md). In fp16 each spectral
     value's rounding meets every cell of a tile, and averages out over channels alone: models of 48 channels were beyond
@@ -79,7 +79,7 @@ PREDICTED_RATES = {
     "sm_80": DeviceRates(108, 200, 190, 1500, 3),
     "sm_90": DeviceRates(132, 600, 500, 3400, 3),
 }
-"""Of an A100 and an H200: some nine tenths of a library's matrix product, and four fifths of the memory's rate."""
+"""Assumed of an A100 and an H200: nine tenths of a library's matrix product, and four fifths of the memory's rate."""
 
 
 def rates_of(capability: tuple[int, int]) -> DeviceRates:

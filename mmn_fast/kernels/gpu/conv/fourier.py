@@ -156,8 +156,7 @@ class _Layer:
 class FourierProposalConv(ConvStack):
     """The stacked layers through spectra of tiles that cover the needed cells: `ConvStack` in float16 or float32.
 
-    A NaN or infinity spreads over its tiles. Of a layer's block sizes, which are those of its products, `max_splits` is
-    not used.
+    A NaN or infinity spreads over its tiles. Block sizes apply to the products; `max_splits` is ignored.
 
     Args:
         layers: numbers of the layers that will run; None for all.

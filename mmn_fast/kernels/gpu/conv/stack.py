@@ -74,7 +74,7 @@ class ConvStack(ABC):
         biases: per layer float32 [C_out].
         plan: what to compute.
         dtype: of operands and maps, one of `dtypes`; float32 multiplies in float32, without tensor cores.
-        device: a CUDA device; the CPU only in Triton's interpreter (`triton_interpreter`).
+        device: a CUDA device; the CPU only in Triton's interpreter (`interpreter`).
         config: block sizes for every number of videos, or what chooses them for a number of videos; None takes those
             that are shipped or were tuned (`block_sizes`).
 
