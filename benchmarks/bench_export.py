@@ -21,11 +21,11 @@ from benchmarks.timing import alternate, record
 from benchmarks.video_peers import VideoBranch
 from mmn_fast.artifact.manifest import signature
 from mmn_fast.checkpoint import LoadedModel
-from mmn_fast.export.crops import crop
 from mmn_fast.export.graphs import VideoGraph
 from mmn_fast.export.to_onnx import write_graph
 from mmn_fast.features import pre_clips
 from mmn_fast.geometry import plan_for
+from mmn_fast.geometry_crops import framed_crops
 from mmn_fast.model import build_model
 from tests.golden import cases
 
@@ -65,7 +65,7 @@ def _bench(name: str, options: argparse.Namespace) -> None:
             f"  p80 {timing.p80_ms:8.1f}",
             flush=True,
         )
-    work = crop(plan).work(plan)
+    work = framed_crops(plan).work(plan)
     print(f"{preset.name:18} ratio {ratio:.2f}, work {work:.3f} of dense, error {error:.1e}", flush=True)
     record(
         "bench_export",

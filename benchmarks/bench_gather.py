@@ -45,7 +45,8 @@ from mmn_fast.geometry import plan_for, proposal_plan
 from mmn_fast.geometry_crops import cropped_taps, padded_rows
 from mmn_fast.kernels.folding import folded_layers
 from mmn_fast.kernels.gpu import device as gpu_device
-from mmn_fast.kernels.gpu.conv import costs, interpreter
+from mmn_fast.kernels.gpu import interpreter
+from mmn_fast.kernels.gpu.conv import costs
 from mmn_fast.kernels.gpu.conv.block_sizes import SHIPPED, GatherConfig, Times, arch_of, config_key, keep, times_key
 from mmn_fast.kernels.gpu.conv.costs import TILES, engine_algorithms, not_timed, usable_algorithms
 from mmn_fast.kernels.gpu.conv.crop import CropProposalConv

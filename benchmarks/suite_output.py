@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from mmn_fast.errors import InputError, WriteError
-from mmn_fast.files import check_name, write_whole
+from mmn_fast.storage.files import check_name, write_whole
 
 LOG = "log.txt"
 CHOICES = "gather_choices.json"

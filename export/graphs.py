@@ -1,6 +1,6 @@
 """The three seams as modules to trace, one ONNX graph each. `manifest.signature` has the graphs' names and axes.
 
-The modules compute the same as `model.MMN`, with BatchNorm folded, the proposal convolution cropped (`crops.crop`),
+The modules compute the same as `model.MMN`, with BatchNorm folded, the proposal convolution in bands (`framed_crops`),
 masks and cell weights as constants, and only operators that both ONNX Runtime and TensorRT have. In fp16 and bf16 the
 weights and products have that type; norms, softmax, means, scores, inputs and outputs stay float32.
 """
@@ -19,12 +19,12 @@ from mmn_fast.artifact.manifest import GRAPHS as GRAPHS
 from mmn_fast.artifact.manifest import signature as signature
 from mmn_fast.artifact.stages import CLIP_POOL, HEADS, SPARSE_MAX_POOL, conv_stages, stages
 from mmn_fast.checkpoint import LoadedModel
-from mmn_fast.export.crops import Box, Crops, crop
 from mmn_fast.geometry import cells_to_moments, diagonal_rows, plan_for, pool_steps
+from mmn_fast.geometry_crops import Box, Crops, framed_crops
 from mmn_fast.kernels.folding import folded_layers
 from mmn_fast.presets import Preset
-from mmn_fast.state import State
 from mmn_fast.text_encoder import TextEncoder
+from mmn_fast.weights.state import State
 
 _NORM_EPS = 1e-12  # eps of torch.nn.functional.normalize, in the model and for the source rows
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -125,7 +125,7 @@ class _Map(nn.Module):
         self.steps = pool_steps(preset.pooling_counts)
         self.learned = dtype is not None  # otherwise max pools make the map: they have no weights
         plan = plan_for(preset)
-        frame = crop(plan).input_frame
+        frame = framed_crops(plan).input_frame
         if dtype is not None:
             for number in range(len(self.steps)):
                 weight = state[f"feat2d.convs.{number}.weight"][:, :, None]
@@ -161,7 +161,7 @@ class _CroppedConvs(nn.Module):
     def __init__(self, preset: Preset, state: State, dtypes: Sequence[torch.dtype]) -> None:
         super().__init__()
         self.plan = plan_for(preset)
-        self.crops: Crops = crop(self.plan)
+        self.crops: Crops = framed_crops(self.plan)
         folded = zip(dtypes, *folded_layers(state, preset.conv_layers), strict=True)
         for number, (dtype, weight, bias) in enumerate(folded):
             self.register_buffer(f"weight{number}", _tensor(weight, dtype))

@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 
 from mmn_fast.artifact.manifest import GRAPHS, MAX_RECALL_LOSS, TOKENIZER, Manifest
-from mmn_fast.checksums import file_sha256
 from mmn_fast.demo.split import draw_split
 from mmn_fast.engine import load
 from mmn_fast.errors import InputError, named_as
@@ -28,6 +27,7 @@ from mmn_fast.evaluation.agreement import Agreement, LabelledSplit, agreement
 from mmn_fast.evaluation.datasets import read_annotations
 from mmn_fast.features import open_features, pre_clips
 from mmn_fast.presets import PRESETS, Preset
+from mmn_fast.storage.checksums import file_sha256
 from mmn_fast.tokenizer import load_tokenizer
 from mmn_fast.types import Query, Video
 

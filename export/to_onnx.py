@@ -20,14 +20,14 @@ from mmn_fast.artifact.manifest import (
 )
 from mmn_fast.artifact.stages import attempts, listed
 from mmn_fast.checkpoint import LoadedModel, load_model
-from mmn_fast.checksums import array_digests, combined_sha256, file_sha256
 from mmn_fast.errors import InputError
 from mmn_fast.export import bf16
 from mmn_fast.export.packages import missing_extra, versions
 from mmn_fast.export.reference import record_reference
 from mmn_fast.export.to_int8 import Labelled, Splits, check_wish, quantise
-from mmn_fast.files import new_directory
 from mmn_fast.presets import Preset
+from mmn_fast.storage.checksums import array_digests, combined_sha256, file_sha256
+from mmn_fast.storage.files import new_directory
 
 # The newest operator set that TensorRT 10.0 reads (its docs/operators.md: opset 9 to 20); TensorRT 11 reads up to 25.
 OPSET = 20  # for all precisions but bf16

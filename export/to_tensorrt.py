@@ -19,12 +19,12 @@ from mmn_fast.artifact.manifest import Manifest, check_files, read_manifest
 from mmn_fast.artifact.sidecar import HARDWARE, Profile, Sidecar, plan_path, profiles_for, read_sidecar, sidecar_path
 from mmn_fast.errors import InputError, WriteError
 from mmn_fast.export.verify import BOUNDS, VerificationError, verify_runs
-from mmn_fast.files import write_whole
-from mmn_fast.forks import Lock
+from mmn_fast.process.forks import Lock
 from mmn_fast.runtime import cuda_api
 from mmn_fast.runtime.tensorrt_module import BUILDER, make_logger, tensorrt_module
 from mmn_fast.runtime.tensorrt_plan import open_plans
-from mmn_fast.unfinished import unfinished
+from mmn_fast.storage.files import write_whole
+from mmn_fast.storage.unfinished import unfinished
 
 _LOG = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from typing import Any
 from mmn_fast.artifact.manifest import GRAPHS, MANIFEST, TOKENIZER, Manifest, TensorSpec, check_files, read_manifest
 from mmn_fast.artifact.sidecar import BUCKETS, check_sidecar, plan_path, profiles_for, read_sidecar, token_buckets
 from mmn_fast.errors import InputError
-from mmn_fast.files import new_directory
+from mmn_fast.storage.files import new_directory
 
 GROUND = "mmn_ground"
 DEVICES = ("auto", "cpu", "gpu")

@@ -8,7 +8,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from mmn_fast.environment import configure_logging
+from mmn_fast.process.environment import configure_logging
 
 if TYPE_CHECKING:
     from mmn_fast.backends.registry import available_backends

@@ -16,8 +16,13 @@ import numpy as np
 import numpy.typing as npt
 
 from mmn_fast.checks import build, check_keys, shown
-from mmn_fast.checksums import array_digests, combined_sha256, file_sha256
-from mmn_fast.directory import (
+from mmn_fast.errors import InputError
+from mmn_fast.presets import Preset, TextEncoderConfig, get_preset
+from mmn_fast.process.once import kept_property
+from mmn_fast.storage.checksums import array_digests, combined_sha256, file_sha256
+from mmn_fast.storage.files import check_name, new_directory
+from mmn_fast.tokenizer import Tokenizer, load_tokenizer, tokenizer_from_json
+from mmn_fast.weights.directory import (
     CONFIG,
     FILES,
     TOKENIZER,
@@ -26,15 +31,10 @@ from mmn_fast.directory import (
     read_weights,
     write_directory,
 )
-from mmn_fast.errors import InputError
-from mmn_fast.files import check_name, new_directory
-from mmn_fast.fingerprint import fingerprint_of, first_difference
-from mmn_fast.hub import download, is_hub_id
-from mmn_fast.official import RECORD, RECORD_FORMAT, read_official, text_sizes
-from mmn_fast.once import kept_property
-from mmn_fast.presets import Preset, TextEncoderConfig, get_preset
-from mmn_fast.state import State, check_state
-from mmn_fast.tokenizer import Tokenizer, load_tokenizer, tokenizer_from_json
+from mmn_fast.weights.fingerprint import fingerprint_of, first_difference
+from mmn_fast.weights.hub import download, is_hub_id
+from mmn_fast.weights.official import RECORD, RECORD_FORMAT, read_official, text_sizes
+from mmn_fast.weights.state import State, check_state
 
 DEMO_MODEL = Path(__file__).parent / "demo" / "model"
 """The trained model that comes with the package: "demo"."""
@@ -67,7 +67,7 @@ class LoadedModel:
 
     @kept_property
     def fingerprint(self) -> str:
-        """Hash of everything that decides results (`fingerprint.fingerprint_of`), computed from these values.
+        """Hash of everything that decides results (`weights.fingerprint.fingerprint_of`), computed from these values.
 
         A checkpoint, its converted directory and its export have the same fingerprint.
         """

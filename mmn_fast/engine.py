@@ -15,15 +15,15 @@ from mmn_fast.backends.base import NO_OPTIONS, Backend
 from mmn_fast.backends.base import PRECISIONS as PRECISIONS  # those of `load`
 from mmn_fast.checkpoint import LoadedModel, is_export, load_model
 from mmn_fast.embeddings import TextEmbeddings, VideoEmbeddings
-from mmn_fast.environment import default_model, requested_threads
 from mmn_fast.errors import InputError
 from mmn_fast.features import pre_clips
 from mmn_fast.geometry import cells_to_moments, plan_for
 from mmn_fast.kernels import host
-from mmn_fast.once import Once
 from mmn_fast.origin import Origin, absolute
 from mmn_fast.postprocess import fuse_scores, to_moments
 from mmn_fast.presets import PUBLISHED_FEATURES, Preset
+from mmn_fast.process.environment import default_model, requested_threads
+from mmn_fast.process.once import Once
 from mmn_fast.request import (
     Request,
     VideoInput,

@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from mmn_fast.arrays import Bool, Float32, Int32, Int64
-from mmn_fast.once import kept_property
 from mmn_fast.presets import Preset
+from mmn_fast.process.once import kept_property
 
 
 def proposal_diagonals(num_clips: int, pooling_counts: Sequence[int]) -> list[tuple[range, range]]:

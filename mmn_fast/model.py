@@ -169,8 +169,8 @@ def build_model(preset: Preset, text: TextEncoderConfig, state: Mapping[str, npt
     Args:
         preset: sizes and geometry.
         text: sizes of the text encoder.
-        state: float32 arrays under official keys (`state.state_shapes`); the model takes them without a copy, so treat
-            them as read-only afterwards.
+        state: float32 arrays under official keys (`weights.state.state_shapes`); the model takes them without a copy:
+            treat them as read-only afterwards.
     """
     # The meta device saves drawing random weights that `state` replaces; masks and cell weights are real even there.
     with torch.device("meta"):

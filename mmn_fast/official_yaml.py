@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from mmn_fast.checks import nearest, shown
-from mmn_fast.documents import read_yaml
 from mmn_fast.errors import InputError
+from mmn_fast.storage.documents import read_yaml
 
 # Defaults of values that a file may leave out (`config/defaults.py` of MMN and MMN-STVG, which differ in four values).
 # Keys without a section, and FEATPOOL, FEAT2D, TEXT_ENCODER, PREDICTOR and LOSS, are below MODEL.MMN or MODEL.TAN.

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from mmn_fast.errors import BackendUnavailable, InputError
-from mmn_fast.hub import is_hub_id
 from mmn_fast.presets import Preset
+from mmn_fast.weights.hub import is_hub_id
 
 
 @dataclass(frozen=True)

@@ -29,11 +29,11 @@ from mmn_fast.checks import (
     shown,
 )
 from mmn_fast.errors import InputError
-from mmn_fast.files import check_name
 from mmn_fast.official_yaml import LOSS_KEYS, PRESET_KEYS, RECIPE_KEYS, read_official
 from mmn_fast.recipes import LOSS_RULES, RECIPE_RULES
 from mmn_fast.recipes import LossParams as LossParams  # a preset's values are one vocabulary
 from mmn_fast.recipes import Recipe as Recipe
+from mmn_fast.storage.files import check_name
 
 _SIZE = Integer()
 _IOU = Number(0, 1)

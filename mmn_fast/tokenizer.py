@@ -13,7 +13,7 @@ import numpy as np
 
 from mmn_fast.arrays import Int64
 from mmn_fast.errors import InputError
-from mmn_fast.files import check_name
+from mmn_fast.storage.files import check_name
 
 _warned_of_already: ContextVar[bool] = ContextVar("_warned_of_already", default=False)
 _SPECIAL = ("[CLS]", "[SEP]", "[UNK]")
@@ -182,7 +182,7 @@ def load_tokenizer(source: str | Path, max_tokens: int = 512) -> Tokenizer:
             raise InputError(f"tokenizer: {path} holds neither tokenizer.json nor vocab.txt")
         path = found[0]
     elif not path.is_file():
-        from mmn_fast.hub import download, is_hub_id
+        from mmn_fast.weights.hub import download, is_hub_id
 
         if not is_hub_id(source):
             raise InputError(f"tokenizer: {path}: no such file or directory")

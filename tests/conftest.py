@@ -18,7 +18,7 @@ import torch
 import mmn_fast
 from mmn_fast.artifact.manifest import Manifest
 from mmn_fast.checkpoint import LoadedModel, convert, model_from_state, save_model
-from mmn_fast.kernels.gpu.conv import interpreter
+from mmn_fast.kernels.gpu import interpreter
 from mmn_fast.tokenizer import load_tokenizer
 from tests import CPUS
 from tests.golden import cases

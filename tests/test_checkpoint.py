@@ -15,12 +15,12 @@ import pytest
 import torch
 
 from mmn_fast.checkpoint import convert, load_model, save_model
-from mmn_fast.checksums import plain_sha256
-from mmn_fast.directory import FORMAT_VERSION
 from mmn_fast.errors import InputError
 from mmn_fast.model import MMN, build_model
 from mmn_fast.presets import PRESETS, TextEncoderConfig
-from mmn_fast.state import state_shapes
+from mmn_fast.storage.checksums import plain_sha256
+from mmn_fast.weights.directory import FORMAT_VERSION
+from mmn_fast.weights.state import state_shapes
 from tests.golden import cases
 
 CASE = cases.load("charades_small")

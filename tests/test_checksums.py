@@ -15,13 +15,13 @@ import pytest
 import torch
 
 import mmn_fast
-from mmn_fast import checksums
 from mmn_fast.checkpoint import LoadedModel, convert, load_model, model_from_state, save_model
-from mmn_fast.checksums import array_digests, chunked_sha256, combined_sha256, plain_sha256
 from mmn_fast.embeddings import TextEmbeddings, VideoEmbeddings
 from mmn_fast.errors import InputError
-from mmn_fast.official import official_content
-from mmn_fast.training.checkpoint_file import read_checkpoint, write_checkpoint
+from mmn_fast.storage import checksums
+from mmn_fast.storage.checksums import array_digests, chunked_sha256, combined_sha256, plain_sha256
+from mmn_fast.training.run.checkpoint_file import read_checkpoint, write_checkpoint
+from mmn_fast.weights.official import official_content
 from tests.tiny_model import assert_same, tiny_model
 
 

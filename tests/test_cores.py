@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mmn_fast.cores import omp_threads, quota_cores
+from mmn_fast.process.cores import omp_threads, quota_cores
 
 V2 = "0::{group}\n"
 V2_MOUNT = "29 23 0:26 {root} /sys/fs/cgroup rw,relatime - cgroup2 cgroup2 rw,nsdelegate\n"

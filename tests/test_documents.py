@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 
 from mmn_fast.checks import in_bytes, nearest, shown
 from mmn_fast.cli import app
-from mmn_fast.documents import MAX_DEPTH, parse_json, parse_yaml, read_json, read_text
 from mmn_fast.errors import InputError
+from mmn_fast.storage.documents import MAX_DEPTH, parse_json, parse_yaml, read_json, read_text
 
 
 @pytest.mark.parametrize(

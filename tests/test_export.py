@@ -19,11 +19,11 @@ from mmn_fast.backends.ort import OnnxBackend
 from mmn_fast.checkpoint import load_model
 from mmn_fast.cli import app
 from mmn_fast.evaluation.agreement import agreement_with
-from mmn_fast.export.crops import crop
 from mmn_fast.export.graphs import PreClips, ScoreGraph, VideoGraph
 from mmn_fast.export.verify import BOUNDS, OPERATORS
 from mmn_fast.features import pre_clips
 from mmn_fast.geometry import cells_to_moments, plan_for
+from mmn_fast.geometry_crops import framed_crops
 from mmn_fast.kernels import reference
 from mmn_fast.presets import PRESETS
 from tests.conftest import Exports
@@ -43,7 +43,7 @@ SLOW = ("activitynet_small", "tacos_small", "tacos_conv_small")  # 10 to 20 s ea
 @pytest.mark.parametrize("name", [*PRESETS, *cases.SMALL])
 def test_bands_hold_every_needed_cell_once(name: str) -> None:
     plan = plan_for(PRESETS[name] if name in PRESETS else cases.load(name).preset)
-    crops = crop(plan)
+    crops = framed_crops(plan)
     frame = crops.input_frame
     for layer, planned in zip(crops.layers, plan.layers, strict=True):
         covered = np.zeros((planned.side, planned.side), int)
@@ -65,7 +65,7 @@ def test_bands_hold_every_needed_cell_once(name: str) -> None:
 def test_bands_cost_no_more_than_boxes(name: str, most: float) -> None:
     """One box per layer is 0.60 to 0.75 of the dense convolutions."""
     plan = plan_for(PRESETS[name])
-    assert crop(plan).work(plan) <= most
+    assert framed_crops(plan).work(plan) <= most
 
 
 @pytest.mark.parametrize("name", [*QUICK, *(pytest.param(n, marks=pytest.mark.full) for n in SLOW)])

@@ -19,13 +19,13 @@ import mmn_fast
 from mmn_fast.artifact.manifest import read_manifest
 from mmn_fast.backends.ort import OnnxBackend
 from mmn_fast.backends.trt import TensorRTBackend
-from mmn_fast.checksums import file_sha256
 from mmn_fast.cli import app
 from mmn_fast.errors import BackendUnavailable, InputError
 from mmn_fast.evaluation.agreement import agreement_with
 from mmn_fast.export import bf16
 from mmn_fast.export.tritonserver_repository import RepositoryOptions, write_repository
 from mmn_fast.export.verify import BOUNDS, OPERATORS, VerificationError, verify
+from mmn_fast.storage.checksums import file_sha256
 from tests.conftest import Exports
 from tests.demo_split import demo_split
 from tests.golden import cases

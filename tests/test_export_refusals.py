@@ -17,10 +17,10 @@ import pytest
 
 import mmn_fast
 from mmn_fast.artifact.manifest import read_manifest
-from mmn_fast.checksums import file_sha256, plain_sha256
 from mmn_fast.errors import BackendUnavailable, InputError
 from mmn_fast.export.to_onnx import export
 from mmn_fast.export.verify import VerificationError, verify
+from mmn_fast.storage.checksums import file_sha256, plain_sha256
 from tests.command import run_here
 from tests.conftest import Exports
 

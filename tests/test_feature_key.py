@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from mmn_fast.cli import app
 from mmn_fast.errors import InputError
 from mmn_fast.presets import PRESETS
-from mmn_fast.training.trainer import train
+from mmn_fast.training.run.trainer import train
 from tests.training_runs import options
 
 

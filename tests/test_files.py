@@ -13,7 +13,7 @@ from mmn_fast.demo.shapes import write_dataset
 from mmn_fast.errors import InputError
 from mmn_fast.export.to_onnx import export
 from mmn_fast.export.tritonserver_repository import write_repository
-from mmn_fast.files import new_directory
+from mmn_fast.storage.files import new_directory
 
 
 def make(output: Path, fill: Callable[[Path], object], stop: BaseException | None = None) -> None:

@@ -20,8 +20,8 @@ import torch
 import mmn_fast
 from mmn_fast.engine import Engine
 from mmn_fast.errors import BackendUnavailable, InputError
-from mmn_fast.forks import Opened
-from mmn_fast.torch_threads import on_usable_thread, strict_settings
+from mmn_fast.process.forks import Opened
+from mmn_fast.process.torch_threads import on_usable_thread, strict_settings
 from tests.processes import in_fork, not_for_ever  # noqa: F401 - a fixture
 
 ROOT = Path(__file__).parents[1]
@@ -296,7 +296,7 @@ def test_backends_on_a_gpu_refuse_a_forked_child(
     monkeypatch.setattr(runner, "device", torch.device("cuda:0"))
     with pytest.raises(BackendUnavailable, match="was forked from it"):
         in_fork(lambda: engines("torch-1").ground(batch()))
-    monkeypatch.setattr("mmn_fast.torch_build.has_cuda", lambda: True)
+    monkeypatch.setattr("mmn_fast.process.torch_build.has_cuda", lambda: True)
     monkeypatch.setattr("torch.cuda._is_in_bad_fork", lambda: True)
     with pytest.raises(BackendUnavailable, match="this process was forked from one that used CUDA"):
         mmn_fast.load("demo", backend="torch", device="cuda")

@@ -20,7 +20,7 @@ from mmn_fast.engine import Engine
 from mmn_fast.kernels.gpu import captures, recording
 from mmn_fast.kernels.gpu.captures import capturing
 from mmn_fast.kernels.gpu.recording import own_stream, record
-from mmn_fast.once import Once
+from mmn_fast.process.once import Once
 from mmn_fast.runtime.graph_runner import GraphRunner, Input
 from tests import cuda_graphs_double
 from tests.cuda_graphs_double import POOL, CudaGraphs

@@ -21,10 +21,10 @@ from mmn_fast.geometry import cells_to_moments, plan_for
 from mmn_fast.kernels import reference
 from mmn_fast.kernels.cpu import ops
 from mmn_fast.postprocess import fuse_scores
+from mmn_fast.process.torch_threads import strict_settings
 from mmn_fast.request import Request
 from mmn_fast.runtime.graph_cache import Captured
 from mmn_fast.runtime.graph_runner import Input
-from mmn_fast.torch_threads import strict_settings
 from tests.golden import cases
 from tests.golden.grounded import batch_of
 from tests.gpu_engines import Models, gpu_engine

@@ -19,17 +19,11 @@ PACKAGE = Path(mmn_fast.__file__).parent
 # From the bottom up; a module imports from its own rung and from those below. Names are below mmn_fast, and a package
 # stands for all that is in it. CONTRIBUTING.md says what each rung is for.
 LADDER = {
-    "values": (
-        "version errors arrays checks documents types environment files checksums embeddings unfinished forks once"
-        " cores torch_build torch_threads buckets official_yaml recipes presets"
-    ),
+    "values": ("version errors arrays checks types process storage embeddings buckets official_yaml recipes presets"),
     "geometry": "geometry geometry_crops",
     "kernels": "kernels",
-    "model": (
-        "hub state fingerprint official tokenizer features text_encoder model postprocess directory artifact checkpoint"
-        " request"
-    ),
-    "runtime": "runtime torch_runner",
+    "model": ("weights tokenizer features text_encoder model postprocess artifact checkpoint request"),
+    "runtime": "runtime",
     "backends": "backends",
     "engine": "origin engine",
     "tools": "evaluation training viz demo benchmarking export",
@@ -39,10 +33,9 @@ LADDER = {
 RUNGS = {name: number for number, names in enumerate(LADDER.values()) for name in names.split()}
 
 MAY_NEED_TORCH = [
-    "torch_threads",
+    "process.torch_threads",
     "text_encoder",
     "model",
-    "torch_runner",
     "kernels.reference",
     "kernels.gpu",
     "backends.native_gpu",
@@ -50,6 +43,7 @@ MAY_NEED_TORCH = [
     "runtime.device_copies",
     "runtime.graph_runner",
     "runtime.programs",
+    "runtime.torch_runner",
     "runtime.video_branch",
     "export.graphs",
     "benchmarks",

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from mmn_fast.forks import Lock, fork_waits, forked_thread
-from mmn_fast.once import Once, kept_property
+from mmn_fast.process.forks import Lock, fork_waits, forked_thread
+from mmn_fast.process.once import Once, kept_property
 from tests.processes import in_fork, not_for_ever  # noqa: F401 - a fixture
 
 ROOT = Path(__file__).parents[1]
@@ -63,7 +63,7 @@ def test_a_fork_waits_for_calls_and_calls_wait_for_a_fork() -> None:
 
 def test_two_threads_that_fork_within_calls_do_not_wait_for_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without real forks: before those, other libraries take locks of their own, and two threads meet there."""
-    monkeypatch.setattr("mmn_fast.forks._LONGEST_WAIT_S", 600.0)
+    monkeypatch.setattr("mmn_fast.process.forks._LONGEST_WAIT_S", 600.0)
     both, passed = threading.Barrier(2), []
 
     def call() -> None:
@@ -165,7 +165,7 @@ def test_a_kept_property_is_worked_out_once_and_holds_no_lock() -> None:
 
 
 def test_every_lock_knows_of_forks() -> None:
-    """Locks of the standard library, which a child may find locked for ever, are in mmn_fast/forks.py alone."""
+    """Locks of the standard library, which a child may find locked for ever, are in mmn_fast/process/forks.py alone."""
     pattern = re.compile(r"threading\.(R?Lock|Condition|Semaphore|BoundedSemaphore|Barrier)\b|\bcached_property\b")
     found = {
         f"{path.relative_to(ROOT)}:{number}"

@@ -14,10 +14,10 @@ import pytest
 
 import mmn_fast
 from mmn_fast.checkpoint import DEMO_MODEL
-from mmn_fast.cores import usable_cores
 from mmn_fast.embeddings import TextEmbeddings
 from mmn_fast.errors import InputError
 from mmn_fast.features import load_features, open_features
+from mmn_fast.process.cores import usable_cores
 
 FEATURES = np.random.default_rng(0).standard_normal((9, 357)).astype(np.float32)
 VIDEO = mmn_fast.Video(FEATURES, 8.0)

@@ -28,9 +28,9 @@ from mmn_fast.features import pre_clips
 from mmn_fast.model import MMN, build_model
 from mmn_fast.postprocess import fuse_scores
 from mmn_fast.presets import Preset, get_preset
-from mmn_fast.state import state_shapes
 from mmn_fast.tokenizer import load_tokenizer
 from mmn_fast.training.sparse import encode_video
+from mmn_fast.weights.state import state_shapes
 from tests.tensorrt_double import CudaRuntime
 from tests.tensorrt_plans import install
 from tests.test_training_sparse import dense

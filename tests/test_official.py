@@ -24,7 +24,7 @@ from torch.serialization import get_safe_globals
 
 from mmn_fast.checkpoint import LoadedModel, convert, load_model
 from mmn_fast.errors import InputError
-from mmn_fast.official import official_content, text_sizes
+from mmn_fast.weights.official import official_content, text_sizes
 from tests.tiny_model import assert_same, tiny_model
 from tests.training_task import PRESET, TEXT
 

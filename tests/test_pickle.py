@@ -95,7 +95,7 @@ def pool(method: str) -> Iterator[ProcessPoolExecutor]:
 
 
 def test_values_survive_a_pickle(engine: mmn_fast.Engine, tmp_path: Path) -> None:
-    from mmn_fast.training.options import TrainOptions  # imports PyTorch, which workers need not
+    from mmn_fast.training.run.options import TrainOptions  # imports PyTorch, which workers need not
 
     annotations = tmp_path / "a.json"
     video = {"duration": 20.0, "timestamps": [[0, 4], [9, 2]], "sentences": list(SENTENCES)}

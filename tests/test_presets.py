@@ -15,7 +15,7 @@ import pytest
 
 from mmn_fast.errors import InputError
 from mmn_fast.presets import PRESETS, LossParams, Preset, Recipe, TextEncoderConfig, get_preset, read_official_yaml
-from mmn_fast.state import state_shapes
+from mmn_fast.weights.state import state_shapes
 from tests.test_odd_pools import ODD
 
 # What the four official files say, as they write it (tuples are text to YAML).

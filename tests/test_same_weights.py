@@ -14,7 +14,7 @@ from mmn_fast.artifact.manifest import read_manifest
 from mmn_fast.checkpoint import LoadedModel, convert, load_model, save_model
 from mmn_fast.errors import InputError
 from mmn_fast.export.to_onnx import export
-from mmn_fast.training.trainer import train
+from mmn_fast.training.run.trainer import train
 from tests.command import run_here
 from tests.tiny_model import assert_same
 from tests.training_runs import options

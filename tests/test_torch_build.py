@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from mmn_fast import torch_build
 from mmn_fast.backends import registry
 from mmn_fast.backends.native_cpu import NativeBackend
 from mmn_fast.kernels import host
+from mmn_fast.process import torch_build
 
 
 @pytest.fixture(autouse=True)
@@ -59,7 +59,7 @@ class Block:
         if name == 'torch':
             raise ModuleNotFoundError('blocked', name=name)
 {how}
-from mmn_fast import torch_build as t
+from mmn_fast.process import torch_build as t
 assert (t.is_installed(), t.version(), t.has_cuda()) == (False, '', False)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from mmn_fast.kernels.gpu.device import strict_arithmetic
-from mmn_fast.torch_threads import strict_settings, strictly
+from mmn_fast.process.torch_threads import strict_settings, strictly
 
 cudnn, cuda, matmul = torch.backends.cudnn, torch.backends.cuda, torch.backends.cuda.matmul
 REDUCTIONS = ("allow_fp16_reduced_precision_reduction", "allow_bf16_reduced_precision_reduction")

@@ -23,9 +23,9 @@ from mmn_fast.presets import PRESETS
 from mmn_fast.training.data import epoch_order, epoch_parts
 from mmn_fast.training.initial import new_model, parse_text_encoder
 from mmn_fast.training.objective import Objective
-from mmn_fast.training.options import TrainOptions
-from mmn_fast.training.schedule import contrastive_weight, learning_rates
-from mmn_fast.training.trainer import train
+from mmn_fast.training.run.options import TrainOptions
+from mmn_fast.training.run.schedule import contrastive_weight, learning_rates
+from mmn_fast.training.run.trainer import train
 from tests.tolerances import check_close
 from tests.training_runs import command, data_of, lines, options
 from tests.training_task import PRESET, TEXT, write_task

@@ -11,9 +11,9 @@ import pytest
 
 from mmn_fast.checkpoint import load_model
 from mmn_fast.errors import WriteError
-from mmn_fast.training import trainer
-from mmn_fast.training.progress import Log
-from mmn_fast.training.trainer import train
+from mmn_fast.training.run import trainer
+from mmn_fast.training.run.progress import Log
+from mmn_fast.training.run.trainer import train
 from tests.training_runs import lines, options
 from tests.training_task import write_task
 

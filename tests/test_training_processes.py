@@ -25,7 +25,7 @@ from mmn_fast.presets import PRESETS, Preset, get_preset
 from mmn_fast.training.data import epoch_order, epoch_parts
 from mmn_fast.training.initial import new_model
 from mmn_fast.training.objective import Objective
-from mmn_fast.training.trainer import train
+from mmn_fast.training.run.trainer import train
 from tests.tolerances import check_close
 from tests.training_runs import ROOT, command, data_of, lines, options
 from tests.training_task import PRESET, TEXT

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from mmn_fast.errors import InputError
-from mmn_fast.training.trainer import train
+from mmn_fast.training.run.trainer import train
 from tests.training_runs import lines, options
 from tests.training_task import write_task
 

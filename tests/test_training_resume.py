@@ -17,8 +17,8 @@ import torch
 
 from mmn_fast.checkpoint import load_model
 from mmn_fast.errors import InputError
-from mmn_fast.training import trainer
-from mmn_fast.training.trainer import InterruptedRunError, train
+from mmn_fast.training.run import trainer
+from mmn_fast.training.run.trainer import InterruptedRunError, train
 from tests.training_runs import ROOT, Crash, assert_same_run, crash_at, lines, options
 from tests.training_task import CONV_PRESET
 
@@ -87,7 +87,7 @@ def test_sigkill_during_a_checkpoint_write_loses_nothing(moment: str, task: dict
     script = f"""
         import io, os, pathlib, signal, torch
         from tests.training_runs import options
-        from mmn_fast.training.trainer import train
+        from mmn_fast.training.run.trainer import train
 
         real, count = torch.save, 0
 

@@ -13,7 +13,7 @@ import pytest
 from mmn_fast.errors import InputError
 from mmn_fast.presets import TextEncoderConfig
 from mmn_fast.training.initial import new_model, parse_text_encoder
-from mmn_fast.training.trainer import train
+from mmn_fast.training.run.trainer import train
 from tests.training_runs import Crash, assert_same_run, crash_at, options
 from tests.training_task import PRESET, TEXT
 

@@ -18,13 +18,13 @@ import pytest
 from safetensors.numpy import save_file
 
 from mmn_fast.errors import InputError, WriteError
-from mmn_fast.files import new_directory, refuse_existing, whole_file, write_whole
-from mmn_fast.unfinished import remove_abandoned, unfinished
+from mmn_fast.storage.files import new_directory, refuse_existing, whole_file, write_whole
+from mmn_fast.storage.unfinished import remove_abandoned, unfinished
 
 MAKER = """
 import sys, time
 from pathlib import Path
-from mmn_fast.files import new_directory, whole_file
+from mmn_fast.storage.files import new_directory, whole_file
 path = Path(sys.argv[2])
 with (new_directory(path, "there") if sys.argv[1] == "directory" else whole_file(path)) as there:
     if sys.argv[1] == "directory":
@@ -119,7 +119,7 @@ def test_a_forked_child_neither_removes_nor_keeps_what_its_parent_writes(tmp_pat
     code = """
 import os, sys, time
 from pathlib import Path
-from mmn_fast.unfinished import unfinished
+from mmn_fast.storage.unfinished import unfinished
 try:
     with unfinished(Path(sys.argv[1])) as partial:
         partial.touch()

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from mmn_fast.checkpoint import LoadedModel, model_from_state
-from mmn_fast.state import state_shapes
 from mmn_fast.tokenizer import load_tokenizer
+from mmn_fast.weights.state import state_shapes
 from tests.training_task import PRESET, TEXT, WORDS
 
 

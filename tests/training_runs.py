@@ -16,9 +16,9 @@ from mmn_fast.checkpoint import load_model
 from mmn_fast.evaluation.datasets import read_annotations
 from mmn_fast.features import open_features
 from mmn_fast.tokenizer import load_tokenizer
-from mmn_fast.training import trainer
 from mmn_fast.training.data import TrainingData
-from mmn_fast.training.options import TrainOptions
+from mmn_fast.training.run import trainer
+from mmn_fast.training.run.options import TrainOptions
 from tests.training_task import PRESET, TEXT
 
 ROOT = Path(__file__).parents[1]

@@ -30,11 +30,11 @@ from mmn_fast.checks import (
     nearest,
     shown,
 )
-from mmn_fast.checksums import file_sha256, plain_sha256, side_by_side
-from mmn_fast.documents import read_json
 from mmn_fast.errors import InputError
 from mmn_fast.geometry import plan_for
 from mmn_fast.presets import Preset, TextEncoderConfig
+from mmn_fast.storage.checksums import file_sha256, plain_sha256, side_by_side
+from mmn_fast.storage.documents import read_json
 
 FORMAT_VERSION = 4
 KIND = "mmn_fast export"
@@ -119,7 +119,7 @@ class Manifest:
         text: sizes of the text encoder.
         fingerprint: the model's fingerprint, as `LoadedModel.fingerprint`.
         source: name of the exported model.
-        weights_sha256: SHA-256 of the model's weights, `checksums.combined_sha256`; the fingerprint follows from it.
+        weights_sha256: `storage.checksums.combined_sha256` of the model's weights; the fingerprint follows from it.
         precision: one of `PRECISIONS`, for the weights and products of video and text; score is always float32.
         fp32_stages: stages of the video graph (`artifact.stages`) that are float32 although the precision is fp16 or
             bf16, because the graph was out of its bound without them.

@@ -19,9 +19,9 @@ from mmn_fast.arrays import Int64
 from mmn_fast.artifact.manifest import Manifest, TensorSpec
 from mmn_fast.buckets import QUERY_BUCKETS, TOKEN_BUCKETS, VIDEO_BUCKETS
 from mmn_fast.checks import Each, Integer, MapOf, OneOf, Rule, Text, check_record, flag, shown
-from mmn_fast.checksums import file_sha256
-from mmn_fast.documents import read_json
 from mmn_fast.errors import InputError
+from mmn_fast.storage.checksums import file_sha256
+from mmn_fast.storage.documents import read_json
 
 FORMAT_VERSION = 1
 KIND = "mmn_fast TensorRT plan"

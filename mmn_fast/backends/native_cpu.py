@@ -7,11 +7,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from mmn_fast import torch_build
 from mmn_fast.arrays import Float32, Int32, Int64
 from mmn_fast.backends.base import NO_OPTIONS, Backend, Branches, Option, Selection
 from mmn_fast.checkpoint import LoadedModel
-from mmn_fast.forks import fork_waits
 from mmn_fast.geometry import ProposalPlan, diagonal_rows, plan_for, pool_steps, proposal_diagonals
 from mmn_fast.kernels import host
 from mmn_fast.kernels.cpu import ops
@@ -20,7 +18,9 @@ from mmn_fast.kernels.cpu.conv import LayerChoice, NativeProposalConv, choose_al
 from mmn_fast.kernels.cpu.text import NativeTextEncoder
 from mmn_fast.kernels.folding import folded_layers
 from mmn_fast.presets import Preset
-from mmn_fast.state import State
+from mmn_fast.process import torch_build
+from mmn_fast.process.forks import fork_waits
+from mmn_fast.weights.state import State
 
 _HEAD_PAD = 32  # csrc/cpu/rows.h, kRowPad
 _PRECISIONS = ("fp32", "bf16")

@@ -17,9 +17,9 @@ from mmn_fast.arrays import Float32, Int64
 from mmn_fast.artifact.manifest import GRAPHS, Manifest, check_files, read_manifest
 from mmn_fast.backends.base import NO_OPTIONS, Backend, Branches
 from mmn_fast.checkpoint import LoadedModel
-from mmn_fast.cores import limited_cores
 from mmn_fast.errors import BackendUnavailable, InputError
-from mmn_fast.forks import Lock, Opened, fork_waits, renew_in_child
+from mmn_fast.process.cores import limited_cores
+from mmn_fast.process.forks import Lock, Opened, fork_waits, renew_in_child
 from mmn_fast.runtime.onnxruntime_module import onnxruntime_module
 
 _CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"

@@ -9,8 +9,8 @@ from importlib import import_module
 
 from mmn_fast.backends.base import PRECISIONS, Backend
 from mmn_fast.errors import BackendUnavailable, InputError
-from mmn_fast.forks import fork_waits
 from mmn_fast.kernels import host
+from mmn_fast.process.forks import fork_waits
 
 _LOG = logging.getLogger(__name__)
 

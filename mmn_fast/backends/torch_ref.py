@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mmn_fast import torch_build
 from mmn_fast.arrays import Float32, Int64
 from mmn_fast.backends.base import NO_OPTIONS, Backend, Branches
 from mmn_fast.checkpoint import LoadedModel
-from mmn_fast.forks import fork_waits
+from mmn_fast.process import torch_build
+from mmn_fast.process.forks import fork_waits
 
 _PRECISIONS = ("fp64", "fp32", "bf16", "fp16")
 
@@ -57,7 +57,7 @@ class TorchBackend(Backend):
         options: Mapping[str, Any] = NO_OPTIONS,
     ) -> None:
         with fork_waits:  # a module that another thread was importing is never imported in a forked child
-            from mmn_fast.torch_runner import TorchRunner
+            from mmn_fast.runtime.torch_runner import TorchRunner
 
         self.preset = model.preset
         self._runner = TorchRunner(model, device, "fp32" if precision == "auto" else precision, threads)
@@ -78,7 +78,7 @@ class TorchBackend(Backend):
 
 def _cuda_lost() -> str | None:
     with fork_waits:
-        from mmn_fast.torch_threads import cuda_lost_by_fork
+        from mmn_fast.process.torch_threads import cuda_lost_by_fork
 
     return cuda_lost_by_fork()
 

@@ -13,7 +13,7 @@ from mmn_fast.artifact.sidecar import text_batches
 from mmn_fast.backends.base import NO_OPTIONS, Backend, Branches, Option
 from mmn_fast.checkpoint import LoadedModel
 from mmn_fast.errors import BackendUnavailable
-from mmn_fast.forks import Lock, Opened
+from mmn_fast.process.forks import Lock, Opened
 from mmn_fast.runtime import cuda_api
 from mmn_fast.runtime.cuda_api import Cuda
 from mmn_fast.runtime.tensorrt_module import RUNTIME, tensorrt_module

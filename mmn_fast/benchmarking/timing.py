@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from mmn_fast.cores import usable_cores
+from mmn_fast.process.cores import usable_cores
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,8 @@ def alternate(candidates: Mapping[str, Callable[[], object]], repeats: int, warm
 
 def machine() -> dict[str, Any]:
     """The time, the processor and the versions that a figure is of."""
-    from mmn_fast import torch_build
     from mmn_fast.kernels import host
+    from mmn_fast.process import torch_build
     from mmn_fast.version import __version__
 
     return {

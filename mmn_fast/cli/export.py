@@ -45,7 +45,7 @@ def convert(
 ) -> None:
     """Turn an official checkpoint into a directory that every command and mmn_fast.load() take."""
     from mmn_fast.checkpoint import convert as convert_checkpoint
-    from mmn_fast.directory import CONFIG, read_config
+    from mmn_fast.weights.directory import CONFIG, read_config
 
     convert_checkpoint(checkpoint, preset, tokenizer, output, text_heads)
     _, held, _ = read_config(output / CONFIG)

@@ -50,9 +50,9 @@ def load_engine(
     backend_option: list[str] | None,
 ) -> Any:
     from mmn_fast.checks import fail
-    from mmn_fast.documents import NotYamlError, parse_yaml
     from mmn_fast.engine import load
-    from mmn_fast.environment import default_model
+    from mmn_fast.process.environment import default_model
+    from mmn_fast.storage.documents import NotYamlError, parse_yaml
 
     model = model or default_model()
     if model is None:

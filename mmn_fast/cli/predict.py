@@ -62,7 +62,7 @@ def predict(
     from mmn_fast.evaluation.datasets import read_annotations
     from mmn_fast.evaluation.predict import predict as run
     from mmn_fast.features import open_features
-    from mmn_fast.files import refuse_existing
+    from mmn_fast.storage.files import refuse_existing
 
     refuse_existing(output, "output")
     engine = load_engine(model, preset, tokenizer, device, precision, backend, threads, backend_option)

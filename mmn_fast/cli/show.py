@@ -86,7 +86,7 @@ def bench(
     from rich.console import Console
 
     from mmn_fast.benchmarking.stages import BenchOptions, bench_model, table
-    from mmn_fast.environment import default_model
+    from mmn_fast.process.environment import default_model
 
     arguments = {
         "model": model or default_model() or "demo",
@@ -131,9 +131,9 @@ def info(
     import platform
 
     from mmn_fast.backends.registry import available_backends
-    from mmn_fast.environment import default_model
     from mmn_fast.kernels import host
     from mmn_fast.presets import PRESETS
+    from mmn_fast.process.environment import default_model
     from mmn_fast.version import __version__
 
     facts: dict[str, Any] = {

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from mmn_fast.environment import log_level
+from mmn_fast.process.environment import log_level
 
 
 def prepare_streams() -> None:

@@ -119,11 +119,11 @@ def train(
     """Train a model by the official recipe; under torchrun on several devices."""
     import dataclasses
 
-    from mmn_fast.environment import requested_threads
     from mmn_fast.presets import get_preset
-    from mmn_fast.training.options import TrainOptions
-    from mmn_fast.training.trainer import InterruptedRunError
-    from mmn_fast.training.trainer import train as run
+    from mmn_fast.process.environment import requested_threads
+    from mmn_fast.training.run.options import TrainOptions
+    from mmn_fast.training.run.trainer import InterruptedRunError
+    from mmn_fast.training.run.trainer import train as run
 
     chosen = get_preset(preset)
     overrides = {

@@ -24,8 +24,8 @@ from mmn_fast.demo.scenes import render as render_scene
 from mmn_fast.demo.sentences import Sentence, say, vocabulary
 from mmn_fast.errors import InputError
 from mmn_fast.features.extractors.pixels import PixelFeatures
-from mmn_fast.files import new_directory
-from mmn_fast.once import kept_property
+from mmn_fast.process.once import kept_property
+from mmn_fast.storage.files import new_directory
 from mmn_fast.version import __version__
 
 SPLITS = ("train", "val", "test", "test_unseen")

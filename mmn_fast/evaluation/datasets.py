@@ -24,10 +24,10 @@ import numpy as np
 
 from mmn_fast.arrays import Float32, Float64
 from mmn_fast.checks import Number, Text, fail, shown
-from mmn_fast.documents import NotJsonError, parse_json, read_text
 from mmn_fast.errors import InputError
 from mmn_fast.evaluation.notes import Note, Tally, refuse, say
 from mmn_fast.presets import Preset, get_preset
+from mmn_fast.storage.documents import NotJsonError, parse_json, read_text
 
 Windows = Float32 | Float64
 Durations = str | Path | Mapping[str, float]

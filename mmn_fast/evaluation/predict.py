@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from mmn_fast.arrays import Float64
-from mmn_fast.documents import parse_json
 from mmn_fast.errors import InputError
 from mmn_fast.evaluation.datasets import Sample, first_few
 from mmn_fast.evaluation.evaluate import EvaluationReport
@@ -31,6 +30,7 @@ from mmn_fast.evaluation.metrics import Protocol, get_protocol
 from mmn_fast.evaluation.notes import Note, by_kind, refuse, say
 from mmn_fast.evaluation.predictions import PredictionsFile
 from mmn_fast.evaluation.ranking import rank_moments
+from mmn_fast.storage.documents import parse_json
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from mmn_fast.arrays import Float32
 from mmn_fast.errors import WriteError
 from mmn_fast.evaluation.datasets import Sample
-from mmn_fast.files import refuse_existing, whole_file
+from mmn_fast.storage.files import refuse_existing, whole_file
 
 
 class PredictionsFile:

@@ -18,8 +18,8 @@ from mmn_fast.features.hdf5 import read_hdf5
 from mmn_fast.features.limits import Wanted
 from mmn_fast.features.messages import first_line, is_video, needs_extraction, pick, unreadable_hdf5
 from mmn_fast.features.pre_clips import from_torch
-from mmn_fast.files import check_name
-from mmn_fast.hub import check_arrived
+from mmn_fast.storage.files import check_name
+from mmn_fast.weights.hub import check_arrived
 
 
 def load_features(source: str | Path, key: str | None = None, width: int | None = None) -> npt.NDArray[Any]:

@@ -219,7 +219,7 @@ def _is_tensor(value: Any) -> bool:
 def from_torch(tensor: Any) -> npt.NDArray[Any]:
     tensor = tensor.detach().cpu().resolve_conj().resolve_neg()
     if tensor.is_floating_point() and str(tensor.dtype) not in ("torch.float16", "torch.float32", "torch.float64"):
-        from mmn_fast.torch_threads import on_usable_thread
+        from mmn_fast.process.torch_threads import on_usable_thread
 
         tensor = on_usable_thread(tensor.float)  # bfloat16 and float8: NumPy has neither
     array: npt.NDArray[Any] = tensor.numpy()

@@ -15,7 +15,7 @@ from mmn_fast.features.files import check_file, read_file
 from mmn_fast.features.hdf5 import member, read_dataset
 from mmn_fast.features.limits import Wanted
 from mmn_fast.features.messages import close_to, first_line, is_video, listed, needs_extraction, unreadable_hdf5
-from mmn_fast.files import check_name
+from mmn_fast.storage.files import check_name
 
 
 class FeatureStore(ABC):

@@ -6,9 +6,9 @@ import ctypes
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from mmn_fast.cores import usable_cores
-from mmn_fast.environment import requested_threads
 from mmn_fast.errors import InputError
+from mmn_fast.process.cores import usable_cores
+from mmn_fast.process.environment import requested_threads
 
 if TYPE_CHECKING:
     import torch
@@ -38,7 +38,7 @@ def cpu_isa() -> str:
 
 
 def num_threads(threads: int | None = None) -> int:
-    """Threads that an op uses: `threads`, else `MMN_FAST_NUM_THREADS`, else `cores.usable_cores()`.
+    """Threads that an op uses: `threads`, else `MMN_FAST_NUM_THREADS`, else `process.cores.usable_cores()`.
 
     Raises:
         InputError: It is no whole number from 1 to 4096.

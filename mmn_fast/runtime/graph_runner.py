@@ -16,10 +16,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from mmn_fast.forks import Lock, Opened
 from mmn_fast.kernels.gpu.captures import between_captures
 from mmn_fast.kernels.gpu.device import out_of_memory, strict_arithmetic
 from mmn_fast.kernels.gpu.recording import own_stream, record
+from mmn_fast.process.forks import Lock, Opened
 from mmn_fast.runtime.graph_cache import MIB, Captured, GraphCache
 
 Program = Callable[..., tuple[Tensor, ...]]

@@ -6,7 +6,7 @@ import os
 from importlib import import_module
 from typing import Any
 
-from mmn_fast.forks import fork_waits
+from mmn_fast.process.forks import fork_waits
 
 
 def onnxruntime_module() -> Any:

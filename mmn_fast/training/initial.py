@@ -12,14 +12,14 @@ from torch import nn
 
 from mmn_fast.checkpoint import load_model
 from mmn_fast.checks import build, check_keys, shown
-from mmn_fast.documents import parse_json, read_json
 from mmn_fast.errors import InputError
-from mmn_fast.fingerprint import first_difference
-from mmn_fast.hub import download, is_hub_id
 from mmn_fast.model import MMN
 from mmn_fast.presets import Preset, TextEncoderConfig
-from mmn_fast.state import State
+from mmn_fast.storage.documents import parse_json, read_json
 from mmn_fast.tokenizer import Tokenizer, load_tokenizer
+from mmn_fast.weights.fingerprint import first_difference
+from mmn_fast.weights.hub import download, is_hub_id
+from mmn_fast.weights.state import State
 
 PUBLISHED_TEXT_ENCODER = "distilbert/distilbert-base-uncased"
 _FILES = ["config.json", "model.safetensors", "tokenizer.json"]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mmn_fast.errors import InputError
 from mmn_fast.evaluation.datasets import read_annotations
-from mmn_fast.files import refuse_existing, write_whole
+from mmn_fast.storage.files import refuse_existing, write_whole
 
 _SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]  # [PAD] is 0, as in BERT's vocabulary
 _LEAST = 100  # least number of entries: special tokens, and letters alone and within a word

@@ -8,7 +8,7 @@
 Text is escaped, the same input gives the same bytes, and a page loads nothing from the network.
 """
 
-from mmn_fast.files import refuse_existing
+from mmn_fast.storage.files import refuse_existing
 from mmn_fast.viz.dataset_page import evaluation_report
 from mmn_fast.viz.html import Page
 from mmn_fast.viz.pictures import moment_map, timeline

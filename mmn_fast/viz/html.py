@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mmn_fast.files import write_whole
+from mmn_fast.storage.files import write_whole
 from mmn_fast.version import __version__
 from mmn_fast.viz.svg import palette_css, picture_css, static, text
 

@@ -11,7 +11,7 @@ from importlib import resources
 from pathlib import Path
 
 from mmn_fast.errors import InputError
-from mmn_fast.files import write_whole
+from mmn_fast.storage.files import write_whole
 
 NAMESPACE = "http://www.w3.org/2000/svg"
 

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from mmn_fast.arrays import Float32, Int64
 from mmn_fast.presets import PRESETS, Preset, TextEncoderConfig
-from mmn_fast.state import state_shapes
+from mmn_fast.weights.state import state_shapes
 from tests.golden import recipe
 
 HERE = Path(__file__).parent

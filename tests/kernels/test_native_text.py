@@ -18,8 +18,8 @@ from mmn_fast import _C
 from mmn_fast.kernels import host
 from mmn_fast.kernels.cpu.text import NativeTextEncoder
 from mmn_fast.presets import TextEncoderConfig
-from mmn_fast.state import state_shapes
 from mmn_fast.text_encoder import TextEncoder
+from mmn_fast.weights.state import state_shapes
 from tests.golden import cases, recipe
 from tests.tolerances import TOLERANCES, check_close
 

@@ -7,9 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from mmn_fast.cores import usable_cores
 from mmn_fast.kernels import host
 from mmn_fast.kernels.cpu import ops
+from mmn_fast.process.cores import usable_cores
 
 MASK = np.triu(np.ones((64, 64), bool))
 

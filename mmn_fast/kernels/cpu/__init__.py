@@ -1,0 +1,1 @@
+"""Kernels for CPUs: the operators of the compiled extension, and the text encoder over them."""

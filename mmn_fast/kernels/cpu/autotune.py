@@ -14,13 +14,13 @@ from pathlib import Path
 import numpy as np
 
 from mmn_fast.checks import Each, Integer, MapOf, Number, Rule, Text, check_record
-from mmn_fast.documents import read_json
-from mmn_fast.environment import tuning_dir
 from mmn_fast.errors import InputError, WriteError
-from mmn_fast.files import write_whole
 from mmn_fast.geometry import ProposalPlan
 from mmn_fast.kernels.cpu.conv import add_layer, candidates
 from mmn_fast.kernels.host import _C, cpu_isa
+from mmn_fast.process.environment import tuning_dir
+from mmn_fast.storage.documents import read_json
+from mmn_fast.storage.files import write_whole
 from mmn_fast.version import __version__
 
 _LOG = logging.getLogger(__name__)

@@ -6,7 +6,7 @@ import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from mmn_fast.forks import Lock, renew_in_child
+from mmn_fast.process.forks import Lock, renew_in_child
 
 _captures = Lock()
 _held_off = False  # whether garbage collection was on before the capture that is under way

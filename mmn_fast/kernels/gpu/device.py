@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 
 from mmn_fast.kernels import host
-from mmn_fast.torch_threads import cuda_lost_by_fork, strict_settings
+from mmn_fast.process.torch_threads import cuda_lost_by_fork, strict_settings
 
 PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 _LEAST_CAPABILITY = (8, 0)  # of the machine code in csrc/cuda

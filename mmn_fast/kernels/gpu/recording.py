@@ -9,9 +9,9 @@ from weakref import WeakValueDictionary
 
 import torch
 
-from mmn_fast.forks import Lock
 from mmn_fast.kernels.gpu.captures import capturing
-from mmn_fast.once import Once
+from mmn_fast.process.forks import Lock
+from mmn_fast.process.once import Once
 
 T = TypeVar("T")
 

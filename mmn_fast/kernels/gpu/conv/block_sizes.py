@@ -12,10 +12,10 @@ from typing import Any
 
 from mmn_fast.buckets import VIDEO_BUCKETS
 from mmn_fast.checks import Integer, MapOf, Number
-from mmn_fast.documents import read_json
-from mmn_fast.environment import tuning_dir
-from mmn_fast.files import write_whole
 from mmn_fast.geometry import ProposalPlan
+from mmn_fast.process.environment import tuning_dir
+from mmn_fast.storage.documents import read_json
+from mmn_fast.storage.files import write_whole
 
 SHIPPED = Path(__file__).with_name("gather_choices.json")
 _CACHE_NAME = "gather_choices.json"

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from mmn_fast.arrays import Bool, Float32, Int32
 from mmn_fast.geometry import LayerPlan, ProposalPlan
-from mmn_fast.once import kept_property
+from mmn_fast.process.once import kept_property
 
 # A word's lowest bit is found through the exponent of a float32, so that words stay positive; 81 taps fill three.
 WORD_BITS = 27

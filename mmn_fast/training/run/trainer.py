@@ -41,20 +41,20 @@ from mmn_fast.errors import InputError, WriteError, named_as
 from mmn_fast.evaluation.datasets import read_annotations
 from mmn_fast.evaluation.evaluate import evaluate
 from mmn_fast.features import FeatureStore, open_features
-from mmn_fast.files import whole_file, write_whole
-from mmn_fast.official import official_content
 from mmn_fast.presets import Preset, get_preset
-from mmn_fast.training.checkpoint_file import read_checkpoint, write_checkpoint
+from mmn_fast.storage.files import whole_file, write_whole
+from mmn_fast.storage.unfinished import remove_abandoned
 from mmn_fast.training.data import TrainingData, epoch_order, epoch_parts, usable_samples
 from mmn_fast.training.initial import new_model, starts_from_scratch
 from mmn_fast.training.objective import Objective
-from mmn_fast.training.options import DTYPES, TrainOptions
-from mmn_fast.training.processes import device_of, joined_processes, wait
-from mmn_fast.training.progress import Log, ProgressBar
-from mmn_fast.training.resume import check_same_run
-from mmn_fast.training.schedule import contrastive_weight, learning_rates
-from mmn_fast.unfinished import remove_abandoned
+from mmn_fast.training.run.checkpoint_file import read_checkpoint, write_checkpoint
+from mmn_fast.training.run.options import DTYPES, TrainOptions
+from mmn_fast.training.run.processes import device_of, joined_processes, wait
+from mmn_fast.training.run.progress import Log, ProgressBar
+from mmn_fast.training.run.resume import check_same_run
+from mmn_fast.training.run.schedule import contrastive_weight, learning_rates
 from mmn_fast.version import __version__
+from mmn_fast.weights.official import official_content
 
 # Constants of the official training that no configuration file has.
 _BETAS, _WEIGHT_DECAY = (0.9, 0.99), 1e-5

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from mmn_fast.errors import InputError, WriteError
-from mmn_fast.unfinished import remove_abandoned, unfinished
+from mmn_fast.storage.unfinished import remove_abandoned, unfinished
 
 _OF_DISKS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
 

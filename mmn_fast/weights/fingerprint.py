@@ -11,8 +11,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from mmn_fast.checksums import plain_sha256
 from mmn_fast.presets import Preset, TextEncoderConfig
+from mmn_fast.storage.checksums import plain_sha256
 from mmn_fast.tokenizer import Tokenizer
 
 # A model's name, training, evaluation and file layout do not decide its answers.
@@ -25,7 +25,7 @@ def fingerprint_of(preset: Preset, text: TextEncoderConfig, weights_sha256: str,
     Args:
         preset: sizes and conventions.
         text: sizes of the text encoder; the weights do not show the number of heads.
-        weights_sha256: `checksums.combined_sha256` of the weights.
+        weights_sha256: `storage.checksums.combined_sha256` of the weights.
         tokenizer: the word pieces.
     """
     plain = {

@@ -10,8 +10,8 @@ import struct
 from pathlib import Path
 from typing import Any
 
-from mmn_fast.checksums import chunked_sha256
 from mmn_fast.errors import InputError
+from mmn_fast.storage.checksums import chunked_sha256
 
 _COMMENT = b"mmn_fast sha256 "
 _DIGITS = 64

@@ -18,15 +18,15 @@ from typing import Any
 import numpy as np
 
 from mmn_fast.checks import build, check_keys, shown
-from mmn_fast.checksums import array_digests, combined_sha256, file_sha256, plain_sha256
-from mmn_fast.documents import read_json
 from mmn_fast.errors import InputError
-from mmn_fast.fingerprint import fingerprint_of
-from mmn_fast.hub import check_arrived
 from mmn_fast.presets import Preset, TextEncoderConfig
-from mmn_fast.state import State
+from mmn_fast.storage.checksums import array_digests, combined_sha256, file_sha256, plain_sha256
+from mmn_fast.storage.documents import read_json
 from mmn_fast.tokenizer import Tokenizer
 from mmn_fast.version import __version__
+from mmn_fast.weights.fingerprint import fingerprint_of
+from mmn_fast.weights.hub import check_arrived
+from mmn_fast.weights.state import State
 
 FORMAT_VERSION = 2
 CONFIG, WEIGHTS, TOKENIZER = FILES = ("config.json", "model.safetensors", "tokenizer.json")

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from mmn_fast.cores import usable_cores
+from mmn_fast.process.cores import usable_cores
 
 _CHUNK = 2**22  # bytes that one thread hashes at a time: 1.3 ms of work, while handing it over takes about 30 us
 _SERIAL = 2**23  # below this many bytes, starting threads takes longer than they save

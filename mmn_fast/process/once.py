@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Hashable
 from typing import Any, Generic, TypeVar, overload
 
-from mmn_fast.forks import Lock, renew_in_child
+from mmn_fast.process.forks import Lock, renew_in_child
 
 T = TypeVar("T")
 K = TypeVar("K", bound=Hashable)

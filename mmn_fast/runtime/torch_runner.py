@@ -13,12 +13,12 @@ from torch import nn
 
 from mmn_fast.arrays import Float32, Int64
 from mmn_fast.checkpoint import LoadedModel
-from mmn_fast.cores import limited_cores, usable_cores
-from mmn_fast.forks import Opened
 from mmn_fast.geometry import plan_for
 from mmn_fast.kernels import reference
 from mmn_fast.model import MMN, build_model
-from mmn_fast.torch_threads import on_usable_thread, strictly
+from mmn_fast.process.cores import limited_cores, usable_cores
+from mmn_fast.process.forks import Opened
+from mmn_fast.process.torch_threads import on_usable_thread, strictly
 
 _Result = TypeVar("_Result")
 _Branches = tuple[Float32, Float32]  # contrastive and iou

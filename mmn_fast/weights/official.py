@@ -21,9 +21,9 @@ import numpy as np
 import numpy.typing as npt
 
 from mmn_fast.errors import InputError
-from mmn_fast.forks import Lock, renew_in_child
-from mmn_fast.hub import check_arrived
 from mmn_fast.presets import TextEncoderConfig
+from mmn_fast.process.forks import Lock, renew_in_child
+from mmn_fast.weights.hub import check_arrived
 
 RECORD = "mmn_fast"
 """Key of the record that `train --official-pth` writes besides the weights."""

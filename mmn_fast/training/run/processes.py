@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 
 from mmn_fast.errors import InputError
-from mmn_fast.training.options import TrainOptions
+from mmn_fast.training.run.options import TrainOptions
 
 
 def device_of(name: str) -> torch.device:

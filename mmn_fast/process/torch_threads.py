@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from mmn_fast.forks import Lock, fork_waits, forked_thread, renew_in_child
+from mmn_fast.process.forks import Lock, fork_waits, forked_thread, renew_in_child
 
 T = TypeVar("T")
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from mmn_fast.environment import cache_dir
 from mmn_fast.errors import InputError
+from mmn_fast.process.environment import cache_dir
 
 
 def is_hub_id(name: str | Path) -> bool:

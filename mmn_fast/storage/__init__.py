@@ -1,0 +1,1 @@
+"""Files on disk: written whole, summed, read with suspicion, and cleaned up after killed processes."""

@@ -1,0 +1,1 @@
+"""A training run: its options, its loop, its checkpoints and what it says meanwhile."""
