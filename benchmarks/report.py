@@ -1,32 +1,30 @@
-"""The README's results table, from the lines in results/: the latest clean line of each measurement, per processor.
+"""The tables of results and the chart, from the lines in results/: the latest clean line of each measurement.
 
     python -m benchmarks.report [--write]
 
-Prints the table with each line's age in days, lines that are not recorded yet among them. With --write records those:
-moves the clean lines of results/local to results/, which is committed, and puts the table into README.md between its
-two markers. A line from a changed working tree is never shown and stays in results/local.
+Prints the table of docs/speed.md with each line's age in days, lines that are not recorded yet among them. With --write
+records those: moves the clean lines of results/local to results/, which is committed, puts the tables between the
+markers of docs/speed.md and README.md, and draws docs/images/speed.svg. A line from a changed working tree is never
+shown and stays in results/local.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
 
+from benchmarks.speed import CHART, Line, is_ours, milliseconds, preset_of, speed_chart, speed_table
 from benchmarks.timing import LOCAL, RESULTS, ROOT
-from mmn_fast.presets import PRESETS
 
-README = ROOT / "README.md"
 BEGIN = "<!-- results: made by `python -m benchmarks.report --write` -->"
 END = "<!-- results: end -->"
 HEADER = (
     "| processor | preset | stage | what | threads | median ms (p20-p80) | over its peers in the same run | max error"
     " | commit, day |"
 )
-Line = Mapping[str, Any]
 
 
 def read_lines(folder: Path = RESULTS) -> list[Line]:
@@ -50,33 +48,33 @@ def latest(lines: Iterable[Line]) -> list[Line]:
     """The latest clean line per measurement: processor, ISA, benchmark, preset, stage, sizes, threads, precision."""
     kept: dict[tuple[str, ...], Line] = {}
     for line in sorted(lines, key=lambda line: str(line["time"])):
-        if not line["dirty"] and any(_is_ours(name) for name in line.get("timings", ())):  # the GPU's lines have none
+        if not line["dirty"] and any(is_ours(name) for name in line.get("timings", ())):  # the GPU's lines have none
             facts = (line.get(name, "") for name in ("stage", "batch", "sentences", "threads", "precision", "cpu_isa"))
-            kept[(line["cpu"], line["benchmark"], _preset(line), *map(str, facts))] = line
+            kept[(line["cpu"], line["benchmark"], preset_of(line), *map(str, facts))] = line
     return [line for _, line in sorted(kept.items())]
 
 
 def rows(line: Line) -> list[str]:
-    """A row per candidate of ours, beside its peers."""
+    """Rows of the table: one for each precision of mmn_fast in a line, beside its peers."""
     timings, found = line["timings"], []
     for name, timing in timings.items():
-        if not _is_ours(name):
+        if not is_ours(name):
             continue
         # Lines of one precision each call ours plainly "mmn_fast".
         what = name if " " in name or "precision" not in line else f"{name} {line['precision']}"
         what += f", batch {line['batch']}" if "batch" in line else ""
         what += f", {line['sentences']} sentences" if "sentences" in line else ""
         peers = [
-            f"{peer} {timings[peer]['median_ms'] / timing['median_ms']:.1f}x" for peer in timings if not _is_ours(peer)
+            f"{peer} {timings[peer]['median_ms'] / timing['median_ms']:.1f}x" for peer in timings if not is_ours(peer)
         ]
         error = line.get("errors", {}).get(name, line["max_error"])
         cells = [
             f"{line['cpu']}, {line['cpu_isa']}",
-            _preset(line),
+            preset_of(line),
             line.get("stage", line["benchmark"].removeprefix("bench_")),
             what,
             str(line["threads"]),
-            f"{_ms(timing['median_ms'])} ({_ms(timing['p20_ms'])}-{_ms(timing['p80_ms'])})",
+            f"{milliseconds(timing['median_ms'])} ({milliseconds(timing['p20_ms'])}-{milliseconds(timing['p80_ms'])})",
             ", ".join(peers) or "-",
             f"{error:.1e}",
             f"`{line['commit'][:8]}`, {line['time'][:10]}",
@@ -93,38 +91,34 @@ def table(lines: Iterable[Line]) -> str:
     return "\n".join([HEADER, "| " + " | ".join(["---"] * HEADER.count(" | ")) + " | --- |", *body])
 
 
-def section(readme: str, lines: Iterable[Line]) -> str:
-    """The README with the table between its markers.
+def section(page: str, body: str, name: str = "page") -> str:
+    """The page with the body between its markers.
+
+    Args:
+        page: the page, in Markdown.
+        body: what to put there.
+        name: what the error calls the page.
 
     Raises:
         ValueError: the markers are not there once each, in order.
     """
-    before, begin, rest = readme.partition(BEGIN)
+    before, begin, rest = page.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end or BEGIN in rest or END in after:
-        raise ValueError(f"README.md: expected {BEGIN} and then {END}, once each")
-    return f"{before}{BEGIN}\n\n{table(lines)}\n\n{END}{after}"
+        raise ValueError(f"{name}: expected {BEGIN} and then {END}, once each")
+    return f"{before}{BEGIN}\n\n{body}\n\n{END}{after}"
 
 
-def _is_ours(name: str) -> bool:
-    return name.startswith("mmn_fast")
-
-
-def _ms(value: float) -> str:
-    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
-
-
-def _preset(line: Line) -> str:
-    """The preset's name; lines that ran a full-size golden case name that, such as "charades_full"."""
-    name = str(line.get("preset", "any"))  # the text encoder's line is every preset's
-    start = name.removesuffix("_full")
-    return next((preset for preset in PRESETS if preset.replace("-", "").startswith(start.replace("-", ""))), name)
+def pages(lines: Sequence[Line]) -> dict[Path, str]:
+    """Text of each page that shows results, by its path."""
+    tables = {ROOT / "README.md": speed_table(lines), ROOT / "docs" / "speed.md": table(lines)}
+    return {path: section(path.read_text(encoding="utf-8"), body, path.name) for path, body in tables.items()}
 
 
 def main() -> None:
-    """Print the table with ages, and write it where asked."""
+    """Print the table with ages; with --write record it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--write", action="store_true", help="record new lines, put the table into README.md")
+    parser.add_argument("--write", action="store_true", help="record new lines; write the tables and the chart")
     options = parser.parse_args()
     if options.write:
         record_local()
@@ -133,7 +127,9 @@ def main() -> None:
         age = now - datetime.fromisoformat(line["time"].replace("Z", "+00:00"))
         print(*(f"{row} {age.days} days old" for row in rows(line)), sep="\n")
     if options.write:
-        README.write_text(section(README.read_text(), lines))
+        for path, page in pages(lines).items():
+            path.write_text(page, encoding="utf-8")
+        speed_chart(lines).save(CHART, overwrite=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Candidates take turns and fail alone; `mmn-fast bench`; the README's table is what report.py makes of the results."""
+"""Candidates take turns and fail alone; `mmn-fast bench`; what report.py makes of the results."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from benchmarks import report, timing
+from benchmarks import report, speed, timing
 from mmn_fast.artifact.manifest import read_manifest
 from mmn_fast.benchmarking.stages import BenchOptions, _choose, table
 from mmn_fast.benchmarking.timing import Timing, alternate
@@ -229,21 +229,42 @@ def test_report_names_the_preset_and_precision_of_earlier_lines():
     assert "| - | 1.0e-05 |" in row
 
 
-def test_report_replaces_what_is_between_the_markers_and_refuses_a_readme_without_them():
-    readme = f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n"
-    once = report.section(readme, [line()])
+def test_report_replaces_what_is_between_the_markers_and_refuses_a_page_without_them():
+    page, body = f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n", report.table([line()])
+    once = report.section(page, body)
     assert once.startswith(f"before\n{report.BEGIN}\n\n| processor |")
     assert once.endswith(f"\n{report.END}\nafter\n")
     assert "old" not in once
-    assert report.section(once, [line()]) == once
-    assert "No clean line" in report.section(readme, [line(dirty=True)])
-    for broken in ("no markers", readme + report.END, report.END + report.BEGIN):
+    assert report.section(once, body) == once
+    assert "No clean line" in report.table([line(dirty=True)])
+    for broken in ("no markers", page + report.END, report.END + report.BEGIN):
         with pytest.raises(ValueError, match=r"^README.md: expected"):
-            report.section(broken, [])
+            report.section(broken, "", "README.md")
+
+
+def test_the_short_table_and_the_chart_take_one_video_and_compare_equal_precisions():
+    timing = line()["timings"]["mmn_fast fp32"]
+    times = {
+        "mmn_fast fp32": 100,
+        "mmn_fast bf16": 50,
+        "PyTorch fp32": 400,
+        "ONNX Runtime fp32": 300,
+        "OpenVINO bf16": 75,
+    }
+    timings = {name: {**timing, "median_ms": ms} for name, ms in times.items()}
+    lines = [line(timings=timings), line(batch=16), line(dirty=True, time="2027"), line(benchmark="bench_text")]
+    assert speed.speed_table(lines).splitlines()[2].endswith("| fp32 100 ms (3.0x)<br>bf16 50 ms (1.5x) |")
+    chart = str(speed.speed_chart(lines))
+    drawn = [(chart.index(f">{name}<"), ms) for name, ms in times.items()]
+    assert [ms for _, ms in sorted(drawn)] == sorted(times.values()), "the fastest is on top"
+    assert "2 threads" in chart
+    assert "No clean line" in speed.speed_table([line(dirty=True)])
+    with pytest.raises(ValueError, match=r"^lines: expected a clean line"):
+        speed.speed_chart([line(dirty=True)])
 
 
 def test_a_run_changes_nothing_that_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Else the README's table would be behind, and the next test red, from the first benchmark on."""
+    """Else the recorded tables would be behind, and the next test red, from the first benchmark on."""
     results = timing.RESULTS
     before = {path: path.read_bytes() for path in results.glob("*.jsonl")}
     ignored = subprocess.run(["git", "check-ignore", "--quiet", timing.LOCAL / "x.jsonl"], cwd=timing.ROOT, check=False)
@@ -269,12 +290,6 @@ def test_report_records_clean_lines_and_leaves_the_others_where_they_are(tmp_pat
         report.record_local(local, folder)
         assert report.read_lines(folder) == [first, second, second]
         assert report.read_lines(local) == [changed, changed]
-
-
-def test_the_readme_shows_the_recorded_results():
-    """`python -m benchmarks.report --write` records both."""
-    readme = report.README.read_text()
-    assert report.section(readme, report.read_lines()) == readme
 
 
 def test_bench_table_shows_what_to_install_as_it_is_written():
