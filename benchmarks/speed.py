@@ -59,13 +59,16 @@ def speed_table(lines: Iterable[Line]) -> str:
     if not runs:
         return "No clean line has been recorded yet."
     presets = [preset for preset in PRESETS if any(preset in found for found in runs.values())]
-    header = ["processor, instruction set", "threads", *(f"`{preset}`" for preset in presets)]
+    header = ["processor", *(f"`{preset}`" for preset in presets)]
     rows = [header, ["---"] * len(header)]
     for (cpu, isa), found in runs.items():
-        threads = sorted({str(line["threads"]) for line in found.values()})
         cells = [_cell(found[preset]) if preset in found else "-" for preset in presets]
-        rows.append([f"{cpu}, {isa}", ", ".join(threads), *cells])
+        rows.append([f"{cpu}, {isa}, {_threads(found)}", *cells])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _threads(found: Mapping[str, Line]) -> str:
+    return " or ".join(sorted({str(line["threads"]) for line in found.values()})) + " threads"
 
 
 def _cell(line: Line) -> str:
@@ -92,10 +95,9 @@ def speed_chart(lines: Iterable[Line]) -> Svg:
     if not runs:
         raise ValueError("lines: expected a clean line of bench_cpu for one video, found none")
     (cpu, isa), found = max(runs.items(), key=lambda run: sum(len(line["timings"]) for line in run[1].values()))
-    threads = ", ".join(sorted({str(line["threads"]) for line in found.values()}))
     days = sorted({line["time"][:10] for line in found.values()})
     title = "Milliseconds to encode one video (shorter is better)"
-    machine = f"{cpu}, {isa}, {threads} threads; measured {' to '.join(dict.fromkeys((days[0], days[-1])))}"
+    machine = f"{cpu}, {isa}, {_threads(found)}; measured {' to '.join(dict.fromkeys((days[0], days[-1])))}"
     parts = [
         f'<text class="mmn-sentence" x="16" y="26">{text(title)}</text>',
         f'<text class="mmn-label-soft" x="16" y="44">{text(machine)}</text>',
