@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from mmn_fast.cli import app
 from mmn_fast.cli.train import shapes as shapes_command
 from mmn_fast.demo import scenes, sentences
+from mmn_fast.demo.rendering import render
 from mmn_fast.demo.scenes import ACTION_NAMES, COLOURS, FPS, SHAPES, Fact, Scene, Thing, Track, action_name
 from mmn_fast.demo.shapes import DEFAULT_COUNTS, SPLITS, ShapesVideo, held_out, make_video, write_dataset
 from mmn_fast.errors import InputError
@@ -145,7 +146,7 @@ def test_frames_show_what_the_facts_say() -> None:
     at = [[x, 0.5, np.log(0.1), 0.0, *rgb] for x in (0.3, 0.3, 0.7, 0.7)]
     track = Track("square", np.array([0.0, start, end, 6.0]), np.array(at), ())
     fact = Fact("move", (Thing("red", "square"),), start, end, "right")
-    frames = scenes.render(Scene(48, (0.1, 0.1, 0.1), (track,), (fact,)), size=64)
+    frames = render(Scene(48, (0.1, 0.1, 0.1), (track,), (fact,)), size=64)
     assert frames.shape == (48, 64, 64, 3)
     assert frames.dtype == np.uint8
     red = frames[..., 0].astype(float) - 26

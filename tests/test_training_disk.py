@@ -11,7 +11,7 @@ import pytest
 
 from mmn_fast.checkpoint import load_model
 from mmn_fast.errors import WriteError
-from mmn_fast.training.run import trainer
+from mmn_fast.training.run import output
 from mmn_fast.training.run.progress import Log
 from mmn_fast.training.run.trainer import train
 from tests.training_runs import lines, options
@@ -27,7 +27,7 @@ def test_a_checkpoint_that_does_not_fit_leaves_the_last_one(
     task: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = train(options(task, tmp_path / "whole"))
-    real, calls = trainer.write_checkpoint, []
+    real, calls = output.write_checkpoint, []
 
     def second_fails(content: Any, path: str) -> None:
         calls.append(path)
@@ -37,7 +37,7 @@ def test_a_checkpoint_that_does_not_fit_leaves_the_last_one(
         real(content, path)
 
     with monkeypatch.context() as patch:
-        patch.setattr(trainer, "write_checkpoint", second_fails)
+        patch.setattr(output, "write_checkpoint", second_fails)
         with pytest.raises(WriteError) as caught:
             train(options(task, tmp_path / "cut"))
     step = lines(tmp_path / "whole")[-1]["step"] // 3
@@ -66,7 +66,7 @@ def test_lines_of_the_log_wait_for_room(tmp_path: Path) -> None:
         def close(self) -> None:
             pass
 
-    with Log(tmp_path, 0) as log:
+    with Log(tmp_path / "log.jsonl", 0) as log:
         assert log._file is not None
         log._file.close()
         disk = Full()

@@ -19,9 +19,11 @@ from typing import Any
 import numpy as np
 
 from mmn_fast.arrays import Float32
-from mmn_fast.demo.scenes import ACTION_NAMES, COLOURS, FPS, FRAME_SIZE, SHAPES, Frames, Scene, action_name, draw_scene
-from mmn_fast.demo.scenes import render as render_scene
+from mmn_fast.demo.rendering import FRAME_SIZE, Frames
+from mmn_fast.demo.rendering import render as render_scene
+from mmn_fast.demo.scenes import ACTION_NAMES, COLOURS, FPS, SHAPES, Scene, action_name
 from mmn_fast.demo.sentences import Sentence, say, vocabulary
+from mmn_fast.demo.stage import draw_scene
 from mmn_fast.errors import InputError
 from mmn_fast.features.extractors.pixels import PixelFeatures
 from mmn_fast.process.once import kept_property

@@ -1,10 +1,12 @@
-"""The processes of a run and the device of each."""
+"""The processes of a run: the device of each, how they join, wait and stop together."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import signal
 from collections.abc import Iterator
+from types import FrameType
 
 import torch
 import torch.distributed as dist
@@ -46,3 +48,37 @@ def joined_processes(options: TrainOptions) -> Iterator[None]:
 def wait() -> None:
     if dist.is_initialized():
         dist.barrier()
+
+
+class StopRequest:
+    """Whether this process was asked to stop by SIGINT or SIGTERM."""
+
+    def __init__(self) -> None:
+        self._asked = False
+
+    @contextlib.contextmanager
+    def on_signals(self) -> Iterator[None]:
+        """SIGINT and SIGTERM let the step end and the checkpoint be written; a second one interrupts at once."""
+
+        def stop(number: int, frame: FrameType | None) -> None:
+            if self._asked:
+                raise KeyboardInterrupt
+            self._asked = True
+
+        try:
+            before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        except ValueError:  # not the main thread: the owner of the signals stops the run
+            before = {}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def of_any_process(self, device: torch.device) -> bool:
+        """Whether any process of the run was asked; all processes call this together."""
+        if not dist.is_initialized() or dist.get_world_size() == 1:
+            return self._asked
+        flag = torch.tensor([int(self._asked)], device=device)
+        dist.all_reduce(flag)
+        return bool(flag.item())

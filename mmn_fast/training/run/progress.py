@@ -13,7 +13,7 @@ logger = logging.getLogger(__name__)
 
 
 class Log:
-    """Writes log.jsonl, and TensorBoard's files if TensorBoard is installed; without a directory it writes nothing.
+    """Writes log.jsonl, and TensorBoard's files beside it if TensorBoard is installed; without a path, nothing.
 
     If the disk refuses lines, they wait for room and the run goes on.
 
@@ -21,16 +21,16 @@ class Log:
         failure: why lines are waiting; None if no lines are waiting.
     """
 
-    def __init__(self, directory: Path | None, step: int) -> None:
+    def __init__(self, path: Path | None, step: int) -> None:
         self.failure: str | None = None
         self._waiting = b""
-        self._file = None if directory is None else (directory / "log.jsonl").open("ab", buffering=0)
+        self._file = None if path is None else path.open("ab", buffering=0)
         self._board: Any = None
-        if directory is not None:
+        if path is not None:
             with contextlib.suppress(ImportError):
                 from torch.utils.tensorboard import SummaryWriter
 
-                self._board = SummaryWriter(str(directory / "tensorboard"), purge_step=step + 1)
+                self._board = SummaryWriter(str(path.parent / "tensorboard"), purge_step=step + 1)
 
     def write(self, line: dict[str, Any]) -> None:
         if self._file is not None:

@@ -1,13 +1,5 @@
 """The training loop: the official recipe, resumable to the bit, on one process or several.
 
-A run's directory:
-
-    log.jsonl       one line per step, one per evaluation
-    checkpoint.pt   the state of the run; replaced as a whole, so an interruption leaves the old or the new file
-    best-<epoch>/   the best model so far, as a converted directory (only with validation data)
-    model/          the result: the best model, or the last one without validation data
-    model.pth       the result in the official format, if asked for, plus the facts that this format leaves open
-
 Everything random is a function of the seed, the epoch and the generators' states in the checkpoint. A run that resumes
 from its checkpoint therefore ends with the weights of an uninterrupted run (bit for bit on the CPU).
 """
@@ -18,14 +10,11 @@ import contextlib
 import dataclasses
 import json
 import logging
-import shutil
-import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -34,27 +23,21 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from mmn_fast.backends import registry
-from mmn_fast.checkpoint import LoadedModel, model_from_state, save_model
-from mmn_fast.engine import Engine
-from mmn_fast.errors import InputError, WriteError, named_as
-from mmn_fast.evaluation.datasets import read_annotations
-from mmn_fast.evaluation.evaluate import evaluate
-from mmn_fast.features import FeatureStore, open_features
+from mmn_fast.checkpoint import LoadedModel, load_model, model_from_state
+from mmn_fast.errors import InputError, WriteError
 from mmn_fast.presets import Preset, get_preset
-from mmn_fast.storage.files import whole_file, write_whole
-from mmn_fast.storage.unfinished import remove_abandoned
-from mmn_fast.training.data import TrainingData, epoch_order, epoch_parts, usable_samples
+from mmn_fast.training.data import epoch_order, epoch_parts
 from mmn_fast.training.initial import new_model, starts_from_scratch
 from mmn_fast.training.objective import Objective
-from mmn_fast.training.run.checkpoint_file import read_checkpoint, write_checkpoint
+from mmn_fast.training.run.checkpoint_file import read_checkpoint
+from mmn_fast.training.run.inputs import training_data, validation
 from mmn_fast.training.run.options import DTYPES, TrainOptions
-from mmn_fast.training.run.processes import device_of, joined_processes, wait
+from mmn_fast.training.run.output import RunOutput
+from mmn_fast.training.run.processes import StopRequest, device_of, joined_processes, wait
 from mmn_fast.training.run.progress import Log, ProgressBar
 from mmn_fast.training.run.resume import check_same_run
 from mmn_fast.training.run.schedule import contrastive_weight, learning_rates
 from mmn_fast.version import __version__
-from mmn_fast.weights.official import official_content
 
 # Constants of the official training that no configuration file has.
 _BETAS, _WEIGHT_DECAY = (0.9, 0.99), 1e-5
@@ -136,10 +119,7 @@ class _Run:
             raise InputError(
                 f"batch_size: expected a multiple of processes x accumulate, {self.parts}, got {self.recipe.batch_size}"
             )
-        self.output = Path(options.output)
-        self.checkpoint_file = self.output / "checkpoint.pt"
-        if not options.resume and self.output.exists() and any(self.output.iterdir()):
-            raise InputError(f"output: {self.output} is not empty; resume the run in it, or name a new directory")
+        self.output = RunOutput(Path(options.output), options.resume)
         self.device = device_of(options.device)
         self.autocast = torch.autocast(
             self.device.type, dtype=DTYPES[options.precision], enabled=options.precision != "fp32"
@@ -150,8 +130,8 @@ class _Run:
         )
         self._warn_of_a_frozen_start()
         torch.manual_seed(options.seed * self.world + self.rank)  # dropout differs between processes
-        self.data = self._open_data(stack)
-        self.validation = self._open_validation(stack)
+        self.data = training_data(options, self.preset, self.tokenizer, stack, options.progress and self.rank == 0)
+        self.validation = validation(options, self.preset, self.tokenizer, self.device, stack)
         self.model.to(self.device)
         for conv in self.model.proposal_conv.convs:
             # Channels last puts a tap's weights in a row, see sparse.py.
@@ -175,55 +155,7 @@ class _Run:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=options.precision == "fp16")
         self.position = _Position()
         self.saved_step: int | None = None  # step of the checkpoint on the disk
-        self.stopping = False
-
-    def _open_data(self, stack: contextlib.ExitStack) -> TrainingData:
-        options = self.options
-        samples = read_annotations(options.annotations, self.preset, options.durations, options.strict)
-        store = self._open_features(options.features, "features", stack)
-        return TrainingData(
-            samples,
-            store,
-            self.preset,
-            self.tokenizer,
-            source=str(options.annotations),
-            cache_gib=options.cache_gib,
-            skip_missing=options.skip_missing,
-            strict=options.strict,
-            progress=options.progress and self.rank == 0,
-        )
-
-    def _open_features(self, path: Path, argument: str, stack: contextlib.ExitStack) -> FeatureStore:
-        key = self.preset.feature_key if self.options.feature_key is None else self.options.feature_key
-        with named_as("path", argument):
-            return stack.enter_context(open_features(path, key, self.preset.input_size))
-
-    def _open_validation(self, stack: contextlib.ExitStack) -> Callable[[LoadedModel], dict[str, float]] | None:
-        """A function that gives a model's metrics; None without validation data."""
-        options = self.options
-        if options.val_annotations is None:
-            return None
-        samples = read_annotations(options.val_annotations, self.preset, options.durations, options.strict)
-        path, argument = options.val_features, "val_features"
-        if path is None:
-            path, argument = options.features, "features"
-        store = self._open_features(path, argument, stack)
-        usable = usable_samples(
-            samples,
-            store,
-            self.tokenizer,
-            str(options.val_annotations),
-            argument,
-            skip_missing=options.skip_missing,
-            strict=options.strict,
-        )
-
-        def metrics(model: LoadedModel) -> dict[str, float]:
-            backend = registry.backend_class("torch")
-            engine = Engine(model, backend(model, str(self.device), "fp32", None))
-            return evaluate(engine, usable, store).metrics
-
-        return metrics
+        self.stop = StopRequest()
 
     def train(self) -> Path:
         if self.options.resume:
@@ -238,19 +170,18 @@ class _Run:
 
     def _go_on(self) -> Path:
         if self.rank == 0:
-            self.output.mkdir(parents=True, exist_ok=True)
-            remove_abandoned(self.output)
-            self._trim_log()
+            self.output.prepare(self.position.step, self.position.epoch)
         shown = self.options.progress and self.rank == 0
-        with self._log() as log, ProgressBar(self._num_steps(), shown) as progress, self._stop_on_signals():
+        log = Log(self.output.log if self.rank == 0 else None, self.position.step)
+        with log, ProgressBar(self._num_steps(), shown) as progress, self.stop.on_signals():
             for epoch in range(self.position.epoch, self.recipe.epochs + 1):
                 self._epoch(epoch, log, progress)
         if self.rank == 0:
             self._write_result()
             if log.failure is not None:  # the model is written even if its log is not
-                raise WriteError(f"output: cannot write {self.output / 'log.jsonl'}: {log.failure}")
+                raise WriteError(f"output: cannot write {self.output.log}: {log.failure}")
         wait()
-        return self.output / "model"
+        return self.output.model
 
     def _say(self, sentence: str) -> None:
         """Log a sentence, also on the screen if progress is shown; the first process speaks for all."""
@@ -263,7 +194,7 @@ class _Run:
         """How the run begins, in a sentence."""
         position, steps = self.position, self._num_steps()
         if not position.step:
-            absent = f": {self.checkpoint_file} does not exist" if self.options.resume else ""
+            absent = f": {self.output.checkpoint} does not exist" if self.options.resume else ""
             return f"starting anew{absent}; {steps} steps in {self.recipe.epochs} epochs"
         if position.epoch > self.recipe.epochs:
             return f"nothing left to do: all {steps} steps of {self.recipe.epochs} epochs are done"
@@ -297,7 +228,7 @@ class _Run:
             progress.update(self.position.step, epoch, self.recipe.epochs, line)
             every, last = self.options.checkpoint_every, number + 1 == len(steps)
             # All processes stop at the same step: a process that was asked to stop tells the others.
-            stop = self._anyone_stops()
+            stop = self.stop.of_any_process(self.device)
             if not last and (stop or (every and self.position.step % every == 0)):
                 self._save()
             if stop and not last:
@@ -306,7 +237,7 @@ class _Run:
         if self.validation is not None and (epoch % self.options.evaluate_every == 0 or epoch == self.recipe.epochs):
             self._evaluate(epoch, log)
         self._save()
-        if self._anyone_stops() and epoch < self.recipe.epochs:
+        if self.stop.of_any_process(self.device) and epoch < self.recipe.epochs:
             raise InterruptedRunError(f"stopped after epoch {epoch}; resume goes on from there")
 
     def _objective_of(self, epoch: int) -> torch.nn.Module:
@@ -387,13 +318,8 @@ class _Run:
             name = f"Best_R{self.preset.recall_at[0]}"
             if not self.position.best_epoch or metrics[name] > self.position.best_metrics[name]:
                 self.position.best_epoch, self.position.best_metrics = epoch, metrics
-                # A run that was interrupted before its checkpoint may have left this directory; it is written again.
-                shutil.rmtree(self._best(epoch), ignore_errors=True)
-                save_model(model, self._best(epoch))
+                self.output.save_best(model, epoch)
         wait()
-
-    def _best(self, epoch: int) -> Path:
-        return self.output / f"best-{epoch}"
 
     def _loaded(self) -> LoadedModel:
         """The model with its current weights."""
@@ -402,7 +328,7 @@ class _Run:
             for name, tensor in self.model.state_dict().items()
             if not name.endswith("num_batches_tracked")
         }
-        return model_from_state(self.preset, self.text, state, self.tokenizer, str(self.output))
+        return model_from_state(self.preset, self.text, state, self.tokenizer, str(self.output.path))
 
     def _identity(self) -> dict[str, Any]:
         """Settings that must match before a run can resume."""
@@ -436,24 +362,22 @@ class _Run:
                 "scaler": self.scaler.state_dict(),
                 "generators": generators,
             }
-            with whole_file(self.checkpoint_file, "output", durable=True) as file:
-                write_checkpoint(content, file.name)
+            self.output.save_checkpoint(content)
             self.saved_step = self.position.step
-            for directory in self.output.glob("best-*"):
-                if directory != self._best(self.position.best_epoch):
-                    shutil.rmtree(directory, ignore_errors=True)
+            self.output.remove_older_best(self.position.best_epoch)
         wait()
 
     def _restore(self) -> None:
-        if not self.checkpoint_file.exists():
+        path = self.output.checkpoint
+        if not path.exists():
             return
-        content = read_checkpoint(self.checkpoint_file)
+        content = read_checkpoint(path)
         try:
             run, position = content["run"], _Position(**content["position"])
         except (KeyError, TypeError) as error:
-            raise InputError(f"resume: {self.checkpoint_file}: not a checkpoint of a run ({error!r})") from None
+            raise InputError(f"resume: {path}: not a checkpoint of a run ({error!r})") from None
         now, then = (json.loads(json.dumps(settings)) for settings in (self._identity(), run))
-        extended = check_same_run(then, now, position.epoch - 1, f"resume: {self.checkpoint_file}")
+        extended = check_same_run(then, now, position.epoch - 1, f"resume: {path}")
         if extended is not None:
             self._say(extended)
         self.model.load_state_dict(content["model"])
@@ -466,69 +390,8 @@ class _Run:
         self.position, self.saved_step = position, position.step
 
     def _write_result(self) -> None:
-        from mmn_fast.checkpoint import load_model
-
         best = self.position.best_epoch
-        model = load_model(self._best(best)) if best else self._loaded()
-        target, fresh = self.output / "model", self.output / ".model-new"
-        shutil.rmtree(fresh, ignore_errors=True)
-        save_model(model, fresh)
-        shutil.rmtree(target, ignore_errors=True)
-        fresh.rename(target)
+        model = load_model(self.output.best(best)) if best else self._loaded()
+        self.output.save_result(model)
         if self.options.official_pth:
-            record = {
-                "preset": model.preset.to_dict(),
-                "text_encoder": dataclasses.asdict(model.text),
-                "tokenizer": model.tokenizer.to_json(),
-            }
-            content = official_content(
-                model.state, record, self.preset.conv_layers, best or self.recipe.epochs, self.position.step
-            )
-            with whole_file(self.output / "model.pth", "output", durable=True) as file:
-                torch.save(content, file)
-
-    def _trim_log(self) -> None:
-        """Drop the log's lines after the checkpoint, because they will be written again."""
-        path = self.output / "log.jsonl"
-        if not path.exists():
-            return
-        kept = []
-        for text in path.read_text(encoding="utf-8").splitlines(keepends=True):
-            try:
-                line = json.loads(text)
-            except json.JSONDecodeError:  # the interruption cut this line off
-                break
-            position = self.position
-            finished = "metrics" not in line or line["epoch"] < position.epoch
-            if line["step"] <= position.step and finished:
-                kept.append(text)
-        write_whole(path, "".join(kept).encode(), overwrite=True, argument="output", durable=True)
-
-    def _log(self) -> Log:
-        return Log(self.output if self.rank == 0 else None, self.position.step)
-
-    @contextlib.contextmanager
-    def _stop_on_signals(self) -> Iterator[None]:
-        """SIGINT and SIGTERM let the step end and the checkpoint be written; a second one interrupts at once."""
-
-        def stop(number: int, frame: FrameType | None) -> None:
-            if self.stopping:
-                raise KeyboardInterrupt
-            self.stopping = True
-
-        try:
-            before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-        except ValueError:  # not the main thread: the owner of the signals stops the run
-            before = {}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def _anyone_stops(self) -> bool:
-        if self.world == 1:
-            return self.stopping
-        flag = torch.tensor([int(self.stopping)], device=self.device)
-        dist.all_reduce(flag)
-        return bool(flag.item())
+            self.output.save_official(model, best or self.recipe.epochs, self.position.step)
