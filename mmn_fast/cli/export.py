@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mmn_fast.artifact.manifest import MAX_RECALL_LOSS
+from mmn_fast.artifact.manifest import GRAPHS, MAX_RECALL_LOSS, is_export, read_manifest
 from mmn_fast.cli.app import app
 from mmn_fast.cli.options import AsJson, FeatureKey, PresetOption, TokenizerOption, size_of
 from mmn_fast.cli.output import Output, show
@@ -17,11 +18,7 @@ from mmn_fast.errors import InputError
 
 if TYPE_CHECKING:
     from mmn_fast.export.deploy import Deployment
-
-_OF_THE_GRAPHS = (  # options of export that plans and repositories of an export do not take
-    *("precision", "what", "raw_features", "top_k", "max_recall_loss"),
-    *("annotations", "features", "feature_key", "durations", "preset", "tokenizer"),
-)
+    from mmn_fast.export.to_int8 import Labelled
 
 
 @app.command()
@@ -52,95 +49,114 @@ def convert(
     show(f"{output}: preset {preset or held.name}, {size_of(output)}")
 
 
+@dataclass(frozen=True)
+class GraphOptions:
+    """What the graphs of an export compute."""
+
+    precision: Annotated[str, typer.Option("--precision", help="fp32, fp16, bf16 (for GPUs) or int8 (for CPUs).")] = (
+        "fp32"
+    )
+    what: Annotated[str, typer.Option("--what", help="all, or some of video,text,score.")] = "all"
+    raw_features: Annotated[
+        bool, typer.Option("--raw-features", help="video.onnx takes source rows and lengths, not pre-clips.")
+    ] = False
+    top_k: Annotated[
+        int | None, typer.Option("--top-k", "-k", help="score.onnx also gives the K best moments, after NMS.")
+    ] = None
+    max_recall_loss: Annotated[float, typer.Option("--max-recall-loss", help="Points of R@1 that int8 may cost.")] = (
+        MAX_RECALL_LOSS
+    )
+
+    @property
+    def names(self) -> list[str]:
+        """The graphs by name."""
+        return list(GRAPHS) if self.what == "all" else [name.strip() for name in self.what.split(",")]
+
+
+@dataclass(frozen=True)
+class Int8Options:
+    """What an export in int8 is measured on."""
+
+    annotations: Annotated[
+        Path | None, typer.Option("--annotations", help="What int8 is measured on, as of eval; default: the demo's.")
+    ] = None
+    features: Annotated[Path | None, typer.Option("--features", help="Features of those videos, as of eval.")] = None
+    feature_key: FeatureKey = None
+    durations: Annotated[Path | None, typer.Option("--durations", help="As of eval.")] = None
+
+    def labelled(self) -> Labelled | None:
+        """The data; None for the demo's."""
+        from mmn_fast.export.to_int8 import Labelled
+
+        beside = (self.durations, self.feature_key)
+        if (self.annotations is None) != (self.features is None) or (
+            beside != (None, None) and self.annotations is None
+        ):
+            raise InputError(
+                "--annotations, --features: expected both or neither; --durations, --feature-key: only with them"
+            )
+        if self.annotations is None or self.features is None:
+            return None
+        return Labelled(self.annotations, self.features, *beside)
+
+
+@dataclass(frozen=True)
+class DeployOptions:
+    """What is made of the graphs."""
+
+    tensorrt: Annotated[bool, typer.Option("--tensorrt", help="Also build plans, for this machine's GPU.")] = False
+    hardware: Annotated[
+        str, typer.Option("--hardware", help="GPUs of the plans: same-gpu, same-compute-capability or ampere-plus.")
+    ] = "same-gpu"
+    version_compatible: Annotated[
+        bool, typer.Option("--version-compatible", help="Plans that newer TensorRT versions run too.")
+    ] = False
+    tf32: Annotated[bool, typer.Option("--tf32", help="Let the plans' fp32 products use TF32.")] = False
+    triton_repository: Annotated[
+        Path | None,
+        typer.Option("--triton-repository", help="Also write a Triton model repository here; must not exist."),
+    ] = None
+
+
+# Options that plans and repositories of an existing export do not take.
+_OF_THE_GRAPHS = (
+    *(field.name for group in (GraphOptions, Int8Options) for field in fields(group)),
+    "preset",
+    "tokenizer",
+)
+
+
 @app.command()
 def export(
+    *,
     context: typer.Context,
     model: Annotated[str, typer.Argument(help="Converted directory, hub id, official .pth or demo.")],
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Directory to create; not needed if MODEL is an export.")
     ] = None,
-    precision: Annotated[
-        str, typer.Option("--precision", help="fp32, fp16, bf16 (for GPUs) or int8 (for CPUs).")
-    ] = "fp32",
-    what: Annotated[str, typer.Option("--what", help="all, or some of video,text,score.")] = "all",
-    raw_features: Annotated[
-        bool, typer.Option("--raw-features", help="video.onnx takes source rows and lengths, not pre-clips.")
-    ] = False,
-    top_k: Annotated[
-        int | None, typer.Option("--top-k", "-k", help="score.onnx also gives the K best moments, after NMS.")
-    ] = None,
-    max_recall_loss: Annotated[
-        float, typer.Option("--max-recall-loss", help="Points of R@1 that int8 may cost.")
-    ] = MAX_RECALL_LOSS,
-    annotations: Annotated[
-        Path | None, typer.Option("--annotations", help="What int8 is measured on, as of eval; default: the demo's.")
-    ] = None,
-    features: Annotated[Path | None, typer.Option("--features", help="Features of those videos, as of eval.")] = None,
-    feature_key: FeatureKey = None,
-    durations: Annotated[Path | None, typer.Option("--durations", help="As of eval.")] = None,
-    tensorrt: Annotated[bool, typer.Option("--tensorrt", help="Also build plans, for this machine's GPU.")] = False,
-    hardware: Annotated[
-        str, typer.Option("--hardware", help="GPUs of the plans: same-gpu, same-compute-capability or ampere-plus.")
-    ] = "same-gpu",
-    version_compatible: Annotated[
-        bool, typer.Option("--version-compatible", help="Plans that newer TensorRT versions run too.")
-    ] = False,
-    tf32: Annotated[bool, typer.Option("--tf32", help="Let the plans' fp32 products use TF32.")] = False,
-    triton_repository: Annotated[
-        Path | None,
-        typer.Option("--triton-repository", help="Also write a Triton model repository here; must not exist."),
-    ] = None,
+    graphs: GraphOptions,
+    int8: Int8Options,
+    beside: DeployOptions,
     preset: PresetOption = None,
     tokenizer: TokenizerOption = None,
     as_json: AsJson = False,
 ) -> None:
     """Write a model as ONNX graphs with a manifest, verified against the reference before they appear."""
-    from mmn_fast.artifact.manifest import GRAPHS, is_export, read_manifest
     from mmn_fast.export.deploy import Deployment
-    from mmn_fast.export.to_int8 import Labelled
     from mmn_fast.export.to_onnx import export as run
     from mmn_fast.export.verify import summary
 
-    if tensorrt and precision == "int8":
+    if beside.tensorrt and graphs.precision == "int8":
         raise InputError("--tensorrt: int8 is for CPUs, expected --precision fp16, bf16 or fp32")
-    beside = (durations, feature_key)
-    if (annotations is None) != (features is None) or (beside != (None, None) and annotations is None):
-        raise InputError(
-            "--annotations, --features: expected both or neither; --durations, --feature-key: only with them"
-        )
-    int8_data = (
-        None if annotations is None or features is None else Labelled(annotations, features, durations, feature_key)
-    )
-    deployment = Deployment(tensorrt, hardware, version_compatible, tf32, triton_repository)
+    int8_data = int8.labelled()
+    deployment = Deployment(**vars(beside))
     if output is None:
-        if not (deployment.wanted and is_export(Path(model))):
-            raise InputError(
-                "--output: name a directory to create (only an export as MODEL, with --tensorrt or --triton-repository,"
-                " needs none)"
-            )
-        for name in _OF_THE_GRAPHS:
-            source = context.get_parameter_source(name)
-            if source is not None and source.name == "COMMANDLINE":
-                raise InputError(
-                    f"--{name.replace('_', '-')}: it is for graphs that are made now, {model} is an export and has its"
-                    " own; name the model that it was made from and --output"
-                )
+        _check_no_graphs_wanted(context, model, deployment)
         _deploy_only(deployment, Path(model), as_json)
         return
-    names = list(GRAPHS) if what == "all" else [name.strip() for name in what.split(",")]
-    deployment.check(output, names, raw_features)
-    run(
-        model,
-        output,
-        precision=precision,
-        what=names,
-        raw_features=raw_features,
-        top_k=top_k,
-        max_recall_loss=max_recall_loss,
-        int8_data=int8_data,
-        preset=preset,
-        tokenizer=tokenizer,
-    )
+    deployment.check(output, graphs.names, graphs.raw_features)
+    settings = {**vars(graphs), "what": graphs.names, "preset": preset, "tokenizer": tokenizer}
+    run(model, output, int8_data=int8_data, **settings)
     found = read_manifest(output).verification
     with output_of_command() as out:
         if not as_json:
@@ -149,6 +165,22 @@ def export(
         if as_json:  # JSON is one document, so it comes last; failures before that are sentences
             more = {"written": written} if written else {}
             out.show(json.dumps({**found, **more, **({"failed": out.failures} if out.failures else {})}, indent=2))
+
+
+def _check_no_graphs_wanted(context: typer.Context, model: str, deployment: Deployment) -> None:
+    """Refuse a call without --output that asks for graphs."""
+    if not (deployment.wanted and is_export(Path(model))):
+        raise InputError(
+            "--output: name a directory to create (only an export as MODEL, with --tensorrt or --triton-repository,"
+            " needs none)"
+        )
+    for name in _OF_THE_GRAPHS:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            raise InputError(
+                f"--{name.replace('_', '-')}: it is for graphs that are made now, {model} is an export and has its"
+                " own; name the model that it was made from and --output"
+            )
 
 
 def _deploy_only(deployment: Deployment, directory: Path, as_json: bool) -> None:

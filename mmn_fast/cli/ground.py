@@ -11,18 +11,15 @@ import typer
 from mmn_fast.cli.app import app
 from mmn_fast.cli.options import (
     AsJson,
-    BackendOption,
-    Device,
+    EngineOptions,
     FeatureKey,
+    Features,
     Html,
     Model,
-    Options,
-    Precision,
-    PresetOption,
-    Threads,
-    TokenizerOption,
+    Protocol,
+    SplitOptions,
     check_html,
-    load_engine,
+    open_split,
     save_html,
 )
 from mmn_fast.cli.output import output
@@ -34,18 +31,13 @@ if TYPE_CHECKING:
 
 @app.command()
 def ground(
+    *,
     features: Annotated[str, typer.Option("--features", help="FILE or FILE::KEY: .h5, .npy, .npz, .pt, .safetensors.")],
     duration: Annotated[float, typer.Option("--duration", help="Length of the video in seconds.")],
     query: Annotated[list[str], typer.Option("--query", "-q", help="A sentence; give the option again for more.")],
     model: Model = None,
     top_k: Annotated[int, typer.Option("--top-k", "-k", help="Moments per sentence.")] = 5,
-    preset: PresetOption = None,
-    tokenizer: TokenizerOption = None,
-    device: Device = "auto",
-    precision: Precision = "auto",
-    backend: BackendOption = "auto",
-    threads: Threads = None,
-    backend_option: Options = None,
+    loading: EngineOptions,
     html: Html = None,
     strict: Annotated[bool, typer.Option("--strict", help="Refuse sentences that the text encoder cuts.")] = False,
     as_json: AsJson = False,
@@ -56,7 +48,7 @@ def ground(
     from mmn_fast.types import Query, Video
 
     check_html(html)
-    engine = load_engine(model, preset, tokenizer, device, precision, backend, threads, backend_option)
+    engine = loading.load(model)
     cut = cut_sentences(engine, query)
     if strict:
         refuse(cut)
@@ -101,51 +93,32 @@ def _save_page(engine: Engine, query: Query, result: list[list[Moment]], top_k: 
 
 @app.command("eval")
 def evaluate(
+    *,
     annotations: Annotated[
         Path, typer.Option("--annotations", help="Official JSON, Charades-STA text or QVHighlights JSONL.")
     ],
-    features: Annotated[Path, typer.Option("--features", help="HDF5 file, or a directory with one file per video.")],
+    features: Features,
     feature_key: FeatureKey = None,
     model: Model = None,
-    protocol: Annotated[str, typer.Option("--protocol", help="mmn, 2dtan or qvh.")] = "mmn",
+    protocol: Protocol = "mmn",
     predictions: Annotated[
         Path | None, typer.Option("--predictions", help="Write predictions here, as QVHighlights JSONL.")
     ] = None,
-    durations: Annotated[
-        Path | None, typer.Option("--durations", help="Durations of the videos, for Charades-STA's text format.")
-    ] = None,
-    limit: Annotated[int | None, typer.Option("--limit", help="Only the first N videos.")] = None,
-    skip_missing: Annotated[
-        bool, typer.Option("--skip-missing", help="Leave out videos without features and say how many.")
-    ] = False,
-    strict: Annotated[bool, typer.Option("--strict", help="Refuse to leave out, clamp, cut or skip anything.")] = False,
-    batch_size: Annotated[int, typer.Option("--batch-size", help="Videos per call.")] = 8,
-    preset: PresetOption = None,
-    tokenizer: TokenizerOption = None,
-    device: Device = "auto",
-    precision: Precision = "auto",
-    backend: BackendOption = "auto",
-    threads: Threads = None,
-    backend_option: Options = None,
+    split: SplitOptions,
+    loading: EngineOptions,
     html: Html = None,
     as_json: AsJson = False,
 ) -> None:
     """Evaluate a model on annotations: R@n,IoU@m and mIoU."""
-    from mmn_fast.errors import named_as
-    from mmn_fast.evaluation.datasets import read_annotations
     from mmn_fast.evaluation.evaluate import QueryResult, UnwrittenPredictions
     from mmn_fast.evaluation.evaluate import evaluate as run
-    from mmn_fast.features import open_features
 
     check_html(html)
     results: list[QueryResult] = []
-    engine = load_engine(model, preset, tokenizer, device, precision, backend, threads, backend_option)
-    samples = read_annotations(annotations, engine.preset, durations=durations, strict=strict)
+    engine = loading.load(model)
+    samples = split.samples(annotations, engine)
     unwritten: UnwrittenPredictions | None = None
-    key = engine.preset.feature_key if feature_key is None else feature_key
-    with named_as("path", "features"):
-        store = open_features(features, key, engine.preset.input_size)
-    with store:
+    with open_split(features, feature_key, engine) as store:
         try:
             report = run(
                 engine,
@@ -153,12 +126,8 @@ def evaluate(
                 store,
                 protocol=protocol,
                 predictions=predictions,
-                limit=limit,
-                skip_missing=skip_missing,
-                strict=strict,
-                batch_size=batch_size,
-                progress=True,
                 on_result=None if html is None else results.append,
+                **split.while_running(),
             )
         except UnwrittenPredictions as error:
             report, unwritten = error.report, error

@@ -10,6 +10,7 @@ from typing import Any
 import typer
 from typer.core import TyperCommand
 
+from mmn_fast.cli.groups import with_fields_as_options
 from mmn_fast.errors import BackendUnavailable, InputError
 
 # Beginning of a Python message -> the parameter behind it, in commands that ground one video.
@@ -93,8 +94,14 @@ class Command(TyperCommand):
 
 
 class Commands(typer.Typer):
-    """Commands whose errors name their options."""
+    """Commands whose errors name their options, and whose options may stand in groups (`groups`)."""
 
     def command(self, *arguments: Any, **settings: Any) -> Any:
         """Register a command, as `typer.Typer.command` does."""
-        return super().command(*arguments, **{"cls": Command, **settings})
+        register = super().command(*arguments, **{"cls": Command, **settings})
+
+        def registered(command: Any) -> Any:
+            register(with_fields_as_options(command))
+            return command
+
+        return registered

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,6 +11,9 @@ import typer
 from mmn_fast.errors import InputError
 
 if TYPE_CHECKING:
+    from mmn_fast.engine import Engine
+    from mmn_fast.evaluation.datasets import Annotations
+    from mmn_fast.features import FeatureStore
     from mmn_fast.viz import Page
 
 Model = Annotated[
@@ -31,34 +35,51 @@ Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N
 Precision = Annotated[str, typer.Option("--precision", help="auto, fp64 (torch), fp32, bf16, fp16, fp8 or int8.")]
 BackendOption = Annotated[str, typer.Option("--backend", help="auto, or a name that `mmn-fast info` lists.")]
 Threads = Annotated[int | None, typer.Option("--threads", help="CPU threads; default $MMN_FAST_NUM_THREADS.")]
-Options = Annotated[
+BackendSettings = Annotated[
     list[str] | None,
     typer.Option("--backend-option", help="NAME=VALUE, a setting of the backend; give the option again for more."),
 ]
 Html = Annotated[Path | None, typer.Option("--html", help="Write a self-contained page here; must not exist.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+Features = Annotated[Path, typer.Option("--features", help="HDF5 file, or a directory with one file per video.")]
+Durations = Annotated[
+    Path | None, typer.Option("--durations", help="Durations of the videos, for Charades-STA's text format.")
+]
+Protocol = Annotated[str, typer.Option("--protocol", help="mmn, 2dtan or qvh.")]
+Strict = Annotated[bool, typer.Option("--strict", help="Refuse to leave out, clamp, cut or skip anything.")]
 
 
-def load_engine(
-    model: str | None,
-    preset: str | None,
-    tokenizer: str | None,
-    device: str,
-    precision: str,
-    backend: str,
-    threads: int | None,
-    backend_option: list[str] | None,
-) -> Any:
+@dataclass(frozen=True)
+class EngineOptions:
+    """How a command loads its engine."""
+
+    preset: PresetOption = None
+    tokenizer: TokenizerOption = None
+    device: Device = "auto"
+    precision: Precision = "auto"
+    backend: BackendOption = "auto"
+    threads: Threads = None
+    backend_option: BackendSettings = None
+
+    def load(self, model: str | None) -> Engine:
+        """The engine of a model; None takes MMN_FAST_MODEL."""
+        from mmn_fast.engine import load
+        from mmn_fast.process.environment import default_model
+
+        model = model or default_model()
+        if model is None:
+            raise InputError("--model: give a converted directory, a hub id or a .pth file, or set MMN_FAST_MODEL")
+        given = (self.preset, self.tokenizer, self.device, self.precision, self.backend, self.threads)
+        return load(model, *given, progress=True, backend_options=_settings(self.backend_option or []))
+
+
+def _settings(items: list[str]) -> dict[str, Any]:
+    """Values of NAME=VALUE by name: 512 is a number, true a bool."""
     from mmn_fast.checks import fail
-    from mmn_fast.engine import load
-    from mmn_fast.process.environment import default_model
     from mmn_fast.storage.documents import NotYamlError, parse_yaml
 
-    model = model or default_model()
-    if model is None:
-        raise InputError("--model: give a converted directory, a hub id or a .pth file, or set MMN_FAST_MODEL")
-    options = {}
-    for item in backend_option or []:
+    options: dict[str, Any] = {}
+    for item in items:
         name, equals, value = item.partition("=")
         if not equals:
             raise InputError(f"--backend-option: expected NAME=VALUE, got {item!r}")
@@ -66,12 +87,45 @@ def load_engine(
             raise InputError(f"--backend-option: {name} is given twice")
         where, expected = f"--backend-option: {name}", "a number, true, false or text"
         try:
-            options[name] = parse_yaml(value, where)  # 512 is a number, true a bool
+            options[name] = parse_yaml(value, where)
         except NotYamlError:
             raise fail(where, expected, value) from None
         if isinstance(options[name], (list, dict)):
             raise fail(where, expected, value)
-    return load(model, preset, tokenizer, device, precision, backend, threads, progress=True, backend_options=options)
+    return options
+
+
+@dataclass(frozen=True)
+class SplitOptions:
+    """Which videos of a split a command takes, and how."""
+
+    durations: Durations = None
+    limit: Annotated[int | None, typer.Option("--limit", help="Only the first N videos.")] = None
+    skip_missing: Annotated[
+        bool, typer.Option("--skip-missing", help="Leave out videos without features and say how many.")
+    ] = False
+    strict: Strict = False
+    batch_size: Annotated[int, typer.Option("--batch-size", help="Videos per call.")] = 8
+
+    def samples(self, annotations: Path, engine: Engine, truth: bool = True) -> Annotations:
+        """The annotations, as `read_annotations` reads them."""
+        from mmn_fast.evaluation.datasets import read_annotations
+
+        return read_annotations(annotations, engine.preset, self.durations, self.strict, truth)
+
+    def while_running(self) -> dict[str, Any]:
+        """Arguments of `evaluate` and `predict`."""
+        names = ("limit", "skip_missing", "strict", "batch_size")
+        return {**{name: getattr(self, name) for name in names}, "progress": True}
+
+
+def open_split(features: Path, key: str | None, engine: Engine) -> FeatureStore:
+    """Open the features of a split; `key` is FeatureKey."""
+    from mmn_fast.errors import named_as
+    from mmn_fast.features import open_features
+
+    with named_as("path", "features"):
+        return open_features(features, engine.preset.feature_key if key is None else key, engine.preset.input_size)
 
 
 def integers(option: str, text: str) -> tuple[int, ...]:

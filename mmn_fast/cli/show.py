@@ -13,15 +13,15 @@ from mmn_fast.cli.app import app
 from mmn_fast.cli.options import (
     AsJson,
     BackendOption,
+    BackendSettings,
     Device,
+    EngineOptions,
     Model,
-    Options,
     Precision,
     PresetOption,
     Threads,
     TokenizerOption,
     lines_of,
-    load_engine,
 )
 from mmn_fast.cli.output import output, show
 from mmn_fast.errors import InputError
@@ -37,7 +37,7 @@ def demo(
     backend: BackendOption = "auto",
     precision: Precision = "auto",
     threads: Threads = None,
-    backend_option: Options = None,
+    backend_option: BackendSettings = None,
     as_json: AsJson = False,
 ) -> None:
     """Draw a new video, ground its sentences with the model in the box, and write a page that shows both."""
@@ -48,7 +48,8 @@ def demo(
     if not html.parent.is_dir():
         raise InputError(f"--html: cannot write {html}: no such folder {html.parent}")
     seed = secrets.randbelow(10**6) if seed is None else seed
-    shown = demonstrate(load_engine(model, None, None, "auto", precision, backend, threads, backend_option), seed)
+    loading = EngineOptions(precision=precision, backend=backend, threads=threads, backend_option=backend_option)
+    shown = demonstrate(loading.load(model), seed)
     with output() as out:
         if as_json:
             facts = {"seed": seed, "html": str(html), "results": shown.to_list()}
@@ -117,14 +118,9 @@ def bench(
 
 @app.command()
 def info(
+    *,
     model: Model = None,
-    preset: PresetOption = None,
-    tokenizer: TokenizerOption = None,
-    device: Device = "auto",
-    precision: Precision = "auto",
-    backend: BackendOption = "auto",
-    threads: Threads = None,
-    backend_option: Options = None,
+    loading: EngineOptions,
     as_json: AsJson = False,
 ) -> None:
     """Say what this installation can run, and with --model what would run it."""
@@ -143,10 +139,11 @@ def info(
         "cpu_isa": host.cpu_isa(),
         "build": host.build_info(),
         "presets": list(PRESETS),
-        "backends": {name: reason or "available" for name, reason in available_backends(device, precision).items()},
+        "backends": {
+            name: reason or "available"
+            for name, reason in available_backends(loading.device, loading.precision).items()
+        },
     }
     if model is not None or default_model() is not None:
-        facts["engine"] = load_engine(
-            model, preset, tokenizer, device, precision, backend, threads, backend_option
-        ).info()
+        facts["engine"] = loading.load(model).info()
     show(json.dumps(facts, indent=2) if as_json else lines_of(facts))

@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mmn_fast.cli.app import app
 from mmn_fast.cli.names import Commands
-from mmn_fast.cli.options import AsJson, Device, FeatureKey, Threads, integers, lines_of, size_of
+from mmn_fast.cli.options import (
+    AsJson,
+    Device,
+    Durations,
+    FeatureKey,
+    Features,
+    Strict,
+    Threads,
+    integers,
+    lines_of,
+    size_of,
+)
 from mmn_fast.cli.output import show
+
+if TYPE_CHECKING:
+    from mmn_fast.recipes import Recipe
 
 data = Commands(help="Make data sets.", no_args_is_help=True)
 app.add_typer(data, name="data")
@@ -55,70 +71,100 @@ def vocab(
     typer.echo(f"{output}: {entries} entries from {sentences} sentences")
 
 
-@app.command()
-def train(
-    preset: Annotated[str, typer.Option("--preset", help="Preset or official YAML file.")],
-    annotations: Annotated[Path, typer.Option("--annotations", help="As for eval; the training split.")],
-    features: Annotated[Path, typer.Option("--features", help="HDF5 file, or a directory with one file per video.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Directory of the run; the result is its model/.")],
+@dataclass(frozen=True)
+class DataOptions:
+    """What a run reads and writes."""
+
+    annotations: Annotated[Path, typer.Option("--annotations", help="As for eval; the training split.")]
+    features: Features
+    output: Annotated[Path, typer.Option("--output", "-o", help="Directory of the run; the result is its model/.")]
     val_annotations: Annotated[
         Path | None, typer.Option("--val-annotations", help="Evaluate on these and keep the best model.")
-    ] = None,
-    val_features: Annotated[Path | None, typer.Option("--val-features", help="Default: --features.")] = None,
-    feature_key: FeatureKey = None,
-    durations: Annotated[
-        Path | None, typer.Option("--durations", help="Durations of the videos, for Charades-STA's text format.")
-    ] = None,
+    ] = None
+    val_features: Annotated[Path | None, typer.Option("--val-features", help="Default: --features.")] = None
+    feature_key: FeatureKey = None
+    durations: Durations = None
+
+
+@dataclass(frozen=True)
+class StartOptions:
+    """What a run starts from."""
+
     init: Annotated[
         str | None, typer.Option("--init", help="Go on from a converted directory, hub id or official .pth.")
-    ] = None,
+    ] = None
     text_encoder: Annotated[
         str | None,
         typer.Option(
             "--text-encoder",
             help="DistilBERT directory or hub id; or sizes to start from scratch: a JSON file or 'width=128,...'.",
         ),
-    ] = None,
-    tokenizer: Annotated[
-        str | None, typer.Option("--tokenizer", help="Default: that of --text-encoder or --init.")
-    ] = None,
-    epochs: Annotated[int | None, typer.Option("--epochs", help="Default here and below: the preset's recipe.")] = None,
-    batch_size: Annotated[int | None, typer.Option("--batch-size", help="Videos per step, over all processes.")] = None,
-    learning_rate: Annotated[float | None, typer.Option("--learning-rate", help="The text encoder's is lower.")] = None,
-    milestones: Annotated[str | None, typer.Option("--milestones", help="Epochs, as in '8,13'.")] = None,
-    freeze_text_epochs: Annotated[int | None, typer.Option("--freeze-text-epochs")] = None,
-    all_losses_epochs: Annotated[int | None, typer.Option("--all-losses-epochs")] = None,
-    contrastive_weight: Annotated[float | None, typer.Option("--contrastive-weight")] = None,
-    text_rate: Annotated[
-        float, typer.Option("--text-rate", help="Text encoder's learning rate over the rest's.")
-    ] = 0.1,
-    warmup_steps: Annotated[int, typer.Option("--warmup-steps", help="Steps over which the rate grows.")] = 0,
-    dropout: Annotated[float, typer.Option("--dropout", help="Of the text encoder.")] = 0.1,
-    losses: Annotated[str, typer.Option("--losses", help="full, no-cross-video or iou-only.")] = "full",
-    seed: Annotated[int, typer.Option("--seed", help="Of weights, order and dropout.")] = 0,
-    precision: Annotated[str, typer.Option("--precision", help="fp32, or autocast to bf16 or fp16.")] = "fp32",
-    device: Device = "auto",
-    threads: Threads = None,
-    accumulate: Annotated[int, typer.Option("--accumulate", help="Compute a step's batch in N parts.")] = 1,
+    ] = None
+    tokenizer: Annotated[str | None, typer.Option("--tokenizer", help="Default: that of --text-encoder or --init.")] = (
+        None
+    )
+
+
+@dataclass(frozen=True)
+class RecipeOptions:
+    """Changes of the preset's recipe."""
+
+    epochs: Annotated[int | None, typer.Option("--epochs", help="Default here and below: the preset's recipe.")] = None
+    batch_size: Annotated[int | None, typer.Option("--batch-size", help="Videos per step, over all processes.")] = None
+    learning_rate: Annotated[float | None, typer.Option("--learning-rate", help="The text encoder's is lower.")] = None
+    milestones: Annotated[str | None, typer.Option("--milestones", help="Epochs, as in '8,13'.")] = None
+    freeze_text_epochs: Annotated[int | None, typer.Option("--freeze-text-epochs")] = None
+    all_losses_epochs: Annotated[int | None, typer.Option("--all-losses-epochs")] = None
+    contrastive_weight: Annotated[float | None, typer.Option("--contrastive-weight")] = None
+
+    def applied_to(self, recipe: Recipe) -> Recipe:
+        """The recipe with what was given."""
+        given: dict[str, Any] = {name: value for name, value in vars(self).items() if value is not None}
+        if self.milestones is not None:
+            given["milestones"] = integers("--milestones", self.milestones)
+        return dataclasses.replace(recipe, **given)
+
+
+@dataclass(frozen=True)
+class LoopOptions:
+    """How a run goes."""
+
+    text_rate: Annotated[float, typer.Option("--text-rate", help="Text encoder's learning rate over the rest's.")] = 0.1
+    warmup_steps: Annotated[int, typer.Option("--warmup-steps", help="Steps over which the rate grows.")] = 0
+    dropout: Annotated[float, typer.Option("--dropout", help="Of the text encoder.")] = 0.1
+    losses: Annotated[str, typer.Option("--losses", help="full, no-cross-video or iou-only.")] = "full"
+    seed: Annotated[int, typer.Option("--seed", help="Of weights, order and dropout.")] = 0
+    precision: Annotated[str, typer.Option("--precision", help="fp32, or autocast to bf16 or fp16.")] = "fp32"
+    device: Device = "auto"
+    threads: Threads = None
+    accumulate: Annotated[int, typer.Option("--accumulate", help="Compute a step's batch in N parts.")] = 1
     share_negatives: Annotated[
         bool, typer.Option("--share-negatives", help="Negatives from all processes' videos (torchrun).")
-    ] = False,
+    ] = False
     share_statistics: Annotated[
         bool, typer.Option("--share-statistics", help="BatchNorm statistics over all processes (torchrun).")
-    ] = False,
-    evaluate_every: Annotated[int, typer.Option("--evaluate-every", help="Epochs between evaluations.")] = 1,
+    ] = False
+    evaluate_every: Annotated[int, typer.Option("--evaluate-every", help="Epochs between evaluations.")] = 1
     checkpoint_every: Annotated[
         int, typer.Option("--checkpoint-every", help="Steps between checkpoints, beside one per epoch; 0: none.")
-    ] = 0,
-    cache_gib: Annotated[float, typer.Option("--cache-gib", help="Keep features that fit so much memory.")] = 4.0,
-    strict: Annotated[bool, typer.Option("--strict", help="Refuse to leave out, clamp, cut or skip anything.")] = False,
-    skip_missing: Annotated[bool, typer.Option("--skip-missing", help="Leave out videos without features.")] = False,
-    official_pth: Annotated[bool, typer.Option("--official-pth", help="Write model.pth too.")] = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint; --epochs may grow.")] = False,
+    ] = 0
+    cache_gib: Annotated[float, typer.Option("--cache-gib", help="Keep features that fit so much memory.")] = 4.0
+    strict: Strict = False
+    skip_missing: Annotated[bool, typer.Option("--skip-missing", help="Leave out videos without features.")] = False
+    official_pth: Annotated[bool, typer.Option("--official-pth", help="Write model.pth too.")] = False
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint; --epochs may grow.")] = False
+
+
+@app.command()
+def train(
+    *,
+    preset: Annotated[str, typer.Option("--preset", help="Preset or official YAML file.")],
+    data: DataOptions,
+    start: StartOptions,
+    recipe: RecipeOptions,
+    loop: LoopOptions,
 ) -> None:
     """Train a model by the official recipe; under torchrun on several devices."""
-    import dataclasses
-
     from mmn_fast.presets import get_preset
     from mmn_fast.process.environment import requested_threads
     from mmn_fast.training.run.options import TrainOptions
@@ -126,49 +172,8 @@ def train(
     from mmn_fast.training.run.trainer import train as run
 
     chosen = get_preset(preset)
-    overrides = {
-        "epochs": epochs,
-        "batch_size": batch_size,
-        "learning_rate": learning_rate,
-        "milestones": None if milestones is None else integers("--milestones", milestones),
-        "freeze_text_epochs": freeze_text_epochs,
-        "all_losses_epochs": all_losses_epochs,
-        "contrastive_weight": contrastive_weight,
-    }
-    given: dict[str, Any] = {name: value for name, value in overrides.items() if value is not None}
-    options = TrainOptions(
-        preset=chosen,
-        annotations=annotations,
-        features=features,
-        output=output,
-        val_annotations=val_annotations,
-        val_features=val_features,
-        feature_key=feature_key,
-        durations=durations,
-        init=init,
-        tokenizer=tokenizer,
-        text_encoder=text_encoder,
-        recipe=dataclasses.replace(chosen.recipe, **given),
-        text_rate=text_rate,
-        warmup_steps=warmup_steps,
-        dropout=dropout,
-        losses=losses,  # type: ignore[arg-type]  # TrainOptions checks it
-        seed=seed,
-        precision=precision,  # type: ignore[arg-type]
-        device=device,
-        threads=requested_threads(threads),
-        accumulate=accumulate,
-        share_negatives=share_negatives,
-        share_statistics=share_statistics,
-        evaluate_every=evaluate_every,
-        checkpoint_every=checkpoint_every,
-        cache_gib=cache_gib,
-        strict=strict,
-        skip_missing=skip_missing,
-        official_pth=official_pth,
-        resume=resume,
-        progress=True,
-    )
+    settings = {**vars(data), **vars(start), **vars(loop), "threads": requested_threads(loop.threads)}
+    options = TrainOptions(preset=chosen, recipe=recipe.applied_to(chosen.recipe), progress=True, **settings)
     try:
         result = run(options)
     except InterruptedRunError as stopped:
