@@ -96,98 +96,114 @@ def _bench_batch(bench: Bench, model: LoadedModel, videos: int) -> None:
         bench.write(stage.name, "mmn_fast fp16", timing, error, (stage.flop, stage.moved), **facts)
 
 
+class _Work:
+    """What the stages of a model do with a number of videos; `exact` does it in float32."""
+
+    def __init__(self, model: LoadedModel, device: torch.device, videos: int) -> None:
+        self.model, self.device, self.videos = model, device, videos
+        preset, self.plan = model.preset, plan_for(model.preset)
+        self.layers = folded_layers(model.state, preset.conv_layers)
+        self.branch, self.exact = (
+            VideoBranch(preset, model.state, dtype, device, make_conv("crop", *self.layers, self.plan, dtype, device))
+            for dtype in (torch.float16, torch.float32)
+        )
+        self.pairs = torch.arange(_QUERIES * videos, dtype=torch.int32, device=device)
+        spans = pre_clip_spans(_ROWS, preset.num_pre_clips, preset.clamp_pre_clips)
+        self.starts, self.ends = (
+            torch.from_numpy(np.concatenate([side + _ROWS * n for n in range(videos)]).astype(np.int32)).to(device)
+            for side in spans
+        )
+        self.cells = torch.from_numpy(self.plan.cells).to(device)
+        self.durations = torch.full((len(self.pairs),), 30.0, device=device)
+
+    def pool(self, rows: Tensor, dtype: torch.dtype = torch.float16) -> Tensors:
+        preset = self.model.preset
+        pooled = video_ops.feature_pool(rows, self.starts, self.ends, list(preset.feature_streams), dtype)
+        return (pooled.view(self.videos, preset.num_pre_clips, preset.input_size),)
+
+    def scores(self, *embeddings: Tensor) -> Tensors:
+        preset, videos = self.model.preset, self.pairs // _QUERIES
+        fusion = preset.score_power, preset.score_fusion == "product"
+        return (moment_ops.pair_scores(*embeddings, videos, self.pairs, *fusion)[2],)
+
+    def moments(self, fused: Tensor) -> Tensors:
+        preset = self.model.preset
+        return tuple(
+            moment_ops.pair_moments(fused, self.cells, self.durations, _TOP_K, preset.num_clips, preset.nms_iou)
+        )
+
+    def text(self) -> Tensors:
+        shape = len(self.pairs), self.model.preset.joint_size
+        made = [torch.nn.functional.normalize(torch.randn(shape, device=self.device), dim=-1) for _ in range(2)]
+        return tuple(one.to(torch.float16) for one in made)
+
+
 def _stages(model: LoadedModel, device: torch.device, videos: int, sets: int) -> list[Stage]:
-    preset, plan, half = model.preset, plan_for(model.preset), torch.float16
-    layers = folded_layers(model.state, preset.conv_layers)
-    branch, exact = (
-        VideoBranch(preset, model.state, dtype, device, make_conv("crop", *layers, plan, dtype, device))
-        for dtype in (half, torch.float32)
-    )
+    work = _Work(model, device, videos)
+    preset, plan, branch, exact = model.preset, work.plan, work.branch, work.exact
     T, D, P, J = preset.num_pre_clips, preset.input_size, plan.num_proposals, preset.joint_size
-    Q = _QUERIES * videos
-    spans = pre_clip_spans(_ROWS, T, preset.clamp_pre_clips)
-    starts, ends = (
-        torch.from_numpy(np.concatenate([side + _ROWS * n for n in range(videos)]).astype(np.int32)).to(device)
-        for side in spans
-    )
-    streams = list(preset.feature_streams)
-
-    def pool(rows: Tensor, dtype: torch.dtype = half) -> Tensors:
-        return (video_ops.feature_pool(rows, starts, ends, streams, dtype).view(videos, T, D),)
-
-    def scores(contrastive: Tensor, iou: Tensor, text_contrastive: Tensor, text_iou: Tensor) -> Tensors:
-        pairs = torch.arange(Q, dtype=torch.int32, device=device)
-        power, product = preset.score_power, preset.score_fusion == "product"
-        both = (text_contrastive, text_iou)
-        return (moment_ops.pair_scores(contrastive, iou, *both, pairs // _QUERIES, pairs, power, product)[2],)
-
-    cells = torch.from_numpy(plan.cells).to(device)
-    durations = torch.full((Q,), 30.0, device=device)
-
-    def moments(fused: Tensor) -> Tensors:
-        found = moment_ops.pair_moments(fused, cells, durations, _TOP_K, preset.num_clips, preset.nms_iou)
-        return tuple(found)
-
-    def text(_: int) -> Tensors:
-        return tuple(torch.nn.functional.normalize(torch.randn(Q, J, device=device), dim=-1).to(half) for _ in range(2))
-
+    C, H, Q = preset.hidden_size, preset.conv_hidden_size, len(work.pairs)
     rows = [(torch.randn(videos * _ROWS, D, device=device),) for _ in range(sets)]
-    pre = [pool(*one) for one in rows]
+    pre = [work.pool(*one) for one in rows]
     clips = [(branch.clips(*one),) for one in pre]
     maps = [(branch.moment_map(*one),) for one in clips]
     convolved = [(branch.conv(*one),) for one in maps]
-    embedded = [(*branch.embeddings(*one), *text(number)) for number, one in enumerate(convolved)]
-    fused = [scores(*one) for one in embedded]
-
-    def compared(
-        reference: Callable[[Tensor], Tensors | Tensor], given: Tensor, axis: int, out_axis: int = 1
-    ) -> Callable[[Tensors], float]:
-        """The first video's error; the axes are those of videos."""
-
-        def error(found: Tensors) -> float:
-            with strict_arithmetic():
-                expected = reference(given.narrow(axis, 0, 1).float().contiguous())
-            both = zip(found, expected if isinstance(expected, tuple) else (expected,), strict=True)
-            return max(_difference(ours.narrow(out_axis, 0, 1), theirs) for ours, theirs in both)
-
-        return error
-
-    def size(*tensors: Tensor) -> int:
-        return sum(tensor.nbytes for tensor in tensors)
-
-    C, H = preset.hidden_size, preset.conv_hidden_size
-    weights = 2 * sum(weight.size for weight in layers[0])
+    embedded = [(*branch.embeddings(*one), *work.text()) for one in convolved]
+    fused = [work.scores(*one) for one in embedded]
+    weights = 2 * sum(weight.size for weight in work.layers[0])
     conv_flop = video_flop(model) - 2.0 * (T * D * C + P * H * 2 * J)
-    exact_rows, exact_fused = pool(*rows[0], torch.float32), scores(*(one.float() for one in embedded[0]))
+    exact_rows = work.pool(*rows[0], torch.float32)
+    exact_fused = work.scores(*(one.float() for one in embedded[0]))
     best = fused[0][0].max(1).values
     return [
         Stage(
-            *("feature_pool", pool, rows, lambda found: _difference(found[0], exact_rows[0])),
-            *(0.0, size(*rows[0], *pre[0])),
+            *("feature_pool", work.pool, rows, lambda found: _difference(found[0], exact_rows[0])),
+            *(0.0, _size(*rows[0], *pre[0])),
         ),
         Stage(
-            *("clip_pool", lambda x: (branch.clips(x),), pre, compared(exact.clips, pre[0][0], 0)),
-            *(2.0 * videos * T * D * C, size(*pre[0], *clips[0]) + 2 * D * C + 2 * 2 * videos * T * C),
+            *("clip_pool", lambda x: (branch.clips(x),), pre, _compared(exact.clips, pre[0][0], 0)),
+            *(2.0 * videos * T * D * C, _size(*pre[0], *clips[0]) + 2 * D * C + 2 * 2 * videos * T * C),
         ),
         Stage(
-            *("moment_map", lambda x: (branch.moment_map(x),), clips, compared(exact.moment_map, clips[0][0], 1)),
-            *(0.0, size(*clips[0], *maps[0]) + 2 * len(plan.inputs) * videos * C),
+            *("moment_map", lambda x: (branch.moment_map(x),), clips, _compared(exact.moment_map, clips[0][0], 1)),
+            *(0.0, _size(*clips[0], *maps[0]) + 2 * len(plan.inputs) * videos * C),
         ),
         Stage(
-            *("proposal_conv", lambda x: (branch.conv(x),), maps, compared(exact.conv, maps[0][0], 1)),
-            *(videos * conv_flop, size(*maps[0], *convolved[0]) + weights),
+            *("proposal_conv", lambda x: (branch.conv(x),), maps, _compared(exact.conv, maps[0][0], 1)),
+            *(videos * conv_flop, _size(*maps[0], *convolved[0]) + weights),
         ),
         Stage(
-            *("heads", branch.embeddings, convolved, compared(exact.embeddings, convolved[0][0], 1, 0)),
+            *("heads", branch.embeddings, convolved, _compared(exact.embeddings, convolved[0][0], 1, 0)),
             2.0 * videos * P * H * 2 * J,
-            size(*convolved[0], *embedded[0][:2]) + 2 * H * 2 * J + 2 * 2 * videos * P * 2 * J,
+            _size(*convolved[0], *embedded[0][:2]) + 2 * H * 2 * J + 2 * 2 * videos * P * 2 * J,
         ),
         Stage(
-            *("pair_scores", scores, embedded, lambda found: _difference(found[0], exact_fused[0])),
-            *(4.0 * Q * P * J, size(*embedded[0], *fused[0])),
+            *("pair_scores", work.scores, embedded, lambda found: _difference(found[0], exact_fused[0])),
+            *(4.0 * Q * P * J, _size(*embedded[0], *fused[0])),
         ),
-        Stage("pair_moments", moments, fused, lambda found: _difference(found[1][:, 0], best), 0.0, size(*fused[0])),
+        Stage(
+            *("pair_moments", work.moments, fused, lambda found: _difference(found[1][:, 0], best)),
+            *(0.0, _size(*fused[0])),
+        ),
     ]
+
+
+def _compared(
+    reference: Callable[[Tensor], Tensors | Tensor], given: Tensor, axis: int, out_axis: int = 1
+) -> Callable[[Tensors], float]:
+    """The first video's error; the axes are those of videos."""
+
+    def error(found: Tensors) -> float:
+        with strict_arithmetic():
+            expected = reference(given.narrow(axis, 0, 1).float().contiguous())
+        both = zip(found, expected if isinstance(expected, tuple) else (expected,), strict=True)
+        return max(_difference(ours.narrow(out_axis, 0, 1), theirs) for ours, theirs in both)
+
+    return error
+
+
+def _size(*tensors: Tensor) -> int:
+    return sum(tensor.nbytes for tensor in tensors)
 
 
 def _difference(found: Tensor, expected: Tensor) -> float:

@@ -1,7 +1,6 @@
-# ruff: noqa: N802, N815 - the names are those of CUDA
-"""Doubles of `tensorrt` and `cuda.bindings.runtime` that hold callers to the documented API.
+"""A double of `tensorrt` that holds callers to the documented API.
 
-"Device" memory is host memory filled with NaN, a "plan" is the ONNX file with its profiles, and ONNX Runtime computes.
+A "plan" is the ONNX file with its profiles, and ONNX Runtime computes. "Device" memory is that of `CudaRuntime`.
 What the real libraries would refuse or leave undefined is an error here. Every public name of a class here is in
 `tests/golden/tensorrt_api.json`, the record of the real bindings (`test_tensorrt_names.py`).
 """
@@ -10,121 +9,16 @@ from __future__ import annotations
 
 import ctypes
 import pickle
+from dataclasses import dataclass
 from enum import IntEnum
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
+from tests.cuda_runtime_double import CudaRuntime
+
 PREFIX = b"plan of the double"
-
-
-class CudaError(IntEnum):
-    """Errors as the bindings give them."""
-
-    SUCCESS = 0
-    INVALID_VALUE = 1
-    NO_DEVICE = 100
-    CAPTURE_UNSUPPORTED = 900
-
-
-class CudaRuntime:
-    """`cuda.bindings.runtime` with one GPU."""
-
-    cudaStreamNonBlocking = 1
-    cudaMemcpyKind = SimpleNamespace(cudaMemcpyHostToDevice=1, cudaMemcpyDeviceToHost=2)
-    cudaStreamCaptureMode = SimpleNamespace(cudaStreamCaptureModeThreadLocal=1)
-
-    def __init__(self, name: str = "Double 9000", capability: tuple[int, int] = (9, 0), devices: int = 1) -> None:
-        self.name, self.capability, self.devices = name, capability, devices
-        self.memory: dict[int, Any] = {}
-        self.streams: set[int] = set()
-        self.captured: dict[int, list[Any]] | None = None
-        self.launches, self.allocations, self.graphs = 0, 0, 0
-
-    def cudaGetDeviceCount(self) -> tuple[Any, ...]:
-        return (CudaError.SUCCESS, self.devices) if self.devices else (CudaError.NO_DEVICE, None)
-
-    def cudaGetErrorString(self, error: CudaError) -> tuple[Any, ...]:
-        return CudaError.SUCCESS, error.name.lower().encode()
-
-    def cudaSetDevice(self, number: int) -> tuple[Any, ...]:
-        return ((CudaError.SUCCESS if number < self.devices else CudaError.INVALID_VALUE),)
-
-    def cudaGetDeviceProperties(self, number: int) -> tuple[Any, ...]:
-        major, minor = self.capability
-        return CudaError.SUCCESS, SimpleNamespace(name=self.name.encode(), major=major, minor=minor)
-
-    def cudaMalloc(self, size: int) -> tuple[Any, ...]:
-        if self.captured is not None or size < 1:
-            return CudaError.CAPTURE_UNSUPPORTED, None
-        buffer = np.full(size, 0xFF, np.uint8)  # NaN as float32
-        self.memory[buffer.ctypes.data] = buffer
-        self.allocations += 1
-        return CudaError.SUCCESS, buffer.ctypes.data
-
-    def cudaFree(self, address: int) -> tuple[Any, ...]:
-        return ((CudaError.SUCCESS if self.memory.pop(address, None) is not None else CudaError.INVALID_VALUE),)
-
-    def cudaStreamCreateWithFlags(self, flags: int) -> tuple[Any, ...]:
-        assert flags == self.cudaStreamNonBlocking
-        self.streams.add(len(self.streams) + 7)
-        return CudaError.SUCCESS, len(self.streams) + 6
-
-    def cudaStreamDestroy(self, stream: int) -> tuple[Any, ...]:
-        self.streams.remove(stream)
-        return (CudaError.SUCCESS,)
-
-    def cudaStreamSynchronize(self, stream: int) -> tuple[Any, ...]:
-        assert stream in self.streams
-        assert self.captured is None, "synchronised while capturing"
-        return (CudaError.SUCCESS,)
-
-    def cudaMemcpyAsync(self, to: int, source: int, size: int, kind: int, stream: int) -> tuple[Any, ...]:
-        assert stream in self.streams
-        assert self.captured is None, "copied while capturing"
-        self.holds(to if kind == 1 else source, size)
-        ctypes.memmove(to, source, size)
-        return (CudaError.SUCCESS,)
-
-    def cudaStreamBeginCapture(self, stream: int, mode: int) -> tuple[Any, ...]:
-        assert stream in self.streams
-        self.captured = {stream: []}
-        return (CudaError.SUCCESS,)
-
-    def cudaStreamEndCapture(self, stream: int) -> tuple[Any, ...]:
-        assert self.captured is not None
-        work, self.captured = self.captured[stream], None
-        self.graphs += 1
-        return CudaError.SUCCESS, work
-
-    def cudaGraphInstantiate(self, graph: Any, flags: int) -> tuple[Any, ...]:
-        return CudaError.SUCCESS, list(graph)
-
-    def cudaGraphDestroy(self, graph: Any) -> tuple[Any, ...]:
-        self.graphs -= 1
-        return (CudaError.SUCCESS,)
-
-    def cudaGraphExecDestroy(self, graph: Any) -> tuple[Any, ...]:
-        return (CudaError.SUCCESS,)
-
-    def cudaGraphLaunch(self, graph: Any, stream: int) -> tuple[Any, ...]:
-        self.launches += 1
-        for work in graph:
-            work()
-        return (CudaError.SUCCESS,)
-
-    def holds(self, address: int, size: int) -> None:
-        """Fail if an address and size are not within one allocation."""
-        assert any(a <= address and address + size <= a + len(b) for a, b in self.memory.items()), "not device memory"
-
-    def enqueue(self, work: Any, stream: int) -> None:
-        """Run work now, or record it."""
-        assert stream in self.streams, "the default stream, or none"
-        if self.captured is not None:
-            self.captured[stream].append(work)
-        else:
-            work()
 
 
 class _Enum(IntEnum):
@@ -132,305 +26,353 @@ class _Enum(IntEnum):
         return self.name
 
 
-def make_tensorrt(cuda: CudaRuntime, version: str) -> Any:
-    """The module `tensorrt` in a version."""
-    young = {"SAME_COMPUTE_CAPABILITY": 2} if tuple(map(int, version.split(".")[:2])) >= (10, 9) else {}
+@dataclass(frozen=True)
+class Installation:
+    """TensorRT in a version, beside a CUDA runtime."""
 
-    class ILogger:
-        INTERNAL_ERROR, ERROR, WARNING, INFO = range(4)
+    cuda: CudaRuntime
+    version: str
 
-        def __init__(self) -> None:
-            self.made = True
+    @property
+    def strongly_typed(self) -> int:
+        """The flag's number: 0 in TensorRT 11, where TensorRT 10 had EXPLICIT_BATCH."""
+        return 0 if self.version.startswith("11.") else 1
 
-    class IOutputAllocator:
-        def __init__(self) -> None:
-            self.made = True
 
-    class IProgressMonitor:
-        def __init__(self) -> None:
-            self.made = True
+class ILogger:
+    INTERNAL_ERROR, ERROR, WARNING, INFO = range(4)
 
-        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
-            raise NotImplementedError
+    def __init__(self) -> None:
+        self.made = True
 
-        def step_complete(self, phase_name: str, step: int) -> bool:
-            raise NotImplementedError
 
-        def phase_finish(self, phase_name: str) -> None:
-            raise NotImplementedError
+class IOutputAllocator:
+    def __init__(self) -> None:
+        self.made = True
 
-    DataType = _Enum("DataType", {"FLOAT": 0, "HALF": 1, "INT64": 5})
-    TensorIOMode = _Enum("TensorIOMode", {"NONE": 0, "INPUT": 1, "OUTPUT": 2})
-    BuilderFlag = _Enum("BuilderFlag", {"TF32": 7, "VERSION_COMPATIBLE": 13})
-    HardwareCompatibilityLevel = _Enum("HardwareCompatibilityLevel", {"NONE": 0, "AMPERE_PLUS": 1, **young})
-    MemoryPoolType = _Enum("MemoryPoolType", {"WORKSPACE": 0})
-    # TensorRT 11 numbers it 0, where TensorRT 10 had EXPLICIT_BATCH.
-    typed = {"STRONGLY_TYPED": 0 if version.startswith("11.") else 1}
-    NetworkDefinitionCreationFlag = _Enum("NetworkDefinitionCreationFlag", typed)
-    ExecutionContextAllocationStrategy = _Enum(
-        "ExecutionContextAllocationStrategy", {"STATIC": 0, "ON_PROFILE_CHANGE": 1, "USER_MANAGED": 2}
+
+class IProgressMonitor:
+    def __init__(self) -> None:
+        self.made = True
+
+    def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+        raise NotImplementedError
+
+    def step_complete(self, phase_name: str, step: int) -> bool:
+        raise NotImplementedError
+
+    def phase_finish(self, phase_name: str) -> None:
+        raise NotImplementedError
+
+
+DataType = _Enum("DataType", {"FLOAT": 0, "HALF": 1, "INT64": 5})
+TensorIOMode = _Enum("TensorIOMode", {"NONE": 0, "INPUT": 1, "OUTPUT": 2})
+BuilderFlag = _Enum("BuilderFlag", {"TF32": 7, "VERSION_COMPATIBLE": 13})
+MemoryPoolType = _Enum("MemoryPoolType", {"WORKSPACE": 0})
+ExecutionContextAllocationStrategy = _Enum(
+    "ExecutionContextAllocationStrategy", {"STATIC": 0, "ON_PROFILE_CHANGE": 1, "USER_MANAGED": 2}
+)
+
+
+class INetworkDefinition:
+    __slots__ = ("_model",)
+
+
+class ParserError:
+    def __init__(self, words: str) -> None:
+        self._words = words
+
+    def node_name(self) -> str:
+        return "node_0"
+
+    def desc(self) -> str:
+        return self._words
+
+
+class OnnxParser:
+    def __init__(self, network: INetworkDefinition, logger: ILogger) -> None:
+        assert logger.made
+        self._network, self._errors = network, []
+
+    @property
+    def num_errors(self) -> int:
+        return len(self._errors)
+
+    def get_error(self, index: int) -> ParserError:
+        return self._errors[index]
+
+    def parse_from_file(self, model: str) -> bool:
+        import onnx
+
+        found = onnx.load(model)
+        odd = [node.op_type for node in found.graph.node if node.op_type == "NonMaxSuppression"]
+        self._errors = [ParserError(f"no converter for {name}") for name in odd]
+        self._network._model = found
+        return not odd
+
+
+class IOptimizationProfile:
+    def __init__(self) -> None:
+        self._shapes: dict[str, Any] = {}
+
+    def set_shape(self, input: str, min: Any, opt: Any, max: Any) -> None:
+        if not all(a <= b <= c for a, b, c in zip(min, opt, max, strict=True)):
+            raise ValueError("min <= opt <= max")
+        self._shapes[input] = (min, opt, max)
+
+
+class ITimingCache:
+    def __init__(self, at: Installation, content: bytes) -> None:
+        self._at, self._content = at, content
+
+    def serialize(self) -> bytes:
+        return self._content or f"timings {self._at.cuda.name} {self._at.version}".encode()
+
+
+class IBuilderConfig:
+    __slots__ = (
+        "_at",
+        "_cache",
+        "_flags",
+        "_pools",
+        "_profiles",
+        "builder_optimization_level",
+        "hardware_compatibility_level",
+        "progress_monitor",
     )
 
-    class INetworkDefinition:
-        __slots__ = ("_model",)
+    def __init__(self, at: Installation) -> None:
+        self._at = at
+        self._flags, self._profiles, self._pools, self._cache = {BuilderFlag["TF32"]}, [], {}, None
+        self.progress_monitor = None
 
-    class ParserError:
-        def __init__(self, words: str) -> None:
-            self._words = words
+    def set_flag(self, flag: Any) -> None:
+        self._flags.add(flag)
 
-        def node_name(self) -> str:
-            return "node_0"
+    def clear_flag(self, flag: Any) -> None:
+        self._flags.discard(flag)
 
-        def desc(self) -> str:
-            return self._words
+    def set_memory_pool_limit(self, pool: Any, pool_size: int) -> None:
+        self._pools[pool] = pool_size
 
-    class OnnxParser:
-        def __init__(self, network: INetworkDefinition, logger: ILogger) -> None:
-            assert logger.made
-            self._network, self._errors = network, []
+    def add_optimization_profile(self, profile: IOptimizationProfile) -> int:
+        self._profiles.append(profile._shapes)
+        return len(self._profiles) - 1
 
-        @property
-        def num_errors(self) -> int:
-            return len(self._errors)
+    def create_timing_cache(self, serialized_timing_cache: bytes) -> ITimingCache:
+        return ITimingCache(self._at, serialized_timing_cache)
 
-        def get_error(self, index: int) -> ParserError:
-            return self._errors[index]
+    def set_timing_cache(self, cache: ITimingCache, ignore_mismatch: bool) -> bool:
+        fits = cache.serialize() == ITimingCache(self._at, b"").serialize()
+        self._cache = cache if fits or ignore_mismatch else None
+        return self._cache is not None
 
-        def parse_from_file(self, model: str) -> bool:
-            import onnx
+    def get_timing_cache(self) -> ITimingCache:
+        return self._cache
 
-            found = onnx.load(model)
-            odd = [node.op_type for node in found.graph.node if node.op_type == "NonMaxSuppression"]
-            self._errors = [ParserError(f"no converter for {name}") for name in odd]
-            self._network._model = found
-            return not odd
 
-    class IOptimizationProfile:
-        def __init__(self) -> None:
-            self._shapes: dict[str, Any] = {}
+class Builder:
+    _at: Installation
 
-        def set_shape(self, input: str, min: Any, opt: Any, max: Any) -> None:
-            if not all(a <= b <= c for a, b, c in zip(min, opt, max, strict=True)):
-                raise ValueError("min <= opt <= max")
-            self._shapes[input] = (min, opt, max)
+    def __init__(self, logger: ILogger) -> None:
+        assert logger.made
+        self._logger = logger
 
-    class ITimingCache:
-        def __init__(self, content: bytes) -> None:
-            self._content = content
+    def create_network(self, flags: int) -> INetworkDefinition:
+        assert flags == 1 << self._at.strongly_typed
+        return INetworkDefinition()
 
-        def serialize(self) -> bytes:
-            return self._content or f"timings {cuda.name} {version}".encode()
+    def create_builder_config(self) -> IBuilderConfig:
+        return IBuilderConfig(self._at)
 
-    class IBuilderConfig:
-        __slots__ = (
-            "_cache",
-            "_flags",
-            "_pools",
-            "_profiles",
-            "builder_optimization_level",
-            "hardware_compatibility_level",
-            "progress_monitor",
-        )
+    def create_optimization_profile(self) -> IOptimizationProfile:
+        return IOptimizationProfile()
 
-        def __init__(self) -> None:
-            self._flags, self._profiles, self._pools, self._cache = {BuilderFlag["TF32"]}, [], {}, None
-            self.progress_monitor = None
+    def build_serialized_network(self, network: INetworkDefinition, config: IBuilderConfig) -> bytes | None:
+        for value in network._model.graph.input:
+            real = [d.dim_value or -1 for d in value.type.tensor_type.shape.dim]
+            for shapes in config._profiles:
+                for shape in shapes[value.name]:
+                    if len(shape) != len(real) or any(r not in (-1, s) for r, s in zip(real, shape, strict=True)):
+                        self._logger.log(ILogger.ERROR, f"{value.name}: {shape} does not fit {real}")
+                        return None
+        monitor = config.progress_monitor
+        if monitor is not None:
+            monitor.phase_start("Building", None, 2)
+            monitor.phase_start("Timing", "Building", 1)
+            assert monitor.step_complete("Timing", 0)
+            monitor.phase_finish("Timing")
+            assert monitor.step_complete("Building", 1)
+            monitor.phase_finish("Building")
+        content = {
+            "onnx": network._model.SerializeToString(),
+            "profiles": config._profiles,
+            "flags": sorted(flag.name for flag in config._flags),
+            "hardware": config.hardware_compatibility_level.name,
+            "level": config.builder_optimization_level,
+            "pools": {pool.name: size for pool, size in config._pools.items()},
+        }
+        return PREFIX + pickle.dumps(content)
 
-        def set_flag(self, flag: Any) -> None:
-            self._flags.add(flag)
 
-        def clear_flag(self, flag: Any) -> None:
-            self._flags.discard(flag)
+class Runtime:
+    __slots__ = ("_logger", "engine_host_code_allowed")
+    _at: Installation
 
-        def set_memory_pool_limit(self, pool: Any, pool_size: int) -> None:
-            self._pools[pool] = pool_size
+    def __init__(self, logger: ILogger) -> None:
+        assert logger.made
+        self._logger, self.engine_host_code_allowed = logger, False
 
-        def add_optimization_profile(self, profile: IOptimizationProfile) -> int:
-            self._profiles.append(profile._shapes)
-            return len(self._profiles) - 1
+    def deserialize_cuda_engine(self, serialized_engine: bytes) -> Any:
+        if not serialized_engine.startswith(PREFIX):
+            self._logger.log(ILogger.ERROR, "serialization: magicTag does not match")
+            return None
+        content = pickle.loads(serialized_engine[len(PREFIX) :])
+        if "VERSION_COMPATIBLE" in content["flags"] and not self.engine_host_code_allowed:
+            self._logger.log(ILogger.ERROR, "host code is not allowed")
+            return None
+        return ICudaEngine(self._at.cuda, content)
 
-        def create_timing_cache(self, serialized_timing_cache: bytes) -> ITimingCache:
-            return ITimingCache(serialized_timing_cache)
 
-        def set_timing_cache(self, cache: ITimingCache, ignore_mismatch: bool) -> bool:
-            fits = cache.serialize() == ITimingCache(b"").serialize()
-            self._cache = cache if fits or ignore_mismatch else None
-            return self._cache is not None
+class ICudaEngine:
+    def __init__(self, cuda: CudaRuntime, content: dict[str, Any]) -> None:
+        import onnx
+        import onnxruntime
 
-        def get_timing_cache(self) -> ITimingCache:
-            return self._cache
+        self._cuda = cuda
+        self._profiles = content["profiles"]
+        graph = onnx.load_from_string(content["onnx"]).graph
+        self._session = onnxruntime.InferenceSession(content["onnx"], providers=["CPUExecutionProvider"])
+        types = {1: DataType["FLOAT"], 7: DataType["INT64"]}
+        self._tensors = {
+            value.name: (mode, types[value.type.tensor_type.elem_type], [d.dim_value or -1 for d in dims])
+            for mode, values in ((TensorIOMode["INPUT"], graph.input), (TensorIOMode["OUTPUT"], graph.output))
+            for value in values
+            for dims in [value.type.tensor_type.shape.dim]
+        }
 
-    class Builder:
-        def __init__(self, logger: ILogger) -> None:
-            assert logger.made
-            self._logger = logger
+    num_io_tensors = property(lambda self: len(self._tensors))
+    num_optimization_profiles = property(lambda self: len(self._profiles))
 
-        def create_network(self, flags: int) -> INetworkDefinition:
-            assert flags == 1 << typed["STRONGLY_TYPED"]
-            return INetworkDefinition()
+    def get_tensor_name(self, index: int) -> str:
+        return list(self._tensors)[index]
 
-        def create_builder_config(self) -> IBuilderConfig:
-            return IBuilderConfig()
+    def get_tensor_mode(self, name: str) -> Any:
+        return self._tensors[name][0]
 
-        def create_optimization_profile(self) -> IOptimizationProfile:
-            return IOptimizationProfile()
+    def get_tensor_dtype(self, name: str) -> Any:
+        return self._tensors[name][1]
 
-        def build_serialized_network(self, network: INetworkDefinition, config: IBuilderConfig) -> bytes | None:
-            for value in network._model.graph.input:
-                real = [d.dim_value or -1 for d in value.type.tensor_type.shape.dim]
-                for shapes in config._profiles:
-                    for shape in shapes[value.name]:
-                        if len(shape) != len(real) or any(r not in (-1, s) for r, s in zip(real, shape, strict=True)):
-                            self._logger.log(ILogger.ERROR, f"{value.name}: {shape} does not fit {real}")
-                            return None
-            monitor = config.progress_monitor
-            if monitor is not None:
-                monitor.phase_start("Building", None, 2)
-                monitor.phase_start("Timing", "Building", 1)
-                assert monitor.step_complete("Timing", 0)
-                monitor.phase_finish("Timing")
-                assert monitor.step_complete("Building", 1)
-                monitor.phase_finish("Building")
-            content = {
-                "onnx": network._model.SerializeToString(),
-                "profiles": config._profiles,
-                "flags": sorted(flag.name for flag in config._flags),
-                "hardware": config.hardware_compatibility_level.name,
-                "level": config.builder_optimization_level,
-                "pools": {pool.name: size for pool, size in config._pools.items()},
-            }
-            return PREFIX + pickle.dumps(content)
+    def get_tensor_shape(self, name: str) -> Any:
+        return self._tensors[name][2]
 
-    class Runtime:
-        __slots__ = ("_logger", "engine_host_code_allowed")
+    def get_tensor_profile_shape(self, name: str, profile_index: int) -> list[Any]:
+        return list(self._profiles[profile_index][name])
 
-        def __init__(self, logger: ILogger) -> None:
-            assert logger.made
-            self._logger, self.engine_host_code_allowed = logger, False
+    def get_device_memory_size_for_profile_v2(self, profile_index: int) -> int:
+        return 256 * (profile_index + 1)
 
-        def deserialize_cuda_engine(self, serialized_engine: bytes) -> Any:
-            if not serialized_engine.startswith(PREFIX):
-                self._logger.log(ILogger.ERROR, "serialization: magicTag does not match")
-                return None
-            content = pickle.loads(serialized_engine[len(PREFIX) :])
-            if "VERSION_COMPATIBLE" in content["flags"] and not self.engine_host_code_allowed:
-                self._logger.log(ILogger.ERROR, "host code is not allowed")
-                return None
-            return ICudaEngine(content)
+    def create_execution_context(self, strategy: Any) -> Any:
+        assert strategy == ExecutionContextAllocationStrategy["USER_MANAGED"]
+        return IExecutionContext(self)
 
-    class ICudaEngine:
-        def __init__(self, content: dict[str, Any]) -> None:
-            import onnx
-            import onnxruntime
 
-            self._profiles = content["profiles"]
-            graph = onnx.load_from_string(content["onnx"]).graph
-            self._session = onnxruntime.InferenceSession(content["onnx"], providers=["CPUExecutionProvider"])
-            types = {1: DataType["FLOAT"], 7: DataType["INT64"]}
-            self._tensors = {
-                value.name: (mode, types[value.type.tensor_type.elem_type], [d.dim_value or -1 for d in dims])
-                for mode, values in ((TensorIOMode["INPUT"], graph.input), (TensorIOMode["OUTPUT"], graph.output))
-                for value in values
-                for dims in [value.type.tensor_type.shape.dim]
-            }
+class IExecutionContext:
+    def __init__(self, engine: ICudaEngine) -> None:
+        self._engine, self._cuda, self._profile = engine, engine._cuda, None
+        self._shapes: dict[str, Any] = {}
+        self._addresses: dict[str, int] = {}
+        self._allocators: dict[str, Any] = {}
+        self._scratch = 0, 0
 
-        num_io_tensors = property(lambda self: len(self._tensors))
-        num_optimization_profiles = property(lambda self: len(self._profiles))
+    def set_optimization_profile_async(self, profile_index: int, stream_handle: int) -> bool:
+        assert stream_handle in self._cuda.streams
+        self._profile, self._shapes = profile_index, {}
+        return True
 
-        def get_tensor_name(self, index: int) -> str:
-            return list(self._tensors)[index]
+    def set_input_shape(self, name: str, shape: Any) -> bool:
+        low, _, high = self._engine._profiles[self._profile][name]
+        if not all(a <= b <= c for a, b, c in zip(low, shape, high, strict=True)):
+            return False
+        self._shapes[name] = tuple(shape)
+        return True
 
-        def get_tensor_mode(self, name: str) -> Any:
-            return self._tensors[name][0]
+    def set_tensor_address(self, name: str, memory: int) -> bool:
+        self._addresses[name] = memory
+        return memory != 0
 
-        def get_tensor_dtype(self, name: str) -> Any:
-            return self._tensors[name][1]
+    def set_output_allocator(self, name: str, output_allocator: Any) -> bool:
+        assert output_allocator.made
+        self._allocators[name] = output_allocator
+        return True
 
-        def get_tensor_shape(self, name: str) -> Any:
-            return self._tensors[name][2]
+    def set_device_memory(self, memory: int, size: int) -> None:
+        self._cuda.holds(memory, size)
+        self._scratch = memory, size
 
-        def get_tensor_profile_shape(self, name: str, profile_index: int) -> list[Any]:
-            return list(self._profiles[profile_index][name])
-
-        def get_device_memory_size_for_profile_v2(self, profile_index: int) -> int:
-            return 256 * (profile_index + 1)
-
-        def create_execution_context(self, strategy: Any) -> Any:
-            assert strategy == ExecutionContextAllocationStrategy["USER_MANAGED"]
-            return IExecutionContext(self)
-
-    class IExecutionContext:
-        def __init__(self, engine: ICudaEngine) -> None:
-            self._engine, self._profile = engine, None
-            self._shapes: dict[str, Any] = {}
-            self._addresses: dict[str, int] = {}
-            self._allocators: dict[str, Any] = {}
-            self._scratch = 0, 0
-
-        def set_optimization_profile_async(self, profile_index: int, stream_handle: int) -> bool:
-            assert stream_handle in cuda.streams
-            self._profile, self._shapes = profile_index, {}
-            return True
-
-        def set_input_shape(self, name: str, shape: Any) -> bool:
-            low, _, high = self._engine._profiles[self._profile][name]
-            if not all(a <= b <= c for a, b, c in zip(low, shape, high, strict=True)):
-                return False
-            self._shapes[name] = tuple(shape)
-            return True
-
-        def set_tensor_address(self, name: str, memory: int) -> bool:
-            self._addresses[name] = memory
-            return memory != 0
-
-        def set_output_allocator(self, name: str, output_allocator: Any) -> bool:
-            assert output_allocator.made
-            self._allocators[name] = output_allocator
-            return True
-
-        def set_device_memory(self, memory: int, size: int) -> None:
-            cuda.holds(memory, size)
-            self._scratch = memory, size
-
-        def execute_async_v3(self, stream_handle: int) -> bool:
-            needed = self._engine.get_device_memory_size_for_profile_v2(self._profile)
-            cuda.holds(self._scratch[0], needed)
-            assert self._scratch[1] >= needed
-            inputs, addresses = {}, dict(self._addresses)
-            for name, (mode, dtype, _) in self._engine._tensors.items():
-                if mode == TensorIOMode["INPUT"]:
-                    if name not in self._shapes or name not in addresses:
-                        return False
-                    kind = np.dtype(np.float32 if dtype == DataType["FLOAT"] else np.int64)
-                    cuda.holds(addresses[name], int(np.prod(self._shapes[name])) * kind.itemsize)
-                    inputs[name] = self._shapes[name], kind
-            names = [n for n, (mode, *_) in self._engine._tensors.items() if mode == TensorIOMode["OUTPUT"]]
-            given = self._compute(inputs, addresses, names)
-            places = {}
-            for name, array in zip(names, given, strict=True):
-                allocator = self._allocators[name]
-                place = allocator.reallocate_output_async(name, 0, array.nbytes, 256, stream_handle)
-                if not place:
+    def execute_async_v3(self, stream_handle: int) -> bool:
+        needed = self._engine.get_device_memory_size_for_profile_v2(self._profile)
+        self._cuda.holds(self._scratch[0], needed)
+        assert self._scratch[1] >= needed
+        inputs, addresses = {}, dict(self._addresses)
+        for name, (mode, dtype, _) in self._engine._tensors.items():
+            if mode == TensorIOMode["INPUT"]:
+                if name not in self._shapes or name not in addresses:
                     return False
-                allocator.notify_shape(name, array.shape)
-                places[name] = place
+                kind = np.dtype(np.float32 if dtype == DataType["FLOAT"] else np.int64)
+                self._cuda.holds(addresses[name], int(np.prod(self._shapes[name])) * kind.itemsize)
+                inputs[name] = self._shapes[name], kind
+        names = [n for n, (mode, *_) in self._engine._tensors.items() if mode == TensorIOMode["OUTPUT"]]
+        given = self._compute(inputs, addresses, names)
+        places = {}
+        for name, array in zip(names, given, strict=True):
+            allocator = self._allocators[name]
+            place = allocator.reallocate_output_async(name, 0, array.nbytes, 256, stream_handle)
+            if not place:
+                return False
+            allocator.notify_shape(name, array.shape)
+            places[name] = place
 
-            def work() -> None:
-                for name, array in zip(names, self._compute(inputs, addresses, names), strict=True):
-                    cuda.holds(places[name], array.nbytes)
-                    ctypes.memmove(places[name], np.ascontiguousarray(array).ctypes.data, array.nbytes)
+        def work() -> None:
+            for name, array in zip(names, self._compute(inputs, addresses, names), strict=True):
+                self._cuda.holds(places[name], array.nbytes)
+                ctypes.memmove(places[name], np.ascontiguousarray(array).ctypes.data, array.nbytes)
 
-            cuda.enqueue(work, stream_handle)
-            return True
+        self._cuda.enqueue(work, stream_handle)
+        return True
 
-        def _compute(self, inputs: Any, addresses: Any, names: list[str]) -> list[Any]:
-            """What the graph gives for what lies at the addresses now."""
-            arrays = {}
-            for name, (shape, kind) in inputs.items():
-                size = int(np.prod(shape)) * kind.itemsize
-                raw = ctypes.string_at(addresses[name], size)
-                arrays[name] = np.frombuffer(raw, kind).reshape(shape).copy()
-            return self._engine._session.run(names, arrays)
+    def _compute(self, inputs: Any, addresses: Any, names: list[str]) -> list[Any]:
+        """What the graph gives for what lies at the addresses now."""
+        arrays = {}
+        for name, (shape, kind) in inputs.items():
+            size = int(np.prod(shape)) * kind.itemsize
+            raw = ctypes.string_at(addresses[name], size)
+            arrays[name] = np.frombuffer(raw, kind).reshape(shape).copy()
+        return self._engine._session.run(names, arrays)
 
-    found = {name: value for name, value in locals().items() if isinstance(value, type)}
-    return SimpleNamespace(__name__="tensorrt", __version__=version, **found)
+
+_COMMON = (
+    *(ILogger, IOutputAllocator, IProgressMonitor, DataType, TensorIOMode, BuilderFlag, MemoryPoolType),
+    *(ExecutionContextAllocationStrategy, INetworkDefinition, ParserError, OnnxParser, IOptimizationProfile),
+    *(ITimingCache, IBuilderConfig, ICudaEngine, IExecutionContext),
+)
+
+
+def make_tensorrt(cuda: CudaRuntime, version: str) -> Any:
+    """The module `tensorrt` in a version."""
+    at = Installation(cuda, version)
+    young = {"SAME_COMPUTE_CAPABILITY": 2} if tuple(map(int, version.split(".")[:2])) >= (10, 9) else {}
+    of_version = (
+        _Enum("HardwareCompatibilityLevel", {"NONE": 0, "AMPERE_PLUS": 1, **young}),
+        _Enum("NetworkDefinitionCreationFlag", {"STRONGLY_TYPED": at.strongly_typed}),
+        type("Builder", (Builder,), {**_public(Builder), "_at": at}),
+        type("Runtime", (Runtime,), {**_public(Runtime), "_at": at, "__slots__": ()}),
+    )
+    return SimpleNamespace(
+        __name__="tensorrt", __version__=version, **{one.__name__: one for one in (*_COMMON, *of_version)}
+    )
+
+
+def _public(kind: type) -> dict[str, Any]:
+    """A class's public names."""
+    return {name: value for name, value in vars(kind).items() if not name.startswith("_")}

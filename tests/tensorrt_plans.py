@@ -13,7 +13,8 @@ import pytest
 import mmn_fast
 from mmn_fast.artifact.manifest import read_manifest
 from mmn_fast.export.to_tensorrt import build_plans
-from tests.tensorrt_double import CudaRuntime, make_tensorrt
+from tests.cuda_runtime_double import CudaRuntime
+from tests.tensorrt_double import make_tensorrt
 
 VERSION = "10.16.1.11"
 

@@ -31,7 +31,7 @@ from mmn_fast.presets import Preset, get_preset
 from mmn_fast.tokenizer import load_tokenizer
 from mmn_fast.training.sparse import encode_video
 from mmn_fast.weights.state import state_shapes
-from tests.tensorrt_double import CudaRuntime
+from tests.cuda_runtime_double import CudaRuntime
 from tests.tensorrt_plans import install
 from tests.test_training_sparse import dense
 from tests.tolerances import check_close

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ ROOT = Path(__file__).parents[1]
 SOURCES = (".py", ".pyi", ".json", ".cc", ".cu", ".h")
 MOST_FILES = 12
 MOST_AT_THE_ROOT = 27  # the package's values and seams
+MOST_LINES = 450
+MOST_LINES_OF_A_FUNCTION = 60  # without its docstring
 
 FOLDERS = sorted(
     {
@@ -25,3 +28,26 @@ FOLDERS = sorted(
 def test_a_folder_holds_at_most_a_dozen_files(folder: Path) -> None:
     names = [path.name for path in (ROOT / folder).iterdir() if path.suffix in SOURCES]
     assert len(names) <= (MOST_AT_THE_ROOT if folder == Path("mmn_fast") else MOST_FILES), sorted(names)
+
+
+TREE = sorted(
+    path.relative_to(ROOT)
+    for top in ("mmn_fast", "export", "benchmarks", "tests")
+    for path in (ROOT / top).rglob("*.py")
+    if (ROOT / "mmn_fast/export") not in path.parents
+)
+
+
+@pytest.mark.parametrize("path", TREE, ids=str)
+def test_a_file_and_its_functions_are_short(path: Path) -> None:
+    text = (ROOT / path).read_text(encoding="utf-8")
+    assert text.count("\n") <= MOST_LINES
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            assert _lines(node) <= MOST_LINES_OF_A_FUNCTION, node.name
+
+
+def _lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """Lines of a function, its docstring apart."""
+    lines, first = function.end_lineno - function.lineno + 1, function.body[0]
+    return lines if ast.get_docstring(function) is None else lines - (first.end_lineno - first.lineno + 1)

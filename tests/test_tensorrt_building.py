@@ -17,7 +17,8 @@ from mmn_fast.artifact.sidecar import BUCKETS, Profile, choose_profile, profiles
 from mmn_fast.errors import BackendUnavailable, InputError
 from mmn_fast.export import to_tensorrt
 from mmn_fast.export.to_tensorrt import BuildOptions, build_plans
-from tests.tensorrt_double import CudaRuntime, make_tensorrt
+from tests.cuda_runtime_double import CudaRuntime
+from tests.tensorrt_double import make_tensorrt
 from tests.tensorrt_plans import VERSION, contents, install, load
 
 # -- profiles

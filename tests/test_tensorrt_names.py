@@ -13,7 +13,8 @@ import pytest
 
 from mmn_fast.export import to_tensorrt
 from mmn_fast.runtime import cuda_api, tensorrt_module, tensorrt_plan
-from tests.tensorrt_double import CudaRuntime, make_tensorrt
+from tests.cuda_runtime_double import CudaRuntime
+from tests.tensorrt_double import make_tensorrt
 from tests.tensorrt_plans import VERSION
 
 YOUNG = "SAME_COMPUTE_CAPABILITY"  # from TensorRT 10.9 on; to_tensorrt refuses it before

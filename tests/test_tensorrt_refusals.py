@@ -14,7 +14,7 @@ import mmn_fast
 from mmn_fast.artifact.sidecar import Sidecar, unfit_reason
 from mmn_fast.errors import BackendUnavailable, InputError
 from mmn_fast.export.to_tensorrt import BuildOptions, build_plans
-from tests.tensorrt_double import CudaRuntime
+from tests.cuda_runtime_double import CudaRuntime
 from tests.tensorrt_plans import install, load
 
 

@@ -15,7 +15,7 @@ import mmn_fast
 from mmn_fast.artifact.manifest import read_manifest
 from mmn_fast.errors import BackendUnavailable
 from mmn_fast.kernels.gpu.captures import between_captures
-from tests.tensorrt_double import CudaError, CudaRuntime
+from tests.cuda_runtime_double import CudaError, CudaRuntime
 from tests.tensorrt_plans import clips, install, load, proposals
 from tests.tolerances import check_close
 

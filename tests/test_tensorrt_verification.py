@@ -18,7 +18,7 @@ from mmn_fast.export import deploy, to_tensorrt
 from mmn_fast.export.to_tensorrt import BuildOptions, build_plans
 from mmn_fast.export.verify import BOUNDS, VerificationError
 from mmn_fast.runtime import tensorrt_plan
-from tests.tensorrt_double import CudaRuntime
+from tests.cuda_runtime_double import CudaRuntime
 from tests.tensorrt_plans import contents, load
 from tests.tolerances import check_close
 

@@ -22,7 +22,7 @@ from mmn_fast.errors import InputError
 from mmn_fast.export.to_onnx import export
 from mmn_fast.export.to_tensorrt import build_plans
 from mmn_fast.export.tritonserver_repository import RepositoryOptions, graph_config, write_repository
-from tests.tensorrt_double import CudaRuntime
+from tests.cuda_runtime_double import CudaRuntime
 from tests.tensorrt_plans import install
 from tests.tolerances import check_close
 from tests.tritonserver_double import check_tensors, make_utils, read_config

@@ -28,6 +28,86 @@ _ITEM_WORDS: tl.constexpr = tl.constexpr(ITEM_WORDS)
 _CHANNELS: tl.constexpr = tl.constexpr(CHANNELS)
 
 
+@triton.jit
+def _meet_other_layers(OVERLAP: tl.constexpr):
+    """The next layer's blocks may start as this one's leave; they wait here for its results."""
+    if OVERLAP:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
+
+
+@triton.jit
+def _load_words(item, WORDS: tl.constexpr):
+    """The words of an item's taps, one bit a tap; 0 for those beyond WORDS."""
+    word0 = tl.load(item + _ITEM_WORDS)
+    word1 = 0
+    word2 = 0
+    if WORDS > 1:
+        word1 = tl.load(item + _ITEM_WORDS + 1)
+    if WORDS > 2:
+        word2 = tl.load(item + _ITEM_WORDS + 2)
+    return word0, word1, word2
+
+
+@triton.jit
+def _sum_of_taps(
+    x_rows,  # the rows' own places in x, [BLOCK_M]
+    weights,
+    n0,
+    side_in,
+    videos,
+    n_taps,
+    words,
+    offs_k,
+    C_IN: tl.constexpr,
+    C_PAD: tl.constexpr,
+    N_PAD: tl.constexpr,
+    KERNEL: tl.constexpr,
+    WORDS: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    DESCRIPTOR: tl.constexpr,
+):
+    """The rows' products with the weights of the taps in the words, summed: float32 [BLOCK_M, BLOCK_N]."""
+    word0, word1, word2 = words
+    acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
+    k0 = 0
+    for _step in range(n_taps * (C_PAD // BLOCK_K)):
+        word = word0
+        first_bit = 0
+        if WORDS > 1:
+            in_second = word0 == 0
+            word = tl.where(in_second, word1, word)
+            first_bit = tl.where(in_second, _WORD_BITS, 0)
+        if WORDS > 2:
+            in_third = (word0 | word1) == 0
+            word = tl.where(in_third, word2, word)
+            first_bit = tl.where(in_third, 2 * _WORD_BITS, first_bit)
+        # The exponent of a power of two is its bit's number.
+        tap = first_bit + ((word & -word).to(tl.float32).to(tl.int32, bitcast=True) >> 23) - 127
+        shift = ((tap // KERNEL) * side_in + tap % KERNEL) * videos * C_IN + k0
+        if C_IN % BLOCK_K == 0:
+            x = tl.load(x_rows[:, None] + (shift + offs_k)[None, :])
+        else:
+            x = tl.load(x_rows[:, None] + (shift + offs_k)[None, :], mask=(k0 + offs_k < C_IN)[None, :], other=0.0)
+        if DESCRIPTOR:
+            w = weights.load([tap * C_PAD + k0, n0])
+        else:
+            w_rows = weights + (tap * C_PAD + k0 + offs_k) * N_PAD
+            w = tl.load(w_rows[:, None] + (n0 + tl.arange(0, BLOCK_N))[None, :])
+        acc = tl.dot(x, w, acc, input_precision="ieee")
+        k0 += BLOCK_K
+        tap_done = k0 == C_PAD
+        k0 = tl.where(tap_done, 0, k0)
+        if WORDS > 2:
+            word2 = tl.where(tap_done & in_third, word2 & (word2 - 1), word2)
+        if WORDS > 1:
+            word1 = tl.where(tap_done & in_second, word1 & (word1 - 1), word1)
+        word0 = tl.where(tap_done, word0 & (word0 - 1), word0)
+    return acc
+
+
 # Sizes that change from layer to layer are compiled in by none: C_IN alone says how rows are aligned.
 @triton.jit(do_not_specialize=["rows", "videos", "side_in", "n_items"])
 def gather_conv_kernel(
@@ -58,25 +138,15 @@ def gather_conv_kernel(
 ):
     """One layer: every needed cell's sum over its taps, then bias, ReLU and cell weight, or a share of the sum."""
     tl.static_assert(C_IN // _CHANNELS * _CHANNELS == C_IN, "expected a width of whole CHANNELS")
-    if OVERLAP:
-        # The next layer's blocks may start as this one's leave; they wait here for its results.
-        tl.extra.cuda.gdc_launch_dependents()
-        tl.extra.cuda.gdc_wait()
+    _meet_other_layers(OVERLAP)
     N_BLOCKS: tl.constexpr = N_PAD // BLOCK_N
-    K_STEPS: tl.constexpr = C_PAD // BLOCK_K
     offs_k = tl.arange(0, BLOCK_K)
     for work in range(tl.program_id(0), n_items * N_BLOCKS, tl.num_programs(0)):
         item = items_ptr + (work // N_BLOCKS) * (_ITEM_WORDS + WORDS)
         n0 = (work % N_BLOCKS) * BLOCK_N
         split = tl.load(item + 1)
         n_taps = tl.load(item + 2)
-        word0 = tl.load(item + _ITEM_WORDS)
-        word1 = 0
-        word2 = 0
-        if WORDS > 1:
-            word1 = tl.load(item + _ITEM_WORDS + 1)
-        if WORDS > 2:
-            word2 = tl.load(item + _ITEM_WORDS + 2)
+        words = _load_words(item, WORDS)
         row = tl.load(item) + tl.arange(0, BLOCK_M)
         # Rows beyond the last repeat it: their reads stay inside the map, and they are not stored.
         held = tl.minimum(row, rows - 1)
@@ -84,41 +154,10 @@ def gather_conv_kernel(
         video = held - cell * videos
         source = tl.load(cells_in_ptr + cell) * videos + video
         x_rows = x_ptr + source.to(tl.int64) * C_IN
-        acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
-        k0 = 0
-        for _step in range(n_taps * K_STEPS):
-            word = word0
-            first_bit = 0
-            if WORDS > 1:
-                in_second = word0 == 0
-                word = tl.where(in_second, word1, word)
-                first_bit = tl.where(in_second, _WORD_BITS, 0)
-            if WORDS > 2:
-                in_third = (word0 | word1) == 0
-                word = tl.where(in_third, word2, word)
-                first_bit = tl.where(in_third, 2 * _WORD_BITS, first_bit)
-            # The exponent of a power of two is its bit's number.
-            tap = first_bit + ((word & -word).to(tl.float32).to(tl.int32, bitcast=True) >> 23) - 127
-            shift = ((tap // KERNEL) * side_in + tap % KERNEL) * videos * C_IN + k0
-            if C_IN % BLOCK_K == 0:
-                x = tl.load(x_rows[:, None] + (shift + offs_k)[None, :])
-            else:
-                x = tl.load(x_rows[:, None] + (shift + offs_k)[None, :], mask=(k0 + offs_k < C_IN)[None, :], other=0.0)
-            if DESCRIPTOR:
-                w = weights.load([tap * C_PAD + k0, n0])
-            else:
-                w_rows = weights + (tap * C_PAD + k0 + offs_k) * N_PAD
-                w = tl.load(w_rows[:, None] + (n0 + tl.arange(0, BLOCK_N))[None, :])
-            acc = tl.dot(x, w, acc, input_precision="ieee")
-            k0 += BLOCK_K
-            tap_done = k0 == C_PAD
-            k0 = tl.where(tap_done, 0, k0)
-            if WORDS > 2:
-                word2 = tl.where(tap_done & in_third, word2 & (word2 - 1), word2)
-            if WORDS > 1:
-                word1 = tl.where(tap_done & in_second, word1 & (word1 - 1), word1)
-            word0 = tl.where(tap_done, word0 & (word0 - 1), word0)
-
+        acc = _sum_of_taps(
+            x_rows, weights, n0, side_in, videos, n_taps, words, offs_k,
+            C_IN, C_PAD, N_PAD, KERNEL, WORDS, BLOCK_M, BLOCK_N, BLOCK_K, DESCRIPTOR,
+        )  # fmt: skip
         offs_n = n0 + tl.arange(0, BLOCK_N)
         keep = (row < rows)[:, None] & (offs_n < C_OUT)[None, :]
         if SPLITS == 1:
@@ -150,9 +189,7 @@ def add_splits_kernel(
     OVERLAP: tl.constexpr,
 ):
     """Add the shares of every sum, always in the same order, then bias, ReLU and cell weight."""
-    if OVERLAP:
-        tl.extra.cuda.gdc_launch_dependents()
-        tl.extra.cuda.gdc_wait()
+    _meet_other_layers(OVERLAP)
     row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     offs_n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     keep = (row < rows)[:, None] & (offs_n < C_OUT)[None, :]
@@ -293,8 +330,13 @@ class GatherProposalConv(ConvStack):
             OVERLAP=overlap,
             **options,
         )
-        if not split:
-            return
+        if split:
+            self._add_splits(held, number, videos, out, overlap)
+
+    def _add_splits(self, held: _Prepared, number: int, videos: int, out: Tensor, overlap: bool) -> None:
+        """Add the partial sums of a layer."""
+        ready, c_out = held.layers[number], self._weights[number].shape[0]
+        schedule = ready.schedule
         rows_at_once, cols_at_once = 16, min(256, triton.next_power_of_2(c_out))
         grid = (triton.cdiv(schedule.rows, rows_at_once), triton.cdiv(c_out, cols_at_once))
         add_splits_kernel[grid](
