@@ -1,4 +1,4 @@
-"""The extension that CMakeLists.txt builds. The cuda_ functions exist where build_info()["cuda"] is true."""
+"""The extension that CMakeLists.txt builds."""
 
 # ruff: noqa: N999  (the leading underscore and capital are the convention for an extension)
 
@@ -19,13 +19,6 @@ def build_info() -> BuildInfo: ...
 def cpu_isa() -> str: ...
 def available_cpu_isas() -> list[str]: ...
 def kernel_isas(isa: str | None = None) -> dict[str, str]: ...
-def sparse_max_pool(
-    clips: npt.NDArray[np.float32],  # [B, C, N]
-    mask: npt.NDArray[np.bool_] | npt.NDArray[np.uint8],  # [N, N]
-    out: npt.NDArray[np.float32],  # [B, C, N, N]
-    threads: int,
-    isa: str | None = None,
-) -> None: ...
 def temporal_nms(
     scores: npt.NDArray[np.float32],  # [S, P]
     moments: npt.NDArray[np.float32],  # [P, 2] seconds
@@ -290,11 +283,7 @@ def gpu_pair_moments(
     device: int,
     stream: int,
 ) -> None: ...
-def cuda_twin_temporal_nms(
-    scores: int, moments: int, keys: int, out: int, queries: int, cells: int, top_k: int, iou_threshold: float
-) -> None: ...
-def cuda_sparse_max_pool(clips: int, mask: int, out: int, channels: int, n: int, device: int, stream: int) -> None: ...
-def cuda_temporal_nms(
+def gpu_temporal_nms(
     scores: int,
     moments: int,
     keys: int,

@@ -59,7 +59,7 @@ def test_isas_rise_from_generic():
 @pytest.mark.parametrize("isa", [isa for isa in ISAS if isa in _C.available_cpu_isas()])
 def test_kernel_isas_tell_where_an_isa_has_no_code_of_its_own(isa):
     expected = "avx512" if isa in ("avx512_bf16", "amx") else isa  # these two only multiply bf16 terms
-    ops = ("sparse_max_pool", "temporal_nms", "moment_scores", "score_moments")
+    ops = ("temporal_nms", "moment_scores", "score_moments")
     assert _C.kernel_isas(isa) == {**dict.fromkeys(ops, expected), "proposal_conv": isa, "text_encoder": isa}
 
 
@@ -77,7 +77,7 @@ def test_isa_files_include_nothing_whose_inline_code_could_leak(path):
             if header not in seen:
                 seen.add(header)
                 todo += [CSRC / header] if kind == '"' else []
-    allowed = {"immintrin.h", "cstdint", "cstddef", "ops/sparse_max_pool.h", "ops/temporal_nms.h"}
+    allowed = {"immintrin.h", "cstdint", "cstddef", "ops/temporal_nms.h"}
     allowed |= {"ops/moment_scores.h", "ops/score_moments.h"}
     # Functions over the file's own Vec alone, whose namespace has no name: no other file can have the same one.
     allowed |= {"common/device.h", "common/fourier_lines.h"}

@@ -54,18 +54,6 @@ void refuse_infinite_moments(const float* moments, int64_t cells) {
 
 }  // namespace
 
-void sparse_max_pool_cpu(const SparseMaxPoolArgs& args, CpuIsa isa, int threads) {
-  for (int64_t i = 0; i < args.n; ++i) {
-    for (int64_t j = 0; j < i; ++j) {
-      MMN_CHECK(args.mask[i * args.n + j] == 0, "mask: expected no valid cell below the diagonal, got one at (", i,
-                ", ", j, ")");
-    }
-  }
-  const auto kernel = cpu_kernels(isa).sparse_max_pool_f32;
-  parallel_for(args.channels, worthwhile_threads(threads, args.channels * args.n * args.n),
-               [&](int64_t first, int64_t last) { kernel(args, first, last); });
-}
-
 void temporal_nms_cpu(const TemporalNmsArgs& args, CpuIsa isa, int threads) {
   refuse_nan_scores(args);
   refuse_infinite_moments(args.moments, args.cells);

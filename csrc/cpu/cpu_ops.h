@@ -4,13 +4,9 @@
 #include "cpu/isa.h"
 #include "ops/moment_scores.h"
 #include "ops/score_moments.h"
-#include "ops/sparse_max_pool.h"
 #include "ops/temporal_nms.h"
 
 namespace mmn_fast {
-
-// Throws std::invalid_argument if the mask is set below the diagonal.
-void sparse_max_pool_cpu(const SparseMaxPoolArgs& args, CpuIsa isa, int threads);
 
 // Throws std::invalid_argument for a NaN score or a moment that is not finite.
 void temporal_nms_cpu(const TemporalNmsArgs& args, CpuIsa isa, int threads);

@@ -27,7 +27,7 @@ const CpuKernels* row(CpuIsa isa) {
 
 bool brings_kernels(CpuIsa isa) {
   const CpuKernels* own = row(isa);
-  return own != nullptr && (own->sparse_max_pool_f32 != nullptr || own->gemm_split_f32 != nullptr);
+  return own != nullptr && (own->gemm_f32 != nullptr || own->gemm_split_f32 != nullptr);
 }
 
 // The highest row at or below `isa` that implements `op`. Ends at generic, which implements all.
@@ -85,7 +85,6 @@ void require_cpu_isa(CpuIsa isa, const char* source) {
 CpuKernels cpu_kernels(CpuIsa isa) {
   CpuKernels kernels;
   const auto fill = [&](auto CpuKernels::*op) { kernels.*op = row(source_of(op, isa))->*op; };
-  fill(&CpuKernels::sparse_max_pool_f32);
   fill(&CpuKernels::temporal_nms_f32);
   fill(&CpuKernels::gemm_f32);
   fill(&CpuKernels::gemm_complex_f32);
@@ -111,8 +110,7 @@ CpuKernels cpu_kernels(CpuIsa isa) {
 
 std::map<std::string, CpuIsa> kernel_isas(CpuIsa isa) {
   const CpuIsa gemm = source_of(&CpuKernels::gemm_f32, isa);
-  return {{"sparse_max_pool", source_of(&CpuKernels::sparse_max_pool_f32, isa)},
-          {"temporal_nms", source_of(&CpuKernels::temporal_nms_f32, isa)},
+  return {{"temporal_nms", source_of(&CpuKernels::temporal_nms_f32, isa)},
           {"proposal_conv", row(isa)->gemm_split_f32 != nullptr ? isa : gemm},
           {"moment_scores", source_of(&CpuKernels::moment_scores_f32, isa)},
           {"score_moments", source_of(&CpuKernels::score_moments_f32, isa)},

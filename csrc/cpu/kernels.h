@@ -11,7 +11,6 @@
 #include "cpu/tile_transform.h"
 #include "ops/moment_scores.h"
 #include "ops/score_moments.h"
-#include "ops/sparse_max_pool.h"
 #include "ops/temporal_nms.h"
 
 namespace mmn_fast {
@@ -29,7 +28,6 @@ constexpr int64_t kScoredAtOnce = 32;  // sentences whose keys score_moments hol
 // One function per op: it handles items [first, last) on the calling thread. nullptr where an instruction set brings no
 // code of its own for the op.
 struct CpuKernels {
-  void (*sparse_max_pool_f32)(const SparseMaxPoolArgs& args, int64_t first_channel, int64_t last_channel);
   void (*temporal_nms_f32)(const TemporalNmsArgs& args, const TemporalNmsScratch& scratch, int64_t first_query,
                            int64_t last_query);
   // The three parts of proposal_conv: products, transforms, and the rows between them.

@@ -13,7 +13,7 @@
 
 namespace mmn_fast::MMN_ISA {
 const CpuKernels kernels = {
-    nullptr, nullptr, 0,       nullptr, nullptr, nullptr,        nullptr,
+    nullptr, 0,       nullptr, nullptr, nullptr,        nullptr,
     nullptr, nullptr, nullptr, nullptr, gemm_split_f32, gemm_complex_split_f32,
     nullptr, nullptr, nullptr, nullptr, nullptr,        run_products,   fill_slots,
 };

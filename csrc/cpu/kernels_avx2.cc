@@ -28,15 +28,6 @@ struct Vec {
   static void store(float* p, F v) { _mm256_storeu_ps(p, v); }
   static void store_i(int32_t* p, I v) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), v); }
   static void store_first(float* p, F v, int lanes) { _mm256_maskstore_ps(p, gt_i(set1_i(lanes), iota(0)), v); }
-  static M load_mask(const uint8_t* p) {
-    const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
-    return gt_i(_mm256_cvtepu8_epi32(bytes), _mm256_setzero_si256());
-  }
-  static M load_mask_first(const uint8_t* p, int lanes) {
-    uint8_t bytes[kWidth] = {};
-    for (int lane = 0; lane < lanes; ++lane) bytes[lane] = p[lane];
-    return load_mask(bytes);
-  }
 
   static F add(F a, F b) { return _mm256_add_ps(a, b); }
   static F mul(F a, F b) { return _mm256_mul_ps(a, b); }
@@ -66,7 +57,6 @@ struct Vec {
 
 #include "cpu/gemm-inl.h"
 #include "cpu/rows-inl.h"
-#include "cpu/sparse_max_pool-inl.h"
 #include "cpu/temporal_nms-inl.h"
 #include "cpu/text-inl.h"
 #include "cpu/moment_scores-inl.h"  // uses the one above
@@ -74,9 +64,9 @@ struct Vec {
 
 namespace mmn_fast::MMN_ISA {
 const CpuKernels kernels = {
-    sparse_max_pool_f32, temporal_nms_f32, kTileColumns,    gemm_f32,     gemm_complex_f32,  tile_forward_f32,
-    tile_inverse_f32,    start_rows_f32,   finish_rows_f32, max_rows_f32, normalize_row_f32,
-    nullptr,             nullptr,          layer_norm_row_f32, gelu_f32, attend_f32,      moment_scores_f32,
+    temporal_nms_f32, kTileColumns,    gemm_f32,     gemm_complex_f32,  tile_forward_f32,
+    tile_inverse_f32, start_rows_f32,  finish_rows_f32, max_rows_f32, normalize_row_f32,
+    nullptr,          nullptr,         layer_norm_row_f32, gelu_f32, attend_f32,      moment_scores_f32,
     score_moments_f32,
 };
 }

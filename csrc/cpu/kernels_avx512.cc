@@ -31,14 +31,6 @@ struct Vec {
   static void store(float* p, F v) { _mm512_storeu_ps(p, v); }
   static void store_i(int32_t* p, I v) { _mm512_storeu_si512(p, v); }
   static void store_first(float* p, F v, int lanes) { _mm512_mask_storeu_ps(p, first(lanes), v); }
-  static M load_mask(const uint8_t* p) {
-    const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
-    return _mm_test_epi8_mask(bytes, bytes);
-  }
-  static M load_mask_first(const uint8_t* p, int lanes) {
-    const __m128i bytes = _mm_maskz_loadu_epi8(first(lanes), p);
-    return _mm_test_epi8_mask(bytes, bytes);
-  }
 
   static F add(F a, F b) { return _mm512_add_ps(a, b); }
   static F mul(F a, F b) { return _mm512_mul_ps(a, b); }
@@ -70,7 +62,6 @@ struct Vec {
 
 #include "cpu/gemm-inl.h"
 #include "cpu/rows-inl.h"
-#include "cpu/sparse_max_pool-inl.h"
 #include "cpu/temporal_nms-inl.h"
 #include "cpu/text-inl.h"
 #include "cpu/moment_scores-inl.h"  // uses the one above
@@ -78,9 +69,9 @@ struct Vec {
 
 namespace mmn_fast::MMN_ISA {
 const CpuKernels kernels = {
-    sparse_max_pool_f32, temporal_nms_f32, kTileColumns,    gemm_f32,     gemm_complex_f32,  tile_forward_f32,
-    tile_inverse_f32,    start_rows_f32,   finish_rows_f32, max_rows_f32, normalize_row_f32,
-    nullptr,             nullptr,          layer_norm_row_f32, gelu_f32, attend_f32,      moment_scores_f32,
+    temporal_nms_f32, kTileColumns,    gemm_f32,     gemm_complex_f32,  tile_forward_f32,
+    tile_inverse_f32, start_rows_f32,  finish_rows_f32, max_rows_f32, normalize_row_f32,
+    nullptr,          nullptr,         layer_norm_row_f32, gelu_f32, attend_f32,      moment_scores_f32,
     score_moments_f32,
 };
 }

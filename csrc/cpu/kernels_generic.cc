@@ -26,12 +26,6 @@ struct Vec {
   static void store(float* p, F v) { __builtin_memcpy(p, &v, sizeof v); }
   static void store_i(int32_t* p, I v) { __builtin_memcpy(p, &v, sizeof v); }
   static void store_first(float* p, F v, int lanes) { __builtin_memcpy(p, &v, lanes * sizeof(float)); }
-  static M load_mask(const uint8_t* p) { return I{p[0], p[1], p[2], p[3]} != 0; }
-  static M load_mask_first(const uint8_t* p, int lanes) {
-    uint8_t bytes[kWidth] = {};
-    __builtin_memcpy(bytes, p, lanes);
-    return load_mask(bytes);
-  }
 
   static F add(F a, F b) { return a + b; }
   static F mul(F a, F b) { return a * b; }
@@ -59,7 +53,6 @@ struct Vec {
 
 #include "cpu/gemm-inl.h"
 #include "cpu/rows-inl.h"
-#include "cpu/sparse_max_pool-inl.h"
 #include "cpu/temporal_nms-inl.h"
 #include "cpu/text-inl.h"
 #include "cpu/moment_scores-inl.h"  // uses the one above
@@ -67,9 +60,9 @@ struct Vec {
 
 namespace mmn_fast::MMN_ISA {
 const CpuKernels kernels = {
-    sparse_max_pool_f32, temporal_nms_f32, kTileColumns,    gemm_f32,     gemm_complex_f32,  tile_forward_f32,
-    tile_inverse_f32,    start_rows_f32,   finish_rows_f32, max_rows_f32, normalize_row_f32,
-    nullptr,             nullptr,          layer_norm_row_f32, gelu_f32, attend_f32,      moment_scores_f32,
+    temporal_nms_f32, kTileColumns,    gemm_f32,     gemm_complex_f32,  tile_forward_f32,
+    tile_inverse_f32, start_rows_f32,  finish_rows_f32, max_rows_f32, normalize_row_f32,
+    nullptr,          nullptr,         layer_norm_row_f32, gelu_f32, attend_f32,      moment_scores_f32,
     score_moments_f32,
 };
 }

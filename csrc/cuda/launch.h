@@ -5,12 +5,9 @@
 #include <cstdint>
 
 #include "ops/gpu_ops.h"
-#include "ops/sparse_max_pool.h"
 #include "ops/temporal_nms.h"
 
 namespace mmn_fast {
-
-void launch_sparse_max_pool(const SparseMaxPoolArgs& args, int device, void* stream);
 
 void launch_feature_pool(const FeaturePoolArgs& args, int device, void* stream);
 void launch_clip_pool(const ClipPoolArgs& args, int device, void* stream);

@@ -38,8 +38,8 @@ struct ClipPoolArgs {
 };
 
 // moment_map: the 2D map of max pools. Cell (i, j), the maximum over clips i..j, goes to row positions[i, j] of `map`;
-// where that is -1 nothing is written, so the caller's zeros (the border and the invalid cells) stay. NaN propagates, of
-// equals the earlier clip stays (ops/sparse_max_pool.h).
+// where that is -1 nothing is written, so the caller's zeros (the border and the invalid cells) stay. NaN propagates as
+// in torch.max_pool1d, of equals the earlier clip stays: -0 and +0 come out as torch's do.
 struct MomentMapArgs {
   const void* clips;         // dtype [n, videos, channels]
   const int32_t* positions;  // [n, n], rows of `map`, -1 for none; each row at most once

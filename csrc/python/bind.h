@@ -9,6 +9,5 @@ void register_cpu_ops(pybind11::module_& module);
 void register_video_encoder(pybind11::module_& module);
 void register_text_encoder(pybind11::module_& module);
 void register_gpu_ops(pybind11::module_& module);
-void register_cuda_ops(pybind11::module_& module);  // defined in builds with CUDA
 
 }  // namespace mmn_fast

@@ -18,25 +18,6 @@ namespace py = pybind11;
 namespace mmn_fast {
 namespace {
 
-void sparse_max_pool(const py::array& clips, const py::array& mask, py::array& out, int threads,
-                     const std::optional<std::string>& isa) {
-  check_array<float>(clips, "clips", "float32 [B, C, N]", 3);
-  const bool mask_dtype = py::isinstance<py::array_t<bool>>(mask) || py::isinstance<py::array_t<uint8_t>>(mask);
-  check_array(mask, "mask", "bool or uint8 [N, N]", mask_dtype, 2, false);
-  check_array<float>(out, "out", "float32 [B, C, N, N]", 4, true);
-  const py::ssize_t B = clips.shape(0), C = clips.shape(1), N = clips.shape(2);
-  check_shape(mask, "mask", "bool or uint8", {N, N});
-  check_shape(out, "out", "float32", {B, C, N, N});
-  check_disjoint(out, clips, "clips");
-  check_disjoint(out, mask, "mask");
-  check_threads(threads);
-  const CpuIsa chosen = isa_of(isa);
-  const SparseMaxPoolArgs args = {static_cast<const float*>(clips.data()), static_cast<const uint8_t*>(mask.data()),
-                                  static_cast<float*>(out.mutable_data()), B * C, N};
-  py::gil_scoped_release released;
-  sparse_max_pool_cpu(args, chosen, threads);
-}
-
 void temporal_nms(const py::array& scores, const py::array& moments, double iou_threshold, int64_t top_k,
                   py::array& out, int threads, const std::optional<std::string>& isa) {
   check_array<float>(scores, "scores", "float32 [S, P]", 2);
@@ -152,9 +133,6 @@ void register_cpu_ops(py::module_& m) {
         },
         py::arg("isa") = py::none(),
         "Op name -> the instruction set whose code runs it: a lower one where `isa` has no code of its own.");
-  m.def("sparse_max_pool", &sparse_max_pool, py::arg("clips").noconvert(), py::arg("mask").noconvert(),
-        py::arg("out").noconvert(), py::arg("threads"), py::arg("isa") = py::none(),
-        "Fills out [B, C, N, N] from clips [B, C, N] and mask [N, N]; see csrc/ops/sparse_max_pool.h.");
   m.def("temporal_nms", &temporal_nms, py::arg("scores").noconvert(), py::arg("moments").noconvert(),
         py::arg("iou_threshold"), py::arg("top_k"), py::arg("out").noconvert(), py::arg("threads"),
         py::arg("isa") = py::none(),

@@ -21,22 +21,22 @@ T* pointer(uintptr_t address) {
 }
 
 #if defined(MMN_FAST_WITH_CUDA)
-#define MMN_RUN(op, args)                                                  \
+#define MMN_RUN(op, ...)                                                  \
   do {                                                                     \
     const py::gil_scoped_release released;                                 \
     if (device < 0) {                                                      \
-      twin_##op(args);                                                     \
+      twin_##op(__VA_ARGS__);                                              \
     } else {                                                               \
-      launch_##op(args, device, pointer<void>(stream));                    \
+      launch_##op(__VA_ARGS__, device, pointer<void>(stream));                    \
     }                                                                      \
   } while (false)
 #else
-#define MMN_RUN(op, args)                                                                 \
+#define MMN_RUN(op, ...)                                                                 \
   do {                                                                                    \
     MMN_CHECK(device < 0, #op ": this build of mmn_fast has no CUDA kernels");            \
     static_cast<void>(stream);                                                            \
     const py::gil_scoped_release released;                                                \
-    twin_##op(args);                                                                      \
+    twin_##op(__VA_ARGS__);                                                               \
   } while (false)
 #endif
 
@@ -173,12 +173,11 @@ void pair_moments(uintptr_t fused, uintptr_t cells, uintptr_t durations, uintptr
   MMN_RUN(pair_moments, args);
 }
 
-void cuda_twin_temporal_nms(uintptr_t scores, uintptr_t moments, uintptr_t keys, uintptr_t out, int64_t queries,
-                            int64_t cells, int64_t top_k, float iou_threshold) {
+void temporal_nms(uintptr_t scores, uintptr_t moments, uintptr_t keys, uintptr_t out, int64_t queries, int64_t cells,
+                  int64_t top_k, float iou_threshold, int device, uintptr_t stream) {
   const TemporalNmsArgs args = {pointer<const float>(scores), pointer<const float>(moments), pointer<int32_t>(out),
                                 queries, cells, top_k, iou_threshold};
-  const py::gil_scoped_release released;
-  twin_temporal_nms(args, pointer<uint32_t>(keys));
+  MMN_RUN(temporal_nms, args, pointer<uint32_t>(keys));
 }
 
 }  // namespace
@@ -194,7 +193,7 @@ void register_gpu_ops(py::module_& m) {
   m.def("gpu_heads", &heads, doc);
   m.def("gpu_pair_scores", &pair_scores, doc);
   m.def("gpu_pair_moments", &pair_moments, doc);
-  m.def("cuda_twin_temporal_nms", &cuda_twin_temporal_nms, "The CUDA kernel's source on host memory.");
+  m.def("gpu_temporal_nms", &temporal_nms, doc);
 }
 
 }  // namespace mmn_fast

@@ -34,7 +34,4 @@ PYBIND11_MODULE(_C, m) {
   mmn_fast::register_video_encoder(m);
   mmn_fast::register_text_encoder(m);
   mmn_fast::register_gpu_ops(m);
-#if defined(MMN_FAST_CUDA_ARCHS)
-  mmn_fast::register_cuda_ops(m);
-#endif
 }

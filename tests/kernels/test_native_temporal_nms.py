@@ -1,11 +1,11 @@
-"""temporal_nms in C++ and CUDA: the reference in float32, index by index, on every instruction set of the host."""
+"""temporal_nms in C++: the reference in float32, index by index, on every instruction set of the host."""
 
 import numpy as np
 import pytest
 import torch
 
 from mmn_fast import _C
-from mmn_fast.kernels import host, reference
+from mmn_fast.kernels import reference
 from mmn_fast.kernels.cpu import ops
 
 ISAS = _C.available_cpu_isas()
@@ -162,22 +162,3 @@ def with_value(shape: tuple[int, ...], at: tuple[int, ...], value: float) -> np.
 def test_temporal_nms_refuses_bad_arguments_with_a_sentence(wrong, error, message):
     with pytest.raises(error, match=message):
         ops.temporal_nms(**{**good(), **wrong})
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("top_k", [1, 5, 200])
-@pytest.mark.parametrize(("S", "P"), [(0, 7), (1, 1), (3, 0), (7, 136), (2, 2548)])
-def test_cuda_temporal_nms_equals_the_cpu(rng, S, P, top_k):
-    if not torch.cuda.is_available():
-        pytest.skip("no CUDA device")
-    if not host.build_info()["cuda"]:
-        pytest.skip("this build has no CUDA kernels")
-    moments = moments_of(P, rng)
-    scores = rng.integers(-9, 10, (S, P)).astype(np.float32)
-    out = torch.full((S, top_k), -77, dtype=torch.int32, device="cuda")
-    for iou_threshold in (0.0, 0.5, 1.0):
-        ops.cuda_temporal_nms(
-            torch.from_numpy(scores).cuda(), torch.from_numpy(moments).cuda(), iou_threshold, top_k, out
-        )
-        expected = ops.temporal_nms(scores, moments, iou_threshold, top_k)
-        np.testing.assert_array_equal(out.cpu().numpy(), expected)

@@ -11,20 +11,20 @@ from mmn_fast.kernels import host
 from mmn_fast.kernels.cpu import ops
 from mmn_fast.process.cores import usable_cores
 
-MASK = np.triu(np.ones((64, 64), bool))
 
-
-def clips_of(seed: int) -> np.ndarray:
-    # A million cells: worth several threads.
-    return np.random.default_rng(seed).standard_normal((1, 256, 64), np.float32)
+def vectors_of(seed: int) -> list[np.ndarray]:
+    """Arguments of `moment_scores`: a million cell visits, worth several threads."""
+    rng = np.random.default_rng(seed)
+    video, text = rng.standard_normal((256, 256), np.float32), rng.standard_normal((32, 256), np.float32)
+    return [video, video, text, text]
 
 
 def test_concurrent_calls_from_four_python_threads_give_the_serial_results():
-    batches = [clips_of(seed) for seed in range(8)]
-    expected = [ops.sparse_max_pool(clips, MASK, threads=1) for clips in batches]
+    batches = [vectors_of(seed) for seed in range(8)]
+    expected = [ops.moment_scores(*vectors, threads=1) for vectors in batches]
     with ThreadPoolExecutor(4) as executor:
         for _ in range(10):
-            results = executor.map(lambda clips: ops.sparse_max_pool(clips, MASK, threads=3), batches)
+            results = executor.map(lambda vectors: ops.moment_scores(*vectors, threads=3), batches)
             for result, wanted in zip(results, expected, strict=True):
                 np.testing.assert_array_equal(result, wanted)
 
@@ -33,17 +33,20 @@ def test_a_forked_child_can_use_threads_again():
     script = """
 import os, sys, numpy as np
 from mmn_fast.kernels.cpu import ops
-clips, mask = np.random.default_rng(0).standard_normal((1, 256, 64), np.float32), np.triu(np.ones((64, 64), bool))
-expected = ops.sparse_max_pool(clips, mask, threads=3)  # the parent's workers now exist
+rng = np.random.default_rng(0)
+video, text = rng.standard_normal((256, 256), np.float32), rng.standard_normal((32, 256), np.float32)
+def scores():
+    return np.stack(ops.moment_scores(video, video, text, text, threads=3))
+expected = scores()  # the parent's workers now exist
 children = []
 for _ in range(3):
     pid = os.fork()
     if pid == 0:
-        results = [ops.sparse_max_pool(clips, mask, threads=3) for _ in range(5)]
+        results = [scores() for _ in range(5)]
         os._exit(0 if all((r == expected).all() for r in results) else 1)
     children.append(pid)
 codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children]
-assert (ops.sparse_max_pool(clips, mask, threads=3) == expected).all()
+assert (scores() == expected).all()
 sys.exit(max(codes))
 """
     subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
@@ -62,7 +65,7 @@ def test_num_threads_refuses_nonsense_in_the_environment(monkeypatch, nonsense):
     monkeypatch.setenv("MMN_FAST_NUM_THREADS", nonsense)
     message = f"^MMN_FAST_NUM_THREADS: expected a whole number from 1 to 4096, got '{nonsense}'$"
     with pytest.raises(ValueError, match=message):
-        ops.sparse_max_pool(clips_of(0), MASK)
+        ops.moment_scores(*vectors_of(0))
 
 
 def test_native_does_not_import_torch():

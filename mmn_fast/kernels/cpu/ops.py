@@ -1,52 +1,17 @@
-"""The ops in C++ on NumPy arrays and in CUDA on torch tensors: allocates outputs and hands everything to `mmn_fast._C`.
+"""The ops in C++ on NumPy arrays: allocates outputs and hands everything to `mmn_fast._C`. Without torch.
 
 The extension checks arrays (dtype: TypeError; shape, layout and values: ValueError): the sentences are in csrc/python.
-A torch CPU tensor passes as `tensor.numpy()`. This module imports torch in the CUDA functions only.
+A torch CPU tensor passes as `tensor.numpy()`.
 """
 
 from __future__ import annotations
 
 import operator
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from mmn_fast.arrays import Float32, Int32
-from mmn_fast.kernels.host import _C, num_threads, require_cuda_build, require_tensor
-
-if TYPE_CHECKING:
-    import torch
-
-
-def sparse_max_pool(
-    clips: Float32, mask: npt.NDArray[Any], out: Float32 | None = None, threads: int | None = None
-) -> Float32:
-    """Build the 2D map of all moments: cell (i, j) is the maximum over clips i..j where it is valid, else 0.
-
-    Equivalent to:
-        for i, j in zip(*mask.nonzero()):
-            out[:, :, i, j] = clips[:, :, i : j + 1].amax(-1)  # and 0 in every other cell
-
-    Args:
-        clips: Clip features, float32 [B, C, N], C-contiguous.
-        mask: Valid proposals, bool or uint8 [N, N], nothing below the diagonal; from `geometry`.
-        out: Result, float32 [B, C, N, N], overlapping no input; allocated if None.
-        threads: See `num_threads`. The result does not depend on it.
-
-    Returns:
-        `out`. A moment that holds a NaN clip is NaN.
-
-    Raises:
-        TypeError: An argument is no array, or of another dtype.
-        ValueError: A shape, layout or value differs from the above; or MMN_FAST_CPU_ISA cannot be used.
-    """
-    _require_arrays(clips=clips, mask=mask)
-    if out is None:
-        out = np.empty((*clips.shape, *clips.shape[-1:]), np.float32)
-    _require_arrays(out=out)
-    _C.sparse_max_pool(clips, mask, out, num_threads(threads))
-    return out
+from mmn_fast.kernels.host import _C, num_threads
 
 
 def temporal_nms(
@@ -192,91 +157,6 @@ def score_moments(
         num_threads(threads),
     )
     return cells, scores
-
-
-def cuda_sparse_max_pool(clips: torch.Tensor, mask: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
-    """`sparse_max_pool` on a CUDA device, queued on torch's current stream.
-
-    Args:
-        clips: float32 [B, C, N], contiguous.
-        mask: bool or uint8 [N, N]; that nothing is set below the diagonal is the caller's word here.
-        out: float32 [B, C, N, N], sharing no memory with an input; allocated if None.
-
-    Returns:
-        `out`.
-
-    Raises:
-        RuntimeError: This build has no CUDA kernels, or CUDA refuses the launch.
-        TypeError: An argument is no tensor, or of another dtype.
-        ValueError: A device, shape or layout differs.
-    """
-    require_cuda_build()
-    import torch
-
-    require_tensor("clips", clips, (torch.float32,), (None, None, None))
-    B, C, N = clips.shape
-    require_tensor("mask", mask, (torch.bool, torch.uint8), (N, N), clips.device)
-    if out is None:
-        out = torch.empty((B, C, N, N), dtype=torch.float32, device=clips.device)
-    require_tensor("out", out, (torch.float32,), (B, C, N, N), clips.device)
-    stream = torch.cuda.current_stream(clips.device).cuda_stream
-    _C.cuda_sparse_max_pool(clips.data_ptr(), mask.data_ptr(), out.data_ptr(), B * C, N, clips.get_device(), stream)
-    return out
-
-
-def cuda_temporal_nms(
-    scores: torch.Tensor,
-    moments: torch.Tensor,
-    iou_threshold: float,
-    top_k: int,
-    out: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """`temporal_nms` on a CUDA device, on torch's current stream. Waits once, for the check of the scores.
-
-    Args:
-        scores: float32 [S, P], contiguous, no NaN. A score of exactly 0 is no candidate.
-        moments: float32 [P, 2], finite seconds; that they are finite is the caller's word here.
-        iou_threshold: 0 to 1.
-        top_k: At least 1; may exceed P.
-        out: int32 [S, top_k], sharing no memory with an input; allocated if None.
-
-    Returns:
-        `out`: proposals, best first, then -1.
-
-    Raises:
-        RuntimeError: This build has no CUDA kernels, or CUDA refuses the launch.
-        TypeError: An argument is no tensor, or of another dtype.
-        ValueError: A device, shape, layout or value differs.
-    """
-    require_cuda_build()
-    import torch
-
-    top_k = _require_top_k(top_k)
-    require_tensor("scores", scores, (torch.float32,), (None, None))
-    S, P = scores.shape
-    require_tensor("moments", moments, (torch.float32,), (P, 2), scores.device)
-    if out is None:
-        out = torch.empty((S, top_k), dtype=torch.int32, device=scores.device)
-    require_tensor("out", out, (torch.int32,), (S, top_k), scores.device)
-    nans = scores.isnan().nonzero()[:1].tolist()
-    if nans:
-        row, column = nans[0]
-        raise ValueError(f"scores: expected no NaN, got NaN at row {row}, column {column}")
-    keys = torch.empty((S, P), dtype=torch.int32, device=scores.device)
-    stream = torch.cuda.current_stream(scores.device).cuda_stream
-    _C.cuda_temporal_nms(
-        scores.data_ptr(),
-        moments.data_ptr(),
-        keys.data_ptr(),
-        out.data_ptr(),
-        S,
-        P,
-        top_k,
-        iou_threshold,
-        scores.get_device(),
-        stream,
-    )
-    return out
 
 
 def _require_arrays(**arrays: object) -> None:

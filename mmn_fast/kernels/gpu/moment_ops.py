@@ -163,7 +163,6 @@ def temporal_nms(scores: Tensor, moments: Tensor, top_k: int, iou_threshold: flo
         int32 [S, top_k], best first, -1 where fewer are left.
 
     Raises:
-        RuntimeError: device tensors, and this build has no CUDA kernels.
         TypeError: an argument is no tensor, or of another dtype.
         ValueError: a device, shape, layout or value differs.
     """
@@ -173,12 +172,17 @@ def temporal_nms(scores: Tensor, moments: Tensor, top_k: int, iou_threshold: flo
     _check_selection(top_k, iou_threshold)
     chosen = _temporal_nms_like(scores, moments, top_k)
     keys = torch.empty_like(scores, dtype=torch.int32)
-    pointers = scores.data_ptr(), moments.data_ptr(), keys.data_ptr(), chosen.data_ptr()
-    if scores.is_cuda:
-        host.require_cuda_build()
-        host.extension.cuda_temporal_nms(*pointers, sentences, proposals, top_k, iou_threshold, *where(scores))
-    else:
-        host.extension.cuda_twin_temporal_nms(*pointers, sentences, proposals, top_k, iou_threshold)
+    host.extension.gpu_temporal_nms(
+        scores.data_ptr(),
+        moments.data_ptr(),
+        keys.data_ptr(),
+        chosen.data_ptr(),
+        sentences,
+        proposals,
+        top_k,
+        iou_threshold,
+        *where(scores),
+    )
     return chosen
 
 

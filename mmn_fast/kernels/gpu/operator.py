@@ -8,8 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmn_fast.kernels import host
-
 DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 """Types of elements, and their numbers in the extension."""
 ELEMENTS = tuple(DTYPES)
@@ -43,8 +41,26 @@ def check(
     shape: Sequence[int | None],
     device: torch.device | None = None,
 ) -> None:
-    """`host.require_tensor` for tensors of any device."""
-    host.require_tensor(name, value, dtypes, shape, device, cuda_only=False)
+    """Check a tensor; `None` stands for any size in `shape`, and for any device as `device`.
+
+    Raises:
+        TypeError: no tensor, or of another dtype.
+        ValueError: another device, shape or layout.
+    """
+    dtype_names = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+    sizes = ", ".join("?" if size is None else str(size) for size in shape)
+    place = device or "any device"
+    expected = f"{name}: expected contiguous {dtype_names} [{sizes}] on {place}"
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{expected}, got {type(value).__name__}")
+    got = f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)} on {value.device}"
+    if value.dtype not in dtypes:
+        raise TypeError(f"{expected}, got {got}")
+    fits = len(shape) == value.dim() and all(s in (None, v) for s, v in zip(shape, value.shape, strict=True))
+    if not fits or value.device != (device or value.device):
+        raise ValueError(f"{expected}, got {got}")
+    if not value.is_contiguous():
+        raise ValueError(f"{expected}, got it with strides {value.stride()}")
 
 
 def where(tensor: Tensor) -> tuple[int, int]:
