@@ -18,6 +18,7 @@ class BuildInfo(TypedDict):
 def build_info() -> BuildInfo: ...
 def cpu_isa() -> str: ...
 def available_cpu_isas() -> list[str]: ...
+def bf16_isas(tiles: bool = False) -> list[str]: ...
 def kernel_isas(isa: str | None = None) -> dict[str, str]: ...
 def temporal_nms(
     scores: npt.NDArray[np.float32],  # [S, P]
@@ -163,7 +164,7 @@ class TextEncoder:
         threads: int,
     ) -> None: ...
 
-# The GPU engine's ops, see csrc/ops/gpu_ops.h and kernels/gpu/video_ops.py: addresses, sizes, dtype 0 to 2, device
+# The GPU engine's ops, see csrc/ops/gpu and kernels/gpu/video_ops.py: addresses, sizes, dtype 0 to 2, device
 # (negative: host memory, the twin) and stream.
 def gpu_feature_pool(
     features: int,
@@ -190,7 +191,7 @@ def gpu_clip_pool(
     stride: int,
     dtype: int,
     device: int,
-    cuda_stream: int,
+    stream: int,
 ) -> None: ...
 def gpu_moment_map(
     clips: int, positions: int, map: int, n: int, videos: int, channels: int, dtype: int, device: int, stream: int

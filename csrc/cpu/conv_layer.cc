@@ -5,6 +5,7 @@
 
 #include "common/check.h"
 #include "common/parallel.h"
+#include "cpu/isa/kernel_table.h"
 #include "cpu/row_layout.h"
 
 namespace mmn_fast {
@@ -52,7 +53,8 @@ ConvLayer::ConvLayer(const ConvLayerArgs& layer, const CpuKernels& kernels)
       relu_(layer.relu),
       terms_a_(layer.terms_a),
       terms_b_(layer.terms_b) {
-  MMN_CHECK(!split() || kernels.gemm_split_f32 != nullptr, "isa: expected one with bf16 products, avx512_bf16 or amx, for split terms");
+  MMN_CHECK(!split() || kernels.gemm_split_f32 != nullptr, "isa: expected one with bf16 products, ",
+            names(bf16_isas(false), " or "), ", for split terms");
   std::fill_n(bias_.grow(width_), width_, 0.0f);
   std::copy_n(layer.bias, c_out_, bias_.data());
   if (layer.cell_weights != nullptr) cell_weights_.assign(layer.cell_weights, layer.cell_weights + cells_);
@@ -76,7 +78,8 @@ ConvLayer::ConvLayer(const ConvLayerArgs& layer, const CpuKernels& kernels)
 
 ConvLayer::ConvLayer(const ConvLayerArgs& layer, const CellRunsArgs& runs, const CpuKernels& kernels)
     : ConvLayer(without_weights(layer), kernels) {
-  MMN_CHECK(kernels.run_products != nullptr, "isa: expected one with bf16 tiles, amx, for runs of cells");
+  MMN_CHECK(kernels.run_products != nullptr, "isa: expected one with bf16 tiles, ",
+            names(bf16_isas(true), " or "), ", for runs of cells");
   num_taps_ = layer.taps;
   run_stride_ = runs.stride;
   slots_.assign(runs.slots, runs.slots + runs.num_slots);

@@ -4,7 +4,7 @@
 #include <vector>
 
 #include "common/buffer.h"
-#include "cpu/kernels.h"
+#include "cpu/isa/kernels.h"
 #include "ops/proposal_conv.h"
 
 namespace mmn_fast {
@@ -67,7 +67,7 @@ class ConvLayer {
   int64_t c_in_, c_out_, width_, cells_in_, cells_;
   bool relu_;
   int terms_a_, terms_b_;
-  FloatBuffer weights_;  // [tap or point], each packed as cpu/gemm.h has it
+  FloatBuffer weights_;  // [tap or point], each packed as cpu/kernels/products/gemm.h has it
   FloatBuffer bias_;     // [width]
   std::vector<float> cell_weights_;
 

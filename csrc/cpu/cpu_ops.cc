@@ -7,7 +7,7 @@
 
 #include "common/check.h"
 #include "common/parallel.h"
-#include "cpu/kernel_table.h"
+#include "cpu/isa/kernel_table.h"
 
 namespace mmn_fast {
 namespace {

@@ -1,7 +1,7 @@
 // The ops on the CPU: checks of values, scratch memory and threads around the kernels of one instruction set.
 #pragma once
 
-#include "cpu/isa.h"
+#include "cpu/isa/isa.h"
 #include "ops/moment_scores.h"
 #include "ops/score_moments.h"
 #include "ops/temporal_nms.h"

@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "cpu/conv_layer.h"
-#include "cpu/isa.h"
+#include "cpu/isa/isa.h"
 
 namespace mmn_fast {
 

@@ -1,9 +1,9 @@
 // Sizes that follow from the kernels' contracts. Not for kernels_<isa>.cc: these functions are compiled for any host.
 #pragma once
 
-#include "cpu/gemm.h"
-#include "cpu/rows.h"
-#include "cpu/text.h"
+#include "cpu/kernels/products/gemm.h"
+#include "cpu/kernels/rows.h"
+#include "cpu/kernels/text.h"
 
 namespace mmn_fast {
 

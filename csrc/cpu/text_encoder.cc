@@ -3,7 +3,7 @@
 #include <algorithm>
 
 #include "common/parallel.h"
-#include "cpu/kernel_table.h"
+#include "cpu/isa/kernel_table.h"
 #include "cpu/row_layout.h"
 
 namespace mmn_fast {

@@ -4,7 +4,7 @@
 #include <vector>
 
 #include "cpu/conv_layer.h"
-#include "cpu/isa.h"
+#include "cpu/isa/isa.h"
 #include "ops/text_encoder.h"
 
 namespace mmn_fast {

@@ -23,8 +23,8 @@ int levels_of(int64_t clips) {
 
 }  // namespace
 
-VideoEncoder::VideoEncoder(std::shared_ptr<ProposalConv> conv, const ClipPoolArgs& clip_pool, const int32_t* cells,
-                           const HeadsArgs& heads)
+VideoEncoder::VideoEncoder(std::shared_ptr<ProposalConv> conv, const ClipPoolWeights& clip_pool, const int32_t* cells,
+                           const HeadsWeights& heads)
     : VideoEncoder(std::move(conv), clip_pool, std::vector<ConvLayer>(), nullptr, heads) {
   cells_.assign(cells, cells + 2 * conv_->layers().front().cells_in());
   for (size_t n = 0; n < cells_.size(); n += 2) {
@@ -33,8 +33,8 @@ VideoEncoder::VideoEncoder(std::shared_ptr<ProposalConv> conv, const ClipPoolArg
   }
 }
 
-VideoEncoder::VideoEncoder(std::shared_ptr<ProposalConv> conv, const ClipPoolArgs& clip_pool,
-                           std::vector<ConvLayer> map_convs, const int32_t* map_rows, const HeadsArgs& heads)
+VideoEncoder::VideoEncoder(std::shared_ptr<ProposalConv> conv, const ClipPoolWeights& clip_pool,
+                           std::vector<ConvLayer> map_convs, const int32_t* map_rows, const HeadsWeights& heads)
     : conv_(std::move(conv)),
       clip_pool_(linear(clip_pool.weight, clip_pool.bias, clip_pool.d, clip_pool.c, true, conv_->kernels())),
       heads_(linear(heads.weight, heads.bias, heads.c, 2 * heads.joint_padded, false, conv_->kernels())),

@@ -8,14 +8,14 @@
 
 namespace mmn_fast {
 
-struct ClipPoolArgs {
+struct ClipPoolWeights {
   const float* weight;  // [c, d]
   const float* bias;    // [c]
   int64_t d, c;
   int64_t pre_clips, kernel, stride;  // T, and what of it makes a clip; N = (T - kernel) / stride + 1
 };
 
-struct HeadsArgs {
+struct HeadsWeights {
   const float* weight;  // [2 * joint_padded, c]: contrastive, zeros, iou, zeros
   const float* bias;    // [2 * joint_padded]
   int64_t c, joint, joint_padded;
@@ -24,13 +24,13 @@ struct HeadsArgs {
 class VideoEncoder {
  public:
   // cells [proposal_conv's input cells, 2] as (i, j): the map holds the maximum over clips i..j there.
-  VideoEncoder(std::shared_ptr<ProposalConv> conv, const ClipPoolArgs& clip_pool, const int32_t* cells,
-               const HeadsArgs& heads);
+  VideoEncoder(std::shared_ptr<ProposalConv> conv, const ClipPoolWeights& clip_pool, const int32_t* cells,
+               const HeadsWeights& heads);
 
   // The map holds learned convolutions' results instead: conv n reads what conv n - 1 made, the first one the clips.
   // map_rows [proposal_conv's input cells]: rows of the clips and of all results, one after the other.
-  VideoEncoder(std::shared_ptr<ProposalConv> conv, const ClipPoolArgs& clip_pool, std::vector<ConvLayer> map_convs,
-               const int32_t* map_rows, const HeadsArgs& heads);
+  VideoEncoder(std::shared_ptr<ProposalConv> conv, const ClipPoolWeights& clip_pool, std::vector<ConvLayer> map_convs,
+               const int32_t* map_rows, const HeadsWeights& heads);
 
   // pre_clips [batch, T, D] -> contrastive, iou [batch, P, J], unit norm.
   void run(const float* pre_clips, int64_t batch, float* contrastive, float* iou, int threads) const;

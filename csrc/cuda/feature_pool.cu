@@ -1,5 +1,5 @@
-// feature_pool on a CUDA device; see ops/gpu_ops.h.
-#include "cuda/feature_pool.h"
+// feature_pool on a CUDA device; see ops/gpu.
+#include "cuda/device/feature_pool.h"
 
 #include "cuda/launch.h"
 

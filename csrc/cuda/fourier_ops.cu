@@ -1,5 +1,5 @@
-// fourier_tiles and fourier_cells on a CUDA device; see ops/gpu_ops.h.
-#include "cuda/fourier_bodies.h"
+// fourier_tiles and fourier_cells on a CUDA device; see ops/gpu.
+#include "cuda/device/fourier_bodies.h"
 #include "cuda/launch.h"
 
 namespace mmn_fast {

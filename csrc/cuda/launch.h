@@ -4,7 +4,15 @@
 
 #include <cstdint>
 
-#include "ops/gpu_ops.h"
+#include "ops/gpu/clip_pool.h"
+#include "ops/gpu/conv_epilogue.h"
+#include "ops/gpu/feature_pool.h"
+#include "ops/gpu/fourier_cells.h"
+#include "ops/gpu/fourier_tiles.h"
+#include "ops/gpu/heads.h"
+#include "ops/gpu/moment_map.h"
+#include "ops/gpu/pair_moments.h"
+#include "ops/gpu/pair_scores.h"
 #include "ops/temporal_nms.h"
 
 namespace mmn_fast {
@@ -21,5 +29,17 @@ void launch_pair_moments(const PairMomentsArgs& args, int device, void* stream);
 
 // `keys` is scratch memory, [queries, cells].
 void launch_temporal_nms(const TemporalNmsArgs& args, uint32_t* keys, int device, void* stream);
+
+// The twins: the kernels' own source on host memory, one thread after another. For tests, not for speed.
+void twin_feature_pool(const FeaturePoolArgs& args);
+void twin_clip_pool(const ClipPoolArgs& args);
+void twin_moment_map(const MomentMapArgs& args);
+void twin_conv_epilogue(const ConvEpilogueArgs& args);
+void twin_fourier_tiles(const FourierTilesArgs& args);
+void twin_fourier_cells(const FourierCellsArgs& args);
+void twin_heads(const HeadsArgs& args);
+void twin_pair_scores(const PairScoresArgs& args);
+void twin_pair_moments(const PairMomentsArgs& args);
+void twin_temporal_nms(const TemporalNmsArgs& args, uint32_t* keys);
 
 }  // namespace mmn_fast

@@ -1,6 +1,6 @@
-// pair_scores, pair_moments and temporal_nms on a CUDA device; see ops/gpu_ops.h and ops/temporal_nms.h.
+// pair_scores, pair_moments and temporal_nms on a CUDA device; see ops/gpu and ops/temporal_nms.h.
+#include "cuda/device/moment_bodies.h"
 #include "cuda/launch.h"
-#include "cuda/moment_bodies.h"
 
 namespace mmn_fast {
 

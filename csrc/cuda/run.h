@@ -7,8 +7,8 @@
 #include <cstdint>
 #include <initializer_list>
 
-#include "cuda/block.h"
-#include "ops/gpu_ops.h"
+#include "cuda/device/block.h"
+#include "ops/gpu/dtype.h"
 
 #if defined(__CUDACC__)
 #include "cuda/cuda_check.h"

@@ -1,10 +1,10 @@
 // The kernels' bodies on host memory, compiled by the host compiler: what tests run where there is no device.
-#include "cuda/twins.h"
+#include "cuda/launch.h"
 
-#include "cuda/feature_pool.h"
-#include "cuda/fourier_bodies.h"
-#include "cuda/moment_bodies.h"
-#include "cuda/video_bodies.h"
+#include "cuda/device/feature_pool.h"
+#include "cuda/device/fourier_bodies.h"
+#include "cuda/device/moment_bodies.h"
+#include "cuda/device/video_bodies.h"
 
 namespace mmn_fast {
 

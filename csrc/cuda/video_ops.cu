@@ -1,6 +1,6 @@
-// clip_pool, moment_map, conv_epilogue and heads on a CUDA device; see ops/gpu_ops.h.
+// clip_pool, moment_map, conv_epilogue and heads on a CUDA device; see ops/gpu.
+#include "cuda/device/video_bodies.h"
 #include "cuda/launch.h"
-#include "cuda/video_bodies.h"
 
 namespace mmn_fast {
 

@@ -5,6 +5,8 @@
 //
 // - A score depends on its own two vectors and the instruction set alone: neither on the rest of the call nor on threads.
 // - No output overlaps an input. S, P = 0 is valid and touches nothing.
+//
+// Implemented by cpu/kernels/moment_scores-inl.h, called by cpu/cpu_ops.cc.
 #pragma once
 
 #include <cstdint>

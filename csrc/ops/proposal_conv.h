@@ -11,6 +11,8 @@
 // - Every sum has one order that follows from the layer alone: the result of a video depends neither on B, nor on the
 //   other videos, nor on the number of threads.
 // - NaN and infinity of a video stay in that video's rows.
+//
+// Implemented by cpu/proposal_conv.cc and cpu/conv_layer.cc, their kernels by cpu/kernels and cpu/kernels/products.
 #pragma once
 
 #include <cstdint>
@@ -27,13 +29,13 @@ struct ConvLayerArgs {
   int64_t taps;                 // k * k
   int64_t cells_in, cells;      // R of the input and of this layer
   bool relu;
-  // 0: float32. Else the operands are split into that many bf16 terms (see cpu/gemm.h): of the inputs, of the weight.
+  // 0: float32. Else the bf16 terms that inputs and weights are split into, see cpu/kernels/products/gemm.h.
   int terms_a = 0, terms_b = 0;
 };
 
 // y = at ((g w g^T) * (bt x bt^T)) at^T per tile, `points` products; g is applied before the weights come here.
 // Spectral tiles (the FFT's) hold sums over cosines and sines, which pair up to complex points; see
-// cpu/tile_transform.h for their order.
+// cpu/kernels/tile_transform.h for their order.
 struct TilingArgs {
   const float* bt;              // [tile, tile]
   const float* at;              // [m, tile]
@@ -43,7 +45,8 @@ struct TilingArgs {
   bool spectral;                // tile = 16
 };
 
-// Direct over runs of cells, see cpu/run_products.h. Tiles come in pairs: tile 2 p and tile 2 p + 1 share their weights.
+// Direct over runs of cells, see cpu/kernels/products/run_products.h. Tiles come in pairs: tile 2 p and tile 2 p + 1
+// share their weights.
 struct CellRunsArgs {
   const int32_t* slots;         // [num_slots], rows of the input or -1
   const int32_t* outputs;       // [tiles, 16], cells, -1 past the last of a tile; every cell once

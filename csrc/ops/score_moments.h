@@ -12,6 +12,8 @@
 // - No output overlaps an input. S, P = 0 is valid (P = 0 gives rows of -1).
 // - Returns the first sentence of the range whose fused scores hold a NaN, or -1; such a row's output means nothing.
 // - Memory per thread: kScoredAtOnce rows of P keys.
+//
+// Implemented by cpu/kernels/moment_scores-inl.h, called by cpu/cpu_ops.cc.
 #pragma once
 
 #include <cstdint>

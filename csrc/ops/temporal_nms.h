@@ -11,6 +11,8 @@
 //   hull = max(e1, e2) - min(s1, s2), IoU = inter / hull. 0 / 0 is NaN and drops nothing.
 // - out[q, :] holds cells, best first, then -1. Every element is written. top_k may exceed `cells`.
 // - `out` overlaps no input. queries = 0 or cells = 0 is valid (the latter gives rows of -1).
+//
+// Implemented by cpu/kernels/temporal_nms-inl.h, called by cpu/cpu_ops.cc, and by cuda/device/temporal_nms.h.
 #pragma once
 
 #include <cstdint>

@@ -11,6 +11,8 @@
 // - Every sum has one order that follows from the sizes and the sentence: a sentence's result depends neither on the other
 //   sentences, nor on the number of threads. NaN and infinity stay in the sentence that made them.
 // - In bf16 the operands of the linear maps are rounded to bf16; sums, attention, norms and gelu stay float32.
+//
+// Implemented by cpu/text_encoder.cc, its kernels by cpu/kernels/text-inl.h and cpu/kernels/products.
 #pragma once
 
 #include <cstdint>

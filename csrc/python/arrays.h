@@ -9,7 +9,7 @@
 #include <string>
 
 #include "common/check.h"
-#include "cpu/kernel_table.h"
+#include "cpu/isa/kernel_table.h"
 
 namespace mmn_fast {
 

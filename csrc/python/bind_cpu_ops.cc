@@ -9,7 +9,7 @@
 
 #include "common/check.h"
 #include "cpu/cpu_ops.h"
-#include "cpu/kernel_table.h"
+#include "cpu/isa/kernel_table.h"
 #include "python/arrays.h"
 #include "python/bind.h"
 
@@ -17,6 +17,12 @@ namespace py = pybind11;
 
 namespace mmn_fast {
 namespace {
+
+std::vector<std::string> words(const std::vector<CpuIsa>& isas) {
+  std::vector<std::string> words;
+  for (CpuIsa isa : isas) words.emplace_back(name(isa));
+  return words;
+}
 
 void temporal_nms(const py::array& scores, const py::array& moments, double iou_threshold, int64_t top_k,
                   py::array& out, int threads, const std::optional<std::string>& isa) {
@@ -119,12 +125,10 @@ void register_cpu_ops(py::module_& m) {
   m.def("cpu_isa", [] { return std::string(name(chosen_cpu_isa())); },
         "The instruction set in use: MMN_FAST_CPU_ISA (ValueError if unusable), else the best that has kernels.");
   m.def("available_cpu_isas",
-        [] {
-          std::vector<std::string> names;
-          for (CpuIsa isa : available_cpu_isas()) names.emplace_back(name(isa));
-          return names;
-        },
+        [] { return words(available_cpu_isas()); },
         "The instruction sets that both this host and this build have, in rising order.");
+  m.def("bf16_isas", [](bool tiles) { return words(bf16_isas(tiles)); }, py::arg("tiles") = false,
+        "The instruction sets of this build that multiply bf16, or that have tiles of bf16, whatever the host.");
   m.def("kernel_isas",
         [](const std::optional<std::string>& isa) {
           py::dict sources;

@@ -7,13 +7,14 @@
 
 #include "common/check.h"
 #include "cuda/launch.h"
-#include "cuda/twins.h"
 #include "python/bind.h"
 
 namespace py = pybind11;
 
 namespace mmn_fast {
 namespace {
+
+using namespace py::literals;  // "name"_a
 
 template <class T>
 T* pointer(uintptr_t address) {
@@ -183,17 +184,28 @@ void temporal_nms(uintptr_t scores, uintptr_t moments, uintptr_t keys, uintptr_t
 }  // namespace
 
 void register_gpu_ops(py::module_& m) {
-  const char* doc = "See csrc/ops/gpu_ops.h; called by the operators in mmn_fast/kernels/gpu_*_ops.py.";
-  m.def("gpu_feature_pool", &feature_pool, doc);
-  m.def("gpu_clip_pool", &clip_pool, doc);
-  m.def("gpu_moment_map", &moment_map, doc);
-  m.def("gpu_conv_epilogue", &conv_epilogue, doc);
-  m.def("gpu_fourier_tiles", &fourier_tiles, doc);
-  m.def("gpu_fourier_cells", &fourier_cells, doc);
-  m.def("gpu_heads", &heads, doc);
-  m.def("gpu_pair_scores", &pair_scores, doc);
-  m.def("gpu_pair_moments", &pair_moments, doc);
-  m.def("gpu_temporal_nms", &temporal_nms, doc);
+  const char* doc = "See csrc/ops/gpu; called by the operators in mmn_fast/kernels/gpu.";
+  m.def("gpu_feature_pool", &feature_pool, doc, "features"_a, "starts"_a, "ends"_a, "norms"_a, "out"_a, "rows"_a,
+        "pre_clips"_a, "streams"_a, "dtype"_a, "device"_a, "stream"_a);
+  m.def("gpu_clip_pool", &clip_pool, doc, "products"_a, "bias"_a, "out"_a, "videos"_a, "pre_clips"_a, "channels"_a,
+        "clips"_a, "kernel"_a, "stride"_a, "dtype"_a, "device"_a, "stream"_a);
+  m.def("gpu_moment_map", &moment_map, doc, "clips"_a, "positions"_a, "map"_a, "n"_a, "videos"_a, "channels"_a,
+        "dtype"_a, "device"_a, "stream"_a);
+  m.def("gpu_conv_epilogue", &conv_epilogue, doc, "products"_a, "bias"_a, "weights"_a, "positions"_a, "out"_a,
+        "videos"_a, "cells"_a, "channels"_a, "cell_stride"_a, "video_stride"_a, "dtype"_a, "device"_a, "stream"_a);
+  m.def("gpu_fourier_tiles", &fourier_tiles, doc, "rows"_a, "inputs"_a, "spectra"_a, "tiles"_a, "videos"_a,
+        "channels"_a, "n"_a, "dtype"_a, "device"_a, "stream"_a);
+  m.def("gpu_fourier_cells", &fourier_cells, doc, "spectra"_a, "outputs"_a, "bias"_a, "cell_weights"_a, "out"_a,
+        "tiles"_a, "videos"_a, "channels"_a, "n"_a, "m"_a, "dtype"_a, "device"_a, "stream"_a);
+  m.def("gpu_heads", &heads, doc, "products"_a, "bias"_a, "contrastive"_a, "iou"_a, "proposals"_a, "videos"_a,
+        "joint"_a, "dtype"_a, "device"_a, "stream"_a);
+  m.def("gpu_pair_scores", &pair_scores, doc, "video_contrastive"_a, "video_iou"_a, "text_contrastive"_a, "text_iou"_a,
+        "pair_videos"_a, "pair_sentences"_a, "fused"_a, "contrastive"_a, "iou"_a, "pairs"_a, "proposals"_a, "joint"_a,
+        "power"_a, "product"_a, "dtype"_a, "device"_a, "stream"_a);
+  m.def("gpu_pair_moments", &pair_moments, doc, "fused"_a, "cells"_a, "durations"_a, "keys"_a, "chosen"_a,
+        "chosen_scores"_a, "pairs"_a, "proposals"_a, "top_k"_a, "clips"_a, "iou_threshold"_a, "device"_a, "stream"_a);
+  m.def("gpu_temporal_nms", &temporal_nms, doc, "scores"_a, "moments"_a, "keys"_a, "out"_a, "queries"_a, "cells"_a,
+        "top_k"_a, "iou_threshold"_a, "device"_a, "stream"_a);
 }
 
 }  // namespace mmn_fast

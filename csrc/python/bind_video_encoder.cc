@@ -203,9 +203,9 @@ std::unique_ptr<VideoEncoder> make_encoder(std::shared_ptr<ProposalConv> conv, c
   check_shape(heads_weight, "heads_weight", "float32", {2 * joint_padded, C});
   check_shape(heads_bias, "heads_bias", "float32", {2 * joint_padded});
   MMN_CHECK(cells.has_value() != map_rows.has_value(), "cells: expected either cells or map_rows");
-  const ClipPoolArgs clip_pool = {floats(clip_weight), floats(clip_bias), clip_weight.shape(1), clip_weight.shape(0),
+  const ClipPoolWeights clip_pool = {floats(clip_weight), floats(clip_bias), clip_weight.shape(1), clip_weight.shape(0),
                                   pre_clips,           kernel,            stride};
-  const HeadsArgs heads = {floats(heads_weight), floats(heads_bias), C, joint, joint_padded};
+  const HeadsWeights heads = {floats(heads_weight), floats(heads_bias), C, joint, joint_padded};
   const int64_t inputs = conv->layers().front().cells_in();
   if (cells) {
     check_array<int32_t>(*cells, "cells", "int32 [R, 2]", 2);
@@ -257,7 +257,7 @@ void register_video_encoder(py::module_& m) {
            py::arg("cell_weights").noconvert(), py::arg("cells_in"), py::arg("slots").noconvert(),
            py::arg("outputs").noconvert(), py::arg("starts").noconvert(), py::arg("tile_taps").noconvert(),
            py::arg("tap_offsets").noconvert(), py::arg("stride"),
-           "Adds a layer that multiplies bf16 over runs of cells; see csrc/cpu/run_products.h.")
+           "Adds a layer that multiplies bf16 over runs of cells; see csrc/cpu/kernels/products/run_products.h.")
       .def("add_tiled", &add_tiled, py::arg("c_in"), py::arg("bias").noconvert(), py::arg("cell_weights").noconvert(),
            py::arg("cells_in"), py::arg("bt").noconvert(), py::arg("at").noconvert(), py::arg("inputs").noconvert(),
            py::arg("outputs").noconvert(), py::arg("terms_a") = 0, py::arg("terms_b") = 0,

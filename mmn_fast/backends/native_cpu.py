@@ -22,7 +22,7 @@ from mmn_fast.process import torch_build
 from mmn_fast.process.forks import fork_waits
 from mmn_fast.weights.state import State
 
-_HEAD_PAD = 32  # csrc/cpu/rows.h, kRowPad
+_HEAD_PAD = 32  # csrc/cpu/kernels/rows.h, kRowPad
 _PRECISIONS = ("fp32", "bf16")
 
 
@@ -94,7 +94,12 @@ class NativeBackend(Backend):
     def encode_video(self, pre_clips: Float32) -> Branches:
         shape = (len(pre_clips), self._plan.num_proposals, self.preset.joint_size)
         contrastive, iou = np.empty(shape, np.float32), np.empty(shape, np.float32)
-        self._video.run(np.ascontiguousarray(pre_clips), contrastive, iou, host.num_threads(self.threads))
+        self._video.run(
+            pre_clips=np.ascontiguousarray(pre_clips),
+            contrastive=contrastive,
+            iou=iou,
+            threads=host.num_threads(self.threads),
+        )
         return contrastive, iou
 
     def encode_text(self, token_ids: Sequence[Int64]) -> Branches:
@@ -144,15 +149,15 @@ def _video_encoder(preset: Preset, state: State, plan: ProposalPlan, conv: Nativ
     if preset.pooling == "conv":
         arguments = {"map_convs": _map_convs(preset, state), "map_rows": _map_rows(preset, plan)}
     return host._C.VideoEncoder(
-        conv.native,
-        np.ascontiguousarray(state["featpool.conv.weight"][:, :, 0]),
-        np.ascontiguousarray(state["featpool.conv.bias"]),
-        preset.num_pre_clips,
-        preset.clip_pool_kernel,
-        preset.clip_pool_stride,
-        heads_weight.reshape(2 * padded, width),
-        heads_bias.reshape(2 * padded),
-        joint,
+        conv=conv.native,
+        clip_weight=np.ascontiguousarray(state["featpool.conv.weight"][:, :, 0]),
+        clip_bias=np.ascontiguousarray(state["featpool.conv.bias"]),
+        pre_clips=preset.num_pre_clips,
+        kernel=preset.clip_pool_kernel,
+        stride=preset.clip_pool_stride,
+        heads_weight=heads_weight.reshape(2 * padded, width),
+        heads_bias=heads_bias.reshape(2 * padded),
+        joint=joint,
         **arguments,
     )
 

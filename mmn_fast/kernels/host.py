@@ -21,7 +21,7 @@ build_info = _C.build_info
 
 
 def cpu_isa() -> str:
-    """The instruction set in use, "generic", "avx2", "avx512", "avx512_bf16" or "amx".
+    """The instruction set in use, one of the words of `MMN_FAST_CPU_ISA` (`environment`).
 
     Raises:
         InputError: `MMN_FAST_CPU_ISA` names none, or one that this host or build lacks.

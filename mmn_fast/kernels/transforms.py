@@ -6,7 +6,7 @@ A transform of tile n and kernel k gives m = n - k + 1 outputs a side. With `bt`
     outputs = at ((g_points w) * (bt x bt^T)) at^T
 
 where `weight_points` is the map from k x k weights to points. Spectral points pair up to complex numbers: their order
-is that of csrc/cpu/tile_transform.h.
+is that of csrc/cpu/kernels/tile_transform.h.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def fourier(kernel: int, tile: int = SPECTRAL_TILE) -> TileTransform:
 
 
 def _frequencies(last: int) -> Int64:
-    """(u, v) of every spectral point of tiles of 2 `last`, in the order of csrc/cpu/tile_transform.h."""
+    """(u, v) of every spectral point of tiles of 2 `last`, in the order of csrc/cpu/kernels/tile_transform.h."""
     inner = range(1, last)
     points = [point for u in inner for v in inner for point in ((u, v), (u, -v))]
     points += [point for v in inner for point in ((0, v), (last, v))]

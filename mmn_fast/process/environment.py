@@ -1,7 +1,7 @@
 """Reads all environment variables of the package.
 
 MMN_FAST_MODEL        model that `mmn_fast.ground` takes when none is named
-MMN_FAST_CPU_ISA      generic, avx2, avx512, avx512_bf16 or amx: forces the instruction set (csrc/cpu/isa.cc)
+MMN_FAST_CPU_ISA      generic, avx2, avx512, avx512_bf16 or amx: forces the instruction set (csrc/cpu/isa/list.h)
 MMN_FAST_NUM_THREADS  CPU threads when `threads` is not given
 MMN_FAST_CACHE        directory of downloads and tuning results
 MMN_FAST_LOG          level of the "mmn_fast" logger: debug, info, warning, error

@@ -6,7 +6,7 @@
 #include <cstdint>
 #include <cstring>
 
-#include "cpu/kernels.h"
+#include "cpu/isa/kernels.h"
 
 namespace {
 
@@ -88,8 +88,8 @@ void multiply_bf16(int sums, int left, int right) {
 #define _tile_dpbf16ps(sums, left, right) multiply_bf16(sums, left, right)
 
 #define MMN_ISA isa_amx_double
-#include "cpu/gemm_tiles-inl.h"
-#include "cpu/run_products-inl.h"
+#include "cpu/kernels/products/gemm_tiles-inl.h"
+#include "cpu/kernels/products/run_products-inl.h"
 
 extern "C" void multiply(const mmn_fast::GemmArgs* args, int complex, int64_t first_panel, int64_t last_panel) {
   const auto kernel = complex ? mmn_fast::MMN_ISA::gemm_complex_split_f32 : mmn_fast::MMN_ISA::gemm_split_f32;

@@ -1,6 +1,6 @@
 """What AMX would compute, on any host: FFT layers whose operands are bf16 terms, emulated in NumPy.
 
-Operands are rounded as csrc/cpu/gemm.h says (x = high + low, each to bf16; the product of both low terms is left out),
+Operands are rounded as gemm.h in csrc says (x = high + low, each to bf16; the product of both low terms is left out),
 spectra are float32, products of terms are exact in float32 and their sums float32. What is not emulated is the order of
 those sums, whose rounding is of float32's size on every instruction set.
 """

@@ -26,7 +26,7 @@ TERMS = [(1, 1), (2, 1), (2, 2)]
 
 
 class GemmArgs(ctypes.Structure):
-    """csrc/cpu/gemm.h."""
+    """csrc/cpu/kernels/products/gemm.h."""
 
     _fields_ = [
         *((name, ctypes.c_void_p) for name in ("a", "a_rows")),
@@ -37,7 +37,7 @@ class GemmArgs(ctypes.Structure):
 
 
 class FillSlotsArgs(ctypes.Structure):
-    """csrc/cpu/run_products.h."""
+    """csrc/cpu/kernels/products/run_products.h."""
 
     _fields_ = [
         ("in", ctypes.c_void_p),
@@ -49,7 +49,7 @@ class FillSlotsArgs(ctypes.Structure):
 
 
 class RunProductsArgs(ctypes.Structure):
-    """csrc/cpu/run_products.h."""
+    """csrc/cpu/kernels/products/run_products.h."""
 
     _fields_ = [
         ("inputs", ctypes.c_void_p),
@@ -92,7 +92,7 @@ def terms_of(x: np.ndarray, count: int) -> list[np.ndarray]:
 
 
 def pack(b: np.ndarray, terms: int) -> np.ndarray:
-    """[k, columns] in panels of 32 columns, as csrc/cpu/gemm.h has it."""
+    """[k, columns] in panels of 32 columns, as csrc/cpu/kernels/products/gemm.h has it."""
     k, columns = b.shape
     padded = np.zeros((-(-k // 32) * 32, columns), np.float32)
     padded[:k] = b

@@ -36,7 +36,7 @@ CASES = {
     "k5-batch": (8, (7,), 5, 2, 16, 32, 17),
 }
 # Every algorithm on an instruction set that has it.
-BOTH = [(name, isa) for isa in ISAS for name, known in ALGORITHMS.items() if not known.isas or isa in known.isas]
+BOTH = [(name, isa) for isa in ISAS for name, known in ALGORITHMS.items() if known.isas is None or isa in known.isas]
 DIRECT = [name for name, algorithm in ALGORITHMS.items() if algorithm.transform is None]
 
 

@@ -23,7 +23,9 @@ def moments_of(P: int, rng: np.random.Generator) -> np.ndarray:
 
 def run(scores: np.ndarray, moments: np.ndarray, iou_threshold: float, top_k: int, isa: str, threads: int = 1):
     out = np.full((len(scores), top_k), -77, np.int32)
-    _C.temporal_nms(scores, moments, iou_threshold, top_k, out, threads, isa)
+    _C.temporal_nms(
+        scores=scores, moments=moments, iou_threshold=iou_threshold, top_k=top_k, out=out, threads=threads, isa=isa
+    )
     return out
 
 

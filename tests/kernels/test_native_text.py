@@ -24,7 +24,7 @@ from tests.golden import cases, recipe
 from tests.tolerances import TOLERANCES, check_close
 
 ISAS = _C.available_cpu_isas()
-BF16_ISAS = [isa for isa in ISAS if isa in ("avx512_bf16", "amx")]
+BF16_ISAS = [isa for isa in ISAS if isa in _C.bf16_isas()]
 Ids = list[np.ndarray]
 
 

@@ -105,6 +105,6 @@ def _measure(plan: ProposalPlan, number: int, c_in: int, c_out: int, algorithm: 
     for _ in range(1 + _REPEATS):
         flush += 1
         start = time.perf_counter()
-        conv.run(inputs, out, threads)
+        conv.run(inputs=inputs, out=out, threads=threads)
         taken.append(time.perf_counter() - start)
     return statistics.median(taken[1:])

@@ -1,4 +1,7 @@
-"""Runs of needed cells: what the direct loop on AMX tiles multiplies at a time. See csrc/cpu/run_products.h."""
+"""Runs of needed cells: what the direct loop on AMX tiles multiplies at a time.
+
+See csrc/cpu/kernels/products/run_products.h.
+"""
 
 from __future__ import annotations
 

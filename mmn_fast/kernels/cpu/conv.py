@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,21 +20,21 @@ class Algorithm(NamedTuple):
 
     Attributes:
         transform: None for tap by tap or over runs of cells, else the transform of a kernel width.
-        terms: bf16 terms of the inputs and of the weights, (0, 0) for float32; see csrc/cpu/gemm.h.
+        terms: bf16 terms of the inputs and of the weights, (0, 0) for float32; see csrc/cpu/kernels/products/gemm.h.
         kernels: kernel widths that it is for.
         precisions: where it may be chosen.
-        isas: instruction sets that have it; () for all.
+        isas: instruction sets that have it; None for all.
     """
 
     transform: Callable[[int], TileTransform] | None
     terms: tuple[int, int]
     kernels: Container[int]
     precisions: tuple[str, ...]
-    isas: tuple[str, ...] = ()
+    isas: Sequence[str] | None = None
 
 
-BF16_ISAS = ("avx512_bf16", "amx")
-"""Instruction sets that multiply bf16."""
+_BF16_ISAS = _C.bf16_isas()
+_TILE_ISAS = _C.bf16_isas(tiles=True)
 
 _ANY_KERNEL = range(1, 2**31)
 _WINOGRAD_KERNELS = (3, 5)  # its accuracy falls quickly with k
@@ -45,11 +45,11 @@ ALGORITHMS = {
     "direct": Algorithm(None, (0, 0), _ANY_KERNEL, ("fp32", "bf16")),
     "winograd": Algorithm(winograd, (0, 0), _WINOGRAD_KERNELS, ("fp32", "bf16")),
     "fft": Algorithm(fourier, (0, 0), _FOURIER_KERNELS, ("fp32", "bf16")),
-    "fft-bf16x3": Algorithm(fourier, (2, 2), _FOURIER_KERNELS, ("fp32",), BF16_ISAS),
-    "direct-bf16": Algorithm(None, (1, 1), _ANY_KERNEL, ("bf16",), BF16_ISAS),
-    "runs-bf16": Algorithm(None, (1, 1), _ANY_KERNEL, ("bf16",), ("amx",)),
-    "fft-bf16x2": Algorithm(fourier, (2, 1), _FOURIER_KERNELS, ("bf16",), BF16_ISAS),
-    "fft-bf16": Algorithm(fourier, (1, 1), _ONE_TERM_KERNELS, ("bf16",), BF16_ISAS),
+    "fft-bf16x3": Algorithm(fourier, (2, 2), _FOURIER_KERNELS, ("fp32",), _BF16_ISAS),
+    "direct-bf16": Algorithm(None, (1, 1), _ANY_KERNEL, ("bf16",), _BF16_ISAS),
+    "runs-bf16": Algorithm(None, (1, 1), _ANY_KERNEL, ("bf16",), _TILE_ISAS),
+    "fft-bf16x2": Algorithm(fourier, (2, 1), _FOURIER_KERNELS, ("bf16",), _BF16_ISAS),
+    "fft-bf16": Algorithm(fourier, (1, 1), _ONE_TERM_KERNELS, ("bf16",), _BF16_ISAS),
 }
 
 # Products a second on two cores, per instruction set, benchmarks/NOTES.md. Their ratios decide, so that slower cores
@@ -75,12 +75,12 @@ _PACK_CHANNELS = 32  # output channels transformed at a time: bounds the float64
 def can_use(algorithm: str, kernel: int) -> bool:
     """Whether there is such an algorithm for this kernel width on this process's instruction set."""
     isas = ALGORITHMS[algorithm].isas
-    return kernel in ALGORITHMS[algorithm].kernels and (not isas or cpu_isa() in isas)
+    return kernel in ALGORITHMS[algorithm].kernels and (isas is None or cpu_isa() in isas)
 
 
 def has_bf16() -> bool:
     """Whether the instruction set in use multiplies bf16."""
-    return cpu_isa() in BF16_ISAS
+    return cpu_isa() in _BF16_ISAS
 
 
 @dataclass(frozen=True)
@@ -172,7 +172,7 @@ def _best(rated: Rated) -> LayerChoice:
 
 
 def _rate(plan: ProposalPlan, number: int, c_in: int, c_out: int, precision: str, exact: bool) -> Rated:
-    rates = _FLOAT32_RATES | (_TILE_RATES if cpu_isa() == "amx" else _DOT_RATES)
+    rates = _FLOAT32_RATES | (_TILE_RATES if cpu_isa() in _TILE_ISAS else _DOT_RATES)
     rated = {}
     for name in candidates(plan, c_in, precision, exact):
         algorithm = ALGORITHMS[name]
@@ -215,7 +215,7 @@ class NativeProposalConv:
     ) -> None:
         self.algorithms = tuple(algorithms)
         self.plan = plan
-        self.native = _C.ProposalConv(isa)
+        self.native = _C.ProposalConv(isa=isa)
         self._out_width = len(biases[-1])
         for number, (weight, bias, algorithm) in enumerate(zip(weights, biases, algorithms, strict=True)):
             add_layer(self.native, plan, number, weight, bias, algorithm)
@@ -238,7 +238,7 @@ class NativeProposalConv:
         """
         if out is None:
             out = np.empty((len(inputs), len(self.plan.layers[-1].cells), self._out_width), np.float32)
-        self.native.run(inputs, out, num_threads(threads))
+        self.native.run(inputs=inputs, out=out, threads=num_threads(threads))
         return out
 
 
@@ -262,18 +262,35 @@ def add_layer(
         raise ValueError(f"algorithms: expected some of {', '.join(ALGORITHMS)}, got {algorithm!r}")
     make_transform, terms = ALGORITHMS[algorithm].transform, ALGORITHMS[algorithm].terms
     flat = weight.reshape(*weight.shape[:2], -1)
+    common: dict[str, Any] = {"bias": bias, "cell_weights": layer.cell_weights, "cells_in": cells_in}
+    split: dict[str, Any] = {"terms_a": terms[0], "terms_b": terms[1]}
     if algorithm == "runs-bf16":
         runs = cell_runs(plan, number)
-        grid = (runs.slots, runs.outputs, runs.starts, runs.tile_taps, runs.tap_offsets, runs.stride)
-        native.add_cell_runs(flat, bias, layer.cell_weights, cells_in, *grid)
+        native.add_cell_runs(
+            weight=flat,
+            **common,
+            slots=runs.slots,
+            outputs=runs.outputs,
+            starts=runs.starts,
+            tile_taps=runs.tile_taps,
+            tap_offsets=runs.tap_offsets,
+            stride=runs.stride,
+        )
         return
     if make_transform is None:
-        native.add_direct(flat, bias, layer.neighbours, layer.cell_weights, cells_in, *terms)
+        native.add_direct(weight=flat, neighbours=layer.neighbours, **common, **split)
         return
     transform = make_transform(plan.kernel)
     cover: TileCover = cover_with_tiles(plan, number, transform.m)
-    bt, at = transform.bt.astype(np.float32), np.ascontiguousarray(transform.at, np.float32)
-    native.add_tiled(weight.shape[1], bias, layer.cell_weights, cells_in, bt, at, cover.inputs, cover.outputs, *terms)
+    native.add_tiled(
+        c_in=weight.shape[1],
+        **common,
+        bt=transform.bt.astype(np.float32),
+        at=np.ascontiguousarray(transform.at, np.float32),
+        inputs=cover.inputs,
+        outputs=cover.outputs,
+        **split,
+    )
     for first in range(0, len(weight), _PACK_CHANNELS):
         points = transform.points(weight[first : first + _PACK_CHANNELS])
-        native.pack_points(points, first, num_threads())
+        native.pack_points(points=points, first=first, threads=num_threads())

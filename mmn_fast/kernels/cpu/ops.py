@@ -49,7 +49,14 @@ def temporal_nms(
     if out is None:
         out = np.empty((*scores.shape[:1], top_k), np.int32)
     _require_arrays(out=out)
-    _C.temporal_nms(scores, moments, iou_threshold, top_k, out, num_threads(threads))
+    _C.temporal_nms(
+        scores=scores,
+        moments=moments,
+        iou_threshold=iou_threshold,
+        top_k=top_k,
+        out=out,
+        threads=num_threads(threads),
+    )
     return out
 
 
@@ -84,7 +91,15 @@ def moment_scores(
     )
     shape = (*text_contrastive.shape[:1], *video_contrastive.shape[:1])
     contrastive, iou = np.empty(shape, np.float32), np.empty(shape, np.float32)
-    _C.moment_scores(video_contrastive, video_iou, text_contrastive, text_iou, contrastive, iou, num_threads(threads))
+    _C.moment_scores(
+        video_contrastive=video_contrastive,
+        video_iou=video_iou,
+        text_contrastive=text_contrastive,
+        text_iou=text_iou,
+        contrastive=contrastive,
+        iou=iou,
+        threads=num_threads(threads),
+    )
     return contrastive, iou
 
 
@@ -143,18 +158,18 @@ def score_moments(
     shape = (*text_contrastive.shape[:1], top_k)
     cells, scores = np.empty(shape, np.int32), np.empty(shape, np.float32)
     _C.score_moments(
-        video_contrastive,
-        video_iou,
-        text_contrastive,
-        text_iou,
-        moments,
-        fusion,
-        power,
-        iou_threshold,
-        top_k,
-        cells,
-        scores,
-        num_threads(threads),
+        video_contrastive=video_contrastive,
+        video_iou=video_iou,
+        text_contrastive=text_contrastive,
+        text_iou=text_iou,
+        moments=moments,
+        fusion=fusion,
+        power=power,
+        iou_threshold=iou_threshold,
+        top_k=top_k,
+        cells=cells,
+        scores=scores,
+        threads=num_threads(threads),
     )
     return cells, scores
 

@@ -47,16 +47,16 @@ class NativeTextEncoder:
         heads = stacked("fc_out2", "fc_out1")
         self._joint = len(heads[1]) // 2
         self._native = _C.TextEncoder(
-            np.ascontiguousarray(state["bert.embeddings.word_embeddings.weight"]),
-            np.ascontiguousarray(state["bert.embeddings.position_embeddings.weight"]),
-            pair("bert.embeddings.LayerNorm"),
-            pair("layernorm"),
-            heads,
-            config.num_heads,
-            config.NORM_EPS,
-            _SENTENCE_EPS,
-            precision == "bf16",
-            isa,
+            word_embeddings=np.ascontiguousarray(state["bert.embeddings.word_embeddings.weight"]),
+            position_embeddings=np.ascontiguousarray(state["bert.embeddings.position_embeddings.weight"]),
+            embedding_norm=pair("bert.embeddings.LayerNorm"),
+            sentence_norm=pair("layernorm"),
+            heads=heads,
+            num_heads=config.num_heads,
+            bert_eps=config.NORM_EPS,
+            sentence_eps=_SENTENCE_EPS,
+            bf16=precision == "bf16",
+            isa=isa,
         )
         for number in range(config.num_layers):
             layer = f"bert.transformer.layer.{number}"
@@ -104,5 +104,5 @@ class NativeTextEncoder:
         starts = np.zeros(len(token_ids) + 1, np.int64)
         np.cumsum([len(ids) for ids in token_ids], out=starts[1:])
         packed = np.concatenate(token_ids) if len(token_ids) else np.empty(0, np.int64)
-        self._native.run(packed, starts, *out, num_threads(threads))
+        self._native.run(token_ids=packed, starts=starts, contrastive=out[0], iou=out[1], threads=num_threads(threads))
         return out

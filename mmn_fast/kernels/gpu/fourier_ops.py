@@ -56,15 +56,15 @@ def fourier_tiles(rows: Tensor, inputs: Tensor, spectra: Tensor) -> None:
     n = _side("inputs", inputs.shape[1], SPECTRAL_TILES, _TILE_PLACES)
     check("spectra", spectra, (rows.dtype,), (n * n, len(inputs), videos, channels), rows.device)
     host.extension.gpu_fourier_tiles(
-        rows.data_ptr(),
-        inputs.data_ptr(),
-        spectra.data_ptr(),
-        len(inputs),
-        videos,
-        channels,
-        n,
-        DTYPES[rows.dtype],
-        *where(rows),
+        rows=rows.data_ptr(),
+        inputs=inputs.data_ptr(),
+        spectra=spectra.data_ptr(),
+        tiles=len(inputs),
+        videos=videos,
+        channels=channels,
+        n=n,
+        dtype=DTYPES[rows.dtype],
+        **where(rows),
     )
 
 
@@ -99,16 +99,16 @@ def fourier_cells(spectra: Tensor, outputs: Tensor, bias: Tensor, cell_weights: 
     check("cell_weights", cell_weights, FLOAT, (None,), spectra.device)
     check("out", out, (spectra.dtype,), (len(cell_weights), videos, channels), spectra.device)
     host.extension.gpu_fourier_cells(
-        spectra.data_ptr(),
-        outputs.data_ptr(),
-        bias.data_ptr(),
-        cell_weights.data_ptr(),
-        out.data_ptr(),
-        tiles,
-        videos,
-        channels,
-        n,
-        m,
-        DTYPES[spectra.dtype],
-        *where(spectra),
+        spectra=spectra.data_ptr(),
+        outputs=outputs.data_ptr(),
+        bias=bias.data_ptr(),
+        cell_weights=cell_weights.data_ptr(),
+        out=out.data_ptr(),
+        tiles=tiles,
+        videos=videos,
+        channels=channels,
+        n=n,
+        m=m,
+        dtype=DTYPES[spectra.dtype],
+        **where(spectra),
     )

@@ -72,22 +72,22 @@ def pair_scores(
     check("pair_sentences", pair_sentences, INT, (len(pair_videos),), device)
     scores = _pair_scores_like(video_contrastive, video_iou, text_contrastive, text_iou, pair_videos)
     host.extension.gpu_pair_scores(
-        video_contrastive.data_ptr(),
-        video_iou.data_ptr(),
-        text_contrastive.data_ptr(),
-        text_iou.data_ptr(),
-        pair_videos.data_ptr(),
-        pair_sentences.data_ptr(),
-        scores[2].data_ptr(),
-        scores[0].data_ptr(),
-        scores[1].data_ptr(),
-        len(pair_videos),
-        proposals,
-        joint,
-        power,
-        product,
-        DTYPES[video_contrastive.dtype],
-        *where(video_contrastive),
+        video_contrastive=video_contrastive.data_ptr(),
+        video_iou=video_iou.data_ptr(),
+        text_contrastive=text_contrastive.data_ptr(),
+        text_iou=text_iou.data_ptr(),
+        pair_videos=pair_videos.data_ptr(),
+        pair_sentences=pair_sentences.data_ptr(),
+        fused=scores[2].data_ptr(),
+        contrastive=scores[0].data_ptr(),
+        iou=scores[1].data_ptr(),
+        pairs=len(pair_videos),
+        proposals=proposals,
+        joint=joint,
+        power=power,
+        product=product,
+        dtype=DTYPES[video_contrastive.dtype],
+        **where(video_contrastive),
     )
     return scores
 
@@ -129,18 +129,18 @@ def pair_moments(
     chosen, scores = _pair_moments_like(fused, cells, durations, top_k)
     keys = torch.empty_like(fused, dtype=torch.int32)
     host.extension.gpu_pair_moments(
-        fused.data_ptr(),
-        cells.data_ptr(),
-        durations.data_ptr(),
-        keys.data_ptr(),
-        chosen.data_ptr(),
-        scores.data_ptr(),
-        pairs,
-        proposals,
-        top_k,
-        clips,
-        iou_threshold,
-        *where(fused),
+        fused=fused.data_ptr(),
+        cells=cells.data_ptr(),
+        durations=durations.data_ptr(),
+        keys=keys.data_ptr(),
+        chosen=chosen.data_ptr(),
+        chosen_scores=scores.data_ptr(),
+        pairs=pairs,
+        proposals=proposals,
+        top_k=top_k,
+        clips=clips,
+        iou_threshold=iou_threshold,
+        **where(fused),
     )
     return chosen, scores
 
@@ -173,15 +173,15 @@ def temporal_nms(scores: Tensor, moments: Tensor, top_k: int, iou_threshold: flo
     chosen = _temporal_nms_like(scores, moments, top_k)
     keys = torch.empty_like(scores, dtype=torch.int32)
     host.extension.gpu_temporal_nms(
-        scores.data_ptr(),
-        moments.data_ptr(),
-        keys.data_ptr(),
-        chosen.data_ptr(),
-        sentences,
-        proposals,
-        top_k,
-        iou_threshold,
-        *where(scores),
+        scores=scores.data_ptr(),
+        moments=moments.data_ptr(),
+        keys=keys.data_ptr(),
+        out=chosen.data_ptr(),
+        queries=sentences,
+        cells=proposals,
+        top_k=top_k,
+        iou_threshold=iou_threshold,
+        **where(scores),
     )
     return chosen
 

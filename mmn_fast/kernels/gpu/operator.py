@@ -63,8 +63,8 @@ def check(
         raise ValueError(f"{expected}, got it with strides {value.stride()}")
 
 
-def where(tensor: Tensor) -> tuple[int, int]:
-    """Device number and stream for the extension; -1 for the twin."""
+def where(tensor: Tensor) -> dict[str, int]:
+    """Arguments `device` and `stream` of the extension; device -1 for the twin."""
     if not tensor.is_cuda:
-        return -1, 0
-    return tensor.get_device(), torch.cuda.current_stream(tensor.device).cuda_stream
+        return {"device": -1, "stream": 0}
+    return {"device": tensor.get_device(), "stream": torch.cuda.current_stream(tensor.device).cuda_stream}

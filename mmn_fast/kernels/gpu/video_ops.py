@@ -58,16 +58,16 @@ def feature_pool(features: Tensor, starts: Tensor, ends: Tensor, streams: list[i
     out = _pre_clips_like(features, starts, ends, streams, dtype)
     norms = features.new_empty((rows, len(streams), 2))
     host.extension.gpu_feature_pool(
-        features.data_ptr(),
-        starts.data_ptr(),
-        ends.data_ptr(),
-        norms.data_ptr(),
-        out.data_ptr(),
-        rows,
-        len(starts),
-        list(streams),
-        DTYPES[dtype],
-        *where(features),
+        features=features.data_ptr(),
+        starts=starts.data_ptr(),
+        ends=ends.data_ptr(),
+        norms=norms.data_ptr(),
+        out=out.data_ptr(),
+        rows=rows,
+        pre_clips=len(starts),
+        streams=list(streams),
+        dtype=DTYPES[dtype],
+        **where(features),
     )
     return out
 
@@ -106,17 +106,17 @@ def clip_pool(products: Tensor, bias: Tensor, kernel: int, stride: int) -> Tenso
         raise ValueError(f"stride: expected at least 1, got {stride}")
     out = _clips_like(products, bias, kernel, stride)
     host.extension.gpu_clip_pool(
-        products.data_ptr(),
-        bias.data_ptr(),
-        out.data_ptr(),
-        videos,
-        pre_clips,
-        channels,
-        len(out),
-        kernel,
-        stride,
-        DTYPES[products.dtype],
-        *where(products),
+        products=products.data_ptr(),
+        bias=bias.data_ptr(),
+        out=out.data_ptr(),
+        videos=videos,
+        pre_clips=pre_clips,
+        channels=channels,
+        clips=len(out),
+        kernel=kernel,
+        stride=stride,
+        dtype=DTYPES[products.dtype],
+        **where(products),
     )
     return out
 
@@ -143,14 +143,14 @@ def moment_map(clips: Tensor, positions: Tensor, map_padded: Tensor) -> None:
     check("positions", positions, INT, (n, n), clips.device)
     check("map_padded", map_padded, (clips.dtype,), (None, videos, channels), clips.device)
     host.extension.gpu_moment_map(
-        clips.data_ptr(),
-        positions.data_ptr(),
-        map_padded.data_ptr(),
-        n,
-        videos,
-        channels,
-        DTYPES[clips.dtype],
-        *where(clips),
+        clips=clips.data_ptr(),
+        positions=positions.data_ptr(),
+        map=map_padded.data_ptr(),
+        n=n,
+        videos=videos,
+        channels=channels,
+        dtype=DTYPES[clips.dtype],
+        **where(clips),
     )
 
 
@@ -187,18 +187,18 @@ def conv_epilogue(
     shape = (videos, None, channels) if videos_first else (None, videos, channels)
     check("out", out, (products.dtype,), shape, products.device)
     host.extension.gpu_conv_epilogue(
-        products.data_ptr(),
-        bias.data_ptr(),
-        weights.data_ptr(),
-        positions.data_ptr(),
-        out.data_ptr(),
-        videos,
-        cells,
-        channels,
-        channels if videos_first else videos * channels,
-        out.shape[1] * channels if videos_first else channels,
-        DTYPES[products.dtype],
-        *where(products),
+        products=products.data_ptr(),
+        bias=bias.data_ptr(),
+        weights=weights.data_ptr(),
+        positions=positions.data_ptr(),
+        out=out.data_ptr(),
+        videos=videos,
+        cells=cells,
+        channels=channels,
+        cell_stride=channels if videos_first else videos * channels,
+        video_stride=out.shape[1] * channels if videos_first else channels,
+        dtype=DTYPES[products.dtype],
+        **where(products),
     )
 
 
@@ -232,14 +232,14 @@ def heads(products: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     check("bias", bias, FLOAT, (width,), products.device)
     contrastive, iou = _heads_like(products, bias)
     host.extension.gpu_heads(
-        products.data_ptr(),
-        bias.data_ptr(),
-        contrastive.data_ptr(),
-        iou.data_ptr(),
-        proposals,
-        videos,
-        width // 2,
-        DTYPES[products.dtype],
-        *where(products),
+        products=products.data_ptr(),
+        bias=bias.data_ptr(),
+        contrastive=contrastive.data_ptr(),
+        iou=iou.data_ptr(),
+        proposals=proposals,
+        videos=videos,
+        joint=width // 2,
+        dtype=DTYPES[products.dtype],
+        **where(products),
     )
     return contrastive, iou

@@ -1,10 +1,12 @@
-// Bodies of fourier_tiles and fourier_cells; see ops/gpu_ops.h. A block holds some channels of one tile of one video: in
+// Bodies of fourier_tiles and fourier_cells; see ops/gpu. A block holds some channels of one tile of one video: in
 // phases, lines of N go through registers, and the tile in between through shared memory. The spectrum of a line has its
 // cosine sums in places 0..N/2, its sine sums behind.
 #pragma once
 
-#include "cuda/fourier_sums.h"
+#include "cuda/device/fourier_sums.h"
 #include "cuda/run.h"
+#include "ops/gpu/fourier_cells.h"
+#include "ops/gpu/fourier_tiles.h"
 
 namespace mmn_fast {
 
@@ -48,7 +50,7 @@ struct Lines {
 };
 
 // Planes 4 q .. 4 q + 3 of a spectrum of an N x N tile, and the places of the line sums that they are made of. In the
-// order of cpu/tile_transform.h: quads Re and Im of F(u, v) and F(u, -v), which mix their four sums; quads of two points
+// order of tile_transform.h: quads Re and Im of F(u, v) and F(u, -v), which mix their four sums; quads of two points
 // with a frequency of 0 or N/2, each plane one sum (Im minus it); the four real points.
 struct Quad {
   int places[4];

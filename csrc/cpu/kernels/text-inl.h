@@ -1,4 +1,4 @@
-// Norms, gelu and attention, written once over the Vec of the file that includes this. See cpu/text.h.
+// Norms, gelu and attention, written once over the Vec of the file that includes this. See cpu/kernels/text.h.
 namespace mmn_fast::MMN_ISA {
 namespace {
 

@@ -1,8 +1,10 @@
-// Bodies of pair_scores, pair_moments and temporal_nms; see ops/gpu_ops.h and ops/temporal_nms.h.
+// Bodies of pair_scores, pair_moments and temporal_nms; see ops/gpu and ops/temporal_nms.h.
 #pragma once
 
+#include "cuda/device/temporal_nms.h"
 #include "cuda/run.h"
-#include "cuda/select.h"
+#include "ops/gpu/pair_moments.h"
+#include "ops/gpu/pair_scores.h"
 #include "ops/temporal_nms.h"
 
 namespace mmn_fast {

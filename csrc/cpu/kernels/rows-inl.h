@@ -1,4 +1,4 @@
-// Work on rows between the products, written once over the Vec of the file that includes this. See cpu/rows.h.
+// Work on rows between the products, written once over the Vec of the file that includes this. See cpu/kernels/rows.h.
 namespace mmn_fast::MMN_ISA {
 namespace {
 

@@ -1,4 +1,4 @@
-// The products of split operands by bf16 dot products on vectors: a lane adds two products at a time. See cpu/gemm.h.
+// The products of split operands by bf16 dot products on vectors: a lane adds two products at a time. See gemm.h.
 namespace mmn_fast::MMN_ISA {
 namespace {
 

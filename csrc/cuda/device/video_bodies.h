@@ -1,8 +1,12 @@
-// Bodies of clip_pool, moment_map, conv_epilogue and heads; see ops/gpu_ops.h. All of them move bytes: a thread takes 16
+// Bodies of clip_pool, moment_map, conv_epilogue and heads; see ops/gpu. All of them move bytes: a thread takes 16
 // of them at a time, neighbouring threads take neighbouring channels.
 #pragma once
 
 #include "cuda/run.h"
+#include "ops/gpu/clip_pool.h"
+#include "ops/gpu/conv_epilogue.h"
+#include "ops/gpu/heads.h"
+#include "ops/gpu/moment_map.h"
 
 namespace mmn_fast {
 

@@ -1,4 +1,4 @@
-// The tile transforms, written once over the Vec of the file that includes this. See cpu/tile_transform.h.
+// The tile transforms, written once over the Vec of the file that includes this. See cpu/kernels/tile_transform.h.
 #include "common/fourier_lines.h"
 
 namespace mmn_fast::MMN_ISA {
@@ -42,7 +42,7 @@ void winograd_inverse(const float* at, int m, const Vec::F* in, int step, Vec::F
   }
 }
 
-// Visits every spectral point with the places of its real coefficients; see the order in cpu/tile_transform.h.
+// Visits every spectral point with the places of its real coefficients; see the order in cpu/kernels/tile_transform.h.
 template <class Pair, class Single, class Real>
 void for_each_spectral_point(Pair&& pair, Single&& single, Real&& real) {
   constexpr int kSin = 8;  // row of sin u is kSin + u

@@ -2,7 +2,7 @@
 // does not matter; see ops/temporal_nms.h.
 #pragma once
 
-#include "cuda/block.h"
+#include "cuda/device/block.h"
 
 namespace mmn_fast {
 

@@ -1,4 +1,4 @@
-// The micro-kernels, written once over the Vec of the file that includes this. See cpu/gemm.h.
+// The micro-kernels, written once over the Vec of the file that includes this. See cpu/kernels/products/gemm.h.
 namespace mmn_fast::MMN_ISA {
 namespace {
 

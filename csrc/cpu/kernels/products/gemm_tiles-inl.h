@@ -1,4 +1,4 @@
-// The products of split operands on AMX tiles. See cpu/gemm.h.
+// The products of split operands on AMX tiles. See cpu/kernels/products/gemm.h.
 //
 // Two row tiles times two column tiles share a step of 32 k: four tiles of sums (0..3), two of b (4, 5), two of a (6, 7).
 namespace mmn_fast::MMN_ISA {

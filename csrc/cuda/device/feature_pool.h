@@ -1,7 +1,8 @@
-// Bodies of feature_pool; see ops/gpu_ops.h.
+// Bodies of feature_pool; see ops/gpu.
 #pragma once
 
 #include "cuda/run.h"
+#include "ops/gpu/feature_pool.h"
 
 namespace mmn_fast {
 

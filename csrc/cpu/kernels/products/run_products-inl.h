@@ -1,4 +1,4 @@
-// The direct loop over runs of cells on AMX tiles. See cpu/run_products.h; included after gemm_tiles-inl.h.
+// The direct loop over runs of cells on AMX tiles. See run_products.h; included after gemm_tiles-inl.h.
 //
 // Tiles: sums of left x both column tiles (0, 1) and of right (2, 3), weights (4, 5), left (6) and right (7) inputs.
 namespace mmn_fast::MMN_ISA {

@@ -1,4 +1,4 @@
-#include "cpu/kernel_table.h"
+#include "cpu/isa/kernel_table.h"
 
 #include <cstdlib>
 
@@ -9,25 +9,22 @@ namespace {
 
 // nullptr: this build lacks the instruction set (another architecture, or a compiler that does not know it).
 const CpuKernels* row(CpuIsa isa) {
+#define MMN_ROW(isa) \
+  case CpuIsa::isa: return &isa_##isa::kernels;
   switch (isa) {
-    case CpuIsa::generic: return &isa_generic::kernels;
-#if defined(MMN_FAST_X86_KERNELS)
-    case CpuIsa::avx2: return &isa_avx2::kernels;
-    case CpuIsa::avx512: return &isa_avx512::kernels;
-#endif
-#if defined(MMN_FAST_AVX512_BF16_KERNELS)
-    case CpuIsa::avx512_bf16: return &isa_avx512_bf16::kernels;  // products of bf16 terms; all else comes from avx512
-#endif
-#if defined(MMN_FAST_AMX_KERNELS)
-    case CpuIsa::amx: return &isa_amx::kernels;  // likewise
-#endif
+    MMN_BUILT_ISAS  // from CMakeLists.txt: MMN_ROW(generic) MMN_ROW(avx2) ...
     default: return nullptr;
   }
+#undef MMN_ROW
 }
 
-bool brings_kernels(CpuIsa isa) {
-  const CpuKernels* own = row(isa);
-  return own != nullptr && (own->gemm_f32 != nullptr || own->gemm_split_f32 != nullptr);
+template <class Predicate>
+std::vector<CpuIsa> isas_where(Predicate predicate) {
+  std::vector<CpuIsa> isas;
+  for (CpuIsa isa : all_cpu_isas()) {
+    if (row(isa) != nullptr && predicate(isa)) isas.push_back(isa);
+  }
+  return isas;
 }
 
 // The highest row at or below `isa` that implements `op`. Ends at generic, which implements all.
@@ -40,12 +37,6 @@ CpuIsa source_of(Fn CpuKernels::*op, CpuIsa isa) {
   return isa;
 }
 
-std::string list(const std::vector<CpuIsa>& isas) {
-  std::string names;
-  for (CpuIsa isa : isas) names += (names.empty() ? "" : ", ") + std::string(name(isa));
-  return names;
-}
-
 CpuIsa choose() {
   constexpr const char* kVariable = "MMN_FAST_CPU_ISA";
   const char* word = std::getenv(kVariable);
@@ -54,11 +45,7 @@ CpuIsa choose() {
     require_cpu_isa(isa, kVariable);
     return isa;
   }
-  CpuIsa best = CpuIsa::generic;
-  for (CpuIsa isa : kCpuIsas) {
-    if (brings_kernels(isa) && host_has(isa)) best = isa;
-  }
-  return best;
+  return available_cpu_isas().back();
 }
 
 }  // namespace
@@ -68,17 +55,17 @@ CpuIsa chosen_cpu_isa() {
   return chosen;
 }
 
-std::vector<CpuIsa> available_cpu_isas() {
-  std::vector<CpuIsa> isas;
-  for (CpuIsa isa : kCpuIsas) {
-    if (row(isa) != nullptr && host_has(isa)) isas.push_back(isa);
-  }
-  return isas;
+std::vector<CpuIsa> available_cpu_isas() { return isas_where(host_has); }
+
+std::vector<CpuIsa> bf16_isas(bool tiles) {
+  return isas_where([&](CpuIsa isa) {
+    return tiles ? row(isa)->run_products != nullptr : row(isa)->gemm_split_f32 != nullptr;
+  });
 }
 
 void require_cpu_isa(CpuIsa isa, const char* source) {
   const char* reason = row(isa) == nullptr ? "this build has no such kernels" : "this host lacks it";
-  MMN_CHECK(row(isa) != nullptr && host_has(isa), source, ": expected one of ", list(available_cpu_isas()), ", got ",
+  MMN_CHECK(row(isa) != nullptr && host_has(isa), source, ": expected one of ", names(available_cpu_isas()), ", got ",
             name(isa), ": ", reason);
 }
 
@@ -99,7 +86,7 @@ CpuKernels cpu_kernels(CpuIsa isa) {
   fill(&CpuKernels::attend_f32);
   fill(&CpuKernels::moment_scores_f32);
   fill(&CpuKernels::score_moments_f32);
-  // These no other row can stand in for.
+  // No other row can stand in for these.
   kernels.gemm_split_f32 = row(isa)->gemm_split_f32;
   kernels.gemm_complex_split_f32 = row(isa)->gemm_complex_split_f32;
   kernels.run_products = row(isa)->run_products;

@@ -2,7 +2,7 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "cpu/kernels.h"
+#include "cpu/isa/kernels.h"
 
 #define MMN_ISA isa_generic
 #define MMN_TILE_ROWS 6
@@ -51,18 +51,4 @@ struct Vec {
 }  // namespace
 }  // namespace mmn_fast::MMN_ISA
 
-#include "cpu/gemm-inl.h"
-#include "cpu/rows-inl.h"
-#include "cpu/temporal_nms-inl.h"
-#include "cpu/text-inl.h"
-#include "cpu/moment_scores-inl.h"  // uses the one above
-#include "cpu/tile_transform-inl.h"
-
-namespace mmn_fast::MMN_ISA {
-const CpuKernels kernels = {
-    temporal_nms_f32, kTileColumns,    gemm_f32,     gemm_complex_f32,  tile_forward_f32,
-    tile_inverse_f32, start_rows_f32,  finish_rows_f32, max_rows_f32, normalize_row_f32,
-    nullptr,          nullptr,         layer_norm_row_f32, gelu_f32, attend_f32,      moment_scores_f32,
-    score_moments_f32,
-};
-}
+#include "cpu/kernels/vector_row-inl.h"

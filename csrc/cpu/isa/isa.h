@@ -2,14 +2,21 @@
 #pragma once
 
 #include <string>
+#include <vector>
+
+#include "cpu/isa/list.h"
 
 namespace mmn_fast {
 
-// In rising order: a host that has one has all before it. Each name is also the word in MMN_FAST_CPU_ISA.
-enum class CpuIsa { generic, avx2, avx512, avx512_bf16, amx };
-constexpr CpuIsa kCpuIsas[] = {CpuIsa::generic, CpuIsa::avx2, CpuIsa::avx512, CpuIsa::avx512_bf16, CpuIsa::amx};
+#define MMN_ENUMERATOR(isa) isa,
+enum class CpuIsa { MMN_CPU_ISAS(MMN_ENUMERATOR) };
+#undef MMN_ENUMERATOR
 
 const char* name(CpuIsa isa);
+const std::vector<CpuIsa>& all_cpu_isas();  // in rising order
+
+// "generic, avx2 or avx512" with `last` " or ".
+std::string names(const std::vector<CpuIsa>& isas, const char* last = ", ");
 
 // Throws std::invalid_argument, which names `source`, for a word that is none of them.
 CpuIsa parse_cpu_isa(const std::string& word, const char* source);

@@ -1,0 +1,65 @@
+// What an instruction set implements. kernels_<isa>.cc includes this, so it holds declarations only: an inline function
+// compiled there with wide instructions could become the copy that the linker keeps for every host.
+#pragma once
+
+#include <cstdint>
+
+#include "cpu/isa/list.h"
+#include "cpu/kernels/products/gemm.h"
+#include "cpu/kernels/products/run_products.h"
+#include "cpu/kernels/rows.h"
+#include "cpu/kernels/text.h"
+#include "cpu/kernels/tile_transform.h"
+#include "ops/moment_scores.h"
+#include "ops/score_moments.h"
+#include "ops/temporal_nms.h"
+
+namespace mmn_fast {
+
+// Per-thread memory of temporal_nms, each array of `padded` elements: cells rounded up to kScratchPad.
+struct TemporalNmsScratch {
+  float* starts;
+  float* ends;
+  int32_t* keys;
+  int64_t padded;
+};
+constexpr int64_t kScratchPad = 16;  // lanes of the widest vector
+constexpr int64_t kScoredAtOnce = 32;  // sentences whose keys score_moments holds: `keys` then has as many rows
+
+// A row of the table, one function per op: it handles items [first, last) on the calling thread. nullptr where an
+// instruction set brings no code of its own for the op. kernels_<isa>.cc fills a row by name.
+struct CpuKernels {
+  void (*temporal_nms_f32)(const TemporalNmsArgs& args, const TemporalNmsScratch& scratch, int64_t first_query,
+                           int64_t last_query) = nullptr;
+  // The three parts of proposal_conv: products, transforms, and the rows between them.
+  int64_t gemm_columns = 0;  // of one packed panel; belongs to gemm_f32 and gemm_complex_f32
+  void (*gemm_f32)(const GemmArgs& args, int64_t first_panel, int64_t last_panel) = nullptr;
+  void (*gemm_complex_f32)(const GemmArgs& args, int64_t first_panel, int64_t last_panel) = nullptr;
+  void (*tile_forward_f32)(const TileTransformArgs& args, int64_t first, int64_t last) = nullptr;
+  void (*tile_inverse_f32)(const TileTransformArgs& args, int64_t first, int64_t last) = nullptr;
+  void (*start_rows_f32)(const StartRowsArgs& args, int64_t first_row, int64_t last_row) = nullptr;
+  void (*finish_rows_f32)(const FinishRowsArgs& args, int64_t first_row, int64_t last_row) = nullptr;
+  void (*max_rows_f32)(const float* earlier, const float* later, float* out, int64_t width) = nullptr;
+  void (*normalize_row_f32)(const float* row, float* out, int64_t width) = nullptr;
+  void (*layer_norm_row_f32)(const float* row, const float* added, const LayerNormArgs& norm, float* out) = nullptr;
+  void (*gelu_f32)(float* data, int64_t count) = nullptr;
+  void (*attend_f32)(const AttentionArgs& args, float* scratch, int64_t first_item, int64_t last_item) = nullptr;
+  void (*moment_scores_f32)(const MomentScoresArgs& args, int64_t first_sentence, int64_t last_sentence) = nullptr;
+  int64_t (*score_moments_f32)(const ScoreMomentsArgs& args, const TemporalNmsScratch& scratch, int64_t first_sentence,
+                               int64_t last_sentence) = nullptr;
+  // Only of an instruction set that multiplies bf16; a lower row cannot stand in.
+  void (*gemm_split_f32)(const GemmArgs& args, int64_t first_panel, int64_t last_panel) = nullptr;
+  void (*gemm_complex_split_f32)(const GemmArgs& args, int64_t first_panel, int64_t last_panel) = nullptr;
+  // Only of an instruction set that has tiles of bf16; a lower row cannot stand in.
+  void (*run_products)(const RunProductsArgs& args, int64_t panel, int64_t first_pair, int64_t last_pair) = nullptr;
+  void (*fill_slots)(const FillSlotsArgs& args, int64_t first_slot, int64_t last_slot) = nullptr;
+};
+
+#define MMN_ROW(isa)              \
+  namespace isa_##isa {           \
+  extern const CpuKernels kernels; \
+  }
+MMN_CPU_ISAS(MMN_ROW)
+#undef MMN_ROW
+
+}  // namespace mmn_fast
