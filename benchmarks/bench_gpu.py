@@ -94,7 +94,7 @@ def _score(bench: Bench, model: LoadedModel, engine: Engine) -> None:
     backend = engine._backend
 
     def ours(_: int) -> Any:
-        return backend.score_moments((video[0], video[1]), (text[0], text[1]), moments, 5)
+        return backend.top_moments((video[0], video[1]), (text[0], text[1]), moments, 5)
 
     def official(_: int) -> Any:
         with torch.inference_mode():

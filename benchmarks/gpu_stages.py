@@ -129,7 +129,7 @@ class _Work:
     def moments(self, fused: Tensor) -> Tensors:
         preset = self.model.preset
         return tuple(
-            moment_ops.pair_moments(fused, self.cells, self.durations, _TOP_K, preset.num_clips, preset.nms_iou)
+            moment_ops.pair_top_moments(fused, self.cells, self.durations, _TOP_K, preset.num_clips, preset.nms_iou)
         )
 
     def text(self) -> Tensors:
@@ -182,7 +182,7 @@ def _stages(model: LoadedModel, device: torch.device, videos: int, sets: int) ->
             *(4.0 * Q * P * J, _size(*embedded[0], *fused[0])),
         ),
         Stage(
-            *("pair_moments", work.moments, fused, lambda found: _difference(found[1][:, 0], best)),
+            *("pair_top_moments", work.moments, fused, lambda found: _difference(found[1][:, 0], best)),
             *(0.0, _size(*fused[0])),
         ),
     ]

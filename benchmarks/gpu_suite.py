@@ -71,7 +71,7 @@ _OPERATORS = (
 _ENGINE = f"{_OPERATORS.removesuffix('tests/kernels')}tests/test_*gpu*.py tests/test_features.py"
 # Slowed down a hundredfold: every kernel once, at small sizes.
 _ONCE_CUDA = (
-    '-m pytest -q -x -m gpu -k "(fp16 or pair_moments or temporal_nms) and not tacos and not 2548"'
+    '-m pytest -q -x -m gpu -k "(fp16 or pair_top_moments or temporal_nms) and not tacos and not 2548"'
     " tests/kernels/test_gpu_fourier_ops.py tests/kernels/test_gpu_ops.py"
 )
 _ONCE_TRITON = (

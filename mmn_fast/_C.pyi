@@ -29,7 +29,7 @@ def temporal_nms(
     threads: int,
     isa: str | None = None,
 ) -> None: ...
-def moment_scores(
+def match_scores(
     video_contrastive: npt.NDArray[np.float32],  # [P, J]
     video_iou: npt.NDArray[np.float32],  # [P, J]
     text_contrastive: npt.NDArray[np.float32],  # [S, J]
@@ -39,7 +39,7 @@ def moment_scores(
     threads: int,
     isa: str | None = None,
 ) -> None: ...
-def score_moments(
+def top_moments(
     video_contrastive: npt.NDArray[np.float32],  # [P, J]
     video_iou: npt.NDArray[np.float32],  # [P, J]
     text_contrastive: npt.NDArray[np.float32],  # [S, J]
@@ -193,7 +193,7 @@ def gpu_clip_pool(
     device: int,
     stream: int,
 ) -> None: ...
-def gpu_moment_map(
+def gpu_sparse_max_pool(
     clips: int, positions: int, map: int, n: int, videos: int, channels: int, dtype: int, device: int, stream: int
 ) -> None: ...
 def gpu_conv_epilogue(
@@ -269,7 +269,7 @@ def gpu_pair_scores(
     device: int,
     stream: int,
 ) -> None: ...
-def gpu_pair_moments(
+def gpu_pair_top_moments(
     fused: int,
     cells: int,
     durations: int,

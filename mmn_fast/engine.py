@@ -276,7 +276,7 @@ class Engine:
         result = []
         for contrastive, iou, duration_s in zip(video.contrastive, video.iou, video.durations_s, strict=True):
             moments, sentences = self._seconds(duration_s), (text.contrastive, text.iou)
-            selection = self._backend.score_moments((contrastive, iou), sentences, moments, top_k)
+            selection = self._backend.top_moments((contrastive, iou), sentences, moments, top_k)
             result.append(to_moments(*selection, moments))
         return result
 

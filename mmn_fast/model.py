@@ -160,7 +160,7 @@ class MMN(nn.Module):
         Returns:
             contrastive [S, P], the cosine, and iou [S, P], sigmoid(10 cosine).
         """
-        return reference.moment_scores(*video, *text)
+        return reference.match_scores(*video, *text)
 
 
 def build_model(preset: Preset, text: TextEncoderConfig, state: Mapping[str, npt.NDArray[Any]]) -> MMN:

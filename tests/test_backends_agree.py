@@ -23,18 +23,19 @@ from tests.tolerances import check_close
 
 @pytest.mark.parametrize("isa", _C.available_cpu_isas())
 @pytest.mark.parametrize(("P", "S", "J"), [(1, 1, 5), (136, 3, 256), (230, 300, 33), (7, 0, 8), (0, 2, 8)])
-def test_moment_scores_match_the_reference(P: int, S: int, J: int, isa: str) -> None:
+def test_match_scores_match_the_reference(P: int, S: int, J: int, isa: str) -> None:
     rng = np.random.default_rng(P + S)
     arrays = [rng.standard_normal((rows, J)).astype(np.float32) for rows in (P, P, S, S)]
     arrays = [a / np.linalg.norm(a, axis=1, keepdims=True) for a in arrays]
     contrastive, iou = np.full((2, S, P), np.nan, np.float32)
-    _C.moment_scores(*arrays, contrastive, iou, 2, isa)
-    expected = reference.moment_scores(*(torch.from_numpy(a).double() for a in arrays))
-    check_close(contrastive, expected[0], "moment_scores")
-    check_close(iou, expected[1], "moment_scores")
+    _C.match_scores(*arrays, contrastive=contrastive, iou=iou, threads=2, isa=isa)
+    expected = reference.match_scores(*(torch.from_numpy(a).double() for a in arrays))
+    check_close(contrastive, expected[0], "match_scores")
+    check_close(iou, expected[1], "match_scores")
     if S > 1 and P > 1:
         alone = np.empty((2, 1, 1), np.float32)
-        _C.moment_scores(*(np.ascontiguousarray(a[-1:]) for a in arrays), alone[0], alone[1], 1, isa)
+        last = (np.ascontiguousarray(a[-1:]) for a in arrays)
+        _C.match_scores(*last, contrastive=alone[0], iou=alone[1], threads=1, isa=isa)
         assert alone[0, 0, 0] == contrastive[-1, -1]
         assert alone[1, 0, 0] == iou[-1, -1]
 

@@ -11,6 +11,7 @@ import pytest
 from mmn_fast import _C
 
 ISAS = ["generic", "avx2", "avx512", "avx512_bf16", "amx"]
+WORDS = f"{', '.join(ISAS[:-1])} or {ISAS[-1]}"
 CSRC = Path(__file__).parents[1] / "csrc"
 
 
@@ -39,7 +40,7 @@ def test_environment_selects_an_isa_of_the_host_and_refuses_another(isa):
 
 
 def test_environment_with_an_unknown_word_is_refused_at_first_use_and_not_at_import():
-    message = "Error: MMN_FAST_CPU_ISA: expected generic, avx2, avx512, avx512_bf16 or amx, got 'sse9'"
+    message = f"Error: MMN_FAST_CPU_ISA: expected {WORDS}, got 'sse9'"
     assert python("import mmn_fast.kernels.cpu.ops", "sse9").returncode == 0
     assert message in python(PRINT_ISA, "sse9").stderr
     assert message in python(RUN_A_KERNEL, "sse9").stderr
@@ -58,13 +59,13 @@ def test_isas_rise_from_generic():
 
 @pytest.mark.parametrize("isa", [isa for isa in ISAS if isa in _C.available_cpu_isas()])
 def test_kernel_isas_tell_where_an_isa_has_no_code_of_its_own(isa):
-    expected = "avx512" if isa in ("avx512_bf16", "amx") else isa  # these two only multiply bf16 terms
-    ops = ("temporal_nms", "moment_scores", "score_moments")
+    expected = "avx512" if isa in _C.bf16_isas() else isa  # those only multiply bf16 terms
+    ops = ("temporal_nms", "match_scores", "top_moments")
     assert _C.kernel_isas(isa) == {**dict.fromkeys(ops, expected), "proposal_conv": isa, "text_encoder": isa}
 
 
 def test_isa_argument_is_checked():
-    with pytest.raises(ValueError, match=r"^isa: expected generic, avx2, avx512, avx512_bf16 or amx, got 'neon'$"):
+    with pytest.raises(ValueError, match=f"^isa: expected {WORDS}, got 'neon'$"):
         _C.kernel_isas("neon")
 
 
@@ -78,7 +79,7 @@ def test_isa_files_include_nothing_whose_inline_code_could_leak(path):
                 seen.add(header)
                 todo += [CSRC / header] if kind == '"' else []
     allowed = {"immintrin.h", "cstdint", "cstddef", "ops/temporal_nms.h"}
-    allowed |= {"ops/moment_scores.h", "ops/score_moments.h"}
+    allowed |= {"ops/match_scores.h", "ops/top_moments.h"}
     # Functions over the file's own Vec alone, whose namespace has no name: no other file can have the same one.
     allowed |= {"common/device.h", "common/fourier_lines.h"}
     allowed |= {"cpu/isa/kernels.h", "cpu/isa/list.h"} | {

@@ -86,8 +86,8 @@ class _CountingBackend(Backend):
     def score(self, video: Any, text: Any) -> Any:
         return self.inner.score(video, text)
 
-    def score_moments(self, video: Any, text: Any, moments: np.ndarray, top_k: int) -> Any:
-        return self.inner.score_moments(video, text, moments, top_k)
+    def top_moments(self, video: Any, text: Any, moments: np.ndarray, top_k: int) -> Any:
+        return self.inner.top_moments(video, text, moments, top_k)
 
 
 def test_a_setting_that_the_backend_does_not_have_is_refused(golden_model: Callable[[str], Path]) -> None:

@@ -153,7 +153,7 @@ def test_moments_from_embeddings_are_chosen_on_the_device_as_the_reference_choos
     with monkeypatch.context() as alone:
         alone.setattr(ops, "temporal_nms", None)  # not on the host
         for top_k in (5, 300):
-            chosen, scores = backend.score_moments(video, text, moments, top_k)
+            chosen, scores = backend.top_moments(video, text, moments, top_k)
             assert (chosen.dtype, scores.dtype) == (np.int32, np.float32)
             expected = reference.temporal_nms(
                 torch.from_numpy(fused), torch.from_numpy(moments), preset.nms_iou, top_k

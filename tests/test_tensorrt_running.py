@@ -68,7 +68,7 @@ def test_sentences_of_every_length_come_back_in_their_places(sentences: int, cud
     video = tuple(array[0] for array in backend.encode_video(clips(1)))
     scores = mmn_fast.load(built, backend="onnx")._backend.score(video, found)
     for ours, theirs in zip(backend.score(video, found), scores, strict=True):
-        check_close(ours, theirs, "moment_scores", what=f"{sentences} sentences")
+        check_close(ours, theirs, "match_scores", what=f"{sentences} sentences")
 
 
 def test_nothing_in_nothing_out(cuda: CudaRuntime, built: Path) -> None:

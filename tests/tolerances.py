@@ -115,8 +115,8 @@ TOLERANCES: dict[tuple[str, str], Tolerance] = {
     ("gpu_heads", "bf16"): Tolerance(1e-6, 4.1e-3, "the same, rounded once to 8 bits"),
     ("gpu_backend", "fp32"): Tolerance(1e-4, 0, "the bound promised for fp32"),
     ("gpu_backend", "fp16"): Tolerance(1e-2, 0, "as torch_backend: another batch may take another order of sums"),
-    ("gpu_fused", "fp32"): Tolerance(5e-6, 0, "moment_scores, and a power whose slope is below 3 where it is tested"),
-    ("moment_scores", "fp32"): Tolerance(2e-6, 0, "float32 chains of J products of unit vectors, times 10 in sigmoid"),
+    ("gpu_fused", "fp32"): Tolerance(5e-6, 0, "match_scores, and a power whose slope is below 3 where it is tested"),
+    ("match_scores", "fp32"): Tolerance(2e-6, 0, "float32 chains of J products of unit vectors, times 10 in sigmoid"),
     ("score_power", "fp32"): Tolerance(
         0, 1e-6, "NumPy's power and the kernel's, each within (2 + |p ln base|) 2^-23, base above 0.1"
     ),

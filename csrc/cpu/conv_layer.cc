@@ -168,8 +168,8 @@ void ConvLayer::pack_split_panels(const float* matrix, const float* imaginary, i
   }
 }
 
-// matrix[c * channel_step + k * k_step], imaginary parts likewise in the second half of each panel, into the panels that
-// hold channels [first, first + channels); zeros fill the last panel.
+// Packs matrix[c * channel_step + k * k_step] into the panels that hold channels [first, first + channels), and imaginary
+// parts into the second half of each panel. Zeros fill the last panel.
 void ConvLayer::pack_panels(const float* matrix, const float* imaginary, int64_t channel_step, int64_t k_step,
                             int64_t first, int64_t channels, float* packed) const {
   if (split()) {
@@ -272,7 +272,7 @@ void ConvLayer::run_cell_runs(const float* in, int64_t in_stride, float* out, in
                                     run_taps_.data(), run_stride_, bias_.data(), cell_weights_.data(), relu_, out,
                               width_, nullptr};
   const int64_t panels = width_ / kRunStep, pairs = static_cast<int64_t>(run_pairs_.size());
-  // Threads share out the panels: each weight is then read by one of them. Where they do not come out even, pairs too.
+  // Threads share out the panels, so that one thread reads a weight. Where panels do not come out even, pairs are shared.
   const int64_t groups = panels % threads == 0 ? 1 : std::min<int64_t>(2 * threads, pairs);
   parallel_for(panels * groups, threads, [&](int64_t first, int64_t last) {
     RunProductsArgs products = all;

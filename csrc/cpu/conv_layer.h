@@ -29,8 +29,8 @@ class ConvLayer {
   // real, imaginary, real, ... rows. `first` is a multiple of kRowPad.
   void pack_points(const float* points, int64_t first, int64_t channels, int threads);
 
-  // in [cells_in * batch, in_stride] -> out [cells * batch, width()]. Rows may be more than the layer's cells where it
-  // has no neighbours: `cells` says how many. `width()` floats of a row are written.
+  // in [cells_in * batch, in_stride] -> out [cells * batch, width()]. `cells` may exceed the layer's where the layer has
+  // no neighbours. `width()` floats of a row are written.
   void run(const float* in, int64_t in_stride, float* out, int64_t cells, int64_t batch, int threads,
            ConvScratch& scratch) const;
 
@@ -55,7 +55,7 @@ class ConvLayer {
                  ConvScratch& scratch) const;
   void pack_panels(const float* matrix, const float* imaginary, int64_t channel_step, int64_t k_step, int64_t first,
                    int64_t channels, float* packed) const;
-  // A step's column tiles have `places` places, of which this fills `terms_b_` from `place` on.
+  // Fills `terms_b_` of the `places` places that a step's column tiles have, from `place` on.
   void pack_split_panels(const float* matrix, const float* imaginary, int64_t channel_step, int64_t k_step,
                          int64_t first, int64_t channels, float* packed, int64_t place, int64_t places) const;
   bool split() const { return terms_b_ > 0; }

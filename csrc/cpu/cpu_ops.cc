@@ -12,8 +12,8 @@
 namespace mmn_fast {
 namespace {
 
-// Waking a sleeping worker takes about 50 us, in which either kernel visits some 2^18 cells with
-// AVX-512: no thread gets fewer. One sentence is thus one thread's work, a long video's map is everybody's.
+// Waking a sleeping worker takes about 50 us. With AVX-512 a kernel visits some 2^18 cells in that time, so no thread
+// gets fewer: a single sentence is one thread's work, a long video's map is everybody's.
 int worthwhile_threads(int threads, int64_t cells) {
   return static_cast<int>(std::clamp<int64_t>(cells >> 18, 1, threads));
 }
@@ -28,9 +28,9 @@ TemporalNmsScratch nms_scratch(int64_t cells, int64_t rows_of_keys) {
   return {bounds.data(), bounds.data() + padded, keys.data(), padded};
 }
 
-// What comparing them costs, in the cell visits of worthwhile_threads: measured, a pair at J = 256 is worth 128.
-int64_t cells_worth(const MomentPairs& pairs) {
-  return pairs.sentences * pairs.proposals * std::max<int64_t>(pairs.joint / 2, 1);
+// The cost of all comparisons in the cell visits of worthwhile_threads: one at J = 256 was measured to be worth 128.
+int64_t cells_worth(const MatchInputs& inputs) {
+  return inputs.sentences * inputs.proposals * std::max<int64_t>(inputs.joint / 2, 1);
 }
 
 void refuse_nan_scores(const TemporalNmsArgs& args) {
@@ -63,20 +63,20 @@ void temporal_nms_cpu(const TemporalNmsArgs& args, CpuIsa isa, int threads) {
                [&](int64_t first, int64_t last) { kernel(args, nms_scratch(args.cells, 1), first, last); });
 }
 
-void moment_scores_cpu(const MomentScoresArgs& args, CpuIsa isa, int threads) {
-  const auto kernel = cpu_kernels(isa).moment_scores_f32;
-  parallel_for(args.pairs.sentences, worthwhile_threads(threads, cells_worth(args.pairs)),
+void match_scores_cpu(const MatchScoresArgs& args, CpuIsa isa, int threads) {
+  const auto kernel = cpu_kernels(isa).match_scores_f32;
+  parallel_for(args.inputs.sentences, worthwhile_threads(threads, cells_worth(args.inputs)),
                [&](int64_t first, int64_t last) { kernel(args, first, last); });
 }
 
-void score_moments_cpu(const ScoreMomentsArgs& args, CpuIsa isa, int threads) {
-  const MomentPairs& pairs = args.pairs;
-  refuse_infinite_moments(args.moments, pairs.proposals);
-  const auto kernel = cpu_kernels(isa).score_moments_f32;
+void top_moments_cpu(const TopMomentsArgs& args, CpuIsa isa, int threads) {
+  const MatchInputs& inputs = args.inputs;
+  refuse_infinite_moments(args.moments, inputs.proposals);
+  const auto kernel = cpu_kernels(isa).top_moments_f32;
   std::atomic<int64_t> refused = -1;
-  parallel_for(pairs.sentences, worthwhile_threads(threads, cells_worth(pairs)), [&](int64_t first, int64_t last) {
+  parallel_for(inputs.sentences, worthwhile_threads(threads, cells_worth(inputs)), [&](int64_t first, int64_t last) {
     const int64_t rows = std::min(kScoredAtOnce, last - first);
-    const int64_t found = kernel(args, nms_scratch(pairs.proposals, rows), first, last);
+    const int64_t found = kernel(args, nms_scratch(inputs.proposals, rows), first, last);
     int64_t least = refused.load();
     while (found >= 0 && (least < 0 || found < least) && !refused.compare_exchange_weak(least, found)) {
     }

@@ -11,7 +11,7 @@ namespace mmn_fast {
 
 class TextEncoder {
  public:
-  // Throws std::invalid_argument where `isa` does not multiply bf16 and that is asked for.
+  // Throws std::invalid_argument where bf16 is asked for and `isa` does not multiply it.
   TextEncoder(const TextEncoderArgs& args, CpuIsa isa);
   TextEncoder(const TextEncoder&) = delete;  // its layers point to its kernels
   TextEncoder& operator=(const TextEncoder&) = delete;
@@ -48,7 +48,7 @@ class TextEncoder {
   void pool(const SentencesArgs& sentences, const float* rows, float* pooled, int threads) const;
 
   const CpuKernels kernels_;
-  TextEncoderArgs args_;  // of its views only the embeddings are read after construction
+  TextEncoderArgs args_;  // only the views of the embeddings are read after construction
   Norm embedding_norm_, sentence_norm_;
   ConvLayer heads_;
   std::vector<Layer> layers_;

@@ -56,7 +56,7 @@ VideoEncoder::VideoEncoder(std::shared_ptr<ProposalConv> conv, const ClipPoolWei
   }
 }
 
-// Rows of the clips' buffer: the clips, and what their maxima or learned convolutions need.
+// Rows of the clips' buffer: the clips, and the room for their maxima or learned convolutions.
 int64_t VideoEncoder::clip_rows() const {
   if (!cells_.empty()) return clips_ * levels_of(clips_);
   int64_t rows = clips_;

@@ -12,7 +12,7 @@ struct ClipPoolWeights {
   const float* weight;  // [c, d]
   const float* bias;    // [c]
   int64_t d, c;
-  int64_t pre_clips, kernel, stride;  // T, and what of it makes a clip; N = (T - kernel) / stride + 1
+  int64_t pre_clips, kernel, stride;  // T, and how many make a clip; N = (T - kernel) / stride + 1
 };
 
 struct HeadsWeights {

@@ -1,4 +1,4 @@
-// pair_scores, pair_moments and temporal_nms on a CUDA device; see ops/gpu and ops/temporal_nms.h.
+// pair_scores, pair_top_moments and temporal_nms on a CUDA device; see ops/gpu and ops/temporal_nms.h.
 #include "cuda/device/moment_bodies.h"
 #include "cuda/launch.h"
 
@@ -8,8 +8,8 @@ void launch_pair_scores(const PairScoresArgs& args, int device, void* stream) {
   run_pair_scores(args, CudaRunner("pair_scores", device, stream));
 }
 
-void launch_pair_moments(const PairMomentsArgs& args, int device, void* stream) {
-  run_pair_moments(args, CudaRunner("pair_moments", device, stream));
+void launch_pair_top_moments(const PairTopMomentsArgs& args, int device, void* stream) {
+  run_pair_top_moments(args, CudaRunner("pair_top_moments", device, stream));
 }
 
 void launch_temporal_nms(const TemporalNmsArgs& args, uint32_t* keys, int device, void* stream) {

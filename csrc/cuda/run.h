@@ -1,6 +1,6 @@
-// How an op's bodies are run: on a CUDA device, or as the twin on the host. A body is a struct of template arguments
-// (element type, elements per access) with `items()` and a call operator for one item; of a group body (WarpGroup,
-// BlockGroup) the operator takes the group as well.
+// How an op's bodies run: on a CUDA device, or as the twin on the host. A body is a struct with `items()` and a call
+// operator for one item, a template over element type and elements per access. The operator of a group body takes the
+// group (WarpGroup, BlockGroup) as well.
 #pragma once
 
 #include <algorithm>

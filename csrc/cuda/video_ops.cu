@@ -1,4 +1,4 @@
-// clip_pool, moment_map, conv_epilogue and heads on a CUDA device; see ops/gpu.
+// clip_pool, sparse_max_pool, conv_epilogue and heads on a CUDA device; see ops/gpu.
 #include "cuda/device/video_bodies.h"
 #include "cuda/launch.h"
 
@@ -8,8 +8,8 @@ void launch_clip_pool(const ClipPoolArgs& args, int device, void* stream) {
   run_clip_pool(args, CudaRunner("clip_pool", device, stream));
 }
 
-void launch_moment_map(const MomentMapArgs& args, int device, void* stream) {
-  run_moment_map(args, CudaRunner("moment_map", device, stream));
+void launch_sparse_max_pool(const SparseMaxPoolArgs& args, int device, void* stream) {
+  run_sparse_max_pool(args, CudaRunner("sparse_max_pool", device, stream));
 }
 
 void launch_conv_epilogue(const ConvEpilogueArgs& args, int device, void* stream) {

@@ -4,8 +4,8 @@
 // IoU with it is strictly greater than `iou_threshold`; stop after `top_k` or when none remains.
 //
 // - A score of exactly 0 (either sign) is no candidate: official MMN writes 0 outside the valid cells. Negative and
-//   infinite scores are ordinary values. NaN is the caller's error: the CPU entry point refuses it; the CUDA kernel,
-//   which cannot, treats it as no candidate and its Python wrapper refuses it.
+//   infinite scores are ordinary values. NaN is the caller's error: the CPU entry point refuses it; the CUDA kernel
+//   cannot refuse and takes it for no candidate.
 // - Equal scores: the lower cell comes first.
 // - IoU is float32, operation by operation (no FMA): inter = max(min(e1, e2) - max(s1, s2), 0),
 //   hull = max(e1, e2) - min(s1, s2), IoU = inter / hull. 0 / 0 is NaN and drops nothing.

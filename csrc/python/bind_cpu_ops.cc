@@ -50,7 +50,7 @@ void temporal_nms(const py::array& scores, const py::array& moments, double iou_
   temporal_nms_cpu(args, chosen, threads);
 }
 
-MomentPairs check_pairs(const py::array& video_contrastive, const py::array& video_iou,
+MatchInputs check_inputs(const py::array& video_contrastive, const py::array& video_iou,
                         const py::array& text_contrastive, const py::array& text_iou) {
   check_array<float>(video_contrastive, "video_contrastive", "float32 [P, J]", 2);
   check_array<float>(text_contrastive, "text_contrastive", "float32 [S, J]", 2);
@@ -69,11 +69,11 @@ MomentPairs check_pairs(const py::array& video_contrastive, const py::array& vid
           J};
 }
 
-void moment_scores(const py::array& video_contrastive, const py::array& video_iou, const py::array& text_contrastive,
+void match_scores(const py::array& video_contrastive, const py::array& video_iou, const py::array& text_contrastive,
                    const py::array& text_iou, py::array& contrastive, py::array& iou, int threads,
                    const std::optional<std::string>& isa) {
-  const MomentPairs pairs = check_pairs(video_contrastive, video_iou, text_contrastive, text_iou);
-  const py::ssize_t S = pairs.sentences, P = pairs.proposals;
+  const MatchInputs inputs = check_inputs(video_contrastive, video_iou, text_contrastive, text_iou);
+  const py::ssize_t S = inputs.sentences, P = inputs.proposals;
   check_array<float>(contrastive, "contrastive", "float32 [S, P]", 2, true);
   check_array<float>(iou, "iou", "float32 [S, P]", 2, true);
   check_shape(contrastive, "contrastive", "float32", {S, P});
@@ -81,18 +81,18 @@ void moment_scores(const py::array& video_contrastive, const py::array& video_io
   check_disjoint(contrastive, iou, "iou");
   check_threads(threads);
   const CpuIsa chosen = isa_of(isa);
-  const MomentScoresArgs args = {pairs, static_cast<float*>(contrastive.mutable_data()),
+  const MatchScoresArgs args = {inputs, static_cast<float*>(contrastive.mutable_data()),
                                  static_cast<float*>(iou.mutable_data())};
   py::gil_scoped_release released;
-  moment_scores_cpu(args, chosen, threads);
+  match_scores_cpu(args, chosen, threads);
 }
 
-void score_moments(const py::array& video_contrastive, const py::array& video_iou, const py::array& text_contrastive,
+void top_moments(const py::array& video_contrastive, const py::array& video_iou, const py::array& text_contrastive,
                    const py::array& text_iou, const py::array& moments, const std::string& fusion, double power,
                    double iou_threshold, int64_t top_k, py::array& cells, py::array& scores, int threads,
                    const std::optional<std::string>& isa) {
-  const MomentPairs pairs = check_pairs(video_contrastive, video_iou, text_contrastive, text_iou);
-  const py::ssize_t S = pairs.sentences, P = pairs.proposals;
+  const MatchInputs inputs = check_inputs(video_contrastive, video_iou, text_contrastive, text_iou);
+  const py::ssize_t S = inputs.sentences, P = inputs.proposals;
   MMN_CHECK(P < INT32_MAX - kScratchPad, "video_contrastive: expected fewer than 2^31 - 16 proposals, got ", P);
   check_array<float>(moments, "moments", "float32 [P, 2]", 2);
   check_shape(moments, "moments", "float32", {P, 2});
@@ -107,7 +107,7 @@ void score_moments(const py::array& video_contrastive, const py::array& video_io
   check_disjoint(cells, scores, "scores");
   check_threads(threads);
   const CpuIsa chosen = isa_of(isa);
-  const ScoreMomentsArgs args = {pairs,
+  const TopMomentsArgs args = {inputs,
                                  static_cast<const float*>(moments.data()),
                                  fusion == "product" ? ScoreFusion::kProduct : ScoreFusion::kPower,
                                  static_cast<float>(power),
@@ -116,7 +116,7 @@ void score_moments(const py::array& video_contrastive, const py::array& video_io
                                  static_cast<int32_t*>(cells.mutable_data()),
                                  static_cast<float*>(scores.mutable_data())};
   py::gil_scoped_release released;
-  score_moments_cpu(args, chosen, threads);
+  top_moments_cpu(args, chosen, threads);
 }
 
 }  // namespace
@@ -141,15 +141,15 @@ void register_cpu_ops(py::module_& m) {
         py::arg("iou_threshold"), py::arg("top_k"), py::arg("out").noconvert(), py::arg("threads"),
         py::arg("isa") = py::none(),
         "Fills out [S, top_k] from scores [S, P] and moments [P, 2]; see csrc/ops/temporal_nms.h.");
-  m.def("moment_scores", &moment_scores, py::arg("video_contrastive").noconvert(), py::arg("video_iou").noconvert(),
+  m.def("match_scores", &match_scores, py::arg("video_contrastive").noconvert(), py::arg("video_iou").noconvert(),
         py::arg("text_contrastive").noconvert(), py::arg("text_iou").noconvert(), py::arg("contrastive").noconvert(),
         py::arg("iou").noconvert(), py::arg("threads"), py::arg("isa") = py::none(),
-        "Fills contrastive and iou [S, P] from video [P, J] and text [S, J]; see csrc/ops/moment_scores.h.");
-  m.def("score_moments", &score_moments, py::arg("video_contrastive").noconvert(), py::arg("video_iou").noconvert(),
+        "Fills contrastive and iou [S, P] from video [P, J] and text [S, J]; see csrc/ops/match_scores.h.");
+  m.def("top_moments", &top_moments, py::arg("video_contrastive").noconvert(), py::arg("video_iou").noconvert(),
         py::arg("text_contrastive").noconvert(), py::arg("text_iou").noconvert(), py::arg("moments").noconvert(),
         py::arg("fusion"), py::arg("power"), py::arg("iou_threshold"), py::arg("top_k"), py::arg("cells").noconvert(),
         py::arg("scores").noconvert(), py::arg("threads"), py::arg("isa") = py::none(),
-        "Fills cells and scores [S, top_k] from embeddings and moments [P, 2]; see csrc/ops/score_moments.h.");
+        "Fills cells and scores [S, top_k] from embeddings and moments [P, 2]; see csrc/ops/top_moments.h.");
 }
 
 }  // namespace mmn_fast

@@ -73,11 +73,11 @@ void clip_pool(uintptr_t products, uintptr_t bias, uintptr_t out, int64_t videos
   MMN_RUN(clip_pool, args);
 }
 
-void moment_map(uintptr_t clips, uintptr_t positions, uintptr_t map, int64_t n, int64_t videos, int64_t channels,
+void sparse_max_pool(uintptr_t clips, uintptr_t positions, uintptr_t map, int64_t n, int64_t videos, int64_t channels,
                 int dtype, int device, uintptr_t stream) {
-  const MomentMapArgs args = {pointer<const void>(clips), pointer<const int32_t>(positions), pointer<void>(map), n,
+  const SparseMaxPoolArgs args = {pointer<const void>(clips), pointer<const int32_t>(positions), pointer<void>(map), n,
                               videos, channels, dtype_of(dtype)};
-  MMN_RUN(moment_map, args);
+  MMN_RUN(sparse_max_pool, args);
 }
 
 void conv_epilogue(uintptr_t products, uintptr_t bias, uintptr_t weights, uintptr_t positions, uintptr_t out,
@@ -156,11 +156,11 @@ void pair_scores(uintptr_t video_contrastive, uintptr_t video_iou, uintptr_t tex
   MMN_RUN(pair_scores, args);
 }
 
-void pair_moments(uintptr_t fused, uintptr_t cells, uintptr_t durations, uintptr_t keys, uintptr_t chosen,
+void pair_top_moments(uintptr_t fused, uintptr_t cells, uintptr_t durations, uintptr_t keys, uintptr_t chosen,
                   uintptr_t chosen_scores, int64_t pairs, int64_t proposals, int64_t top_k, float clips,
                   float iou_threshold, int device, uintptr_t stream) {
   MMN_CHECK(top_k >= 1, "top_k: expected at least 1, got ", top_k);
-  const PairMomentsArgs args = {pointer<const float>(fused),
+  const PairTopMomentsArgs args = {pointer<const float>(fused),
                                 pointer<const int32_t>(cells),
                                 pointer<const float>(durations),
                                 pointer<uint32_t>(keys),
@@ -171,7 +171,7 @@ void pair_moments(uintptr_t fused, uintptr_t cells, uintptr_t durations, uintptr
                                 top_k,
                                 clips,
                                 iou_threshold};
-  MMN_RUN(pair_moments, args);
+  MMN_RUN(pair_top_moments, args);
 }
 
 void temporal_nms(uintptr_t scores, uintptr_t moments, uintptr_t keys, uintptr_t out, int64_t queries, int64_t cells,
@@ -189,8 +189,8 @@ void register_gpu_ops(py::module_& m) {
         "pre_clips"_a, "streams"_a, "dtype"_a, "device"_a, "stream"_a);
   m.def("gpu_clip_pool", &clip_pool, doc, "products"_a, "bias"_a, "out"_a, "videos"_a, "pre_clips"_a, "channels"_a,
         "clips"_a, "kernel"_a, "stride"_a, "dtype"_a, "device"_a, "stream"_a);
-  m.def("gpu_moment_map", &moment_map, doc, "clips"_a, "positions"_a, "map"_a, "n"_a, "videos"_a, "channels"_a,
-        "dtype"_a, "device"_a, "stream"_a);
+  m.def("gpu_sparse_max_pool", &sparse_max_pool, doc, "clips"_a, "positions"_a, "map"_a, "n"_a, "videos"_a,
+        "channels"_a, "dtype"_a, "device"_a, "stream"_a);
   m.def("gpu_conv_epilogue", &conv_epilogue, doc, "products"_a, "bias"_a, "weights"_a, "positions"_a, "out"_a,
         "videos"_a, "cells"_a, "channels"_a, "cell_stride"_a, "video_stride"_a, "dtype"_a, "device"_a, "stream"_a);
   m.def("gpu_fourier_tiles", &fourier_tiles, doc, "rows"_a, "inputs"_a, "spectra"_a, "tiles"_a, "videos"_a,
@@ -202,7 +202,7 @@ void register_gpu_ops(py::module_& m) {
   m.def("gpu_pair_scores", &pair_scores, doc, "video_contrastive"_a, "video_iou"_a, "text_contrastive"_a, "text_iou"_a,
         "pair_videos"_a, "pair_sentences"_a, "fused"_a, "contrastive"_a, "iou"_a, "pairs"_a, "proposals"_a, "joint"_a,
         "power"_a, "product"_a, "dtype"_a, "device"_a, "stream"_a);
-  m.def("gpu_pair_moments", &pair_moments, doc, "fused"_a, "cells"_a, "durations"_a, "keys"_a, "chosen"_a,
+  m.def("gpu_pair_top_moments", &pair_top_moments, doc, "fused"_a, "cells"_a, "durations"_a, "keys"_a, "chosen"_a,
         "chosen_scores"_a, "pairs"_a, "proposals"_a, "top_k"_a, "clips"_a, "iou_threshold"_a, "device"_a, "stream"_a);
   m.def("gpu_temporal_nms", &temporal_nms, doc, "scores"_a, "moments"_a, "keys"_a, "out"_a, "queries"_a, "cells"_a,
         "top_k"_a, "iou_threshold"_a, "device"_a, "stream"_a);

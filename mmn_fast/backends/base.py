@@ -185,7 +185,7 @@ class Backend(ABC):
             contrastive [S, P], the cosine, and iou [S, P], sigmoid(10 cosine); float32.
         """
 
-    def score_moments(self, video: Branches, text: Branches, moments: Float32, top_k: int) -> Selection:
+    def top_moments(self, video: Branches, text: Branches, moments: Float32, top_k: int) -> Selection:
         """Choose every sentence's best moments in one video, after fusion and non-maximum suppression.
 
         Args:
@@ -243,7 +243,7 @@ class Backend(ABC):
             top_k: moments per pair, >= 1.
 
         Returns:
-            As `score_moments`, int32 [Q, top_k] and float32 [Q, top_k].
+            As `top_moments`, int32 [Q, top_k] and float32 [Q, top_k].
 
         Raises:
             InputError: the precision cannot hold the model's values, so that scores are not finite.
@@ -255,7 +255,7 @@ class Backend(ABC):
         for number, video, text in self.embed(request):
             span = request.spans[number]
             moments = cells_to_moments(cells, durations[span.start], self.preset.num_clips)
-            chosen[span], scores[span] = self.score_moments(video, text, moments, top_k)
+            chosen[span], scores[span] = self.top_moments(video, text, moments, top_k)
         return chosen, scores
 
     def warmup(  # noqa: B027 - most backends have nothing to prepare

@@ -107,11 +107,11 @@ class NativeBackend(Backend):
 
     def score(self, video: Branches, text: Branches) -> Branches:
         arrays = [np.ascontiguousarray(array) for array in (*video, *text)]
-        return ops.moment_scores(arrays[0], arrays[1], arrays[2], arrays[3], self.threads)
+        return ops.match_scores(arrays[0], arrays[1], arrays[2], arrays[3], self.threads)
 
-    def score_moments(self, video: Branches, text: Branches, moments: Float32, top_k: int) -> Selection:
+    def top_moments(self, video: Branches, text: Branches, moments: Float32, top_k: int) -> Selection:
         arrays = [np.ascontiguousarray(array) for array in (*video, *text)]
-        return ops.score_moments(
+        return ops.top_moments(
             arrays[0],
             arrays[1],
             arrays[2],

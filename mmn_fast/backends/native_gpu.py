@@ -153,7 +153,7 @@ class NativeGpuBackend(Backend):
                 blocks.append([branch[:count].float().cpu().numpy() for branch in branches])
         contrastive, iou = (np.concatenate(branch) for branch in zip(*blocks, strict=True))
         for branch in (contrastive, iou):
-            branch.setflags(write=False)  # so that `score_moments` may keep a copy
+            branch.setflags(write=False)  # so that `top_moments` may keep a copy
         return contrastive, iou
 
     def encode_text(self, token_ids: Sequence[Int64]) -> Branches:
@@ -172,7 +172,7 @@ class NativeGpuBackend(Backend):
         self._require_finite(np.isfinite(fused).all(1))
         return contrastive, iou
 
-    def score_moments(self, video: Branches, text: Branches, moments: Float32, top_k: int) -> Selection:
+    def top_moments(self, video: Branches, text: Branches, moments: Float32, top_k: int) -> Selection:
         if not len(text[0]):
             return np.empty((0, top_k), np.int32), np.empty((0, top_k), np.float32)
         with self._runner.running():

@@ -116,7 +116,7 @@ def proposal_conv_packed(
     return x
 
 
-def moment_scores(
+def match_scores(
     video_contrastive: Tensor, video_iou: Tensor, text_contrastive: Tensor, text_iou: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Match every sentence with every proposal of one video (paper, section 3.2).

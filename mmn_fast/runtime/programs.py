@@ -47,7 +47,7 @@ class Programs:
     | score | outputs of video [B, P, J]; of text [S, J]; videos, sentences, durations [Q] | selection [Q] |
     | moments | one video, float32 [P, J] twice; text float32 [S, J] twice; moments float32 [P, 2] | selection [S] |
 
-    A selection is chosen int32 and scores float32 [., top_k], as `gpu_moment_ops.pair_moments` gives them, and whether
+    A selection is chosen int32 and scores float32 [., top_k], as `moment_ops.pair_top_moments` gives them, and whether
     all scores were finite, bool [.]. Sentences, videos and rows that no pair or pre-clip names are not read.
 
     Args:
@@ -111,7 +111,7 @@ class Programs:
     def pair_scores(
         self, video: Sequence[Tensor], text: Sequence[Tensor], videos: Tensor, sentences: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Contrastive, iou and fused scores of pairs, float32 [Q, P] each (`gpu_moment_ops.pair_scores`)."""
+        """Contrastive, iou and fused scores of pairs, float32 [Q, P] each (`moment_ops.pair_scores`)."""
         power, product = self._preset.score_power, self._preset.score_fusion == "product"
         scores: tuple[Tensor, Tensor, Tensor]
         scores = moment_ops.pair_scores(*video, *text, videos, sentences, power, product)
@@ -168,7 +168,7 @@ class Programs:
     ) -> tuple[Tensor, ...]:
         preset = self._preset
         fused = self.pair_scores((video_contrastive, video_iou), (text_contrastive, text_iou), videos, sentences)[2]
-        found = moment_ops.pair_moments(fused, self._cells, durations, top_k, preset.num_clips, preset.nms_iou)
+        found = moment_ops.pair_top_moments(fused, self._cells, durations, top_k, preset.num_clips, preset.nms_iou)
         return (*found, fused.isfinite().all(1))
 
     def _moments_program(

@@ -88,7 +88,7 @@ class VideoBranch:
         if self._map_convs:
             self._learned_map(clips, map_padded)
         else:
-            video_ops.moment_map(clips, self._positions, map_padded)
+            video_ops.sparse_max_pool(clips, self._positions, map_padded)
         return map_padded
 
     def embeddings(self, rows: Tensor) -> tuple[Tensor, Tensor]:

@@ -100,7 +100,7 @@ def test_clip_pool_matches_torch(B: int, T: int, C: int, kernel: int, stride: in
 @pytest.mark.parametrize(
     ("N", "counts", "B", "C"), [(1, (0,), 1, 1), (6, (2, 1), 3, 8), (16, (3, 2), 1, 24), (9, (8,), 2, 5)]
 )
-def test_moment_map_is_exact_and_writes_valid_cells_alone(
+def test_sparse_max_pool_is_exact_and_writes_valid_cells_alone(
     N: int, counts: tuple[int, ...], B: int, C: int, precision: str, device: str
 ) -> None:
     dtype, border = PRECISIONS[precision], 2
@@ -110,19 +110,19 @@ def test_moment_map_is_exact_and_writes_valid_cells_alone(
     positions = torch.full((N, N), -1, dtype=torch.int32)
     positions[cells[:, 0], cells[:, 1]] = rows.int()
     found = torch.full(((N + 2 * border) ** 2, B, C), torch.nan, dtype=dtype, device=device)
-    video_ops.moment_map(clips.to(device), positions.to(device), found)
+    video_ops.sparse_max_pool(clips.to(device), positions.to(device), found)
     expected = torch.full(found.shape, torch.nan, dtype=dtype)
     dense = reference.sparse_max_pool(clips.permute(1, 2, 0).float(), counts).to(dtype)
     expected[rows] = dense[:, :, cells[:, 0], cells[:, 1]].permute(2, 0, 1)
     np.testing.assert_array_equal(_exact(found), _exact(expected))
 
 
-def test_moment_map_keeps_nan_and_the_earlier_of_equals(device: str) -> None:
+def test_sparse_max_pool_keeps_nan_and_the_earlier_of_equals(device: str) -> None:
     clips = torch.tensor([0.0, -0.0, torch.nan, 1.0]).reshape(4, 1, 1)
     positions = torch.full((4, 4), -1, dtype=torch.int32)
     positions[torch.triu_indices(4, 4).unbind(0)] = torch.arange(10, dtype=torch.int32)
     found = torch.zeros(10, 1, 1, device=device)
-    video_ops.moment_map(clips.to(device), positions.to(device), found)
+    video_ops.sparse_max_pool(clips.to(device), positions.to(device), found)
     flat = found.flatten().cpu()
     assert flat.isnan().tolist() == [False, False, True, True, False, True, True, True, True, False]
     assert torch.signbit(flat[[0, 1, 4]]).tolist() == [False, False, True]
@@ -182,11 +182,11 @@ def test_pair_scores_match_the_reference(
         if b < 0:
             assert all((scores[row] == 0).all() for scores in found)
             continue
-        exact = reference.moment_scores(*(v[b].double() for v in video), *(t[s : s + 1].double() for t in text))
+        exact = reference.match_scores(*(v[b].double() for v in video), *(t[s : s + 1].double() for t in text))
         c, u = (scores[0] for scores in exact)
         fused = c * u if product else (0.5 * c + 0.5).clamp(min=0) ** power * u
-        check_close(found[0][row], c, "moment_scores")
-        check_close(found[1][row], u, "moment_scores")
+        check_close(found[0][row], c, "match_scores")
+        check_close(found[1][row], u, "match_scores")
         near = (0.5 * c + 0.5) > 1e-3  # at 0 the power is infinitely steep
         check_close(found[2][row][near], fused[near], "gpu_fused")
         assert found[2][row].isfinite().all()
@@ -203,7 +203,7 @@ def test_a_pair_has_the_same_bits_in_any_call(device: str, precision: str) -> No
 
 @pytest.mark.parametrize("name", ["charades-sta", "tacos"])
 @pytest.mark.parametrize("top_k", [1, 5, 200])
-def test_pair_moments_choose_what_the_host_chooses(name: str, top_k: int, device: str) -> None:
+def test_pair_top_moments_choose_what_the_host_chooses(name: str, top_k: int, device: str) -> None:
     preset = PRESETS[name]
     cells = plan_for(preset).cells
     rng = np.random.default_rng(top_k)
@@ -212,7 +212,7 @@ def test_pair_moments_choose_what_the_host_chooses(name: str, top_k: int, device
     durations = np.array([30.96, 7.0, 151.3], np.float32)
     chosen, scores = (
         tensor.cpu().numpy()
-        for tensor in moment_ops.pair_moments(
+        for tensor in moment_ops.pair_top_moments(
             *(torch.from_numpy(array).to(device) for array in (fused, cells, durations)),
             top_k,
             preset.num_clips,
@@ -277,11 +277,11 @@ def _arguments() -> dict[str, Callable[[], tuple[Any, ...]]]:
     return {
         "feature_pool": lambda: (torch.ones(5, 8), ints, ints + 1, [5, 3], torch.float16),
         "clip_pool": lambda: (ones, torch.ones(8), 2, 2),
-        "moment_map": lambda: (ones, torch.full((2, 2), -1, dtype=torch.int32), torch.zeros(9, 4, 8)),
+        "sparse_max_pool": lambda: (ones, torch.full((2, 2), -1, dtype=torch.int32), torch.zeros(9, 4, 8)),
         "conv_epilogue": lambda: (ones, torch.ones(8), torch.ones(4), ints - 1, torch.zeros(2, 6, 8), True),
         "heads": lambda: (ones, torch.ones(8)),
         "pair_scores": lambda: (ones, ones, torch.ones(3, 8), torch.ones(3, 8), ints, ints, 0.5, False),
-        "pair_moments": lambda: (torch.ones(4, 3), torch.zeros(3, 2, dtype=torch.int32), torch.ones(4), 2, 16, 0.5),
+        "pair_top_moments": lambda: (torch.ones(4, 3), torch.zeros(3, 2, dtype=torch.int32), torch.ones(4), 2, 16, 0.5),
         "temporal_nms": lambda: (torch.ones(4, 3), torch.ones(3, 2), 2, 0.5),
         "fourier_tiles": lambda: (torch.ones(5, 3, 8), ints.new_full((2, 256), -1), spectra.clone()),
         "fourier_cells": lambda: (
@@ -306,13 +306,13 @@ def test_operators_are_consistent_for_torch_compile_and_export(name: str) -> Non
         ("clip_pool", 1, torch.ones(7), ValueError, r"bias: expected contiguous float32 \[8\] on cpu, got .*\[7\]"),
         ("clip_pool", 2, 5, ValueError, "kernel: expected 1 to 4, got 5"),
         ("clip_pool", 3, 0, ValueError, "stride: expected at least 1, got 0"),
-        ("moment_map", 1, torch.zeros(2, 2), TypeError, r"positions: expected contiguous int32 \[2, 2\]"),
-        ("moment_map", 2, torch.zeros(9, 8, 4).mT, ValueError, "map_padded: .* got it with strides"),
+        ("sparse_max_pool", 1, torch.zeros(2, 2), TypeError, r"positions: expected contiguous int32 \[2, 2\]"),
+        ("sparse_max_pool", 2, torch.zeros(9, 8, 4).mT, ValueError, "map_padded: .* got it with strides"),
         ("conv_epilogue", 4, torch.zeros(3, 6, 8), ValueError, r"out: expected contiguous float32 \[2, \?, 8\]"),
         ("heads", 0, torch.ones(2, 4, 7), ValueError, "products: expected two heads side by side, got a width of 7"),
         ("pair_scores", 2, torch.ones(3, 7), ValueError, r"text_contrastive: expected contiguous float32 \[\?, 8\]"),
-        ("pair_moments", 3, 0, ValueError, "top_k: expected at least 1, got 0"),
-        ("pair_moments", 5, 1.5, ValueError, "iou_threshold: expected 0 to 1, got 1.5"),
+        ("pair_top_moments", 3, 0, ValueError, "top_k: expected at least 1, got 0"),
+        ("pair_top_moments", 5, 1.5, ValueError, "iou_threshold: expected 0 to 1, got 1.5"),
         ("temporal_nms", 1, torch.ones(4, 2), ValueError, r"moments: expected contiguous float32 \[3, 2\]"),
         ("temporal_nms", 2, 0, ValueError, "top_k: expected at least 1, got 0"),
         ("temporal_nms", 3, -0.5, ValueError, "iou_threshold: expected 0 to 1, got -0.5"),
@@ -340,11 +340,11 @@ def test_operators_refuse_bad_arguments_with_a_sentence(
     [
         ("feature_pool", "gpu_feature_pool", [0, 0, 0, 0, 0, 1, 1, [4], 0]),
         ("clip_pool", "gpu_clip_pool", [0, 0, 0, 1, 1, 4, 1, 1, 1, 0]),
-        ("moment_map", "gpu_moment_map", [0, 0, 0, 1, 1, 4, 0]),
+        ("sparse_max_pool", "gpu_sparse_max_pool", [0, 0, 0, 1, 1, 4, 0]),
         ("conv_epilogue", "gpu_conv_epilogue", [0, 0, 0, 0, 0, 1, 1, 4, 4, 4, 0]),
         ("heads", "gpu_heads", [0, 0, 0, 0, 1, 1, 4, 0]),
         ("pair_scores", "gpu_pair_scores", [0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 4, 0.5, False, 0]),
-        ("pair_moments", "gpu_pair_moments", [0, 0, 0, 0, 0, 0, 1, 1, 1, 16.0, 0.5]),
+        ("pair_top_moments", "gpu_pair_top_moments", [0, 0, 0, 0, 0, 0, 1, 1, 1, 16.0, 0.5]),
         ("temporal_nms", "gpu_temporal_nms", [0, 0, 0, 0, 1, 1, 1, 0.5]),
         ("fourier_tiles", "gpu_fourier_tiles", [0, 0, 0, 1, 1, 4, 16, 0]),
         ("fourier_cells", "gpu_fourier_cells", [0, 0, 0, 0, 0, 1, 1, 4, 16, 8, 0]),

@@ -13,7 +13,7 @@ from mmn_fast.process.cores import usable_cores
 
 
 def vectors_of(seed: int) -> list[np.ndarray]:
-    """Arguments of `moment_scores`: a million cell visits, worth several threads."""
+    """Arguments of `match_scores`: a million cell visits, worth several threads."""
     rng = np.random.default_rng(seed)
     video, text = rng.standard_normal((256, 256), np.float32), rng.standard_normal((32, 256), np.float32)
     return [video, video, text, text]
@@ -21,10 +21,10 @@ def vectors_of(seed: int) -> list[np.ndarray]:
 
 def test_concurrent_calls_from_four_python_threads_give_the_serial_results():
     batches = [vectors_of(seed) for seed in range(8)]
-    expected = [ops.moment_scores(*vectors, threads=1) for vectors in batches]
+    expected = [ops.match_scores(*vectors, threads=1) for vectors in batches]
     with ThreadPoolExecutor(4) as executor:
         for _ in range(10):
-            results = executor.map(lambda vectors: ops.moment_scores(*vectors, threads=3), batches)
+            results = executor.map(lambda vectors: ops.match_scores(*vectors, threads=3), batches)
             for result, wanted in zip(results, expected, strict=True):
                 np.testing.assert_array_equal(result, wanted)
 
@@ -36,7 +36,7 @@ from mmn_fast.kernels.cpu import ops
 rng = np.random.default_rng(0)
 video, text = rng.standard_normal((256, 256), np.float32), rng.standard_normal((32, 256), np.float32)
 def scores():
-    return np.stack(ops.moment_scores(video, video, text, text, threads=3))
+    return np.stack(ops.match_scores(video, video, text, text, threads=3))
 expected = scores()  # the parent's workers now exist
 children = []
 for _ in range(3):
@@ -65,7 +65,7 @@ def test_num_threads_refuses_nonsense_in_the_environment(monkeypatch, nonsense):
     monkeypatch.setenv("MMN_FAST_NUM_THREADS", nonsense)
     message = f"^MMN_FAST_NUM_THREADS: expected a whole number from 1 to 4096, got '{nonsense}'$"
     with pytest.raises(ValueError, match=message):
-        ops.moment_scores(*vectors_of(0))
+        ops.match_scores(*vectors_of(0))
 
 
 def test_native_does_not_import_torch():

@@ -65,8 +65,8 @@ bool request_amx_tiles() {
 #endif
 }
 
-// What the processor has, the operating system's permission for tiles apart. The bits tested here are those that
-// CMakeLists.txt lets the compiler use in kernels_<isa>.cc.
+// What processor and operating system have; the permission to use tiles is asked for elsewhere. The bits tested here are
+// those that CMakeLists.txt lets the compiler use in kernels_<isa>.cc.
 std::vector<CpuIsa> detect() {
   constexpr uint32_t kYmm = 0x6, kZmm = 0xe6, kTiles = 0x60000;
   constexpr uint32_t kAmxBf16 = 1u << 22, kAmxTile = 1u << 24, kAmxInt8 = 1u << 25;  // not in every <cpuid.h>

@@ -84,8 +84,8 @@ CpuKernels cpu_kernels(CpuIsa isa) {
   fill(&CpuKernels::layer_norm_row_f32);
   fill(&CpuKernels::gelu_f32);
   fill(&CpuKernels::attend_f32);
-  fill(&CpuKernels::moment_scores_f32);
-  fill(&CpuKernels::score_moments_f32);
+  fill(&CpuKernels::match_scores_f32);
+  fill(&CpuKernels::top_moments_f32);
   // No other row can stand in for these.
   kernels.gemm_split_f32 = row(isa)->gemm_split_f32;
   kernels.gemm_complex_split_f32 = row(isa)->gemm_complex_split_f32;
@@ -99,8 +99,8 @@ std::map<std::string, CpuIsa> kernel_isas(CpuIsa isa) {
   const CpuIsa gemm = source_of(&CpuKernels::gemm_f32, isa);
   return {{"temporal_nms", source_of(&CpuKernels::temporal_nms_f32, isa)},
           {"proposal_conv", row(isa)->gemm_split_f32 != nullptr ? isa : gemm},
-          {"moment_scores", source_of(&CpuKernels::moment_scores_f32, isa)},
-          {"score_moments", source_of(&CpuKernels::score_moments_f32, isa)},
+          {"match_scores", source_of(&CpuKernels::match_scores_f32, isa)},
+          {"top_moments", source_of(&CpuKernels::top_moments_f32, isa)},
           {"text_encoder", row(isa)->gemm_split_f32 != nullptr ? isa : gemm}};
 }
 

@@ -14,10 +14,11 @@ namespace mmn_fast {
 // Chosen on first use, then fixed. Throws std::invalid_argument if the environment asks for an unknown or unusable one.
 CpuIsa chosen_cpu_isa();
 
-// In rising order, those that can be chosen here.
+// The instruction sets that can be chosen here, in rising order.
 std::vector<CpuIsa> available_cpu_isas();
 
-// In rising order, those of this build, whatever the host, that multiply bf16; of these those with tiles, where `tiles`.
+// The instruction sets of this build that multiply bf16, in rising order; with `tiles` only those with tiles of bf16. The
+// host does not matter.
 std::vector<CpuIsa> bf16_isas(bool tiles);
 
 // Throws std::invalid_argument, which names `source`, where the host or the build lacks it.

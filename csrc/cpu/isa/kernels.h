@@ -10,8 +10,8 @@
 #include "cpu/kernels/rows.h"
 #include "cpu/kernels/text.h"
 #include "cpu/kernels/tile_transform.h"
-#include "ops/moment_scores.h"
-#include "ops/score_moments.h"
+#include "ops/match_scores.h"
+#include "ops/top_moments.h"
 #include "ops/temporal_nms.h"
 
 namespace mmn_fast {
@@ -24,7 +24,7 @@ struct TemporalNmsScratch {
   int64_t padded;
 };
 constexpr int64_t kScratchPad = 16;  // lanes of the widest vector
-constexpr int64_t kScoredAtOnce = 32;  // sentences whose keys score_moments holds: `keys` then has as many rows
+constexpr int64_t kScoredAtOnce = 32;  // sentences whose keys top_moments holds: `keys` then has as many rows
 
 // A row of the table, one function per op: it handles items [first, last) on the calling thread. nullptr where an
 // instruction set brings no code of its own for the op. kernels_<isa>.cc fills a row by name.
@@ -44,13 +44,13 @@ struct CpuKernels {
   void (*layer_norm_row_f32)(const float* row, const float* added, const LayerNormArgs& norm, float* out) = nullptr;
   void (*gelu_f32)(float* data, int64_t count) = nullptr;
   void (*attend_f32)(const AttentionArgs& args, float* scratch, int64_t first_item, int64_t last_item) = nullptr;
-  void (*moment_scores_f32)(const MomentScoresArgs& args, int64_t first_sentence, int64_t last_sentence) = nullptr;
-  int64_t (*score_moments_f32)(const ScoreMomentsArgs& args, const TemporalNmsScratch& scratch, int64_t first_sentence,
+  void (*match_scores_f32)(const MatchScoresArgs& args, int64_t first_sentence, int64_t last_sentence) = nullptr;
+  int64_t (*top_moments_f32)(const TopMomentsArgs& args, const TemporalNmsScratch& scratch, int64_t first_sentence,
                                int64_t last_sentence) = nullptr;
-  // Only of an instruction set that multiplies bf16; a lower row cannot stand in.
+  // bf16 only; null elsewhere, with no fallback to a lower row.
   void (*gemm_split_f32)(const GemmArgs& args, int64_t first_panel, int64_t last_panel) = nullptr;
   void (*gemm_complex_split_f32)(const GemmArgs& args, int64_t first_panel, int64_t last_panel) = nullptr;
-  // Only of an instruction set that has tiles of bf16; a lower row cannot stand in.
+  // Tiles of bf16 only; null elsewhere, with no fallback to a lower row.
   void (*run_products)(const RunProductsArgs& args, int64_t panel, int64_t first_pair, int64_t last_pair) = nullptr;
   void (*fill_slots)(const FillSlotsArgs& args, int64_t first_slot, int64_t last_slot) = nullptr;
 };

@@ -1,4 +1,4 @@
-// Contracts of what happens to rows between the products. `width` is a multiple of kRowPad.
+// Contracts of the work on rows between the products. `width` is a multiple of kRowPad.
 #pragma once
 
 #include <cstdint>

@@ -2,8 +2,8 @@
 namespace mmn_fast::MMN_ISA {
 namespace {
 
-// Scores become integers of the same order, so that one value is left over to mean "no candidate":
-// it is the key of a NaN, which scores never are. -infinity stays an ordinary candidate.
+// Scores become integers of the same order. The key of a NaN means "no candidate": scores are never NaN, and -infinity
+// stays an ordinary candidate.
 constexpr int32_t kGone = INT32_MIN;
 
 struct Best {

@@ -13,7 +13,7 @@ float sum_of_lanes(Vec::F x) {
   return total;
 }
 
-// Powers fall from the first coefficient on.
+// A polynomial; the first coefficient belongs to the highest power.
 template <int kCount>
 Vec::F polynomial(const float (&coefficients)[kCount], Vec::F x) {
   Vec::F sum = Vec::set1(coefficients[0]);
@@ -112,6 +112,15 @@ float exponentials(float* scores, int64_t tokens, int64_t padded) {
   return sum_of_lanes(sums);
 }
 
+// To [head_width][padded], zeros past the last token: a vector holds one number of several tokens.
+void turn_keys(const float* keys, int64_t stride, int64_t tokens, int64_t padded, int64_t head_width, float scale,
+               float* turned) {
+  for (int64_t d = 0; d < head_width; ++d) {
+    for (int64_t j = 0; j < tokens; ++j) turned[d * padded + j] = keys[j * stride + d] * scale;
+    for (int64_t j = tokens; j < padded; ++j) turned[d * padded + j] = 0.0f;
+  }
+}
+
 // `scratch`: see attention_scratch_size in cpu/row_layout.h.
 void attend_f32(const AttentionArgs& args, float* scratch, int64_t first, int64_t last) {
   const int64_t head_width = args.width / args.heads;
@@ -125,13 +134,9 @@ void attend_f32(const AttentionArgs& args, float* scratch, int64_t first, int64_
     const float* const values = keys + args.width;
     float* const out = args.out + start * args.out_stride + item % args.heads * head_width;
 
-    // Keys [head_width][padded]: a vector holds one number of several tokens.
     float* const scores = scratch;
     float* const turned = scratch + kQueryBlock * padded;
-    for (int64_t d = 0; d < head_width; ++d) {
-      for (int64_t j = 0; j < tokens; ++j) turned[d * padded + j] = keys[j * args.stride + d] * scale;
-      for (int64_t j = tokens; j < padded; ++j) turned[d * padded + j] = 0.0f;
-    }
+    turn_keys(keys, args.stride, tokens, padded, head_width, scale, turned);
     for (int64_t i = 0; i < tokens; i += kQueryBlock) {
       const float* query[kQueryBlock];
       for (int64_t r = 0; r < kQueryBlock; ++r) {

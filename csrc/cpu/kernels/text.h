@@ -1,4 +1,4 @@
-// Contracts of what text_encoder does between its products.
+// Contracts of text_encoder's work between its products.
 #pragma once
 
 #include <cstdint>

@@ -4,8 +4,8 @@
 namespace mmn_fast::MMN_ISA {
 namespace {
 
-// One line of a Winograd tile. Its points are 0, three pairs of opposite numbers, infinity: both of a pair share their
-// even and odd halves, which the matrix gives; it is zero elsewhere.
+// One line of a Winograd tile. Its points are 0, three pairs of opposite numbers, infinity. The points of a pair share
+// their even and odd halves, which the matrix gives; it is zero elsewhere.
 void winograd_forward(const float* bt, const Vec::F* in, int step, Vec::F* out) {
   const auto term = [&](int row, int i) { return Vec::mul(Vec::set1(bt[row * 8 + i]), in[i * step]); };
   const auto add = [&](int row, int i, Vec::F sum) { return Vec::fma(Vec::set1(bt[row * 8 + i]), in[i * step], sum); };
@@ -23,7 +23,7 @@ void winograd_forward(const float* bt, const Vec::F* in, int step, Vec::F* out) 
 }
 
 void winograd_inverse(const float* at, int m, const Vec::F* in, int step, Vec::F* out) {
-  Vec::F halves[2][3];  // of each pair the sum, for even powers, and the difference, for odd ones
+  Vec::F halves[2][3];  // the sum of each pair, for even powers, and its difference, for odd ones
 #pragma GCC unroll 3
   for (int pair = 0; pair < 3; ++pair) {
     halves[0][pair] = Vec::add(in[(2 * pair + 1) * step], in[(2 * pair + 2) * step]);

@@ -1,9 +1,9 @@
-// The kernels that are written over Vec, and the row of the table that they fill. Included by kernels_<isa>.cc after its Vec.
+// The kernels that are written over Vec, and the row of the table that they fill; for kernels_<isa>.cc, after its Vec.
 #include "cpu/kernels/products/gemm-inl.h"
 #include "cpu/kernels/rows-inl.h"
 #include "cpu/kernels/temporal_nms-inl.h"
+#include "cpu/kernels/match_scores-inl.h"  // uses temporal_nms-inl.h
 #include "cpu/kernels/text-inl.h"
-#include "cpu/kernels/moment_scores-inl.h"  // uses temporal_nms-inl.h
 #include "cpu/kernels/tile_transform-inl.h"
 
 namespace mmn_fast::MMN_ISA {
@@ -24,8 +24,8 @@ constexpr CpuKernels vector_row() {
   row.layer_norm_row_f32 = layer_norm_row_f32;
   row.gelu_f32 = gelu_f32;
   row.attend_f32 = attend_f32;
-  row.moment_scores_f32 = moment_scores_f32;
-  row.score_moments_f32 = score_moments_f32;
+  row.match_scores_f32 = match_scores_f32;
+  row.top_moments_f32 = top_moments_f32;
   return row;
 }
 

@@ -1,5 +1,5 @@
-// What kernels are written over, so that one source runs on the device and, compiled by the host compiler, as its twin:
-// element types, 16-byte packs, and a group of threads that works in phases. A twin does the same operations in the same
+// Element types, 16-byte packs, and a group of threads that works in phases. Kernels are written over these, so that one
+// source runs on the device and, compiled by the host compiler, as its twin. A twin does the same operations in the same
 // order; only exp and pow come from another library.
 #pragma once
 
@@ -92,7 +92,7 @@ struct alignas(sizeof(T) * V) Pack {
 
 #if defined(__CUDACC__)
 
-// The register type of so many bytes: nvcc cuts an access to a struct of elements into smaller ones, of this never.
+// The register type of so many bytes. nvcc never cuts an access to it into smaller ones, as it does with a struct.
 template <int kBytes>
 struct Word;
 template <>
@@ -134,7 +134,7 @@ MMN_DEVICE void store_pack(void* base, int64_t element, const Pack<T, V>& pack) 
   typename Word<sizeof(pack)>::Type word;
   memcpy(&word, &pack, sizeof(pack));
   if constexpr (sizeof(pack) == sizeof(uint4)) {
-    // All packs are global memory; by an assignment nvcc makes four stores of it where the address is computed late.
+    // All packs are global memory. An assignment would become four stores where the address is computed late.
     asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(word.x), "r"(word.y), "r"(word.z),
                  "r"(word.w));
   } else {
@@ -241,7 +241,7 @@ struct BlockGroup {
 
  private:
   template <class T, class Op>
-  static T tree(const T* from, Op op) {  // what lane 0 gets from warp_tree
+  static T tree(const T* from, Op op) {  // the result of warp_tree in lane 0
     T lanes[kWarp];
     for (int lane = 0; lane < kWarp; ++lane) lanes[lane] = from[lane];
     for (int step = kWarp / 2; step > 0; step /= 2) {

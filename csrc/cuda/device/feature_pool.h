@@ -8,8 +8,7 @@ namespace mmn_fast {
 
 constexpr float kSmallestNorm = 1e-12f;
 
-// A warp per stream of a row: what the row's elements are divided by, in two steps. The first is 1 unless the squares
-// overflow.
+// A warp per stream of a row: the two divisors of the row's elements. The first is 1 unless the squares overflow.
 struct StreamNormBody {
   FeaturePoolArgs a;
   MMN_DEVICE int64_t items() const { return a.rows * a.streams; }

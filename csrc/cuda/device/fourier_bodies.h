@@ -74,7 +74,7 @@ MMN_DEVICE Quad quad_of(int q) {
   return {{0, kLast, kLast * N, kLast * N + kLast}, false, true};
 }
 
-// What a block's threads are to each other.
+// The part of the work that each thread of a block takes.
 template <int V>
 struct TilePart {
   int64_t tile, video, tile_row, first_channel;

@@ -1,10 +1,10 @@
-// Bodies of pair_scores, pair_moments and temporal_nms; see ops/gpu and ops/temporal_nms.h.
+// Bodies of pair_scores, pair_top_moments and temporal_nms; see ops/gpu and ops/temporal_nms.h.
 #pragma once
 
 #include "cuda/device/temporal_nms.h"
 #include "cuda/run.h"
-#include "ops/gpu/pair_moments.h"
 #include "ops/gpu/pair_scores.h"
+#include "ops/gpu/pair_top_moments.h"
 #include "ops/temporal_nms.h"
 
 namespace mmn_fast {
@@ -59,8 +59,8 @@ struct PairScoresBody {
   }
 };
 
-struct PairMomentsBody {
-  PairMomentsArgs a;
+struct PairTopMomentsBody {
+  PairTopMomentsArgs a;
   MMN_DEVICE int64_t items() const { return a.pairs; }
 
   template <class Group>
@@ -104,8 +104,8 @@ void run_pair_scores(const PairScoresArgs& args, const Runner& runner) {
 }
 
 template <class Runner>
-void run_pair_moments(const PairMomentsArgs& args, const Runner& runner) {
-  runner.blocks_of_threads(PairMomentsBody{args});
+void run_pair_top_moments(const PairTopMomentsArgs& args, const Runner& runner) {
+  runner.blocks_of_threads(PairTopMomentsBody{args});
 }
 
 template <class Runner>

@@ -6,7 +6,7 @@
 
 namespace mmn_fast {
 
-constexpr uint32_t kGone = 0;  // the key of a NaN, which candidates never are
+constexpr uint32_t kGone = 0;  // the key of a NaN, which is never a candidate
 
 // Unsigned integers in the order of the floats.
 MMN_DEVICE uint32_t key_of(float score) {

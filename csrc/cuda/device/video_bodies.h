@@ -1,4 +1,4 @@
-// Bodies of clip_pool, moment_map, conv_epilogue and heads; see ops/gpu. All of them move bytes: a thread takes 16
+// Bodies of clip_pool, sparse_max_pool, conv_epilogue and heads; see ops/gpu. All of them move bytes: a thread takes 16
 // of them at a time, neighbouring threads take neighbouring channels.
 #pragma once
 
@@ -6,7 +6,7 @@
 #include "ops/gpu/clip_pool.h"
 #include "ops/gpu/conv_epilogue.h"
 #include "ops/gpu/heads.h"
-#include "ops/gpu/moment_map.h"
+#include "ops/gpu/sparse_max_pool.h"
 
 namespace mmn_fast {
 
@@ -35,8 +35,8 @@ struct ClipPoolBody {
 
 // A thread walks row i of the map to the right with the running maximum over i..j in registers.
 template <class T, int V>
-struct MomentMapBody {
-  MomentMapArgs a;
+struct SparseMaxPoolBody {
+  SparseMaxPoolArgs a;
   MMN_DEVICE int64_t items() const { return a.n * a.videos * (a.channels / V); }
   MMN_DEVICE void operator()(int64_t item) const {
     const int64_t row = a.videos * a.channels, packs = row / V, i = item / packs, at = item % packs * V;
@@ -119,9 +119,9 @@ void run_clip_pool(const ClipPoolArgs& args, const Runner& runner) {
 }
 
 template <class Runner>
-void run_moment_map(const MomentMapArgs& args, const Runner& runner) {
+void run_sparse_max_pool(const SparseMaxPoolArgs& args, const Runner& runner) {
   with_elements(args.dtype, args.channels, {args.clips, args.map}, [&](auto element, auto pack) {
-    runner.elements(MomentMapBody<decltype(element), decltype(pack)::value>{args});
+    runner.elements(SparseMaxPoolBody<decltype(element), decltype(pack)::value>{args});
   });
 }
 

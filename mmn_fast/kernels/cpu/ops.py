@@ -60,7 +60,7 @@ def temporal_nms(
     return out
 
 
-def moment_scores(
+def match_scores(
     video_contrastive: Float32,
     video_iou: Float32,
     text_contrastive: Float32,
@@ -91,7 +91,7 @@ def moment_scores(
     )
     shape = (*text_contrastive.shape[:1], *video_contrastive.shape[:1])
     contrastive, iou = np.empty(shape, np.float32), np.empty(shape, np.float32)
-    _C.moment_scores(
+    _C.match_scores(
         video_contrastive=video_contrastive,
         video_iou=video_iou,
         text_contrastive=text_contrastive,
@@ -103,7 +103,7 @@ def moment_scores(
     return contrastive, iou
 
 
-def score_moments(
+def top_moments(
     video_contrastive: Float32,
     video_iou: Float32,
     text_contrastive: Float32,
@@ -116,12 +116,12 @@ def score_moments(
     top_k: int,
     threads: int | None = None,
 ) -> tuple[Int32, Float32]:
-    """Choose every sentence's best moments in one video: `moment_scores`, fusion and `temporal_nms` in one pass.
+    """Choose every sentence's best moments in one video: `match_scores`, fusion and `temporal_nms` in one pass.
 
     Nothing of size S x P is held: memory beside the outputs is 128 P bytes per thread, whatever S.
 
     Equivalent to:
-        c, u = moment_scores(video_contrastive, video_iou, text_contrastive, text_iou)
+        c, u = match_scores(video_contrastive, video_iou, text_contrastive, text_iou)
         fused = c * u if fusion == "product" else np.maximum(0.5 * c + 0.5, 0) ** power * u
         cells = temporal_nms(fused, moments, iou_threshold, top_k)
         cells, np.where(cells >= 0, np.take_along_axis(fused, cells, 1), 0)
@@ -157,7 +157,7 @@ def score_moments(
     top_k = _require_top_k(top_k)
     shape = (*text_contrastive.shape[:1], top_k)
     cells, scores = np.empty(shape, np.int32), np.empty(shape, np.float32)
-    _C.score_moments(
+    _C.top_moments(
         video_contrastive=video_contrastive,
         video_iou=video_iou,
         text_contrastive=text_contrastive,

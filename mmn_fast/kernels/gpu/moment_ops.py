@@ -13,7 +13,7 @@ from torch import Tensor
 from mmn_fast.kernels import host
 from mmn_fast.kernels.gpu.operator import DTYPES, ELEMENTS, FLOAT, INT, check, operator, where
 
-__all__ = ["pair_moments", "pair_scores", "temporal_nms"]
+__all__ = ["pair_scores", "pair_top_moments", "temporal_nms"]
 
 
 def _pair_scores_like(
@@ -43,7 +43,7 @@ def pair_scores(
     power: float,
     product: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Match pairs of a video and a sentence over every proposal, and fuse (`reference.moment_scores`, `fuse_scores`).
+    """Match pairs of a video and a sentence over every proposal, and fuse (`reference.match_scores`, `fuse_scores`).
 
     Args:
         video_contrastive: dtype [B, P, J], unit norm.
@@ -92,16 +92,18 @@ def pair_scores(
     return scores
 
 
-def _pair_moments_like(fused: Tensor, cells: Tensor, durations: Tensor, top_k: int, *_: Any) -> tuple[Tensor, Tensor]:
+def _pair_top_moments_like(
+    fused: Tensor, cells: Tensor, durations: Tensor, top_k: int, *_: Any
+) -> tuple[Tensor, Tensor]:
     shape = (fused.shape[0], top_k)
     return fused.new_empty(shape, dtype=torch.int32), fused.new_empty(shape)
 
 
 @operator(
     "(Tensor fused, Tensor cells, Tensor durations, int top_k, int clips, float iou_threshold) -> (Tensor, Tensor)",
-    _pair_moments_like,
+    _pair_top_moments_like,
 )
-def pair_moments(
+def pair_top_moments(
     fused: Tensor, cells: Tensor, durations: Tensor, top_k: int, clips: int, iou_threshold: float
 ) -> tuple[Tensor, Tensor]:
     """The best proposals of each pair after greedy non-maximum suppression (`reference.temporal_nms`).
@@ -126,9 +128,9 @@ def pair_moments(
     check("cells", cells, INT, (proposals, 2), fused.device)
     check("durations", durations, FLOAT, (pairs,), fused.device)
     _check_selection(top_k, iou_threshold)
-    chosen, scores = _pair_moments_like(fused, cells, durations, top_k)
+    chosen, scores = _pair_top_moments_like(fused, cells, durations, top_k)
     keys = torch.empty_like(fused, dtype=torch.int32)
-    host.extension.gpu_pair_moments(
+    host.extension.gpu_pair_top_moments(
         fused=fused.data_ptr(),
         cells=cells.data_ptr(),
         durations=durations.data_ptr(),

@@ -1,6 +1,6 @@
 """The GPU engine's own ops, from features to embeddings, as PyTorch operators `mmn_fast::*`.
 
-torch.compile and torch.export see through them; `gpu_moment_ops` has those from embeddings to moments.
+torch.compile and torch.export see through them; `moment_ops` has those from embeddings to moments.
 
 On CUDA tensors they queue kernels on torch's current stream and never wait. On CPU tensors they run the kernels' twins:
 the same source, compiled by the host compiler, so that everything above them can be tested without a device.
@@ -18,7 +18,7 @@ from torch import Tensor
 from mmn_fast.kernels import host
 from mmn_fast.kernels.gpu.operator import DTYPES, ELEMENTS, FLOAT, INT, check, operator, where
 
-__all__ = ["clip_pool", "conv_epilogue", "feature_pool", "heads", "moment_map"]
+__all__ = ["clip_pool", "conv_epilogue", "feature_pool", "heads", "sparse_max_pool"]
 
 
 def _pre_clips_like(features: Tensor, starts: Tensor, ends: Tensor, streams: list[int], dtype: torch.dtype) -> Tensor:
@@ -122,7 +122,7 @@ def clip_pool(products: Tensor, bias: Tensor, kernel: int, stride: int) -> Tenso
 
 
 @operator("(Tensor clips, Tensor positions, Tensor(a!) map_padded) -> ()", mutates=["map_padded"])
-def moment_map(clips: Tensor, positions: Tensor, map_padded: Tensor) -> None:
+def sparse_max_pool(clips: Tensor, positions: Tensor, map_padded: Tensor) -> None:
     """Lay the 2D map of max pools into a zero-bordered map (`reference.sparse_max_pool`); nothing else is written.
 
     Equivalent to:
@@ -142,7 +142,7 @@ def moment_map(clips: Tensor, positions: Tensor, map_padded: Tensor) -> None:
     n, videos, channels = clips.shape
     check("positions", positions, INT, (n, n), clips.device)
     check("map_padded", map_padded, (clips.dtype,), (None, videos, channels), clips.device)
-    host.extension.gpu_moment_map(
+    host.extension.gpu_sparse_max_pool(
         clips=clips.data_ptr(),
         positions=positions.data_ptr(),
         map=map_padded.data_ptr(),

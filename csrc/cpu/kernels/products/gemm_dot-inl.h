@@ -97,7 +97,7 @@ void multiply_rows(int64_t rows, const DotTile& tile) {
   multiply_tile<kRows, kTermsA, kTermsB, kComplex>(tile);
 }
 
-// k values from `from` as one or two bf16 terms; what is left of `depth` with zeros.
+// k values from `from` as one or two bf16 terms, then zeros up to `depth`.
 template <int kTermsA>
 void pack_terms(const float* from, int64_t k, int64_t depth, uint16_t* to) {
   for (int64_t i = 0; i < depth; i += 16) {

@@ -1,4 +1,4 @@
-// The products of split operands on AMX tiles. See cpu/kernels/products/gemm.h.
+// The products of split operands on AMX tiles. See gemm.h.
 //
 // Two row tiles times two column tiles share a step of 32 k: four tiles of sums (0..3), two of b (4, 5), two of a (6, 7).
 namespace mmn_fast::MMN_ISA {
@@ -92,8 +92,8 @@ void put_sums(float* to, const float* sums, bool add) {
   _mm512_storeu_ps(to, add ? _mm512_add_ps(_mm512_loadu_ps(to), x) : x);
 }
 
-// Sums of a pair of row tiles on their way to c: a few rows go with each step of the next pair, since the tile unit
-// would stand still while it waits for them.
+// Sums of a pair of row tiles on their way to c. A few rows go with each step of the next pair: the tile unit would
+// stand still while it waits for all of them.
 struct SplitSums {
   alignas(64) float sums[kPairRows][kPairRows];
   float* c[kPairRows];

@@ -6,7 +6,7 @@ namespace {
 
 constexpr int64_t kRunChunk = 1 << 17;  // bf16 of the weights that pairs go through together: 256 KB
 
-// Rows of the tiles as the two runs have them. Configuring takes as long as ten tile products: not done twice.
+// Configures the rows of the tiles for both runs. Configuring takes as long as ten tile products: it is not done twice.
 struct RunTiles {
   int32_t left = 0, right = 0;
 
@@ -22,7 +22,7 @@ struct RunTiles {
   }
 };
 
-// What comes next from memory, fetched a few lines at a time.
+// Fetches what comes next from memory, a few lines at a time.
 struct Ahead {
   const uint16_t* next;
   int64_t lines;
@@ -101,8 +101,8 @@ void store_sums(float (*sums)[kPairRows]) {
   _tile_stored(3, sums[kRunCells] + 16, sizeof sums[0]);
 }
 
-// Pairs [first, last) of every video, for one panel of 32 columns. All pairs go through a few steps together: the weights
-// and the inputs of those stay in the second-level cache while the next weights come, and the sums there between.
+// Pairs [first, last) of every video, for one panel of 32 columns. All pairs go through a few steps together: the
+// weights, inputs and sums of these steps stay in the second-level cache while the next weights come.
 void run_products(const RunProductsArgs& args, int64_t panel, int64_t first, int64_t last) {
   if (first == last) return;
   const int64_t step_weights = args.num_taps * kPair, step_inputs = args.slots * kRunStep;

@@ -17,7 +17,7 @@ namespace mmn_fast {
 constexpr int64_t kRunCells = 16;  // of a tile at most
 constexpr int64_t kRunStep = 32;   // channels of a step, and columns of a panel
 
-// Where a tap's products start: the slot that the first cell of each tile reads.
+// The slots that the first cell of each tile reads under a tap: there the tap's products start.
 struct RunTap {
   int32_t tap, left, right;
 };

@@ -1,6 +1,6 @@
 """proposal_conv through discrete Fourier transforms of tiles of 12, 16 or 24 places a side.
 
-Per layer three kernels: windows to spectra (`gpu_fourier_ops`), one matrix product per spectral point, in Triton on
+Per layer three kernels: windows to spectra (`fourier_ops`), one matrix product per spectral point, in Triton on
 tensor cores, and spectra to needed cells.
 """
 

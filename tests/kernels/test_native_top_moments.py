@@ -1,4 +1,4 @@
-"""score_moments in C++: the reference's scores, fusion and choice, on every instruction set of the host."""
+"""top_moments in C++: the reference's scores, fusion and choice, on every instruction set of the host."""
 
 from __future__ import annotations
 
@@ -45,14 +45,23 @@ def moments_of(P: int, seed: int = 0) -> np.ndarray:
 def run(arrays, moments, preset, top_k, isa, threads=1, iou_threshold=0.5):
     S = len(arrays[2])
     cells, scores = np.full((S, top_k), -77, np.int32), np.full((S, top_k), np.nan, np.float32)
-    _C.score_moments(
-        *(*arrays, moments, preset.score_fusion, preset.score_power, iou_threshold, top_k, cells, scores, threads, isa)
+    _C.top_moments(
+        *arrays,
+        moments=moments,
+        fusion=preset.score_fusion,
+        power=preset.score_power,
+        iou_threshold=iou_threshold,
+        top_k=top_k,
+        cells=cells,
+        scores=scores,
+        threads=threads,
+        isa=isa,
     )
     return cells, scores
 
 
 def fused_in_float64(arrays, preset) -> np.ndarray:
-    contrastive, iou = reference.moment_scores(*(torch.from_numpy(a).double() for a in arrays))
+    contrastive, iou = reference.match_scores(*(torch.from_numpy(a).double() for a in arrays))
     return fuse_scores(contrastive.numpy(), iou.numpy(), preset)
 
 
@@ -82,7 +91,7 @@ def check_choice(cells, scores, fused, moments, iou_threshold) -> None:
 @pytest.mark.parametrize(
     ("P", "S", "J"), [(1, 1, 5), (136, 3, 256), (230, 70, 33), (33, 32, 8), (17, 33, 1), (7, 0, 8), (0, 2, 8)]
 )
-def test_score_moments_chooses_what_float64_chooses(P, S, J, fusion, power, isa):
+def test_top_moments_chooses_what_float64_chooses(P, S, J, fusion, power, isa):
     arrays, moments, preset = embeddings(P, S, J), moments_of(P), preset_of(fusion, power)
     for top_k, iou_threshold in ((1, 0.5), (5, 0.4), (300, 0.7)):
         cells, scores = run(arrays, moments, preset, top_k, isa, 2, iou_threshold)
@@ -91,13 +100,13 @@ def test_score_moments_chooses_what_float64_chooses(P, S, J, fusion, power, isa)
 
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("name", list(PRESETS))
-def test_score_moments_equals_the_separate_ops_on_every_preset(name, isa):
+def test_top_moments_equals_the_separate_ops_on_every_preset(name, isa):
     """The same cosines and sigmoids bit for bit; the power alone may differ from NumPy's in the last bits."""
     preset = PRESETS[name]
     moments = cells_to_moments(plan_for(preset).cells, 97.3, preset.num_clips)
     arrays = embeddings(len(moments), 9, preset.joint_size, seed=3)
     contrastive, iou = np.full((2, 9, len(moments)), np.nan, np.float32)
-    _C.moment_scores(*arrays, contrastive, iou, 1, isa)
+    _C.match_scores(*arrays, contrastive=contrastive, iou=iou, threads=1, isa=isa)
     fused = fuse_scores(contrastive, iou, preset)
     cells, scores = run(arrays, moments, preset, 5, isa, 2, preset.nms_iou)
     picked = np.take_along_axis(fused, cells, 1)
@@ -170,7 +179,7 @@ def test_ten_thousand_sentences_are_chosen_in_bounded_memory():
     arrays, moments = embeddings(136, 10_000, 32), moments_of(136)
     options = {"fusion": "power", "power": 0.5, "iou_threshold": 0.5, "top_k": 5}
     tracemalloc.start()
-    cells, scores = ops.score_moments(*arrays, moments, **options)
+    cells, scores = ops.top_moments(*arrays, moments, **options)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < cells.nbytes + scores.nbytes + 2**16  # 400 kB, where [S, P] would take 5.4 MB
@@ -252,6 +261,6 @@ def with_value(shape: tuple[int, ...], at: tuple[int, ...], value: float) -> np.
         ),
     ],
 )
-def test_score_moments_refuses_bad_arguments_with_a_sentence(wrong, error, message):
+def test_top_moments_refuses_bad_arguments_with_a_sentence(wrong, error, message):
     with pytest.raises(error, match=message):
-        ops.score_moments(**{**good(), **wrong})
+        ops.top_moments(**{**good(), **wrong})

@@ -1,5 +1,5 @@
 // Cosines, the sigmoid, the fusion and the choice of moments, written once over the Vec of the file that includes this,
-// after temporal_nms-inl.h. See ops/moment_scores.h and ops/score_moments.h.
+// after temporal_nms-inl.h. See ops/match_scores.h and ops/top_moments.h.
 namespace mmn_fast::MMN_ISA {
 namespace {
 
@@ -47,7 +47,7 @@ void multiply_sentences(const float* rows, const float* text, int64_t sentences,
   for (; s < sentences; ++s) multiply_vectors<kRows, 1>(rows, text + s * joint, joint, out + s * stride, stride);
 }
 
-// out[s * stride + p] for all of them.
+// The cosines of all pairs, to out[s * stride + p].
 void cosines(const float* video, int64_t proposals, const float* text, int64_t sentences, int64_t joint, float* out,
              int64_t stride) {
   int64_t p = 0;
@@ -57,7 +57,7 @@ void cosines(const float* video, int64_t proposals, const float* text, int64_t s
   for (; p < proposals; ++p) multiply_sentences<1>(video + p * joint, text, sentences, joint, out + p, stride);
 }
 
-// e^x for x from -87 to 88 and that of the nearer end beyond; within 2 ulp. NaN stays NaN.
+// e^x for x from -87 to 88, within 2 ulp; beyond, the value at the nearer end. NaN stays NaN.
 Vec::F exp_f32(Vec::F x) {
   constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it leaves the nearest integer in the low bits
   x = Vec::max(Vec::set1(-87.0f), Vec::min(Vec::set1(88.0f), x));  // each takes its second operand on NaN
@@ -99,7 +99,7 @@ struct Fusion {
   enum { kProduct, kRoot, kPower } kind;
   Vec::F power, of_zero;
 
-  explicit Fusion(const ScoreMomentsArgs& args)
+  explicit Fusion(const TopMomentsArgs& args)
       : kind(args.fusion == ScoreFusion::kProduct ? kProduct : args.power == 0.5f ? kRoot : kPower),
         power(Vec::set1(args.power)),
         of_zero(Vec::set1(args.power > 0.0f ? 0.0f : args.power < 0.0f ? __builtin_inff() : 1.0f)) {}
@@ -115,16 +115,16 @@ struct Fusion {
 };
 
 // Keys (temporal_nms-inl.h) of sentences x all proposals, row by row `padded` apart. Sets nan[s] where a score is NaN.
-void score_keys(const ScoreMomentsArgs& args, int64_t first, int64_t sentences, int32_t* keys, int64_t padded,
+void score_keys(const TopMomentsArgs& args, int64_t first, int64_t sentences, int32_t* keys, int64_t padded,
                 bool* nan) {
-  const MomentPairs& pairs = args.pairs;
+  const MatchInputs& in = args.inputs;
   const Fusion fuse(args);
   alignas(64) float contrastive[kScoredAtOnce * kProposalsAtOnce] = {}, iou[kScoredAtOnce * kProposalsAtOnce] = {};
-  for (int64_t p = 0; p < pairs.proposals; p += kProposalsAtOnce) {
-    const int64_t count = pairs.proposals - p < kProposalsAtOnce ? pairs.proposals - p : kProposalsAtOnce;
-    cosines(pairs.video_contrastive + p * pairs.joint, count, pairs.text_contrastive + first * pairs.joint, sentences,
-            pairs.joint, contrastive, kProposalsAtOnce);
-    cosines(pairs.video_iou + p * pairs.joint, count, pairs.text_iou + first * pairs.joint, sentences, pairs.joint, iou,
+  for (int64_t p = 0; p < in.proposals; p += kProposalsAtOnce) {
+    const int64_t count = in.proposals - p < kProposalsAtOnce ? in.proposals - p : kProposalsAtOnce;
+    cosines(in.video_contrastive + p * in.joint, count, in.text_contrastive + first * in.joint, sentences,
+            in.joint, contrastive, kProposalsAtOnce);
+    cosines(in.video_iou + p * in.joint, count, in.text_iou + first * in.joint, sentences, in.joint, iou,
             kProposalsAtOnce);
     for (int64_t s = 0; s < sentences; ++s) {
       Bits unordered = {};
@@ -140,14 +140,14 @@ void score_keys(const ScoreMomentsArgs& args, int64_t first, int64_t sentences, 
     }
   }
   for (int64_t s = 0; s < sentences; ++s) {
-    for (int64_t p = pairs.proposals; p < padded; ++p) keys[s * padded + p] = kGone;
+    for (int64_t p = in.proposals; p < padded; ++p) keys[s * padded + p] = kGone;
   }
 }
 
-int64_t score_moments_f32(const ScoreMomentsArgs& args, const TemporalNmsScratch& scratch, int64_t first_sentence,
+int64_t top_moments_f32(const TopMomentsArgs& args, const TemporalNmsScratch& scratch, int64_t first_sentence,
                           int64_t last_sentence) {
   int64_t refused = -1;
-  split_moments(args.moments, args.pairs.proposals, scratch);
+  split_moments(args.moments, args.inputs.proposals, scratch);
   for (int64_t first = first_sentence; first < last_sentence; first += kScoredAtOnce) {
     const int64_t sentences = last_sentence - first < kScoredAtOnce ? last_sentence - first : kScoredAtOnce;
     bool nan[kScoredAtOnce] = {};
@@ -162,23 +162,23 @@ int64_t score_moments_f32(const ScoreMomentsArgs& args, const TemporalNmsScratch
   return refused;
 }
 
-void moment_scores_f32(const MomentScoresArgs& args, int64_t first_sentence, int64_t last_sentence) {
-  const MomentPairs& pairs = args.pairs;
+void match_scores_f32(const MatchScoresArgs& args, int64_t first_sentence, int64_t last_sentence) {
+  const MatchInputs& in = args.inputs;
   alignas(64) float tile[kScoredAtOnce * kProposalsAtOnce] = {};
   for (int64_t first = first_sentence; first < last_sentence; first += kScoredAtOnce) {
     const int64_t sentences = last_sentence - first < kScoredAtOnce ? last_sentence - first : kScoredAtOnce;
-    for (int64_t p = 0; p < pairs.proposals; p += kProposalsAtOnce) {
-      const int64_t count = pairs.proposals - p < kProposalsAtOnce ? pairs.proposals - p : kProposalsAtOnce;
-      const int64_t out = first * pairs.proposals + p;
-      cosines(pairs.video_contrastive + p * pairs.joint, count, pairs.text_contrastive + first * pairs.joint, sentences,
-              pairs.joint, args.contrastive + out, pairs.proposals);
-      cosines(pairs.video_iou + p * pairs.joint, count, pairs.text_iou + first * pairs.joint, sentences, pairs.joint,
+    for (int64_t p = 0; p < in.proposals; p += kProposalsAtOnce) {
+      const int64_t count = in.proposals - p < kProposalsAtOnce ? in.proposals - p : kProposalsAtOnce;
+      const int64_t out = first * in.proposals + p;
+      cosines(in.video_contrastive + p * in.joint, count, in.text_contrastive + first * in.joint, sentences,
+              in.joint, args.contrastive + out, in.proposals);
+      cosines(in.video_iou + p * in.joint, count, in.text_iou + first * in.joint, sentences, in.joint,
               tile, kProposalsAtOnce);
       for (int64_t s = 0; s < sentences; ++s) {
         for (int64_t i = 0; i < count; i += Vec::kWidth) {
           const Vec::F u = sigmoid_of_10(Vec::load(tile + s * kProposalsAtOnce + i));
           const int lanes = count - i < Vec::kWidth ? static_cast<int>(count - i) : Vec::kWidth;
-          Vec::store_first(args.iou + out + s * pairs.proposals + i, u, lanes);
+          Vec::store_first(args.iou + out + s * in.proposals + i, u, lanes);
         }
       }
     }

@@ -1,6 +1,6 @@
-// Contract of score_moments: from embeddings to every sentence's best moments, with nothing of size S x P between.
+// Contract of top_moments: from embeddings to every sentence's best moments, with nothing of size S x P between.
 //
-//   c, u as in ops/moment_scores.h, bit for bit
+//   c, u as in ops/match_scores.h, bit for bit
 //   fused = c * u                                   (kProduct)
 //   fused = max(0.5 c + 0.5, 0) ^ power * u         (kPower)
 //   then what ops/temporal_nms.h does with row s of fused: same order, same ties, same IoU
@@ -13,19 +13,19 @@
 // - Returns the first sentence of the range whose fused scores hold a NaN, or -1; such a row's output means nothing.
 // - Memory per thread: kScoredAtOnce rows of P keys.
 //
-// Implemented by cpu/kernels/moment_scores-inl.h, called by cpu/cpu_ops.cc.
+// Implemented by cpu/kernels/match_scores-inl.h, called by cpu/cpu_ops.cc.
 #pragma once
 
 #include <cstdint>
 
-#include "ops/moment_scores.h"
+#include "ops/match_scores.h"
 
 namespace mmn_fast {
 
 enum class ScoreFusion { kPower, kProduct };
 
-struct ScoreMomentsArgs {
-  MomentPairs pairs;
+struct TopMomentsArgs {
+  MatchInputs inputs;
   const float* moments;  // [proposals, 2] (start, end), finite seconds
   ScoreFusion fusion;
   float power;          // of kPower, finite
