@@ -17,7 +17,7 @@ MOST_LINES_OF_A_FUNCTION = 60  # without its docstring
 FOLDERS = sorted(
     {
         path.parent.relative_to(ROOT)
-        for top in ("mmn_fast", "export")
+        for top in ("mmn_fast", "export", "csrc")
         for path in (ROOT / top).rglob("*.*")
         if path.suffix in SOURCES and (ROOT / "mmn_fast/export") not in path.parents
     }
@@ -45,6 +45,12 @@ def test_a_file_and_its_functions_are_short(path: Path) -> None:
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             assert _lines(node) <= MOST_LINES_OF_A_FUNCTION, node.name
+
+
+@pytest.mark.parametrize("folder", [folder for folder in FOLDERS if folder.parts[0] == "csrc"], ids=str)
+def test_files_of_the_native_code_are_short(folder: Path) -> None:
+    for path in (ROOT / folder).iterdir():
+        assert path.is_dir() or path.read_text(encoding="utf-8").count("\n") <= MOST_LINES, path.name
 
 
 def _lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
