@@ -37,7 +37,9 @@ class Deployment:
     def __post_init__(self) -> None:
         options = BuildOptions(self.version_compatible, self.hardware, self.tf32)
         if not self.tensorrt and options != BuildOptions():
-            raise InputError("--hardware, --version-compatible, --tf32: they are for plans, expected --tensorrt too")
+            raise InputError(
+                "--hardware, --version-compatible, --tf32: expected --tensorrt with them, since they are for plans"
+            )
         reason = tensorrt_unavailable() if self.tensorrt else None
         if reason is not None:
             raise InputError(f"--tensorrt: {reason}")
@@ -67,7 +69,7 @@ class Deployment:
             place = self.triton_repository.resolve()
             if place in (output.resolve(), *output.resolve().parents):
                 raise InputError(
-                    f"--triton-repository: {self.triton_repository} is to hold the export {output} itself; name another"
+                    f"--triton-repository: {self.triton_repository} would contain the export {output}; name another"
                     " directory"
                 )
 

@@ -75,15 +75,17 @@ def check_wish(
     if not max_recall_loss >= 0:
         raise InputError(f"max_recall_loss: expected points of R@1, 0 or more, got {max_recall_loss!r}")
     if list(GRAPHS) != what or raw_features:
-        raise InputError("precision: R@1 of int8 is measured with all graphs on pre-clips; expected --what all alone")
+        raise InputError(
+            "precision: int8 is measured with all graphs on pre-clips; expected --what all, no --raw-features"
+        )
     if data is not None:
         return _splits_of(data, preset)
     width = PRESETS["shapes"].input_size
     if preset.input_size != width:
         raise InputError(
-            f"precision: int8 is exported only with its R@1 difference on the demo's videos, whose features have"
-            f" {width} values, preset {preset.name!r} takes {preset.input_size}; give --annotations and --features to"
-            " measure it on videos of your own, or export fp32 or fp16"
+            f"precision: int8 is exported only with its R@1 measured; the demo's videos have features of {width}"
+            f" values, preset {preset.name!r} takes {preset.input_size}; give --annotations and --features to measure"
+            " it on videos of your own, or export fp32 or fp16"
         )
     return demo_splits()
 

@@ -109,7 +109,7 @@ def check_graphs(directory: Path, graphs: Collection[str], raw_features: bool) -
         raise InputError(f"triton_repository: {directory} has no {missing[0]} graph; export the model with --what all")
     if raw_features:
         raise InputError(
-            "triton_repository: video.onnx takes source rows, a batch needs pre-clips; export the model without raw"
+            "triton_repository: video.onnx takes source rows, but a batch needs pre-clips; export the model without raw"
             " features"
         )
 

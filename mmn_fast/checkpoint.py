@@ -162,7 +162,9 @@ def convert(
     if not path.is_dir():
         return save_model(_from_official(path, preset, tokenizer, text_heads), output)
     if text_heads is not None:
-        raise InputError(f"text_heads: {path} is a directory and says how many heads it has; name them for a .pth only")
+        raise InputError(
+            f"text_heads: expected none for the directory {path}, which says how many heads it has; only a .pth may not"
+        )
     return save_model(_from_directory(path, preset, tokenizer), output)
 
 
@@ -284,7 +286,7 @@ def _from_directory(path: Path, preset: str | Path | Preset | None, tokenizer: s
     fingerprint = fingerprint_of(held, text, weights, words)
     if config["format_version"] > 1 and fingerprint != config["fingerprint"]:
         raise InputError(
-            f"model: {path}: fingerprint: expected {fingerprint}, which follows from what is there, got"
+            f"model: {path}: fingerprint: expected {fingerprint}, as computed from the files, got"
             f" {config['fingerprint']}; convert the checkpoint again"
         )
     return _checked(held, text, state, words, path)._knowing(fingerprint)
@@ -305,7 +307,7 @@ def _from_export(path: Path, preset: str | Path | Preset | None, tokenizer: str 
     )
     if tokenizer is None and loaded.fingerprint != manifest.fingerprint:
         raise InputError(
-            f"export: {path}: fingerprint: expected {loaded.fingerprint}, which follows from what is there, got"
+            f"export: {path}: fingerprint: expected {loaded.fingerprint}, as computed from the files, got"
             f" {manifest.fingerprint}; export the model again"
         )
     return loaded
@@ -317,13 +319,15 @@ def _check_export(path: Path, manifest_sha256: str | None) -> None:
 
     manifest = read_manifest(path)
     if file_sha256(path / MANIFEST) != manifest_sha256:
-        raise InputError(f"model: {path} is another export now than when its model was pickled; load it again")
+        raise InputError(
+            f"model: {path} has changed since its model was pickled: it is another export now; load it again"
+        )
     check_files(path, manifest)
 
 
 def _checked(preset: Preset, text: TextEncoderConfig, state: State, tokenizer: Tokenizer, source: Path) -> LoadedModel:
     if tokenizer.vocab_size != text.vocab_size:
         raise InputError(
-            f"tokenizer: expected {text.vocab_size} word pieces, as {source} embeds, got {tokenizer.vocab_size}"
+            f"tokenizer: expected the {text.vocab_size} word pieces that {source} embeds, got {tokenizer.vocab_size}"
         )
     return LoadedModel(preset, text, state, tokenizer, str(source))

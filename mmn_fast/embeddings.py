@@ -87,11 +87,13 @@ class _Embeddings:
                 raise InputError(f"parts[{number}]: expected {cls.__name__}, got {type(part).__name__}")
             if part.fingerprint != first.fingerprint:
                 raise InputError(
-                    f"parts[{number}]: embeddings of model {part.fingerprint}, those before are of {first.fingerprint}"
+                    f"parts[{number}]: expected embeddings of model {first.fingerprint}, as in the parts before, got"
+                    f" model {part.fingerprint}"
                 )
             if part.contrastive.shape[1:] != first.contrastive.shape[1:]:
                 raise InputError(
-                    f"parts[{number}]: {described(part.contrastive)}, those before are {described(first.contrastive)}"
+                    f"parts[{number}]: expected {described(first.contrastive)}, as in the parts before, got"
+                    f" {described(part.contrastive)}"
                 )
         contrastive, iou = (np.concatenate([getattr(part, name) for part in parts]) for name in ("contrastive", "iou"))
         contrastive.flags.writeable = any(part.contrastive.flags.writeable for part in parts)

@@ -78,13 +78,13 @@ def load(
     chosen, loaded = choice.backend, load_model(model, preset, tokenizer)
     if chosen.takes_exports and loaded.exported is None:
         raise InputError(
-            f"model: backend {chosen.name!r} runs exports, {loaded.source} is none; mmn-fast export {model} -o DIR"
-            " makes one"
+            f"model: backend {chosen.name!r} runs exports only, {loaded.source} is not one; make one with mmn-fast"
+            f" export {model} -o DIR"
         )
     if loaded.exported is not None and not chosen.takes_exports:
         raise InputError(
             f"model: {loaded.source} is an export, which backend {chosen.name!r} cannot run; load it with"
-            " backend='onnx', or the model that it was made from"
+            " backend='onnx', or load the model that it was made from"
         )
     settings = dict(backend_options)
     chosen.check_options(settings)
@@ -271,7 +271,8 @@ class Engine:
                 raise InputError(f"{name}: expected {kind.__name__}, got {type(embeddings).__name__}")
             if embeddings.fingerprint != self._model.fingerprint:
                 raise InputError(
-                    f"{name}: embeddings of model {embeddings.fingerprint}, this engine is {self._model.fingerprint}"
+                    f"{name}: expected embeddings of this engine's model, {self._model.fingerprint}, got model"
+                    f" {embeddings.fingerprint}"
                 )
         result = []
         for contrastive, iou, duration_s in zip(video.contrastive, video.iou, video.durations_s, strict=True):

@@ -70,13 +70,13 @@ class Origin:
             )
         if found.manifest_sha256 != self.manifest_sha256:
             raise InputError(
-                f"model: {self.model} is another export of the model than the one that was pickled: expected a manifest"
-                f" of sha256 {self.manifest_sha256}, got {found.manifest_sha256}; load it and pickle the engine again"
+                f"model: {self.model} is not the export that was pickled: expected a manifest of sha256"
+                f" {self.manifest_sha256}, got {found.manifest_sha256}; load it and pickle the engine again"
             )
         if found.runs_on != self.runs_on:
             raise BackendUnavailable(
-                f"backend {self.backend!r}: the engine that was pickled runs on {self.runs_on}, device"
-                f" {self.device!r} is {found.runs_on} here; name the device in load()"
+                f"backend {self.backend!r}: the pickled engine ran on {self.runs_on}, but device {self.device!r} is"
+                f" {found.runs_on} here; name the device in load()"
             )
 
 

@@ -120,7 +120,7 @@ def test_bench_command_measures_every_stage_beside_the_reference(golden_model: C
     stages = [("encode_video", 1), ("encode_text", 3), ("score", 3)]
     assert list(rows) == [(*stage, backend) for stage in stages for backend in ("torch", "native")]
     assert (found["peer"], found["exact"]) == ("torch fp32", "torch fp64")
-    assert found["unavailable"]["onnx fp32"].startswith("it runs exports; ")
+    assert found["unavailable"]["onnx fp32"].startswith("it runs exports only, ")
     for (_, _, backend), row in rows.items():
         assert 0 < row["p20_ms"] <= row["median_ms"] <= row["p80_ms"]
         assert row["peak_mib"] > 50
@@ -163,7 +163,7 @@ def test_an_export_is_measured_in_its_own_precision(demo_export: Path, tmp_path:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--backend", "onnx"), "mmn-fast: backend onnx fp32: it runs exports; backend 'torch', which the others are"),
+        (("--backend", "onnx"), "mmn-fast: backend onnx fp32: it runs exports only, and the reference backend 'torch'"),
         (("--precision", "fp17"), "mmn-fast: --precision: expected one of fp64, fp32, bf16, fp16, fp8, int8, got"),
         (("--backend", "abacus"), "mmn-fast: --backend: expected one of "),
         (("--backend", "native", "--precision", "int8"), "mmn-fast: backend native int8: precision 'int8' is not"),

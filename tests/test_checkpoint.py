@@ -218,7 +218,7 @@ def test_a_width_of_another_preset_in_a_model_of_other_sizes_is_named(
 
 def test_tokenizer_of_another_size_is_refused(golden_files: Files, tmp_path: Path) -> None:
     (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\ndoor\n")
-    with pytest.raises(InputError, match="tokenizer: expected 30522 word pieces, as .*model.pth embeds, got 5"):
+    with pytest.raises(InputError, match="tokenizer: expected the 30522 word pieces that .*model.pth embeds, got 5"):
         load_model(golden_files("charades_small") / "model.pth", CASE.preset, tmp_path / "vocab.txt")
 
 
@@ -277,7 +277,10 @@ def _cut(path: Path) -> None:
         (lambda d: (d / "config.json").write_text("{"), "config.json: not JSON"),
         (lambda d: _edit_config(d, lambda c: c.pop("preset")), "config.json: missing preset"),
         (lambda d: _edit_config(d, lambda c: c.update(format_version=99)), "format_version: expected 2, got 99"),
-        (lambda d: _edit_config(d, lambda c: c.update(source="x"), sign=False), "config.json is not as it was written"),
+        (
+            lambda d: _edit_config(d, lambda c: c.update(source="x"), sign=False),
+            "config.json has changed since it was written",
+        ),
         (lambda d: _edit_config(d, lambda c: c["preset"].update(nms_iou=0.4)), "fingerprint: expected .*, which"),
         (lambda d: _edit_config(d, lambda c: c["text_encoder"].update(num_heads=6)), "fingerprint: expected"),
         (lambda d: _edit_config(d, lambda c: c["text_encoder"].update(num_heads=5)), "num_heads"),

@@ -228,7 +228,7 @@ def test_a_directory_of_format_1_is_held_to_its_own_hash_and_converted(
 ) -> None:
     as_format_1(directory)
     assert_same(load_model(directory), model)
-    assert "is of format 1, in which nothing guards tokenizer.json" in caplog.text
+    assert "has format 1, whose hash does not cover tokenizer.json" in caplog.text
     assert_same(load_model(convert(directory, None, None, tmp_path / "new")), model)
     weights = directory / "model.safetensors"
     damaged = bytearray(weights.read_bytes())
@@ -245,7 +245,7 @@ def test_an_export_is_held_to_its_fingerprint(demo_export: Path, tmp_path: Path)
     del manifest["sha256"]
     manifest["fingerprint"] = "0" * 32
     (copy / "manifest.json").write_text(json.dumps({**manifest, "sha256": plain_sha256(manifest)}))
-    with pytest.raises(InputError, match="fingerprint: expected .*, which follows from what is there, got 000"):
+    with pytest.raises(InputError, match="fingerprint: expected .*, as computed from the files, got 000"):
         load_model(copy)
 
 

@@ -40,8 +40,8 @@ NAMES = {
             "load it with --backend-option cuda_graphs=false",
         ),
         (
-            "features: none for 2 (skip_missing passes over them)",
-            "--features: none for 2 (--skip-missing passes over them)",
+            "features: none for 2 (skip_missing leaves them out)",
+            "--features: none for 2 (--skip-missing leaves them out)",
         ),
         ("a.h5: /data/top_k/x_top_k.h5: 'top_k' in top_k.npy", "a.h5: /data/top_k/x_top_k.h5: 'top_k' in top_k.npy"),
         ("model of preset x: the top_k: of it", "model of preset x: the --top-k: of it"),

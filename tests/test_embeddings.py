@@ -74,9 +74,15 @@ def test_joined_embeddings_can_be_written_only_if_a_part_can() -> None:
 def test_embeddings_of_two_models_or_kinds_are_not_joined() -> None:
     cases = [
         ([], r"parts: expected at least one VideoEmbeddings, got none"),
-        ([videos("a"), videos("b", fingerprint="f2")], r"parts\[1\]: embeddings of model f2, those before are of f1"),
+        (
+            [videos("a"), videos("b", fingerprint="f2")],
+            r"parts\[1\]: expected embeddings of model f1, as in the parts before, got model f2",
+        ),
         ([videos("a"), sentences("b")], r"parts\[1\]: expected VideoEmbeddings, got TextEmbeddings"),
-        ([videos("a"), videos("b", joint=8)], r"parts\[1\]: float32 \[1, 6, 8\], those before are float32 \[1, 6, 4\]"),
+        (
+            [videos("a"), videos("b", joint=8)],
+            r"parts\[1\]: expected float32 \[1, 6, 4\], as in the parts before, got float32 \[1, 6, 8\]",
+        ),
     ]
     for parts, message in cases:
         with pytest.raises(InputError, match=message):

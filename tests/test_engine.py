@@ -251,7 +251,7 @@ def test_bad_top_k_is_refused(top_k: Any, golden_engine: Engines) -> None:
         ({"device": "cuda:x"}, InputError, "device: expected auto, cpu, cuda or cuda:N"),
         ({"precision": "int4"}, InputError, "precision: expected auto or one of fp64, .*got 'int4'"),
         ({"precision": "fp8"}, BackendUnavailable, "backend 'torch': precision 'fp8' is not one of its precisions"),
-        ({"precision": "int8"}, BackendUnavailable, "backend 'onnx': it runs exports, which mmn-fast export makes"),
+        ({"precision": "int8"}, BackendUnavailable, "backend 'onnx': it runs exports only; mmn-fast export makes them"),
         ({"backend": "jax"}, InputError, "backend: expected one of auto, native, torch, .*got 'jax'"),
         ({"threads": 0}, InputError, "threads: expected a whole number from 1 to 4096, got 0"),
         ({"threads": True}, InputError, "threads: expected a whole number"),

@@ -77,7 +77,7 @@ def test_embeddings_can_be_selected(golden_engine: Engines) -> None:
 
 def test_embeddings_of_another_model_are_refused(golden_engine: Engines) -> None:
     engine, other = golden_engine("charades_small"), golden_engine("activitynet_small")
-    with pytest.raises(InputError, match="text: embeddings of model [0-9a-f]{32}, this engine is"):
+    with pytest.raises(InputError, match="text: expected embeddings of this engine's model, [0-9a-f]{32}, got model"):
         engine.score(engine.encode_video([batch_of(SMALL)[0].video]), other.encode_text(["a"]))
     with pytest.raises(InputError, match="video: expected VideoEmbeddings, got TextEmbeddings"):
         engine.score(engine.encode_text(["a"]), engine.encode_text(["a"]))  # type: ignore[arg-type]

@@ -34,16 +34,16 @@ def test_options_of_the_graphs_are_not_ignored_where_the_model_is_an_export(
     command = ["export", str(demo_export), "--triton-repository", str(tmp_path / "models"), *options]
     result = CliRunner().invoke(app, command)
     assert isinstance(result.exception, InputError)
-    assert str(result.exception).startswith(f"{options[0]}: it is for graphs that are made now, {demo_export} is an")
+    assert str(result.exception).startswith(f"{options[0]}: it is for making graphs, but {demo_export} is an")
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--raw-features", "--triton-repository", "{tmp}/models"], "video.onnx takes source rows, a batch needs"),
+        (["--raw-features", "--triton-repository", "{tmp}/models"], "video.onnx takes source rows, but a batch needs"),
         (["--what", "video,score", "--triton-repository", "{tmp}/models"], "{tmp}/out has no text graph; export the"),
-        (["--triton-repository", "{tmp}/out"], "{tmp}/out is to hold the export {tmp}/out itself; name another"),
+        (["--triton-repository", "{tmp}/out"], "{tmp}/out would contain the export {tmp}/out; name another"),
         (["--triton-repository", "{tmp}"], "{tmp} exists; name a directory that does not"),
     ],
 )
@@ -63,7 +63,7 @@ def test_plans_of_source_rows_are_refused_before_the_graphs_are_made(
 ) -> None:
     monkeypatch.setattr("mmn_fast.export.deploy.tensorrt_unavailable", lambda: None)
     wish = Deployment(True, "same-gpu", False, False, None)
-    with pytest.raises(InputError, match="tensorrt: video.onnx takes source rows, a plan needs pre-clips"):
+    with pytest.raises(InputError, match="tensorrt: video.onnx takes source rows, but a plan needs pre-clips"):
         wish.check(tmp_path / "out", ["video"], True)
     wish.check(tmp_path / "out", ["text", "score"], True)
     wish.check(tmp_path / "out", ["video"], False)

@@ -116,8 +116,11 @@ def test_plans_of_int8_are_refused(exports: Exports, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"what": ["video"]}, "int8 is measured with all graphs on pre-clips; expected --what all alone"),
-        ({"raw_features": True}, "int8 is measured with all graphs on pre-clips; expected --what all alone"),
+        ({"what": ["video"]}, "int8 is measured with all graphs on pre-clips; expected --what all, no --raw-features"),
+        (
+            {"raw_features": True},
+            "int8 is measured with all graphs on pre-clips; expected --what all, no --raw-features",
+        ),
         ({"max_recall_loss": -1.0}, "max_recall_loss: expected points of R@1, 0 or more, got -1.0"),
     ],
 )
@@ -127,7 +130,7 @@ def test_int8_that_cannot_be_measured_is_refused(options: dict[str, object], mes
 
 
 def test_int8_of_another_world_is_refused(tmp_path: Path, golden_model: Callable[[str], Path]) -> None:
-    with pytest.raises(InputError, match="int8 is exported only with its R@1 difference on the demo's videos"):
+    with pytest.raises(InputError, match="int8 is exported only with its R@1 measured; the demo's videos"):
         export(golden_model("charades_small"), tmp_path / "out", precision="int8")
 
 

@@ -111,7 +111,7 @@ def test_a_manifest_that_was_changed_is_refused(change: dict[str, object], copy:
         del manifest["text"]["max_tokens"]
     (copy / "manifest.json").write_text(json.dumps(manifest))
     for call in (verify, mmn_fast.load):
-        with pytest.raises(InputError, match=r"manifest.json is not as it was written: its sha256 differs"):
+        with pytest.raises(InputError, match=r"manifest.json has changed since it was written: its sha256 differs"):
             call(copy)
 
 
@@ -204,7 +204,7 @@ def test_onnx_refuses_what_it_cannot_do(
 
 
 def test_onnx_refuses_a_model_with_the_command_that_exports_it() -> None:
-    with pytest.raises(InputError, match="runs exports, .* is none; mmn-fast export demo -o DIR makes one"):
+    with pytest.raises(InputError, match="runs exports only, .* is not one; make one with mmn-fast export demo -o DIR"):
         mmn_fast.load("demo", backend="onnx")
 
 

@@ -55,7 +55,7 @@ def test_an_hdf5_file_that_somebody_writes_is_called_that(tmp_path: Path) -> Non
         assert writer.stdout is not None
         assert writer.stdout.readline() == "open\n"
         for read in (load_features, open_features):
-            with pytest.raises(InputError, match=r"busy\.h5: the HDF5 file is locked, another process is"):
+            with pytest.raises(InputError, match=r"busy\.h5: the HDF5 file is locked: another process is"):
                 read(path)
         writer.communicate("")
     assert load_features(f"{path}::v").shape == (3, 4)

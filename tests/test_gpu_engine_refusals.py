@@ -65,7 +65,7 @@ class _Cuda:
     ("facts", "device", "precision", "message"),
     [
         ({}, "cuda", "int8", r"precision 'int8' is not one of its precisions on CUDA \(fp16, bf16, fp32\)"),
-        ({}, "cpu", "fp16", "device 'cpu': this class runs on CUDA devices only"),
+        ({}, "cpu", "fp16", "device 'cpu': it runs on CUDA devices only"),
         (
             {"build": False},
             "cuda",

@@ -260,7 +260,7 @@ def test_another_export_of_the_model_is_refused(demo_export: Path, tmp_path: Pat
     assert results(pickle.loads(by_hand)) == results(pickle.loads(loaded))
     gc.collect()
     dataclasses.replace(read_manifest(directory), source="another").write(directory)
-    with pytest.raises(InputError, match="another export of the model than the one that was pickled"):
+    with pytest.raises(InputError, match="is not the export that was pickled"):
         pickle.loads(loaded)
     with pytest.raises(InputError, match="another export now"):
         pickle.loads(by_hand)
@@ -269,7 +269,7 @@ def test_another_export_of_the_model_is_refused(demo_export: Path, tmp_path: Pat
 def test_another_kind_of_device_is_refused(engine: mmn_fast.Engine) -> None:
     origin = engine._origin
     assert origin is not None
-    with pytest.raises(BackendUnavailable, match="runs on cuda, device 'auto' is cpu here; name the device"):
+    with pytest.raises(BackendUnavailable, match="ran on cuda, but device 'auto' is cpu here; name the device"):
         dataclasses.replace(origin, runs_on="cuda").check(origin)
 
 

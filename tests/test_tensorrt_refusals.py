@@ -32,10 +32,10 @@ def spoil(directory: Path, **changes: Any) -> None:
             {"tensorrt": "11.4.0.106", "version_compatible": True},
             "built by TensorRT 11.4.0.106 and runs on that or a newer one, this is TensorRT 10.16.1.11",
         ),
-        ({"gpu": "Other"}, r"built for Other \(compute capability 9.0\) alone, this GPU is Double 9000 \(9.0\)"),
+        ({"gpu": "Other"}, r"built for Other \(compute capability 9.0\) only, but this GPU is Double 9000 \(9.0\)"),
         (
             {"hardware": "same-compute-capability", "compute_capability": [8, 0]},
-            r"built for GPUs of compute capability 8.0, this GPU is Double 9000 \(9.0\)",
+            r"built for GPUs of compute capability 8.0, but this GPU is Double 9000 \(9.0\)",
         ),
         ({"version_compatible": True}, "holds host code; backend_options=.'allow_host_code': True. runs it"),
         ({"fingerprint": "0" * 32}, "is not of this model: fingerprint: expected .*, got 0+; build it again with"),
@@ -61,7 +61,7 @@ def test_plans_of_others_are_refused(changes: dict[str, Any], message: str, cuda
 
 def test_missing_and_foreign_files_are_refused(cuda: CudaRuntime, exported: Path) -> None:
     (exported / "text.plan.json").unlink()
-    with pytest.raises(InputError, match="text.plan.json is missing, so that nothing says what text.plan was built"):
+    with pytest.raises(InputError, match="text.plan.json is missing, so nothing says what text.plan was built"):
         load(exported)
     (exported / "text.plan").unlink()
     with pytest.raises(InputError, match="text.plan is missing; build it with mmn-fast export .* --tensorrt"):
@@ -117,7 +117,7 @@ def test_a_version_compatible_plan_runs_where_it_is_allowed(
     install(monkeypatch, CudaRuntime(name="Newer", capability=(10, 0)), "11.4.0.106")
     assert load(directory, allow_host_code=True).info()["runtime"] == "tensorrt 11.4.0.106"
     install(monkeypatch, CudaRuntime(name="Older", capability=(7, 5)), "11.4.0.106")
-    with pytest.raises(BackendUnavailable, match=r"compute capability 8.0 or higher, this GPU is Older \(7.5\)"):
+    with pytest.raises(BackendUnavailable, match=r"compute capability 8.0 or higher, but this GPU is Older \(7.5\)"):
         load(directory, allow_host_code=True)
 
 

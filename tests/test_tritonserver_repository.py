@@ -325,7 +325,7 @@ def test_the_command_writes_a_repository_of_an_export(demo_export: Path, tmp_pat
     for arguments, message in (
         ([], "--output: name a directory to create"),
         (["--tensorrt"], "--tensorrt: "),
-        (["--tf32"], "expected --tensorrt too"),
+        (["--tf32"], "expected --tensorrt with them"),
         (["--triton-repository", str(output)], "--triton-repository: .* exists"),
     ):
         result = CliRunner().invoke(app, ["export", str(demo_export), *arguments])

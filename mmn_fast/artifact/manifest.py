@@ -218,7 +218,7 @@ def read_manifest(directory: str | Path) -> Manifest:
     own = plain.pop(_OWN, None)
     if own != plain_sha256(plain):
         raise InputError(
-            f"{where} is not as it was written: its sha256 differs from the one that it names; copy it"
+            f"{where} has changed since it was written: its sha256 differs from the one that it names; copy it"
             " again, or export the model again"
         )
     values = check_record(plain, _RULES, where)

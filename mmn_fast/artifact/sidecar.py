@@ -89,7 +89,7 @@ def check_bounds(graph: str, raw_features: bool) -> None:
     """
     if graph == "video" and raw_features:
         raise InputError(
-            "tensorrt: video.onnx takes source rows, a plan needs pre-clips; export the model without raw features"
+            "tensorrt: video.onnx takes source rows, but a plan needs pre-clips; export the model without raw features"
         )
 
 
@@ -204,7 +204,7 @@ def read_sidecar(directory: Path, graph: str) -> Sidecar:
     if not plan.is_file():
         raise InputError(f"tensorrt: {plan} is missing; build it with mmn-fast export {directory} --tensorrt")
     if not path.is_file():
-        raise InputError(f"tensorrt: {path} is missing, so that nothing says what {plan.name} was built for")
+        raise InputError(f"tensorrt: {path} is missing, so nothing says what {plan.name} was built for")
     where = f"tensorrt: {path}"
     plain = read_json(path, where)
     kind, version = (plain.get(key) if isinstance(plain, dict) else None for key in ("kind", "format_version"))
@@ -254,12 +254,12 @@ def unfit_reason(sidecar: Sidecar, tensorrt: str, gpu: str, compute_capability: 
     )
     if here != built_by and not (sidecar.version_compatible and here > built_by):
         fits = "that or a newer one" if sidecar.version_compatible else "no other"
-        return f"it was built by TensorRT {sidecar.tensorrt} and runs on {fits}, this is TensorRT {tensorrt}"
+        return f"it was built by TensorRT {sidecar.tensorrt} and runs on {fits}, but this is TensorRT {tensorrt}"
     built, found = (f"{major}.{minor}" for major, minor in (sidecar.compute_capability, compute_capability))
     if sidecar.hardware == "same-gpu" and (gpu, compute_capability) != (sidecar.gpu, sidecar.compute_capability):
-        return f"it was built for {sidecar.gpu} (compute capability {built}) alone, this GPU is {gpu} ({found})"
+        return f"it was built for {sidecar.gpu} (compute capability {built}) only, but this GPU is {gpu} ({found})"
     if sidecar.hardware == "same-compute-capability" and compute_capability != sidecar.compute_capability:
-        return f"it was built for GPUs of compute capability {built}, this GPU is {gpu} ({found})"
+        return f"it was built for GPUs of compute capability {built}, but this GPU is {gpu} ({found})"
     if sidecar.hardware == "ampere-plus" and compute_capability < _AMPERE:
-        return f"it was built for GPUs of compute capability 8.0 or higher, this GPU is {gpu} ({found})"
+        return f"it was built for GPUs of compute capability 8.0 or higher, but this GPU is {gpu} ({found})"
     return None

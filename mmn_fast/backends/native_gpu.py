@@ -76,7 +76,7 @@ class NativeGpuBackend(Backend):
         if precision not in ("auto", *PRECISIONS):
             return f"precision {precision!r} is not one of its precisions on CUDA ({', '.join(PRECISIONS)})"
         if device == "cpu":
-            return "device 'cpu': this class runs on CUDA devices only"
+            return "device 'cpu': it runs on CUDA devices only"
         return gpu_device.unavailable_reason(device)
 
     def __init__(
@@ -297,7 +297,7 @@ class NativeGpuBackend(Backend):
         """Suppression passes over NaN: without this, values beyond fp16 would come out as moments that are missing."""
         if not finite.all():
             raise InputError(
-                f"precision: expected one that holds this model's values, got {self.precision!r}, in which"
+                f"precision: expected one that holds this model's values, got {self.precision!r}:"
                 f" {int((~finite).sum())} of {len(finite)} sentences get scores that are not finite; bf16 and fp32 hold"
                 " larger values"
             )

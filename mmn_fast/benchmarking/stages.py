@@ -228,7 +228,7 @@ def _choose(options: BenchOptions, device: str) -> tuple[list[tuple[str, str]], 
             if reason is None and exported:
                 reason = _load_error(options.load, backend, precision)
             elif reason is None and backend_class(backend, device, precision).takes_exports:
-                reason = "it runs exports; backend 'torch', which the others are held to, cannot run those"
+                reason = "it runs exports only, and the reference backend 'torch' cannot run those"
             if reason is not None:
                 unavailable[f"{backend} {precision}"] = reason
                 continue

@@ -29,11 +29,11 @@ def convert(
     output: Annotated[Path, typer.Option("--output", "-o", help="Directory to create; must not exist.")],
     preset: Annotated[
         str | None,
-        typer.Option("--preset", help="Preset, or path of an official YAML file; train --official-pth writes it down."),
+        typer.Option("--preset", help="Preset or official YAML file; a file of train --official-pth needs none."),
     ] = None,
     tokenizer: Annotated[
         str | None,
-        typer.Option("--tokenizer", help="tokenizer.json, vocab.txt, a directory or hub id; written down likewise."),
+        typer.Option("--tokenizer", help="tokenizer.json, vocab.txt, a directory or hub id; needed as --preset is."),
     ] = None,
     text_heads: Annotated[
         int | None,
@@ -78,11 +78,12 @@ class Int8Options:
     """What an export in int8 is measured on."""
 
     annotations: Annotated[
-        Path | None, typer.Option("--annotations", help="What int8 is measured on, as of eval; default: the demo's.")
+        Path | None,
+        typer.Option("--annotations", help="Annotations to measure int8 on, as for eval; default: the demo's."),
     ] = None
-    features: Annotated[Path | None, typer.Option("--features", help="Features of those videos, as of eval.")] = None
+    features: Annotated[Path | None, typer.Option("--features", help="Features of those videos, as for eval.")] = None
     feature_key: FeatureKey = None
-    durations: Annotated[Path | None, typer.Option("--durations", help="As of eval.")] = None
+    durations: Annotated[Path | None, typer.Option("--durations", help="As for eval.")] = None
 
     def labelled(self) -> Labelled | None:
         """The data; None for the demo's."""
@@ -141,7 +142,7 @@ def export(
     tokenizer: TokenizerOption = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write a model as ONNX graphs with a manifest, verified against the reference before they appear."""
+    """Export a model to ONNX graphs with a manifest; they appear once they are verified against the reference."""
     from mmn_fast.export.deploy import Deployment
     from mmn_fast.export.to_onnx import export as run
     from mmn_fast.export.verify import summary
@@ -171,15 +172,15 @@ def _check_no_graphs_wanted(context: typer.Context, model: str, deployment: Depl
     """Refuse a call without --output that asks for graphs."""
     if not (deployment.wanted and is_export(Path(model))):
         raise InputError(
-            "--output: name a directory to create (only an export as MODEL, with --tensorrt or --triton-repository,"
-            " needs none)"
+            "--output: name a directory to create; it may be left out only if MODEL is an export, with --tensorrt or"
+            " --triton-repository"
         )
     for name in _OF_THE_GRAPHS:
         source = context.get_parameter_source(name)
         if source is not None and source.name == "COMMANDLINE":
             raise InputError(
-                f"--{name.replace('_', '-')}: it is for graphs that are made now, {model} is an export and has its"
-                " own; name the model that it was made from and --output"
+                f"--{name.replace('_', '-')}: it is for making graphs, but {model} is an export and has its"
+                " own; name the model that it was made from, and --output"
             )
 
 
@@ -212,7 +213,7 @@ def _deploy(deployment: Deployment, directory: Path, out: Output, as_json: bool)
 def verify(
     directory: Annotated[Path, typer.Argument(help="What `mmn-fast export` made.")], as_json: AsJson = False
 ) -> None:
-    """Hold an export to its manifest and to the reference's recorded outputs."""
+    """Check an export against its manifest and against the recorded outputs of the reference."""
     from mmn_fast.export.verify import summary
     from mmn_fast.export.verify import verify as run
 

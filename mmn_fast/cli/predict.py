@@ -39,7 +39,7 @@ def predict(
     loading: EngineOptions,
     as_json: AsJson = False,
 ) -> None:
-    """Write a model's predictions for every sentence, whose truth need not be known."""
+    """Write a model's predictions for every sentence; the annotations need no windows."""
     from mmn_fast.evaluation.predict import predict as run
     from mmn_fast.storage.files import refuse_existing
 
@@ -59,7 +59,8 @@ def score_file(
     annotations: Annotated[Path, typer.Option("--annotations", help="As for eval, with their windows.")],
     protocol: Protocol = "mmn",
     preset: Annotated[
-        str | None, typer.Option("--preset", help="Preset whose R@n,IoU@m to give; default n 1,5 and m 0.3,0.5,0.7.")
+        str | None,
+        typer.Option("--preset", help="Preset that sets n and m of R@n,IoU@m; default n 1,5 and m 0.3,0.5,0.7."),
     ] = None,
     durations: Durations = None,
     skip_missing: Annotated[

@@ -29,11 +29,13 @@ from mmn_fast.errors import InputError
 
 @app.command()
 def demo(
-    seed: Annotated[int | None, typer.Option("--seed", help="Which video; default another one each time.")] = None,
+    seed: Annotated[
+        int | None, typer.Option("--seed", help="Number of the video; default: another one each time.")
+    ] = None,
     html: Annotated[Path, typer.Option("--html", help="Page to write; replaced if there.")] = Path(
         "mmn-fast-demo.html"
     ),
-    model: Annotated[str, typer.Option("--model", "-m", help="A model of this world.")] = "demo",
+    model: Annotated[str, typer.Option("--model", "-m", help="A model trained on this world of shapes.")] = "demo",
     backend: BackendOption = "auto",
     precision: Precision = "auto",
     threads: Threads = None,
@@ -68,22 +70,22 @@ def bench(
     tokenizer: TokenizerOption = None,
     device: Device = "auto",
     backend: Annotated[
-        list[str] | None, typer.Option("--backend", help="A backend; give the option again for more; default all.")
+        list[str] | None, typer.Option("--backend", help="A backend; give the option again for more; default: all.")
     ] = None,
     precision: Annotated[
         list[str] | None,
-        typer.Option("--precision", help="fp32, bf16, ...; default fp32 and bf16, or an export's own."),
+        typer.Option("--precision", help="fp32, bf16, ...; default: fp32 and bf16, or an export's own."),
     ] = None,
     batch: Annotated[
-        list[int] | None, typer.Option("--batch", help="Videos per call of encode_video; default 1 and 16.")
+        list[int] | None, typer.Option("--batch", help="Videos per call of encode_video; default: 1 and 16.")
     ] = None,
-    sentences: Annotated[int, typer.Option("--sentences", help="Per call of encode_text and score.")] = 32,
-    repeats: Annotated[int, typer.Option("--repeats", help="Timed calls of each.")] = 9,
+    sentences: Annotated[int, typer.Option("--sentences", help="Sentences per call of encode_text and of score.")] = 32,
+    repeats: Annotated[int, typer.Option("--repeats", help="Timed calls of each backend and precision.")] = 9,
     quick: Annotated[bool, typer.Option("--quick", help="Batch 1, three calls, some seconds per stage.")] = False,
     threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure how fast this machine runs a model, by stage, backend and precision; default the model in the box."""
+    """Measure how fast this machine runs a model (default: the model in the box), by stage, backend and precision."""
     from rich.console import Console
 
     from mmn_fast.benchmarking.stages import BenchOptions, bench_model, table
@@ -123,7 +125,7 @@ def info(
     loading: EngineOptions,
     as_json: AsJson = False,
 ) -> None:
-    """Say what this installation can run, and with --model what would run it."""
+    """Show what this installation can run; with --model, also what runs that model."""
     import platform
 
     from mmn_fast.backends.registry import available_backends

@@ -36,7 +36,7 @@ app.add_typer(data, name="data")
 @data.command()
 def shapes(
     output: Annotated[Path, typer.Option("--output", "-o", help="Directory to create; must not exist.")],
-    seed: Annotated[int, typer.Option("--seed", help="Another seed, other videos.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", help="Another seed gives other videos.")] = 0,
     train: Annotated[int, typer.Option("--train", help="Videos to train on.")] = 2500,
     val: Annotated[int, typer.Option("--val", help="Videos to validate on.")] = 100,
     test: Annotated[int, typer.Option("--test", help="Videos to test on.")] = 200,
@@ -44,7 +44,7 @@ def shapes(
         int, typer.Option("--test-unseen", help="Videos of combinations that are not in training.")
     ] = 200,
     video: Annotated[bool, typer.Option("--video", help="Also write mp4 files; needs imageio[ffmpeg].")] = False,
-    workers: Annotated[int | None, typer.Option("--workers", help="Processes; default one per core.")] = None,
+    workers: Annotated[int | None, typer.Option("--workers", help="Processes; default: one per core.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Make the procedural data set: coloured shapes that enter, move, grow, swap, meet, with sentences and times."""
@@ -91,7 +91,8 @@ class StartOptions:
     """What a run starts from."""
 
     init: Annotated[
-        str | None, typer.Option("--init", help="Go on from a converted directory, hub id or official .pth.")
+        str | None,
+        typer.Option("--init", help="Start from the weights of a converted directory, hub id or official .pth."),
     ] = None
     text_encoder: Annotated[
         str | None,
@@ -111,11 +112,24 @@ class RecipeOptions:
 
     epochs: Annotated[int | None, typer.Option("--epochs", help="Default here and below: the preset's recipe.")] = None
     batch_size: Annotated[int | None, typer.Option("--batch-size", help="Videos per step, over all processes.")] = None
-    learning_rate: Annotated[float | None, typer.Option("--learning-rate", help="The text encoder's is lower.")] = None
+    learning_rate: Annotated[
+        float | None,
+        typer.Option("--learning-rate", help="Learning rate; the text encoder's is --text-rate times that."),
+    ] = None
     milestones: Annotated[str | None, typer.Option("--milestones", help="Epochs, as in '8,13'.")] = None
-    freeze_text_epochs: Annotated[int | None, typer.Option("--freeze-text-epochs")] = None
-    all_losses_epochs: Annotated[int | None, typer.Option("--all-losses-epochs")] = None
-    contrastive_weight: Annotated[float | None, typer.Option("--contrastive-weight")] = None
+    freeze_text_epochs: Annotated[
+        int | None,
+        typer.Option("--freeze-text-epochs", help="Epochs at the start in which the text encoder is not updated."),
+    ] = None
+    all_losses_epochs: Annotated[
+        int | None,
+        typer.Option(
+            "--all-losses-epochs", help="Epochs with the full contrastive terms; then they weigh a hundredth."
+        ),
+    ] = None
+    contrastive_weight: Annotated[
+        float | None, typer.Option("--contrastive-weight", help="Weight of the contrastive terms beside the iou loss.")
+    ] = None
 
     def applied_to(self, recipe: Recipe) -> Recipe:
         """The recipe with what was given."""
@@ -131,9 +145,9 @@ class LoopOptions:
 
     text_rate: Annotated[float, typer.Option("--text-rate", help="Text encoder's learning rate over the rest's.")] = 0.1
     warmup_steps: Annotated[int, typer.Option("--warmup-steps", help="Steps over which the rate grows.")] = 0
-    dropout: Annotated[float, typer.Option("--dropout", help="Of the text encoder.")] = 0.1
+    dropout: Annotated[float, typer.Option("--dropout", help="Dropout of the text encoder.")] = 0.1
     losses: Annotated[str, typer.Option("--losses", help="full, no-cross-video or iou-only.")] = "full"
-    seed: Annotated[int, typer.Option("--seed", help="Of weights, order and dropout.")] = 0
+    seed: Annotated[int, typer.Option("--seed", help="Seed of weights, order and dropout.")] = 0
     precision: Annotated[str, typer.Option("--precision", help="fp32, or autocast to bf16 or fp16.")] = "fp32"
     device: Device = "auto"
     threads: Threads = None
@@ -148,9 +162,11 @@ class LoopOptions:
     checkpoint_every: Annotated[
         int, typer.Option("--checkpoint-every", help="Steps between checkpoints, beside one per epoch; 0: none.")
     ] = 0
-    cache_gib: Annotated[float, typer.Option("--cache-gib", help="Keep features that fit so much memory.")] = 4.0
+    cache_gib: Annotated[float, typer.Option("--cache-gib", help="GiB of memory in which features are kept.")] = 4.0
     strict: Strict = False
-    skip_missing: Annotated[bool, typer.Option("--skip-missing", help="Leave out videos without features.")] = False
+    skip_missing: Annotated[
+        bool, typer.Option("--skip-missing", help="Leave out videos without features and say how many.")
+    ] = False
     official_pth: Annotated[bool, typer.Option("--official-pth", help="Write model.pth too.")] = False
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint; --epochs may grow.")] = False
 

@@ -74,7 +74,7 @@ def choose(
     missing = [sample.video_id for sample in samples if sample.video_id not in features]
     if missing and not skip_missing:
         few = f"{len(missing)} of {len(samples)} videos: {first_few(missing)}"
-        raise InputError(f"features: no features for {few} (skip_missing passes over them)")
+        raise InputError(f"features: no features for {few} (skip_missing leaves them out)")
     skipped = _some("skipped", len(samples), "they have no features", missing)
     if strict:
         refuse(skipped)

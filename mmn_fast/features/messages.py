@@ -52,7 +52,7 @@ def unreadable_hdf5(error: Exception) -> str | None:
     """The message for an HDF5 file that is still being written; None for other errors."""
     said = str(error)
     if "unable to lock file" in said:
-        return "the HDF5 file is locked, another process is writing to it; try again when that has closed it"
+        return "the HDF5 file is locked: another process is writing to it; try again when it has closed the file"
     if "already open for" in said:
         return (
             "the HDF5 file is open for writing, or its writer was killed; try again when it has been closed, or run"

@@ -61,7 +61,7 @@ def new_model(
     """
     if init is not None:
         if text_encoder is not None:
-            raise InputError("text_encoder: expected nothing beside init, whose text encoder is taken")
+            raise InputError("text_encoder: expected none beside init, which brings its own")
         is_file = Path(init).is_file()
         loaded = load_model(init, preset if is_file else None, tokenizer)
         difference = first_difference(loaded.preset, preset)

@@ -101,8 +101,8 @@ def read_config(path: Path) -> tuple[dict[str, Any], Preset, TextEncoderConfig]:
         )
     if version == FORMAT_VERSION and config.pop(_OWN, None) != plain_sha256(config):
         raise InputError(
-            f"{where} is not as it was written: its sha256 differs from the one that it names; copy the directory"
-            f" again, or convert the checkpoint again"
+            f"{where} has changed since it was written: its sha256 differs from the one that it names; copy the"
+            f" directory again, or convert the checkpoint again"
         )
     check_keys(config, _KEYS[version], where)
     try:
@@ -132,7 +132,7 @@ def read_weights(path: Path, config: Mapping[str, Any]) -> tuple[State, str]:
         if _fingerprint_of_format_1(config["preset"], state) != config["fingerprint"]:
             raise InputError(f"model: {path}: its weights are not those that config.json was written for; {_OTHER}")
         logger.warning(
-            "model: %s is of format 1, in which nothing guards tokenizer.json and the text encoder's sizes;"
+            "model: %s has format 1, whose hash does not cover tokenizer.json and the text encoder's sizes;"
             " `mmn-fast convert %s -o NEW` writes it with checksums",
             path.parent, path.parent,
         )  # fmt: skip

@@ -126,7 +126,7 @@ def text_sizes(state: Mapping[str, npt.NDArray[Any]], where: str, text_heads: in
     if heads is None:
         raise InputError(
             f"{where}: expected a text encoder of a published width ({', '.join(map(str, _PUBLISHED_HEADS))}), got"
-            f" {width}: nothing in the file says how many attention heads that has; convert it with text_heads=, the"
+            f" {width}: nothing in the file says how many attention heads it has; convert it with text_heads=, the"
             f" number that it was trained with (mmn-fast convert --text-heads N)"
         )
     if isinstance(heads, bool) or not isinstance(heads, int) or heads < 1 or width % heads:
