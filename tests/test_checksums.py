@@ -181,7 +181,7 @@ def test_embeddings_of_changed_weights_do_not_meet_the_old_ones(model: LoadedMod
     ]
     text = engines[0].encode_text(["a dog jumps"])
     video = engines[1].encode_video([mmn_fast.Video(np.ones((16, model.preset.input_size), np.float32), 16.0)])
-    with pytest.raises(InputError, match="text: embeddings of model"):
+    with pytest.raises(InputError, match="text: expected embeddings of this engine's model"):
         engines[1].score(video, text)
 
 
