@@ -35,6 +35,7 @@ from benchmarks.gpu_requests import CONVS, REFERENCE, SENTENCES, bench_engines, 
 from benchmarks.gpu_stages import bench_stages, text_flop
 from benchmarks.gpu_timing import INPUT_SETS, Bench, add_options, one_of, start
 from benchmarks.gpu_videos import bench_videos
+from mmn_fast.backends.base import Settings
 from mmn_fast.backends.native_gpu import NativeGpuBackend
 from mmn_fast.checkpoint import LoadedModel
 from mmn_fast.engine import Engine
@@ -50,7 +51,7 @@ STEPS = ("ground", "score", "encode_text", "stages", "encode_video", "engine")
 def _encode_text(bench: Bench, model: LoadedModel, net: MMN, batches: list[int]) -> None:
     """Sentences of 16 word pieces on the device."""
     text, length = model.text, min(16, model.text.max_tokens)
-    backend = NativeGpuBackend(model, bench.device, "fp16", None)
+    backend = NativeGpuBackend(model, Settings(bench.device, "fp16"))
     half = copy.deepcopy(net.text_encoder).to(torch.float16)
     weights = sum(array.size for name, array in model.state.items() if ".layer." in name)
     for batch in batches:

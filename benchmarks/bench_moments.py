@@ -16,6 +16,7 @@ import torch.nn.functional as F
 
 from benchmarks.timing import alternate, record
 from benchmarks.video_peers import load_case
+from mmn_fast.backends.base import Settings
 from mmn_fast.backends.native_cpu import NativeBackend
 from mmn_fast.embeddings import TextEmbeddings, VideoEmbeddings
 from mmn_fast.engine import Engine
@@ -61,7 +62,7 @@ def bench(case: str, sentences: int, threads: int, repeats: int, dry: bool) -> N
     """Measure one preset, print and record it."""
     model = load_case(case)
     preset, plan = model.preset, plan_for(model.preset)
-    engine = Engine(model, NativeBackend(model, "cpu", "fp32", threads))
+    engine = Engine(model, NativeBackend(model, Settings("cpu", "fp32", threads)))
     generator = torch.Generator().manual_seed(0)
     smooth = [torch.randn(preset.joint_size, 1, 1, generator=generator) for _ in range(2)]
     maps = [

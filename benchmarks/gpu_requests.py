@@ -10,6 +10,7 @@ import numpy as np
 import mmn_fast
 from benchmarks.gpu_timing import INPUT_SETS, Bench
 from benchmarks.gpu_videos import Videos, bench_ours
+from mmn_fast.backends.base import Settings
 from mmn_fast.backends.native_gpu import NativeGpuBackend
 from mmn_fast.backends.torch_ref import TorchBackend
 from mmn_fast.checkpoint import LoadedModel
@@ -25,8 +26,8 @@ REFERENCE = "PyTorch fp32"
 def engines(model: LoadedModel, device: str) -> dict[str, Engine]:
     """Ours and the reference, by the names of the lines."""
     return {
-        "mmn_fast fp16": Engine(model, NativeGpuBackend(model, device, "fp16", None)),
-        REFERENCE: Engine(model, cast(Any, TorchBackend(model, device, "fp32", None))),
+        "mmn_fast fp16": Engine(model, NativeGpuBackend(model, Settings(device, "fp16"))),
+        REFERENCE: Engine(model, cast(Any, TorchBackend(model, Settings(device, "fp32")))),
     }
 
 
@@ -94,7 +95,7 @@ def bench_engines(
                 continue
             try:
                 if conv not in backends:
-                    backends[conv] = NativeGpuBackend(model, bench.device, "fp16", None, {"conv": conv})
+                    backends[conv] = NativeGpuBackend(model, Settings(bench.device, "fp16", None, {"conv": conv}))
                 backend, peer = backends[conv], f"mmn_fast fp16, conv {conv}"
                 _ground(bench, model, Engine(model, backend), peer, batch, expected, conv=conv)
                 bench_ours(bench, videos, backend, peer, conv=conv)

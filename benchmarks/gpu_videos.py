@@ -10,6 +10,7 @@ import torch
 from benchmarks.gpu_peers import PeerRun, largest_error, peers, waits
 from benchmarks.gpu_stages import video_flop
 from benchmarks.gpu_timing import INPUT_SETS, Bench
+from mmn_fast.backends.base import Settings
 from mmn_fast.backends.native_gpu import NativeGpuBackend
 from mmn_fast.checkpoint import LoadedModel
 from mmn_fast.geometry import plan_for
@@ -52,7 +53,7 @@ def bench_videos(bench: Bench, model: LoadedModel, net: MMN, batches: Sequence[i
         batches: numbers of videos.
         compiled: whether torch.compile is a peer for one video.
     """
-    backends = {p: NativeGpuBackend(model, bench.device, p, None) for p in PRECISIONS}
+    backends = {p: NativeGpuBackend(model, Settings(bench.device, p)) for p in PRECISIONS}
     for count in batches:
         if bench.out_of_time(f"{model.preset.name}, batch {count}, encode_video"):
             continue

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from mmn_fast.backends.base import Settings
 from mmn_fast.backends.native_cpu import NativeBackend
 from mmn_fast.backends.torch_ref import TorchBackend
 from mmn_fast.benchmarking.turns import Arrays, Call
@@ -67,13 +68,13 @@ def make_ours(name: str, precision: str, batch: int, threads: int) -> dict[str, 
     reason = NativeBackend.unavailable_reason("cpu", precision)
     if reason is not None:
         raise BackendUnavailable(reason)
-    backend, inputs = NativeBackend(load_case(name), "cpu", precision, threads), inputs_of(name, batch)
+    backend, inputs = NativeBackend(load_case(name), Settings("cpu", precision, threads)), inputs_of(name, batch)
     return {STAGE: lambda: backend.encode_video(inputs)}
 
 
 def make_exact(name: str) -> dict[str, Call]:
     """The reference in float64, on one video: every video of a batch is the same."""
-    backend, inputs = TorchBackend(load_case(name), "cpu", "fp64", None), inputs_of(name, 1)
+    backend, inputs = TorchBackend(load_case(name), Settings("cpu", "fp64")), inputs_of(name, 1)
     return {STAGE: lambda: backend.encode_video(inputs)}
 
 

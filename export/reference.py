@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mmn_fast.artifact.manifest import REFERENCE
+from mmn_fast.backends.base import Settings
 from mmn_fast.checkpoint import LoadedModel
 from mmn_fast.features import pre_clips
 from mmn_fast.postprocess import fuse_scores
@@ -43,7 +44,7 @@ def record_reference(model: LoadedModel, directory: Path) -> dict[str, npt.NDArr
     from mmn_fast.backends.torch_ref import TorchBackend
 
     preset, rng = model.preset, np.random.default_rng(0)
-    reference = TorchBackend(model, "cpu", "fp64", None)
+    reference = TorchBackend(model, Settings("cpu", "fp64"))
     arrays: dict[str, npt.NDArray[Any]] = {}
     # Neighbouring rows of an extractor are alike, so the inputs add a slow part and a fast part of the same size.
     rows = 2 * preset.num_pre_clips + 13

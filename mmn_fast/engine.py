@@ -11,8 +11,8 @@ import numpy as np
 
 from mmn_fast.arrays import Float32
 from mmn_fast.backends import registry
-from mmn_fast.backends.base import NO_OPTIONS, Backend
 from mmn_fast.backends.base import PRECISIONS as PRECISIONS  # those of `load`
+from mmn_fast.backends.base import Backend, Settings
 from mmn_fast.checkpoint import LoadedModel, is_export, load_model
 from mmn_fast.embeddings import TextEmbeddings, VideoEmbeddings
 from mmn_fast.errors import InputError
@@ -70,7 +70,7 @@ def load(
         BackendUnavailable: the backend, device or precision cannot run here.
     """
     threads = requested_threads(threads)
-    backend_options = NO_OPTIONS if backend_options is None else backend_options
+    backend_options = {} if backend_options is None else backend_options
     if not isinstance(backend_options, Mapping):
         raise InputError(f"backend_options: expected a mapping, got {type(backend_options).__name__}")
     host.cpu_isa()  # refuses MMN_FAST_CPU_ISA before any work; every backend on the CPU chooses moments with it
@@ -86,9 +86,9 @@ def load(
             f"model: {loaded.source} is an export, which backend {chosen.name!r} cannot run; load it with"
             " backend='onnx', or load the model that it was made from"
         )
-    settings = dict(backend_options)
-    chosen.check_options(settings)
-    running = chosen(loaded, device, precision, threads, settings)
+    settings = Settings(device, precision, threads, dict(backend_options))
+    chosen.check_options(settings.options)
+    running = chosen(loaded, settings)
     origin = Origin(
         model="demo" if model == "demo" else absolute(model),
         preset=None if preset is None else loaded.preset,
@@ -98,7 +98,7 @@ def load(
         backend=chosen.name,
         threads=threads,
         progress=progress,
-        options=tuple(settings.items()),
+        options=tuple(settings.options.items()),
         source=loaded.source,
         fingerprint=loaded.fingerprint,
         manifest_sha256=loaded.manifest_sha256,

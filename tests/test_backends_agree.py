@@ -13,6 +13,7 @@ import torch
 
 import mmn_fast
 from mmn_fast import _C
+from mmn_fast.backends.base import Settings
 from mmn_fast.backends.native_cpu import NativeBackend
 from mmn_fast.checkpoint import load_model
 from mmn_fast.errors import BackendUnavailable, InputError
@@ -46,7 +47,7 @@ def test_native_embeddings_do_not_depend_on_batch_or_threads(name: str, golden_m
     model = load_model(golden_model(name))
     p = model.preset
     inputs = np.random.default_rng(0).standard_normal((19, p.num_pre_clips, p.input_size)).astype(np.float32)
-    one, two = (NativeBackend(model, "cpu", "fp32", threads) for threads in (1, 2))
+    one, two = (NativeBackend(model, Settings("cpu", "fp32", threads)) for threads in (1, 2))
     together = one.encode_video(inputs)
     assert all(a.tobytes() == b.tobytes() for a, b in zip(together, two.encode_video(inputs), strict=True))
     for videos in (slice(0, 1), slice(5, 8), slice(18, 19)):

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 import mmn_fast
 from mmn_fast.artifact.manifest import read_manifest, signature
+from mmn_fast.backends.base import Settings
 from mmn_fast.backends.ort import OnnxBackend
 from mmn_fast.checkpoint import load_model
 from mmn_fast.cli import app
@@ -148,7 +149,7 @@ def _agree(precision: str, exports: Exports, videos: int) -> int:
 
 def test_onnx_results_do_not_depend_on_batch_or_threads(exports: Exports) -> None:
     model = load_model(exports("demo"))
-    one, two = (OnnxBackend(model, "cpu", "fp32", threads) for threads in (1, 2))
+    one, two = (OnnxBackend(model, Settings("cpu", "fp32", threads)) for threads in (1, 2))
     rng, p = np.random.default_rng(0), model.preset
     videos = rng.standard_normal((max(BATCHES), p.num_pre_clips, p.input_size)).astype(np.float32)
     tokens = [rng.integers(1, model.text.vocab_size, 2 + n % 23) for n in range(max(BATCHES))]
@@ -168,7 +169,7 @@ def test_onnx_results_do_not_depend_on_batch_or_threads(exports: Exports) -> Non
 
 def test_onnx_writes_every_value_of_a_poisoned_output(exports: Exports) -> None:
     model = load_model(exports("demo"))
-    backend = OnnxBackend(model, "cpu", "auto", 1)
+    backend = OnnxBackend(model, Settings("cpu", "auto", 1))
     contrastive, iou = np.full((2, 1, *backend._sizes), np.nan, np.float32)
     clips = np.random.default_rng(0).standard_normal((1, model.preset.num_pre_clips, model.preset.input_size))
     backend._graphs["video"](

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 import mmn_fast
 from mmn_fast.artifact.manifest import read_manifest
+from mmn_fast.backends.base import Settings
 from mmn_fast.backends.ort import OnnxBackend
 from mmn_fast.checkpoint import load_model
 from mmn_fast.cli import app
@@ -110,7 +111,7 @@ def test_plans_of_int8_are_refused(exports: Exports, tmp_path: Path) -> None:
     config = (tmp_path / "models" / "mmn_video" / "config.pbtxt").read_text()
     assert "KIND_CPU" in config
     with pytest.raises(BackendUnavailable, match="backend 'onnx': device 'cuda:0': int8 graphs are for CPUs"):
-        OnnxBackend(load_model(copy), "cuda:0", "auto", None)
+        OnnxBackend(load_model(copy), Settings("cuda:0", "auto"))
 
 
 @pytest.mark.parametrize(

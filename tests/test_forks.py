@@ -18,6 +18,7 @@ import pytest
 import torch
 
 import mmn_fast
+from mmn_fast.backends.base import Settings
 from mmn_fast.engine import Engine
 from mmn_fast.errors import BackendUnavailable, InputError
 from mmn_fast.process.forks import Opened
@@ -288,7 +289,7 @@ def test_backends_on_a_gpu_refuse_a_forked_child(
     from mmn_fast.checkpoint import load_model
 
     loaded = load_model("demo")
-    engine = Engine(loaded, NativeGpuBackend(loaded, "cpu", "fp32", None))  # the kernels' twins on the CPU
+    engine = Engine(loaded, NativeGpuBackend(loaded, Settings("cpu", "fp32")))  # the kernels' twins on the CPU
     for call in (lambda: engine.ground(batch()), engine.info):
         with pytest.raises(BackendUnavailable, match="was forked from it"):
             in_fork(call)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from benchmarks import bench_gather, bench_gpu, gpu_requests, gpu_timing
 from benchmarks.conv_layers import Layers
 from benchmarks.gpu_peers import TUNED_VIDEOS, arithmetic, peers
 from benchmarks.gpu_timing import Bench, HostClock, add_options
+from mmn_fast.backends.base import Settings
 from mmn_fast.backends.native_gpu import NativeGpuBackend
 from mmn_fast.checkpoint import LoadedModel
 from mmn_fast.errors import InputError
@@ -234,14 +236,15 @@ def test_an_engine_of_each_convolution_grounds_and_encodes_and_one_that_cannot_i
     model = LoadedModel(case.preset, case.text, case.state(), tokenizer, case.name)
     reference, made = gpu_requests.engines(model, "cpu")[gpu_requests.REFERENCE], list[str]()
 
-    def backend(*arguments: Any) -> NativeGpuBackend:
-        conv = arguments[-1]["conv"]
+    def backend(model: Any, settings: Settings) -> NativeGpuBackend:
+        conv = settings.options["conv"]
         made.append(conv)
         if conv == "fft":
             raise InputError("backend_options: conv: for a test")
         if conv == "mixed":
             raise MemoryError("native: out of device memory\nsecond line")
-        return NativeGpuBackend(*arguments[:-1], {"conv": "crop"})  # the others need the interpreter
+        crop = dataclasses.replace(settings, options={"conv": "crop"})  # the others need the interpreter
+        return NativeGpuBackend(model, crop)
 
     lines: list[tuple[Any, ...]] = []
     monkeypatch.setattr(gpu_requests, "NativeGpuBackend", backend)

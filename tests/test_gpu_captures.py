@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 import mmn_fast
+from mmn_fast.backends.base import Settings
 from mmn_fast.backends.native_gpu import NativeGpuBackend
 from mmn_fast.checkpoint import load_model
 from mmn_fast.engine import Engine
@@ -75,7 +76,7 @@ def test_two_engines_capture_from_two_threads_on_two_devices(
     golden_model: Models, cuda: CudaGraphs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loaded = load_model(golden_model("charades_small"))
-    plain, *engines = (Engine(loaded, NativeGpuBackend(loaded, "cpu", "fp32", None)) for _ in range(3))
+    plain, *engines = (Engine(loaded, NativeGpuBackend(loaded, Settings("cpu", "fp32"))) for _ in range(3))
     for number, engine in enumerate(engines):
         cuda_graphs_double.put_on(engine._backend._runner, number, monkeypatch)  # type: ignore[attr-defined]
     rng, width = np.random.default_rng(0), plain.preset.input_size
@@ -236,11 +237,11 @@ def test_engines_on_devices_capture_from_two_threads(golden_model: Models) -> No
         pytest.skip(reason)
     loaded = load_model(golden_model("charades_small"))
     names = ["cuda:0", f"cuda:{torch.cuda.device_count() - 1}"]
-    engines = [Engine(loaded, NativeGpuBackend(loaded, name, "fp16", None)) for name in names]
+    engines = [Engine(loaded, NativeGpuBackend(loaded, Settings(name, "fp16"))) for name in names]
     rng, width = np.random.default_rng(0), loaded.preset.input_size
     videos = [mmn_fast.Video(rng.standard_normal((9 + n, width)).astype(np.float32), 30.0 + n) for n in range(9)]
     batches = [[mmn_fast.Query(video, ["a", "b c"]) for video in videos[:count]] for count in (1, 2, 4, 9)]
-    plain = Engine(loaded, NativeGpuBackend(loaded, names[0], "fp16", None, {"graphs": False}))
+    plain = Engine(loaded, NativeGpuBackend(loaded, Settings(names[0], "fp16", None, {"graphs": False})))
     expected = [plain.ground(batch) for batch in batches]
     found: dict[int, list[Any]] = {0: [], 1: []}
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import mmn_fast
+from mmn_fast.backends.base import Settings
 from mmn_fast.backends.native_gpu import NativeGpuBackend
 from mmn_fast.checkpoint import load_model
 from mmn_fast.engine import Engine
@@ -34,7 +35,7 @@ pytestmark = [pytest.mark.interpreter, *([pytest.mark.gpu] if DEVICE == "cuda" e
 
 def _engine(model: Path, precision: str = "fp32", **options: Any) -> Engine:
     loaded = load_model(model)
-    return Engine(loaded, NativeGpuBackend(loaded, DEVICE, precision, None, options))
+    return Engine(loaded, NativeGpuBackend(loaded, Settings(DEVICE, precision, None, options)))
 
 
 def _batch(name: str, videos: int) -> list[mmn_fast.Query]:
@@ -105,7 +106,7 @@ def test_autotune_needs_a_device(golden_model: Models) -> None:
     with pytest.raises(
         InputError, match="^backend_options: autotune: expected a CUDA device to measure on, got 'cpu'$"
     ):
-        NativeGpuBackend(loaded, "cpu", "fp16", None, {"autotune": True})
+        NativeGpuBackend(loaded, Settings("cpu", "fp16", None, {"autotune": True}))
 
 
 @pytest.mark.skipif(DEVICE != "cuda", reason="needs a CUDA device")

@@ -20,6 +20,7 @@ import yaml
 
 import mmn_fast
 from mmn_fast import _C
+from mmn_fast.backends.base import Settings
 from mmn_fast.backends.native_gpu import NativeGpuBackend
 from mmn_fast.checkpoint import LoadedModel, load_model, model_from_state, save_model
 from mmn_fast.engine import Engine
@@ -159,7 +160,7 @@ def test_every_other_instruction_set_agrees_with_float64(isa: str) -> None:
 
 
 def test_the_gpu_kernels_twins_agree_with_float64(loaded: LoadedModel, root: Path) -> None:
-    engine = Engine(loaded, NativeGpuBackend(loaded, "cpu", "fp32", None, {}))
+    engine = Engine(loaded, NativeGpuBackend(loaded, Settings("cpu", "fp32")))
     check_engine(engine, loaded.source, root, "gpu_backend")
 
 

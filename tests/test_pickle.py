@@ -23,6 +23,7 @@ import pytest
 import mmn_fast
 from mmn_fast import engine as engine_module
 from mmn_fast.artifact.manifest import read_manifest
+from mmn_fast.backends.base import Settings
 from mmn_fast.backends.native_cpu import NativeBackend
 from mmn_fast.backends.registry import backend_class
 from mmn_fast.checkpoint import DEMO_MODEL, load_model, save_model
@@ -226,14 +227,14 @@ def test_processes_answer_with_the_same_bits_from_an_export(method: str, demo_ex
 
 def test_an_engine_made_of_a_model_in_memory_pickles_the_weights(tmp_path: Path) -> None:
     model = tiny_model(tmp_path)
-    engine = mmn_fast.Engine(model, NativeBackend(model, "cpu", "fp32", 1, {"exact": True}))
+    engine = mmn_fast.Engine(model, NativeBackend(model, Settings("cpu", "fp32", 1, {"exact": True})))
     again = pickled(engine)
     clips = np.random.default_rng(1).standard_normal((9, model.preset.input_size)).astype(np.float32)
     batch = [mmn_fast.Query(mmn_fast.Video(clips, 9.0), ["a dog sings"])]
     assert again is not engine
     assert again.ground(batch) == engine.ground(batch)
     assert again.info() == engine.info()
-    by_default = NativeBackend(model, "cpu", "fp32", threads=1)
+    by_default = NativeBackend(model, Settings("cpu", "fp32", threads=1))
     assert same(pickled(by_default).encode_text([np.array([2, 5, 3])]), by_default.encode_text([np.array([2, 5, 3])]))
 
 
@@ -255,7 +256,7 @@ def test_another_export_of_the_model_is_refused(demo_export: Path, tmp_path: Pat
     directory = tmp_path / "export"
     shutil.copytree(demo_export, directory)
     model = load_model(directory)
-    by_hand = pickle.dumps(mmn_fast.Engine(model, backend_class("onnx")(model, "cpu", "auto", 1)))
+    by_hand = pickle.dumps(mmn_fast.Engine(model, backend_class("onnx")(model, Settings("cpu", "auto", 1))))
     loaded = pickle.dumps(mmn_fast.load(directory, threads=1))
     assert results(pickle.loads(by_hand)) == results(pickle.loads(loaded))
     gc.collect()

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from types import MappingProxyType
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
@@ -25,11 +24,32 @@ Branches = tuple[Float32, Float32]
 Selection = tuple[Int32, Float32]
 """Per sentence the chosen proposals, int32 [S, top_k], -1 where fewer are left, and their fused scores [S, top_k]."""
 
-NO_OPTIONS: Mapping[str, Any] = MappingProxyType({})
-
-
 PRECISIONS = ("fp64", "fp32", "bf16", "fp16", "fp8", "int8")
 """What `precision` may name; a backend refuses those that it has not."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a backend is asked to run on, and how.
+
+    Attributes:
+        device: "cpu", "cuda" or "cuda:N", or "auto"; a device that `unavailable_reason` accepts.
+        precision: a precision that `unavailable_reason` accepts, or "auto" for the backend's default.
+        threads: CPU threads, >= 1; None leaves the process's setting alone.
+        options: settings of one backend alone, named in its `OPTIONS`; `read_options` checks their values.
+    """
+
+    device: str = "auto"
+    precision: str = "auto"
+    threads: int | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "options", dict(self.options))  # a mapping proxy cannot be pickled
+
+    def precision_or(self, default: str) -> str:
+        """The precision, `default` for "auto"."""
+        return default if self.precision == "auto" else self.precision
 
 
 @dataclass(frozen=True)
@@ -80,31 +100,29 @@ class Backend(ABC):
 
     Args:
         model: the model's values.
-        device: "cpu", "cuda" or "cuda:N"; a device that `unavailable_reason` accepts.
-        precision: a precision that `unavailable_reason` accepts, or "auto" for the backend's default.
-        threads: CPU threads, >= 1; None leaves the process's setting alone.
-        options: settings of this backend alone, named in `OPTIONS`; `read_options` checks their values.
+        settings: what to run on, and how.
+
+    Raises:
+        InputError: a value of an option is not what the option expects.
     """
 
     name: ClassVar[str]
-    OPTIONS: ClassVar[Mapping[str, Option]] = NO_OPTIONS
+    OPTIONS: ClassVar[Mapping[str, Option]] = {}
     """Settings that this backend takes beside the common ones."""
     takes_exports: ClassVar[bool] = False
     """Whether it runs the graphs of an export (`LoadedModel.exported`) instead of weights."""
     only_by_name: ClassVar[str | None] = None
     """Why "auto" never takes this backend, in one sentence; None if it may."""
-    preset: Preset
-    threads: int | None
-    _given: tuple[tuple[Any, ...], dict[str, Any]]
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> Backend:
-        self = super().__new__(cls)
-        self._given = tuple(map(_plain, args)), {name: _plain(value) for name, value in kwargs.items()}
-        return self
+    def __init__(self, model: LoadedModel, settings: Settings) -> None:
+        self._arguments = model, settings
+        self.preset: Preset = model.preset
+        self.threads = settings.threads
+        self.options = self.read_options(settings.options)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A backend pickles as its arguments: what it made of them belongs to its process."""
-        return _made_of, (type(self), *self._given)
+        return type(self), self._arguments
 
     @classmethod
     @abstractmethod
@@ -140,16 +158,6 @@ class Backend(ABC):
             if not cls.OPTIONS[name].accepts(value):
                 raise InputError(f"backend_options: {name}: expected {cls.OPTIONS[name].expected}, got {value!r}")
         return values
-
-    @abstractmethod
-    def __init__(
-        self,
-        model: LoadedModel,
-        device: str,
-        precision: str,
-        threads: int | None,
-        options: Mapping[str, Any] = NO_OPTIONS,
-    ) -> None: ...
 
     @abstractmethod
     def encode_video(self, pre_clips: Float32) -> Branches:
@@ -274,11 +282,3 @@ class Backend(ABC):
     @abstractmethod
     def info(self) -> dict[str, Any]:
         """What was chosen: at least device and precision."""
-
-
-def _plain(value: Any) -> Any:
-    return dict(value) if isinstance(value, Mapping) else value  # a mapping proxy cannot be pickled
-
-
-def _made_of(kind: type[Backend], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Backend:
-    return kind(*args, **kwargs)

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from mmn_fast.arrays import Float32, Int32, Int64
-from mmn_fast.backends.base import NO_OPTIONS, Backend, Branches, Option, Selection
+from mmn_fast.backends.base import Backend, Branches, Option, Selection, Settings
 from mmn_fast.checkpoint import LoadedModel
 from mmn_fast.geometry import ProposalPlan, diagonal_rows, plan_for, pool_steps, proposal_diagonals
 from mmn_fast.kernels import host
@@ -60,29 +60,20 @@ class NativeBackend(Backend):
             return "device 'auto': there is a CUDA device, which PyTorch can use, and this backend runs on the CPU only"
         return None
 
-    def __init__(
-        self,
-        model: LoadedModel,
-        device: str,
-        precision: str,
-        threads: int | None,
-        options: Mapping[str, Any] = NO_OPTIONS,
-    ) -> None:
-        self.preset, self.threads = model.preset, threads
+    def __init__(self, model: LoadedModel, settings: Settings) -> None:
+        super().__init__(model, settings)
         self._plan = plan_for(model.preset)
-        self.precision = "fp32" if precision == "auto" else precision
-        given = self.read_options(options)
-        exact, autotune = given["exact"], given["autotune"]
-        limit = None if given["max_packed_mib"] is None else float(given["max_packed_mib"])
+        self.precision = settings.precision_or("fp32")
+        exact, limit = self.options["exact"], self.options["max_packed_mib"]
+        limit = self.options["max_packed_mib"] = None if limit is None else float(limit)
         weights, biases = folded_layers(model.state, model.preset.conv_layers)
         widths = [(weight.shape[1], weight.shape[0]) for weight in weights]
         seconds = None
-        if autotune:
-            seconds = tuned_seconds(self._plan, widths, self.precision, exact, host.num_threads(threads))
+        if self.options["autotune"]:
+            seconds = tuned_seconds(self._plan, widths, self.precision, exact, host.num_threads(self.threads))
         self._choices: list[LayerChoice] = choose_algorithms(
             self._plan, widths, self.precision, limit, exact=exact, seconds=seconds
         )
-        self._options = {"exact": exact, "autotune": autotune, "max_packed_mib": limit}
         algorithms = [choice.algorithm for choice in self._choices]
         prefix = "text_encoder."
         text = {name.removeprefix(prefix): array for name, array in model.state.items() if name.startswith(prefix)}
@@ -131,7 +122,7 @@ class NativeBackend(Backend):
             "threads": host.num_threads(self.threads),
             "algorithms": list(self._conv.algorithms),
             "packed_weights_mib": round(sum(self._conv.packed_mib), 1),
-            "options": dict(self._options),
+            "options": dict(self.options),
             "packed_text_mib": round(self._text.packed_mib, 1),
         }
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from mmn_fast.arrays import Bool, Float32, Int32, Int64
-from mmn_fast.backends.base import NO_OPTIONS, Backend, Branches, Option, Selection
+from mmn_fast.backends.base import Backend, Branches, Option, Selection, Settings
 from mmn_fast.buckets import (
     QUERY_BUCKETS,
     VIDEO_BUCKETS,
@@ -79,26 +79,18 @@ class NativeGpuBackend(Backend):
             return "device 'cpu': it runs on CUDA devices only"
         return gpu_device.unavailable_reason(device)
 
-    def __init__(
-        self,
-        model: LoadedModel,
-        device: str,
-        precision: str,
-        threads: int | None,
-        options: Mapping[str, Any] = NO_OPTIONS,
-    ) -> None:
-        given = self.read_options(options)
-        conv, autotune = given["conv"], given["autotune"]
-        self.preset, self.threads = model.preset, threads
-        self.precision = "fp16" if precision == "auto" else precision
-        dtype, on_cuda = PRECISIONS[self.precision], device != "cpu"
-        place = torch.device("cuda", gpu_device.device_index(device)) if on_cuda else torch.device("cpu")
+    def __init__(self, model: LoadedModel, settings: Settings) -> None:
+        super().__init__(model, settings)
+        conv, autotune = self.options["conv"], self.options["autotune"]
+        self.precision = settings.precision_or("fp16")
+        dtype, on_cuda = PRECISIONS[self.precision], settings.device != "cpu"
+        place = torch.device("cuda", gpu_device.device_index(settings.device)) if on_cuda else torch.device("cpu")
         exact = self.precision == "fp32"
         self._video_buckets = (1,) if exact else VIDEO_BUCKETS
         self._sentence_buckets = (1,) if exact else QUERY_BUCKETS
         reason = unavailable_reason(conv, dtype, model.preset.conv_kernel, place)
         if reason is None and autotune and not on_cuda:
-            reason = f"autotune: expected a CUDA device to measure on, got {device!r}"
+            reason = f"autotune: expected a CUDA device to measure on, got {settings.device!r}"
         if reason:
             raise InputError(f"backend_options: {reason}")
         plan, preset = plan_for(model.preset), model.preset
@@ -123,11 +115,11 @@ class NativeGpuBackend(Backend):
             sum(array.size for array in model.state.values()) + spectral_values(choices, widths),
             dtype,
             place,
-            given["graphs"] and on_cuda,
-            given["max_graph_mib"] * MIB,
+            self.options["graphs"] and on_cuda,
+            self.options["max_graph_mib"] * MIB,
         )
         self._runner = self._programs.runner
-        self._copies = DeviceCopies(self._runner.upload, given["max_video_mib"] * MIB)
+        self._copies = DeviceCopies(self._runner.upload, self.options["max_video_mib"] * MIB)
         self._runner.on_release.append(self._copies.clear)
 
     def run(self, name: str, inputs: Sequence[Tensor], top_k: int = 0) -> Any:

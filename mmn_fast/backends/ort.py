@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from mmn_fast.arrays import Float32, Int64
 from mmn_fast.artifact.manifest import GRAPHS, Manifest, check_files, read_manifest
-from mmn_fast.backends.base import NO_OPTIONS, Backend, Branches
+from mmn_fast.backends.base import Backend, Branches, Settings
 from mmn_fast.checkpoint import LoadedModel
 from mmn_fast.errors import BackendUnavailable, InputError
 from mmn_fast.process.cores import limited_cores
@@ -70,17 +70,11 @@ class OnnxBackend(Backend):
                 )
         return None
 
-    def __init__(
-        self,
-        model: LoadedModel,
-        device: str,
-        precision: str,
-        threads: int | None,
-        options: Mapping[str, Any] = NO_OPTIONS,
-    ) -> None:
+    def __init__(self, model: LoadedModel, settings: Settings) -> None:
+        super().__init__(model, settings)
         assert model.exported is not None, "engine.load gives this backend exports only"
         manifest = read_manifest(model.exported)
-        self.preset, self.threads = model.preset, threads or limited_cores()
+        self.threads = settings.threads or limited_cores()
         absent = [name for name in GRAPHS if name not in manifest.graphs]
         if absent:
             raise InputError(
@@ -92,14 +86,14 @@ class OnnxBackend(Backend):
                 f"model: {model.source}: video.onnx takes source rows, the engine averages them itself;"
                 " export the model without --raw-features"
             )
-        if precision not in ("auto", manifest.precision):
+        if settings.precision_or(manifest.precision) != manifest.precision:
             raise BackendUnavailable(
-                f"backend 'onnx': precision {precision!r}: {model.source} was exported as {manifest.precision};"
-                f" mmn-fast export --precision {precision} makes the other"
+                f"backend 'onnx': precision {settings.precision!r}: {model.source} was exported as"
+                f" {manifest.precision}; mmn-fast export --precision {settings.precision} makes the other"
             )
         self.precision, self._fp32_stages = manifest.precision, manifest.fp32_stages
-        kind, _, number = device.partition(":")
-        reason = self.unavailable_reason(device, self.precision)
+        kind, _, number = settings.device.partition(":")
+        reason = self.unavailable_reason(settings.device, self.precision)
         if reason is not None:
             raise BackendUnavailable(f"backend 'onnx': {reason}")
         self._takes_duration = manifest.top_k is not None

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from mmn_fast.arrays import Float32, Int64
-from mmn_fast.backends.base import NO_OPTIONS, Backend, Branches
+from mmn_fast.backends.base import Backend, Branches, Settings
 from mmn_fast.checkpoint import LoadedModel
 from mmn_fast.process import torch_build
 from mmn_fast.process.forks import fork_waits
@@ -48,19 +48,12 @@ class TorchBackend(Backend):
             return f"device {device!r}: there are {count} CUDA devices"
         return None
 
-    def __init__(
-        self,
-        model: LoadedModel,
-        device: str,
-        precision: str,
-        threads: int | None,
-        options: Mapping[str, Any] = NO_OPTIONS,
-    ) -> None:
+    def __init__(self, model: LoadedModel, settings: Settings) -> None:
+        super().__init__(model, settings)
         with fork_waits:  # a module that another thread was importing is never imported in a forked child
             from mmn_fast.runtime.torch_runner import TorchRunner
 
-        self.preset = model.preset
-        self._runner = TorchRunner(model, device, "fp32" if precision == "auto" else precision, threads)
+        self._runner = TorchRunner(model, settings.device, settings.precision_or("fp32"), settings.threads)
         self.threads, self.net = self._runner.threads, self._runner.net
 
     def encode_video(self, pre_clips: Float32) -> Branches:

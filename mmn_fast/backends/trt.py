@@ -10,7 +10,7 @@ import numpy as np
 from mmn_fast.arrays import Float32, Int64
 from mmn_fast.artifact.manifest import GRAPHS, Signature, read_manifest
 from mmn_fast.artifact.sidecar import text_batches
-from mmn_fast.backends.base import NO_OPTIONS, Backend, Branches, Option
+from mmn_fast.backends.base import Backend, Branches, Option, Settings
 from mmn_fast.checkpoint import LoadedModel
 from mmn_fast.errors import BackendUnavailable
 from mmn_fast.process.forks import Lock, Opened
@@ -47,27 +47,20 @@ class TensorRTBackend(Backend):
         _, reason = tensorrt_module(RUNTIME)
         return reason or cuda_api.unavailable_reason(cuda_api.device_number(device))
 
-    def __init__(
-        self,
-        model: LoadedModel,
-        device: str,
-        precision: str,
-        threads: int | None,
-        options: Mapping[str, Any] = NO_OPTIONS,
-    ) -> None:
+    def __init__(self, model: LoadedModel, settings: Settings) -> None:
+        super().__init__(model, settings)
         assert model.exported is not None, "the engine hands over exports alone"
-        given = self.read_options(options)
         manifest = read_manifest(model.exported)
-        if precision not in ("auto", manifest.precision):
-            raise BackendUnavailable(f"precision {precision!r}: the plans of {model.source} are {manifest.precision}")
-        self.preset, self.threads = model.preset, threads
+        if settings.precision_or(manifest.precision) != manifest.precision:
+            raise BackendUnavailable(
+                f"precision {settings.precision!r}: the plans of {model.source} are {manifest.precision}"
+            )
         self.precision, self._max_tokens = manifest.precision, manifest.text.max_tokens
-        self._cuda_graphs = given["cuda_graphs"]
-        self._cuda = Cuda(cuda_api.device_number(device))
+        self._cuda = Cuda(cuda_api.device_number(settings.device))
         self._plans, self._version = open_plans(
             *(model.exported, manifest, GRAPHS, self._cuda),
-            allow_host_code=given["allow_host_code"],
-            cuda_graphs=self._cuda_graphs,
+            allow_host_code=self.options["allow_host_code"],
+            cuda_graphs=self.options["cuda_graphs"],
         )
         self._gpu = self._cuda.gpu()
         self._opened = Opened.here(f"device 'cuda:{self._cuda.number}'")
@@ -109,7 +102,7 @@ class TensorRTBackend(Backend):
             "device": f"cuda:{self._cuda.number} ({self._gpu.name})",
             "precision": self.precision,
             "runtime": self._version,
-            "cuda_graphs": self._cuda_graphs,
+            "cuda_graphs": self.options["cuda_graphs"],
         }
 
     def _run(self, plan: Plan, inputs: Arrays) -> Arrays:

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from mmn_fast.backends import registry
+from mmn_fast.backends.base import Settings
 from mmn_fast.checkpoint import LoadedModel
 from mmn_fast.engine import Engine
 from mmn_fast.errors import named_as
@@ -61,7 +62,7 @@ def validation(
 
     def metrics(model: LoadedModel) -> dict[str, float]:
         backend = registry.backend_class("torch")
-        engine = Engine(model, backend(model, str(device), "fp32", None))
+        engine = Engine(model, backend(model, Settings(str(device), "fp32")))
         return evaluate(engine, usable, store).metrics
 
     return metrics
