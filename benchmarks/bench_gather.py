@@ -73,11 +73,11 @@ def _load(name: str, rehearse: bool) -> Layers:
         plan, rng = proposal_plan(3, (2,), 3, 1), np.random.default_rng(0)
         weights = [rng.standard_normal((16, 16, 3, 3), np.float32) / 3 for _ in plan.layers]
         biases = [np.zeros(16, np.float32) for _ in plan.layers]
-        return Layers("tiny", plan, weights, biases, torch.float32, torch.device("cpu"))
+        return Layers(weights, biases, plan, torch.float32, torch.device("cpu"), "tiny")
     case = cases.load(f"{name}_full")
     weights, biases = folded_layers(case.state(), case.preset.conv_layers)
     device = torch.device("cuda", torch.cuda.current_device())
-    return Layers(case.preset.name, plan_for(case.preset), list(weights), list(biases), torch.float16, device)
+    return Layers(weights, biases, plan_for(case.preset), torch.float16, device, case.preset.name)
 
 
 def _maps(layers: Layers, videos: int) -> list[Tensor]:
@@ -203,7 +203,7 @@ class _Measurement:
 
     def crop(self) -> None:
         """Boxes of needed cells by the library."""
-        conv = CropProposalConv(*self.layers.arguments)
+        conv = CropProposalConv(self.layers)
         flop = self.layers.per_tap() * cropped_taps(self.layers.plan) * self.videos
         median = self.write("crop", conv, flop)
         if median is not None:
@@ -248,7 +248,7 @@ def measure(bench: Bench, layers: Layers, stacks: dict[str, Any], videos: int, c
             continue
         chosen, expected = (costs.choose_layers(times, needed) for times in (ways.times, predicted))
         print(f"{'':15}{name}: {' '.join(chosen)}; predicted {' '.join(expected)}")
-        mixed = MixedProposalConv(*layers.arguments, {videos: chosen}, stacks, name=name)
+        mixed = MixedProposalConv(layers, {videos: chosen}, stacks, name=name)
         whole_ms = ways.write(name, mixed, None, costs.chosen_ms(predicted, chosen))
         if whole_ms is not None:
             ways.times[name] = [whole_ms]
@@ -260,7 +260,7 @@ def _tune(layers: Layers, batches: list[int]) -> None:
     """Measure block sizes, and take and ship them."""
     from mmn_fast.kernels.gpu.conv.autotune import Tuner
 
-    tuner, precision = Tuner(*layers.arguments), precision_of(layers.dtype)
+    tuner, precision = Tuner(layers), precision_of(layers.dtype)
     for algorithm, videos in itertools.product(usable_algorithms(layers.plan.kernel), batches):
         config = tuner.measure_config(algorithm, videos)
         print(f"{layers.preset}, batch {videos}, {algorithm}: {config}", flush=True)
@@ -294,7 +294,7 @@ def _bench_preset(bench: Bench, options: argparse.Namespace, layers: Layers) -> 
 
     # Interpreted, tiles of other sizes take seconds more and run the same kernels.
     algorithms = usable_algorithms(layers.plan.kernel)[: 2 if options.rehearse else None]
-    stacks: dict[str, Any] = {algorithm: make_stack(algorithm, layers.arguments) for algorithm in algorithms}
+    stacks: dict[str, Any] = {algorithm: make_stack(algorithm, layers) for algorithm in algorithms}
     predicted = costs.predicted_on(capability_of(layers.device), layers.plan, layers.widths, GO_VIDEOS)
     tiles = min(TILES.keys() & stacks.keys(), key=lambda tiles: sum(predicted[tiles]))
     bench_products(bench, layers, stacks[tiles])

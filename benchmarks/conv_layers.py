@@ -6,33 +6,16 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from mmn_fast.arrays import Float32
-from mmn_fast.geometry import ProposalPlan
+from mmn_fast.kernels.gpu.conv.crop import ConvSettings
 
 
-@dataclass
-class Layers:
+@dataclass(frozen=True, eq=False)
+class Layers(ConvSettings):
     """A preset's layers."""
 
     preset: str
-    plan: ProposalPlan
-    weights: list[Float32]
-    biases: list[Float32]
-    dtype: torch.dtype
-    device: torch.device
-
-    @property
-    def arguments(self) -> tuple:
-        """What the constructors of proposal convolutions take."""
-        return self.weights, self.biases, self.plan, self.dtype, self.device
-
-    @property
-    def widths(self) -> list[int]:
-        """Channels of the map and of every layer."""
-        return [self.weights[0].shape[1], *map(len, self.biases)]
 
     def per_tap(self) -> float:
         """FLOP of a cell x tap product; the mean of layers of different widths."""

@@ -20,7 +20,6 @@ from mmn_fast.features import pre_clip_spans
 from mmn_fast.geometry import plan_for
 from mmn_fast.kernels.folding import folded_layers
 from mmn_fast.kernels.gpu import moment_ops, video_ops
-from mmn_fast.kernels.gpu.conv.choice import make_conv
 from mmn_fast.kernels.gpu.device import strict_arithmetic
 from mmn_fast.runtime.video_branch import VideoBranch
 
@@ -104,8 +103,7 @@ class _Work:
         preset, self.plan = model.preset, plan_for(model.preset)
         self.layers = folded_layers(model.state, preset.conv_layers)
         self.branch, self.exact = (
-            VideoBranch(preset, model.state, dtype, device, make_conv("crop", *self.layers, self.plan, dtype, device))
-            for dtype in (torch.float16, torch.float32)
+            VideoBranch(preset, model.state, dtype, device) for dtype in (torch.float16, torch.float32)
         )
         self.pairs = torch.arange(_QUERIES * videos, dtype=torch.int32, device=device)
         spans = pre_clip_spans(_ROWS, preset.num_pre_clips, preset.clamp_pre_clips)

@@ -21,7 +21,7 @@ from mmn_fast.errors import InputError
 from mmn_fast.geometry import ProposalPlan, plan_for
 from mmn_fast.kernels.gpu.conv import block_sizes, choice, costs
 from mmn_fast.kernels.gpu.conv.choice import layer_choices, make_conv, unavailable_reason
-from mmn_fast.kernels.gpu.conv.crop import CropProposalConv
+from mmn_fast.kernels.gpu.conv.crop import ConvSettings, CropProposalConv
 from mmn_fast.presets import PRESETS
 from tests.golden import cases
 from tests.kernels import conv_cases
@@ -164,7 +164,7 @@ def test_auto_takes_the_crop_until_something_was_measured_that_beats_it(
     weights, biases = [np.ones((4, 4, k, k), np.float32)] * layers, [np.zeros(4, np.float32)] * layers
 
     def made(dtype: torch.dtype = torch.float16) -> Any:
-        return make_conv("auto", weights, biases, plan, dtype, torch.device(DEVICE))
+        return make_conv("auto", ConvSettings(weights, biases, plan, dtype, torch.device(DEVICE)))
 
     def measured(videos: int, crop: float, gather: float, fft: float, precision: str = "fp16") -> None:
         times = {"crop": [crop], "gather": [gather] * layers, "fft12": [gather * 2] + [fft] * (layers - 1)}

@@ -11,7 +11,7 @@ import torch
 from mmn_fast.geometry import plan_for
 from mmn_fast.geometry_crops import crop_plan, cropped_taps, padded_rows
 from mmn_fast.kernels import reference
-from mmn_fast.kernels.gpu.conv.crop import CropProposalConv
+from mmn_fast.kernels.gpu.conv.crop import ConvSettings, CropProposalConv
 from mmn_fast.presets import PRESETS
 from tests.tolerances import check_close
 
@@ -44,7 +44,7 @@ def test_the_cropped_convolution_matches_the_packed_reference(name: str, B: int)
     side = plan.num_clips + 2 * plan.border
     padded = torch.zeros(side**2, B, widths[0])
     padded[torch.from_numpy(padded_rows(plan, plan.inputs)).long()] = inputs.transpose(0, 1)
-    found = CropProposalConv(weights, biases, plan, torch.float32, torch.device("cpu"))(padded)
+    found = CropProposalConv(ConvSettings(weights, biases, plan, torch.float32, torch.device("cpu")))(padded)
     exact = reference.proposal_conv_packed(
         inputs.double(), *([torch.from_numpy(a).double() for a in part] for part in (weights, biases)), plan
     )

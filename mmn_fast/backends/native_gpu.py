@@ -34,6 +34,7 @@ from mmn_fast.kernels import host
 from mmn_fast.kernels.folding import folded_layers
 from mmn_fast.kernels.gpu import device as gpu_device
 from mmn_fast.kernels.gpu.conv.choice import CONVS, layer_choices, make_conv, spectral_values, unavailable_reason
+from mmn_fast.kernels.gpu.conv.crop import ConvSettings
 from mmn_fast.kernels.gpu.device import PRECISIONS
 from mmn_fast.request import Pairs, Request
 from mmn_fast.runtime.device_copies import DeviceCopies
@@ -99,8 +100,8 @@ class NativeGpuBackend(Backend):
         choices = layer_choices(conv, plan, widths, dtype, place, self._video_buckets)
 
         def video() -> VideoBranch:
-            layers = folded_layers(model.state, model.preset.conv_layers)
-            made = make_conv(conv, *layers, plan, dtype, place, self._video_buckets, autotune)
+            layers = ConvSettings(*folded_layers(model.state, model.preset.conv_layers), plan, dtype, place)
+            made = make_conv(conv, layers, self._video_buckets, autotune)
             return VideoBranch(model.preset, model.state, dtype, place, made)
 
         def text() -> TextBranch:

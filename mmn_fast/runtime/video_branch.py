@@ -19,7 +19,7 @@ from mmn_fast.geometry import plan_for, pool_steps, proposal_diagonals
 from mmn_fast.geometry_crops import padded_rows
 from mmn_fast.kernels.folding import folded_layers
 from mmn_fast.kernels.gpu import video_ops
-from mmn_fast.kernels.gpu.conv.crop import CropProposalConv, GpuProposalConv
+from mmn_fast.kernels.gpu.conv.crop import ConvSettings, CropProposalConv, GpuProposalConv
 from mmn_fast.presets import Preset
 
 
@@ -47,7 +47,9 @@ class VideoBranch:
 
         self._preset, self._plan, self._dtype = preset, plan_for(preset), dtype
         self._side = preset.num_clips + 2 * self._plan.border
-        self.conv = conv or CropProposalConv(*folded_layers(state, preset.conv_layers), self._plan, dtype, device)
+        self.conv = conv or CropProposalConv(
+            ConvSettings(*folded_layers(state, preset.conv_layers), self._plan, dtype, device)
+        )
         self._clip_weight = take(state["featpool.conv.weight"][:, :, 0].T)
         self._clip_bias = take(state["featpool.conv.bias"], torch.float32)
         names = [f"proposal_conv.conv1x1_{branch}" for branch in ("contrastive", "iou")]

@@ -12,6 +12,7 @@ import torch
 
 from mmn_fast.geometry import ProposalPlan
 from mmn_fast.kernels import reference
+from mmn_fast.kernels.gpu.conv.crop import ConvSettings
 from mmn_fast.kernels.gpu.conv.stack import ConvStack
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -47,9 +48,9 @@ class ConvCase:
         self.expected = reference.proposal_conv_packed(self.inputs.double(), weights, biases, plan).transpose(0, 1)
 
     @property
-    def arguments(self) -> tuple:
-        """What the constructors of `ConvStack`s take."""
-        return self.weights, self.biases, self.plan, self.dtype, DEVICE
+    def settings(self) -> ConvSettings:
+        """The layers on `DEVICE`."""
+        return ConvSettings(self.weights, self.biases, self.plan, self.dtype, DEVICE)
 
     def padded(self, conv: ConvStack, inputs: torch.Tensor | None = None, outside: float = 0.0) -> torch.Tensor:
         """The inputs, or others, on their map, with a value wherever the plan needs none."""

@@ -52,7 +52,7 @@ def test_any_layer_can_follow_any_other(names: tuple[str, ...], precision: str) 
         "gather": {0, 1, 2},
         **{name: {names.index(name)} for name in names if name in TILES},
     }
-    conv = MixedProposalConv(*case.arguments, choices, configs=dict.fromkeys(TILES, lambda _: SMALL))
+    conv = MixedProposalConv(case.settings, choices, configs=dict.fromkeys(TILES, lambda _: SMALL))
     assert conv.info() == {
         "proposal_conv": "mixed",
         "proposal_conv_layers": {1: ["gather"] * 3, 2: list(names)},
@@ -179,7 +179,7 @@ def tuner(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[], tuple
     def make(layers: int = 2, width: int = 70) -> tuple[Tuner, list[Any]]:
         case = ConvCase(proposal_plan(3, (2,), 3, layers), (5, width, 1), "fp32")  # the interpreter is slow in fp16
         clock = _Clock()
-        return Tuner(*case.arguments, clock=clock, shared_bytes=227 * 1024), clock.asked
+        return Tuner(case.settings, clock=clock, shared_bytes=227 * 1024), clock.asked
 
     return make
 

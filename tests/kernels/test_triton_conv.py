@@ -14,6 +14,7 @@ import torch
 from mmn_fast.geometry import plan_for, proposal_plan
 from mmn_fast.kernels.gpu.conv import block_sizes
 from mmn_fast.kernels.gpu.conv.block_sizes import GatherConfig
+from mmn_fast.kernels.gpu.conv.crop import ConvSettings
 from mmn_fast.kernels.gpu.conv.gather import GatherProposalConv
 from mmn_fast.presets import PRESETS
 from tests.kernels.conv_cases import DEVICE, DTYPES, ConvCase, on_device
@@ -43,7 +44,7 @@ class Case(ConvCase):
         super().__init__(plan, tuple(sizes), precision)
 
     def conv(self, config: GatherConfig | None = None) -> GatherProposalConv:
-        return GatherProposalConv(*self.arguments, config or self.config)
+        return GatherProposalConv(self.settings, config or self.config)
 
 
 @pytest.fixture
@@ -87,7 +88,7 @@ def test_kernels_see_whole_widths_alone(sizes: tuple[int, int], monkeypatch: pyt
 
     monkeypatch.setattr(GatherProposalConv, "run_layer", spy)
     c = ConvCase(proposal_plan(3, (2,), 3, 2), (*sizes, 2), "fp32")
-    conv = GatherProposalConv(*c.arguments, SMALL)
+    conv = GatherProposalConv(c.settings, SMALL)
     given = c.padded(conv)
     out = conv(given)
     assert [widths[:2] for widths in seen] == [(-(-sizes[0] // 16) * 16, 32), (32, 32)]
@@ -136,7 +137,7 @@ def test_blocks_of_float32_fit_where_those_of_16_bits_do_not(monkeypatch: pytest
     monkeypatch.setenv("MMN_FAST_CACHE", str(tmp_path))
     limit = 227 * 1024
     for precision, element_size in (("fp16", 2), ("fp32", 4)):
-        conv = GatherProposalConv(*Case("k3", precision).arguments)
+        conv = GatherProposalConv(Case("k3", precision).settings)
         conv.capability = (9, 0)
         for videos in (1, 8):
             assert conv.known_config(videos).shared_bytes(element_size) <= limit
@@ -170,16 +171,16 @@ def test_gather_conv_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
             conv(good)
     arguments = (c.plan, c.dtype, DEVICE)
     with pytest.raises(ValueError, match="weights, biases: expected 2 of each, got 1 and 2"):
-        GatherProposalConv(c.weights[:1], c.biases, *arguments)
+        GatherProposalConv(ConvSettings(c.weights[:1], c.biases, *arguments))
     with pytest.raises(ValueError, match=r"weights\[1\]: expected \[18, 18, 3, 3\], got \[18, 18, 3, 2\]"):
-        GatherProposalConv([c.weights[0], c.weights[1][..., :2]], c.biases, *arguments)
+        GatherProposalConv(ConvSettings([c.weights[0], c.weights[1][..., :2]], c.biases, *arguments))
     wide = [np.ones((2, 2, 11, 11), np.float32)]
     with pytest.raises(ValueError, match="plan: expected a kernel of at most 9, got 11"):
-        GatherProposalConv(wide, [np.ones(2, np.float32)], proposal_plan(1, (), 11, 1), *arguments[1:])
+        GatherProposalConv(ConvSettings(wide, [np.ones(2, np.float32)], proposal_plan(1, (), 11, 1), *arguments[1:]))
     with pytest.raises(ValueError, match="dtype: expected one of .*, got torch.float64"):
-        GatherProposalConv(c.weights, c.biases, c.plan, torch.float64, DEVICE)
+        GatherProposalConv(ConvSettings(c.weights, c.biases, c.plan, torch.float64, DEVICE))
     with pytest.raises(ValueError, match="device: expected a CUDA device, .*, got meta"):
-        GatherProposalConv(c.weights, c.biases, c.plan, c.dtype, torch.device("meta"))
+        GatherProposalConv(ConvSettings(c.weights, c.biases, c.plan, c.dtype, torch.device("meta")))
 
 
 def test_shipped_choices_cover_every_preset_and_can_be_tuned(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -7,7 +7,8 @@ import torch
 
 from mmn_fast.geometry import plan_for, proposal_plan
 from mmn_fast.kernels.gpu.conv.block_sizes import GatherConfig
-from mmn_fast.kernels.gpu.conv.mixed import Arguments, MixedProposalConv, make_stack
+from mmn_fast.kernels.gpu.conv.crop import ConvSettings
+from mmn_fast.kernels.gpu.conv.mixed import MixedProposalConv, make_stack
 from mmn_fast.kernels.gpu.conv.stack import ConvStack
 from mmn_fast.presets import PRESETS
 from tests.kernels.conv_cases import DEVICE, ConvCase, padded_map
@@ -22,11 +23,11 @@ PLANS = {
 BLOCKS = GatherConfig(64, 64, 64, 4, 3, 4)
 
 
-def _stack(kind: str, arguments: Arguments) -> ConvStack:
+def _stack(kind: str, settings: ConvSettings) -> ConvStack:
     if kind == "mixed":
-        layers = [("fft16", "gather")[number % 2] for number in range(len(arguments[2].layers))]
-        return MixedProposalConv(*arguments, {1: layers})
-    return make_stack(kind, arguments, BLOCKS)
+        layers = [("fft16", "gather")[number % 2] for number in range(len(settings.plan.layers))]
+        return MixedProposalConv(settings, {1: layers})
+    return make_stack(kind, settings, BLOCKS)
 
 
 @pytest.mark.parametrize(
@@ -42,7 +43,7 @@ def _stack(kind: str, arguments: Arguments) -> ConvStack:
 )
 def test_a_graph_gives_the_bits_of_a_call_a_thousand_times(name: str, kind: str, precision: str) -> None:
     case = ConvCase(*PLANS[name], precision)
-    conv = _stack(kind, case.arguments)
+    conv = _stack(kind, case.settings)
     map_padded = case.padded(conv)
     expected = conv(map_padded)
     scale = case.expected.abs().max()
@@ -83,7 +84,7 @@ def test_repeated_runs_are_bit_equal(name: str, kind: str) -> None:
     k, layers = plan.kernel, len(plan.layers)
     weights = [torch.randn(width, width, k, k, generator=generator).numpy() * 0.1 for _ in range(layers)]
     biases = [torch.randn(width, generator=generator).numpy() / 8 for _ in range(layers)]
-    conv = make_stack(kind, (weights, biases, plan, torch.float16, DEVICE))
+    conv = make_stack(kind, ConvSettings(weights, biases, plan, torch.float16, DEVICE))
     map_padded = padded_map(conv, torch.rand(1, len(plan.inputs), width, generator=generator).half())
     first = conv(map_padded)
     assert first.isfinite().all()

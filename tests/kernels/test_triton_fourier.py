@@ -8,6 +8,7 @@ import torch
 
 from mmn_fast.geometry import plan_for, proposal_plan
 from mmn_fast.kernels.gpu.conv.block_sizes import GatherConfig
+from mmn_fast.kernels.gpu.conv.crop import ConvSettings
 from mmn_fast.kernels.gpu.conv.fourier import FourierProposalConv, spectral_weights
 from mmn_fast.kernels.transforms import SPECTRAL_TILES, fourier
 from mmn_fast.presets import PRESETS
@@ -39,7 +40,7 @@ class Case(ConvCase):
         super().__init__(plan, tuple(sizes), precision, rounded=False)
 
     def conv(self) -> FourierProposalConv:
-        return FourierProposalConv(*self.arguments, SMALL, tile=self.tile)
+        return FourierProposalConv(self.settings, SMALL, tile=self.tile)
 
     def padded(self, conv: FourierProposalConv, inputs: torch.Tensor | None = None, outside: float = torch.nan):
         return super().padded(conv, inputs, outside)
@@ -78,7 +79,7 @@ PLANS_ON_DEMAND = [
 @pytest.mark.parametrize(("name", "tile", "precision"), [*PLANS, *PLANS_ON_DEMAND])
 def test_fourier_conv_matches_the_reference_on_a_presets_plan(name: str, tile: int, precision: str) -> None:
     c = ConvCase(plan_for(PRESETS[name]), (3, 5, 1), precision, rounded=False)
-    conv = FourierProposalConv(*c.arguments, GatherConfig(128, 16, 16, 4, 2, 1), tile=tile)
+    conv = FourierProposalConv(c.settings, GatherConfig(128, 16, 16, 4, 2, 1), tile=tile)
     scale = c.expected.abs().max()
     out = conv(c.padded(conv, outside=torch.nan))
     check_close(out.cpu().double() / scale, c.expected / scale, "fourier_conv_deep", precision, name)
@@ -147,10 +148,10 @@ def test_fourier_conv_refuses() -> None:
     with pytest.raises(ValueError, match="videos: expected 1 to .* at once, got 0"):
         conv.prepare(0)
     with pytest.raises(ValueError, match="weights, biases: expected 2 of each, got 1 and 2"):
-        FourierProposalConv(c.weights[:1], c.biases, c.plan, c.dtype, DEVICE)
+        FourierProposalConv(ConvSettings(c.weights[:1], c.biases, c.plan, c.dtype, DEVICE))
     with pytest.raises(ValueError, match="dtype: expected one of .*, got torch.bfloat16"):
-        FourierProposalConv(c.weights, c.biases, c.plan, torch.bfloat16, DEVICE)
+        FourierProposalConv(ConvSettings(c.weights, c.biases, c.plan, torch.bfloat16, DEVICE))
     with pytest.raises(ValueError, match="plan: expected a kernel of at most 12, got 13"):
-        FourierProposalConv(*ConvCase(proposal_plan(3, (2,), 13, 1), (3, 3, 1), "fp32").arguments, tile=12)
+        FourierProposalConv(ConvCase(proposal_plan(3, (2,), 13, 1), (3, 3, 1), "fp32").settings, tile=12)
     with pytest.raises(ValueError, match="device: expected a CUDA device, .*, got meta"):
-        FourierProposalConv(c.weights, c.biases, c.plan, c.dtype, torch.device("meta"))
+        FourierProposalConv(ConvSettings(c.weights, c.biases, c.plan, c.dtype, torch.device("meta")))

@@ -13,9 +13,7 @@ import triton
 from torch import Tensor
 from triton.runtime.errors import OutOfResources
 
-from mmn_fast.arrays import Float32
 from mmn_fast.errors import WriteError
-from mmn_fast.geometry import ProposalPlan
 from mmn_fast.kernels.gpu.clock import DeviceClock, Run
 from mmn_fast.kernels.gpu.conv.block_sizes import (
     GatherConfig,
@@ -29,7 +27,7 @@ from mmn_fast.kernels.gpu.conv.block_sizes import (
     times_key,
 )
 from mmn_fast.kernels.gpu.conv.costs import choose_layers, engine_algorithms, not_timed, usable_algorithms
-from mmn_fast.kernels.gpu.conv.crop import CropProposalConv
+from mmn_fast.kernels.gpu.conv.crop import ConvSettings, CropProposalConv
 from mmn_fast.kernels.gpu.conv.fourier import FourierProposalConv
 from mmn_fast.kernels.gpu.conv.mixed import MixedProposalConv, make_stack
 from mmn_fast.kernels.gpu.conv.stack import ConvStack
@@ -115,29 +113,17 @@ class Tuner:
     """Measures what was not measured before on such a device, and keeps it.
 
     Args:
-        weights: per layer float32 [C_out, C_in, k, k]; values do not matter, but that they are not all zero does.
-        biases: per layer float32 [C_out].
-        plan: geometry.
-        dtype: of operands.
-        device: where to measure.
+        settings: the layers and where to measure. The weights' values do not matter, but they must not all be zero.
         clock: how.
         shared_bytes: shared memory that a block can have; None asks the device.
     """
 
-    def __init__(
-        self,
-        weights: Sequence[Float32],
-        biases: Sequence[Float32],
-        plan: ProposalPlan,
-        dtype: torch.dtype,
-        device: torch.device,
-        clock: Clock | None = None,
-        shared_bytes: int | None = None,
-    ) -> None:
-        self._arguments = weights, biases, plan, dtype, device
-        self._plan, self._width, self._clock = plan, len(biases[-1]), clock or DeviceClock(samples=_SAMPLES)
+    def __init__(self, settings: ConvSettings, clock: Clock | None = None, shared_bytes: int | None = None) -> None:
+        self._settings, device = settings, settings.device
+        self._plan, self._width = settings.plan, settings.widths[-1]
+        self._clock = clock or DeviceClock(samples=_SAMPLES)
         self._shared_bytes = _shared_bytes(device) if shared_bytes is None else shared_bytes
-        self._capability, self._precision = capability_of(device), precision_of(dtype)
+        self._capability, self._precision = capability_of(device), precision_of(settings.dtype)
 
     def config_for(self, algorithm: str, videos: int) -> GatherConfig:
         """The fastest block sizes of an algorithm for a number of videos, measured if none are kept."""
@@ -157,26 +143,24 @@ class Tuner:
 
     def times(self, videos: int) -> Times:
         """What `costs.not_timed` asks for, measured if it is not all kept."""
-        weights, biases, _, dtype, _ = self._arguments
         key, arch = times_key(self._plan, self._width, videos, self._precision), arch_of(self._capability)
         found = kept_times(arch, key)
         if found is not None and not not_timed(found, self._plan.kernel, self._precision):
             return found
         _LOG.info("timing the proposal convolution for %d videos, once for this device", videos)
         found, map_padded = {}, Tensor()
-        for name in usable_algorithms(self._plan.kernel, dtype in FourierProposalConv.dtypes):
-            stack = make_stack(name, self._arguments, partial(self.config_for, name))
+        for name in usable_algorithms(self._plan.kernel, self._settings.dtype in FourierProposalConv.dtypes):
+            stack = make_stack(name, self._settings, partial(self.config_for, name))
             map_padded, rows = self._maps(stack, videos)
             whole_ms = self._clock.whole_ms(partial(stack, map_padded))
             found[name] = self._clock.layers_ms(stack.layer_runs(map_padded, rows), whole_ms)
-        found["crop"] = [self._clock.whole_ms(partial(CropProposalConv(*self._arguments), map_padded))]
-        widths = [weights[0].shape[1], *map(len, biases)]
-        chosen = choose_layers(found, engine_algorithms(self._plan, widths, self._precision))
+        found["crop"] = [self._clock.whole_ms(partial(CropProposalConv(self._settings), map_padded))]
+        chosen = choose_layers(found, engine_algorithms(self._plan, self._settings.widths, self._precision))
         if len(set(chosen)) == 1:
             found["mixed"] = [sum(found[chosen[0]])]
         else:
             configs = {name: partial(self.config_for, name) for name in set(chosen)}
-            mixed = MixedProposalConv(*self._arguments, {videos: chosen}, configs=configs)
+            mixed = MixedProposalConv(self._settings, {videos: chosen}, configs=configs)
             found["mixed"] = [self._clock.whole_ms(partial(mixed, map_padded))]
         _keep(arch, key, found)
         return found
@@ -191,7 +175,7 @@ class Tuner:
                 break
 
     def _stack_ms(self, algorithm: str, videos: int, config: GatherConfig) -> float:
-        stack = make_stack(algorithm, self._arguments, config)
+        stack = make_stack(algorithm, self._settings, config)
         return self._clock.whole_ms(partial(stack, self._maps(stack, videos)[0]))
 
     def _maps(self, stack: ConvStack, videos: int) -> tuple[Tensor, Tensor]:

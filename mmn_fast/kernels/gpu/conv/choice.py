@@ -9,7 +9,6 @@ from functools import partial
 
 import torch
 
-from mmn_fast.arrays import Float32
 from mmn_fast.buckets import VIDEO_BUCKETS
 from mmn_fast.geometry import ProposalPlan
 from mmn_fast.kernels.gpu.conv.block_sizes import Times, arch_of, measured_times
@@ -22,7 +21,7 @@ from mmn_fast.kernels.gpu.conv.costs import (
     not_timed,
     predicted_on,
 )
-from mmn_fast.kernels.gpu.conv.crop import CropProposalConv, GpuProposalConv
+from mmn_fast.kernels.gpu.conv.crop import ConvSettings, CropProposalConv, GpuProposalConv
 from mmn_fast.kernels.gpu.conv.gather_schedule import MAX_TAPS
 from mmn_fast.kernels.gpu.device import capability_of, precision_of
 from mmn_fast.kernels.transforms import SPECTRAL_TILES
@@ -64,46 +63,35 @@ def unavailable_reason(conv: str, dtype: torch.dtype, kernel: int, device: torch
 
 
 def make_conv(
-    conv: str,
-    weights: Sequence[Float32],
-    biases: Sequence[Float32],
-    plan: ProposalPlan,
-    dtype: torch.dtype,
-    device: torch.device,
-    buckets: Sequence[int] = VIDEO_BUCKETS,
-    autotune: bool = False,
+    conv: str, settings: ConvSettings, buckets: Sequence[int] = VIDEO_BUCKETS, autotune: bool = False
 ) -> GpuProposalConv:
     """Make a proposal convolution.
 
     Args:
         conv: a key of `CONVS` for which `unavailable_reason` has none.
-        weights: per layer float32 [C_out, C_in, k, k], BatchNorm folded.
-        biases: per layer float32 [C_out].
-        plan: which cells are needed.
-        dtype: of operands.
-        device: where to run.
+        settings: the layers and where they run.
         buckets: numbers of videos that it will run for.
         autotune: whether "auto", "fft" and "mixed" now measure what was not measured before, and each kernel its block
             sizes when a number of videos comes for the first time.
     """
-    arguments = (weights, biases, plan, dtype, device)
+    plan, dtype, device = settings.plan, settings.dtype, settings.device
     if conv == "auto" and unavailable_reason("gather", dtype, plan.kernel, device):
         conv = "crop"
     if conv == "crop":
-        return CropProposalConv(*arguments)
+        return CropProposalConv(settings)
     from mmn_fast.kernels.gpu.conv.autotune import Tuner
     from mmn_fast.kernels.gpu.conv.mixed import MixedProposalConv, make_stack
 
-    tuner = Tuner(*arguments) if autotune else None
+    tuner = Tuner(settings) if autotune else None
     configs = {name: partial(tuner.config_for, name) for name in ALGORITHMS} if tuner else {}
     if tuner and conv != "gather":
         tuner.measure(buckets)
-    choices = layer_choices(conv, plan, [weights[0].shape[1], *map(len, biases)], dtype, device, buckets)
+    choices = layer_choices(conv, plan, settings.widths, dtype, device, buckets)
     if conv == "gather" or (choices and conv == "auto" and set().union(*choices.values()) == {"gather"}):
-        return make_stack("gather", arguments, configs.get("gather"))
+        return make_stack("gather", settings, configs.get("gather"))
     if choices is None:
-        return CropProposalConv(*arguments)
-    return MixedProposalConv(*arguments, choices, configs=configs, name="fft" if conv == "fft" else "mixed")
+        return CropProposalConv(settings)
+    return MixedProposalConv(settings, choices, configs=configs, name="fft" if conv == "fft" else "mixed")
 
 
 def layer_choices(

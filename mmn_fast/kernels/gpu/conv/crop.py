@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,6 +15,30 @@ from mmn_fast.arrays import Float32, Int32
 from mmn_fast.geometry import ProposalPlan
 from mmn_fast.geometry_crops import Box, crop_plan
 from mmn_fast.kernels.gpu import video_ops
+
+
+@dataclass(frozen=True, eq=False)
+class ConvSettings:
+    """The layers of a proposal convolution, and where they run.
+
+    Attributes:
+        weights: per layer float32 [C_out, C_in, k, k], BatchNorm folded in.
+        biases: per layer float32 [C_out].
+        plan: which cells are needed.
+        dtype: of operands.
+        device: where to run.
+    """
+
+    weights: Sequence[Float32]
+    biases: Sequence[Float32]
+    plan: ProposalPlan
+    dtype: torch.dtype
+    device: torch.device
+
+    @property
+    def widths(self) -> list[int]:
+        """Channels of the map and of every layer, L + 1."""
+        return [self.weights[0].shape[1], *map(len, self.biases)]
 
 
 class GpuProposalConv(Protocol):
@@ -42,28 +67,17 @@ class CropProposalConv:
     """Dense convolutions by the library, cropped to boxes that hold the needed cells; for any device.
 
     Args:
-        weights: per layer float32 [C_out, C_in, k, k], BatchNorm folded.
-        biases: per layer float32 [C_out].
-        plan: which cells are needed.
-        dtype: of operands; sums are float32 in the library's kernels.
-        device: where to run.
+        settings: its layers; sums are float32 in the library's kernels.
     """
 
     name = "crop"
 
-    def __init__(
-        self,
-        weights: Sequence[Float32],
-        biases: Sequence[Float32],
-        plan: ProposalPlan,
-        dtype: torch.dtype,
-        device: torch.device,
-    ) -> None:
+    def __init__(self, settings: ConvSettings) -> None:
+        plan, device = settings.plan, settings.device
         self._plan = plan
-        self._weights = [
-            torch.from_numpy(weight).to(device, dtype).to(memory_format=torch.channels_last) for weight in weights
-        ]
-        self._biases = [torch.from_numpy(bias).to(device) for bias in biases]
+        weights = [torch.from_numpy(weight).to(device, settings.dtype) for weight in settings.weights]
+        self._weights = [weight.to(memory_format=torch.channels_last) for weight in weights]
+        self._biases = [torch.from_numpy(bias).to(device) for bias in settings.biases]
         self._boxes = crop_plan(plan)
         tables = [[_epilogue_tables(plan, number, box) for box in boxes] for number, boxes in enumerate(self._boxes)]
         self._cell_weights = [[torch.from_numpy(weights).to(device) for weights, _ in layer] for layer in tables]

@@ -19,6 +19,7 @@ from torch import Tensor
 from mmn_fast.arrays import Float32
 from mmn_fast.geometry import ProposalPlan, cover_with_tiles, input_cells
 from mmn_fast.kernels.gpu.conv.block_sizes import GatherConfig
+from mmn_fast.kernels.gpu.conv.crop import ConvSettings
 from mmn_fast.kernels.gpu.conv.gather_schedule import side_of_input
 from mmn_fast.kernels.gpu.conv.stack import CHANNELS, ConfigFor, ConvStack, round_up, whole_widths
 from mmn_fast.kernels.gpu.fourier_ops import fourier_cells, fourier_tiles
@@ -167,23 +168,20 @@ class FourierProposalConv(ConvStack):
 
     def __init__(
         self,
-        weights: Sequence[Float32],
-        biases: Sequence[Float32],
-        plan: ProposalPlan,
-        dtype: torch.dtype,
-        device: torch.device,
+        settings: ConvSettings,
         config: GatherConfig | ConfigFor | None = None,
         layers: Collection[int] | None = None,
         tile: int = SPECTRAL_TILE,
     ) -> None:
         self.name, self.max_kernel = f"fft{tile}", tile
-        super().__init__(weights, biases, plan, dtype, device, config)
-        self.transform_of_tiles = fourier(plan.kernel, tile)
+        super().__init__(settings, config)
+        self.transform_of_tiles = fourier(self.plan.kernel, tile)
         self._layers = {
             number: _Layer(
-                *(number, *whole_widths(weights[number], biases[number]), plan, self.transform_of_tiles, dtype, device)
+                *(number, *whole_widths(settings.weights[number], settings.biases[number]), self.plan),
+                *(self.transform_of_tiles, self.dtype, self.device),
             )
-            for number in (range(len(weights)) if layers is None else layers)
+            for number in (range(len(settings.weights)) if layers is None else layers)
         }
         self._prepared: dict[int, tuple[GatherConfig, Tensor, Tensor]] = {}
 

@@ -17,9 +17,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mmn_fast.arrays import Float32
-from mmn_fast.geometry import ProposalPlan
 from mmn_fast.kernels.gpu.conv.block_sizes import GatherConfig, choose_splits
+from mmn_fast.kernels.gpu.conv.crop import ConvSettings
 from mmn_fast.kernels.gpu.conv.gather_schedule import ITEM_WORDS, MAX_TAPS, WORD_BITS, LayerSchedule, schedule_layer
 from mmn_fast.kernels.gpu.conv.stack import CHANNELS, ConfigFor, ConvStack, round_up, whole_widths
 
@@ -233,19 +232,11 @@ class GatherProposalConv(ConvStack):
     dtypes = (torch.float16, torch.bfloat16, torch.float32)
     max_kernel = math.isqrt(MAX_TAPS)
 
-    def __init__(
-        self,
-        weights: Sequence[Float32],
-        biases: Sequence[Float32],
-        plan: ProposalPlan,
-        dtype: torch.dtype,
-        device: torch.device,
-        config: GatherConfig | ConfigFor | None = None,
-    ) -> None:
-        super().__init__(weights, biases, plan, dtype, device, config)
-        whole = [whole_widths(*layer) for layer in zip(weights, biases, strict=True)]
+    def __init__(self, settings: ConvSettings, config: GatherConfig | ConfigFor | None = None) -> None:
+        super().__init__(settings, config)
+        whole = [whole_widths(*layer) for layer in zip(settings.weights, settings.biases, strict=True)]
         self._weights = [torch.from_numpy(weight) for weight, _ in whole]
-        self._biases = [torch.from_numpy(bias).to(device, torch.float32) for _, bias in whole]
+        self._biases = [torch.from_numpy(bias).to(self.device, torch.float32) for _, bias in whole]
         self._packed: dict[tuple[int, int, int], Tensor] = {}
         self._prepared: dict[int, _Prepared] = {}
 

@@ -5,24 +5,19 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from mmn_fast.arrays import Float32
-from mmn_fast.geometry import ProposalPlan
 from mmn_fast.kernels.gpu.conv.block_sizes import GatherConfig
 from mmn_fast.kernels.gpu.conv.costs import TILES
+from mmn_fast.kernels.gpu.conv.crop import ConvSettings
 from mmn_fast.kernels.gpu.conv.fourier import FourierProposalConv
 from mmn_fast.kernels.gpu.conv.gather import GatherProposalConv
 from mmn_fast.kernels.gpu.conv.stack import ConfigFor, ConvStack
 
-Arguments = tuple[Sequence[Float32], Sequence[Float32], ProposalPlan, torch.dtype, torch.device]
-"""Weights, biases, plan, dtype and device, as a `ConvStack` takes them."""
-
 
 def make_stack(
     algorithm: str,
-    arguments: Arguments,
+    settings: ConvSettings,
     config: GatherConfig | ConfigFor | None = None,
     layers: Collection[int] | None = None,
 ) -> ConvStack:
@@ -30,13 +25,13 @@ def make_stack(
 
     Args:
         algorithm: its name.
-        arguments: of the stack.
+        settings: the stack's.
         config: block sizes, as of `ConvStack`.
         layers: numbers of those that will run, for algorithms that prepare weights of each; None for all.
     """
     if algorithm == "gather":
-        return GatherProposalConv(*arguments, config)
-    return FourierProposalConv(*arguments, config, layers, TILES[algorithm])
+        return GatherProposalConv(settings, config)
+    return FourierProposalConv(settings, config, layers, TILES[algorithm])
 
 
 class MixedProposalConv(ConvStack):
@@ -45,7 +40,7 @@ class MixedProposalConv(ConvStack):
     Args:
         choices: per number of videos one of `costs.ALGORITHMS` for every layer; a call takes those of the
             largest number that is not larger than its own.
-        stacks: of the same arguments, per name; those that are missing are made. Their scratch memory is shared.
+        stacks: of the same settings, per name; those that are missing are made. Their scratch memory is shared.
         configs: block sizes of those that are made, per name; None takes those that are shipped or were tuned.
         name: what `info` calls it.
     """
@@ -55,25 +50,20 @@ class MixedProposalConv(ConvStack):
 
     def __init__(
         self,
-        weights: Sequence[Float32],
-        biases: Sequence[Float32],
-        plan: ProposalPlan,
-        dtype: torch.dtype,
-        device: torch.device,
+        settings: ConvSettings,
         choices: Mapping[int, Sequence[str]],
         stacks: Mapping[str, ConvStack] | None = None,
         configs: Mapping[str, ConfigFor] | None = None,
         name: str = "mixed",
     ) -> None:
         self.name = name
-        arguments = weights, biases, plan, dtype, device
-        super().__init__(*arguments)
+        super().__init__(settings)
         self.choices = {videos: tuple(names) for videos, names in choices.items()}
         self._stacks: dict[str, ConvStack] = dict(stacks or {})
         for algorithm, layers in layers_by_algorithm(self.choices).items():
             if algorithm not in self._stacks:
                 config = (configs or {}).get(algorithm)
-                self._stacks[algorithm] = make_stack(algorithm, arguments, config, layers)
+                self._stacks[algorithm] = make_stack(algorithm, settings, config, layers)
 
     def algorithms_for(self, videos: int) -> tuple[str, ...]:
         """What a call with so many videos runs each layer by."""

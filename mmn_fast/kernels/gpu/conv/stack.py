@@ -15,8 +15,8 @@ import triton
 from torch import Tensor
 
 from mmn_fast.arrays import Float32
-from mmn_fast.geometry import ProposalPlan
 from mmn_fast.kernels.gpu.conv.block_sizes import GatherConfig, chosen_config
+from mmn_fast.kernels.gpu.conv.crop import ConvSettings
 from mmn_fast.kernels.gpu.conv.gather_schedule import side_of_input
 from mmn_fast.kernels.gpu.device import capability_of, precision_of
 
@@ -70,11 +70,8 @@ class ConvStack(ABC):
     captured in a graph after `prepare`.
 
     Args:
-        weights: per layer float32 [C_out, C_in, k, k], BatchNorm folded in.
-        biases: per layer float32 [C_out].
-        plan: what to compute.
-        dtype: of operands and maps, one of `dtypes`; float32 multiplies in float32, without tensor cores.
-        device: a CUDA device; the CPU only in Triton's interpreter (`interpreter`).
+        settings: its layers. The dtype, which is that of maps too, is one of `dtypes`; float32 multiplies in float32,
+            without tensor cores. The device is a CUDA device, or the CPU in Triton's interpreter (`interpreter`).
         config: block sizes for every number of videos, or what chooses them for a number of videos; None takes those
             that are shipped or were tuned (`block_sizes`).
 
@@ -86,16 +83,9 @@ class ConvStack(ABC):
     dtypes: ClassVar[tuple[torch.dtype, ...]]
     max_kernel: int
 
-    def __init__(
-        self,
-        weights: Sequence[Float32],
-        biases: Sequence[Float32],
-        plan: ProposalPlan,
-        dtype: torch.dtype,
-        device: torch.device,
-        config: GatherConfig | ConfigFor | None = None,
-    ) -> None:
-        check_layers(weights, biases, plan)
+    def __init__(self, settings: ConvSettings, config: GatherConfig | ConfigFor | None = None) -> None:
+        plan, dtype, device = settings.plan, settings.dtype, settings.device
+        check_layers(settings)
         if plan.kernel > self.max_kernel:
             raise ValueError(f"plan: expected a kernel of at most {self.max_kernel}, got {plan.kernel}")
         if dtype not in self.dtypes:
@@ -104,8 +94,8 @@ class ConvStack(ABC):
             raise ValueError(f"device: expected a CUDA device, or cpu in Triton's interpreter, got {device}")
         self.plan, self.dtype, self.device = plan, dtype, device
         side = side_of_input(plan, 0)
-        self.layout = MapLayout(side, (side - plan.num_clips) // 2, weights[0].shape[1])
-        self.channels = [self.layout.channels, *(len(bias) for bias in biases)]  # the model's
+        self.layout = MapLayout(side, (side - plan.num_clips) // 2, settings.widths[0])
+        self.channels = settings.widths  # the model's
         self.widths = [round_up(channels, CHANNELS) for channels in self.channels]  # what kernels see
         self._config, self._chosen = config, dict[int, GatherConfig]()
         self._maps: dict[int, list[Tensor]] = {}
@@ -253,8 +243,9 @@ def whole_widths(weight: Float32, bias: Float32) -> tuple[Float32, Float32]:
     return np.pad(weight, ((0, out), (0, into), (0, 0), (0, 0))), np.pad(bias, (0, out))
 
 
-def check_layers(weights: Sequence[Float32], biases: Sequence[Float32], plan: ProposalPlan) -> None:
+def check_layers(settings: ConvSettings) -> None:
     """Raise ValueError unless weights and biases fit each other and the plan."""
+    weights, biases, plan = settings.weights, settings.biases, settings.plan
     if not len(weights) == len(biases) == len(plan.layers):
         raise ValueError(f"weights, biases: expected {len(plan.layers)} of each, got {len(weights)} and {len(biases)}")
     width = weights[0].shape[1] if weights[0].ndim == 4 else 0
