@@ -15,8 +15,8 @@ import mmn_fast
 from benchmarks.timing import alternate, record
 from mmn_fast.backends.registry import available_backends, backend_class
 from mmn_fast.demo.split import draw_split
-from mmn_fast.engine import PRECISIONS
 from mmn_fast.evaluation.agreement import agreement_with
+from mmn_fast.precisions import PRECISIONS
 
 
 def main() -> None:

@@ -50,7 +50,8 @@ from mmn_fast.kernels.gpu.conv import costs
 from mmn_fast.kernels.gpu.conv.block_sizes import SHIPPED, GatherConfig, Times, arch_of, config_key, keep, times_key
 from mmn_fast.kernels.gpu.conv.costs import TILES, engine_algorithms, not_timed, usable_algorithms
 from mmn_fast.kernels.gpu.conv.crop import CropProposalConv
-from mmn_fast.kernels.gpu.device import capability_of, precision_of
+from mmn_fast.kernels.gpu.device import capability_of
+from mmn_fast.precisions import precision_of
 from tests.golden import cases
 
 Conv = Callable[[Tensor], Tensor]

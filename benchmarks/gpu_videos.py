@@ -14,8 +14,9 @@ from mmn_fast.backends.base import Settings
 from mmn_fast.backends.native_gpu import NativeGpuBackend
 from mmn_fast.checkpoint import LoadedModel
 from mmn_fast.geometry import plan_for
-from mmn_fast.kernels.gpu.device import PRECISIONS, strict_arithmetic
+from mmn_fast.kernels.gpu.device import strict_arithmetic
 from mmn_fast.model import MMN
+from mmn_fast.precisions import ON_CUDA, torch_dtype
 
 _COMPARED = 8  # videos: the reference takes them one at a time, since 48 dense maps in float32 need too much memory
 
@@ -53,7 +54,7 @@ def bench_videos(bench: Bench, model: LoadedModel, net: MMN, batches: Sequence[i
         batches: numbers of videos.
         compiled: whether torch.compile is a peer for one video.
     """
-    backends = {p: NativeGpuBackend(model, Settings(bench.device, p)) for p in PRECISIONS}
+    backends = {p: NativeGpuBackend(model, Settings(bench.device, p)) for p in ON_CUDA}
     for count in batches:
         if bench.out_of_time(f"{model.preset.name}, batch {count}, encode_video"):
             continue
@@ -68,7 +69,7 @@ def bench_ours(bench: Bench, videos: Videos, backend: NativeGpuBackend, peer: st
     """Write a line of `encode_video` by a backend of ours."""
 
     def make() -> PeerRun:
-        inputs = [one.to(PRECISIONS[backend.precision]) for one in videos.sets]
+        inputs = [one.to(torch_dtype(backend.precision)) for one in videos.sets]
         return lambda number: backend.run("video", [inputs[number]])
 
     _bench(bench, videos, peer, make, False, **facts)

@@ -22,12 +22,12 @@ from mmn_fast.checkpoint import LoadedModel
 from mmn_fast.geometry import cells_to_moments, diagonal_rows, plan_for, pool_steps
 from mmn_fast.geometry_crops import Box, Crops, framed_crops
 from mmn_fast.kernels.folding import folded_layers
+from mmn_fast.precisions import torch_dtype
 from mmn_fast.presets import Preset
 from mmn_fast.text_encoder import TextEncoder
 from mmn_fast.weights.state import State
 
 _NORM_EPS = 1e-12  # eps of torch.nn.functional.normalize, in the model and for the source rows
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def _tensor(array: Any, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -90,7 +90,7 @@ class VideoGraph(nn.Module):
     ) -> None:
         super().__init__()
         preset, state = model.preset, model.state
-        dtypes = {stage: torch.float32 if stage in fp32 else DTYPES[precision] for stage in stages(preset)}
+        dtypes = {stage: torch.float32 if stage in fp32 else torch_dtype(precision) for stage in stages(preset)}
         self.pre_clips = PreClips(preset) if raw_features else None
         self.pool = preset.clip_pool_kernel, preset.clip_pool_stride
         self.project = nn.Buffer(_tensor(state["featpool.conv.weight"][:, :, 0].T, dtypes[CLIP_POOL]))
@@ -208,12 +208,12 @@ class TextGraph(nn.Module):
 
     Args:
         model: the model's values.
-        precision: one of `manifest.PRECISIONS`.
+        precision: one of `precisions.EXPORTED`.
     """
 
     def __init__(self, model: LoadedModel, precision: str = "fp32") -> None:
         super().__init__()
-        self.dtype = DTYPES[precision]
+        self.dtype = torch_dtype(precision)
         with torch.device("meta"):
             encoder = TextEncoder(model.text, model.preset.joint_size)
         prefix = "text_encoder."

@@ -13,7 +13,6 @@ from typing import Any
 from mmn_fast.artifact.manifest import (
     GRAPHS,
     MAX_RECALL_LOSS,
-    PRECISIONS,
     TOKENIZER,
     Manifest,
     Signature,
@@ -25,6 +24,7 @@ from mmn_fast.export import bf16
 from mmn_fast.export.packages import missing_extra, versions
 from mmn_fast.export.reference import record_reference
 from mmn_fast.export.to_int8 import Labelled, Splits, check_wish, quantise
+from mmn_fast.precisions import EXPORTED
 from mmn_fast.presets import Preset
 from mmn_fast.storage.checksums import array_digests, combined_sha256, file_sha256
 from mmn_fast.storage.files import new_directory
@@ -133,8 +133,8 @@ def export_loaded(
 
 def _check_arguments(output: Path, precision: str, what: Sequence[str], top_k: int | None) -> list[str]:
     """Check all arguments before any work is done; return the graphs in the order of `GRAPHS`."""
-    if precision not in PRECISIONS:
-        raise InputError(f"precision: expected one of {', '.join(PRECISIONS)}, got {precision!r}")
+    if precision not in EXPORTED:
+        raise InputError(f"precision: expected one of {', '.join(EXPORTED)}, got {precision!r}")
     unknown = [name for name in what if name not in GRAPHS]
     if unknown or not what:
         raise InputError(f"what: expected all, or some of {', '.join(GRAPHS)}, got {unknown[0] if unknown else ''!r}")

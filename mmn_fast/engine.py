@@ -11,7 +11,6 @@ import numpy as np
 
 from mmn_fast.arrays import Float32
 from mmn_fast.backends import registry
-from mmn_fast.backends.base import PRECISIONS as PRECISIONS  # those of `load`
 from mmn_fast.backends.base import Backend, Settings
 from mmn_fast.checkpoint import LoadedModel, is_export, load_model
 from mmn_fast.embeddings import TextEmbeddings, VideoEmbeddings

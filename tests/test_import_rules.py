@@ -19,7 +19,9 @@ PACKAGE = Path(mmn_fast.__file__).parent
 # From the bottom up; a module imports from its own rung and from those below. Names are below mmn_fast, and a package
 # stands for all that is in it. CONTRIBUTING.md says what each rung is for.
 LADDER = {
-    "values": ("version errors arrays checks types process storage embeddings buckets official_yaml recipes presets"),
+    "values": (
+        "version errors arrays precisions checks types process storage embeddings buckets official_yaml recipes presets"
+    ),
     "geometry": "geometry geometry_crops",
     "kernels": "kernels",
     "model": ("weights tokenizer features text_encoder model postprocess artifact checkpoint request"),

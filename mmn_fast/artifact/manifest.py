@@ -32,6 +32,7 @@ from mmn_fast.checks import (
 )
 from mmn_fast.errors import InputError
 from mmn_fast.geometry import plan_for
+from mmn_fast.precisions import EXPORTED
 from mmn_fast.presets import Preset, TextEncoderConfig
 from mmn_fast.storage.checksums import file_sha256, plain_sha256, side_by_side
 from mmn_fast.storage.documents import read_json
@@ -42,7 +43,6 @@ MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.json"
 REFERENCE = "reference.safetensors"
 GRAPHS = ("video", "text", "score")
-PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 MAX_RECALL_LOSS = 0.5  # points of R@1 that int8 may cost
 DYNAMIC_AXES = ("B", "R", "S", "L")
 _OWN = "sha256"  # key of the SHA-256 of everything else in manifest.json
@@ -120,7 +120,7 @@ class Manifest:
         fingerprint: the model's fingerprint, as `LoadedModel.fingerprint`.
         source: name of the exported model.
         weights_sha256: `storage.checksums.combined_sha256` of the model's weights; the fingerprint follows from it.
-        precision: one of `PRECISIONS`, for the weights and products of video and text; score is always float32.
+        precision: one of `precisions.EXPORTED`: weights and products of video and text; score is always float32.
         fp32_stages: stages of the video graph (`artifact.stages`) that are float32 although the precision is fp16 or
             bf16, because the graph was out of its bound without them.
         raw_features: see `signature`.
@@ -179,7 +179,7 @@ _RULES: dict[str, Rule] = {
     "fingerprint": Text(),
     "source": Text(least=0),
     "weights_sha256": Text(),
-    "precision": OneOf(PRECISIONS),
+    "precision": OneOf(EXPORTED),
     "fp32_stages": Each(Text(), least=0),
     "raw_features": flag,
     "top_k": Optional(Integer()),

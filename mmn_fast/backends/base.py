@@ -24,9 +24,6 @@ Branches = tuple[Float32, Float32]
 Selection = tuple[Int32, Float32]
 """Per sentence the chosen proposals, int32 [S, top_k], -1 where fewer are left, and their fused scores [S, top_k]."""
 
-PRECISIONS = ("fp64", "fp32", "bf16", "fp16", "fp8", "int8")
-"""What `precision` may name; a backend refuses those that it has not."""
-
 
 @dataclass(frozen=True)
 class Settings:
@@ -131,7 +128,7 @@ class Backend(ABC):
 
         Args:
             device: "auto", "cpu", "cuda" or "cuda:N".
-            precision: "auto" or one of `PRECISIONS`.
+            precision: "auto" or one of `precisions.PRECISIONS`.
         """
 
     @classmethod

@@ -17,6 +17,7 @@ from mmn_fast.kernels.cpu.autotune import tuned_seconds
 from mmn_fast.kernels.cpu.conv import LayerChoice, NativeProposalConv, choose_algorithms, has_bf16
 from mmn_fast.kernels.cpu.text import NativeTextEncoder
 from mmn_fast.kernels.folding import folded_layers
+from mmn_fast.precisions import refusal
 from mmn_fast.presets import Preset
 from mmn_fast.process import torch_build
 from mmn_fast.process.forks import fork_waits
@@ -50,8 +51,9 @@ class NativeBackend(Backend):
 
     @classmethod
     def unavailable_reason(cls, device: str, precision: str) -> str | None:
-        if precision not in ("auto", *_PRECISIONS):
-            return f"precision {precision!r} is not one of its precisions ({', '.join(_PRECISIONS)})"
+        lacking = refusal(precision, _PRECISIONS)
+        if lacking is not None:
+            return lacking
         if device.startswith("cuda"):
             return f"device {device!r}: it runs on the CPU only"
         if precision == "bf16" and not has_bf16():

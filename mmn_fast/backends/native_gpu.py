@@ -35,7 +35,7 @@ from mmn_fast.kernels.folding import folded_layers
 from mmn_fast.kernels.gpu import device as gpu_device
 from mmn_fast.kernels.gpu.conv.choice import CONVS, layer_choices, make_conv, spectral_values, unavailable_reason
 from mmn_fast.kernels.gpu.conv.crop import ConvSettings
-from mmn_fast.kernels.gpu.device import PRECISIONS
+from mmn_fast.precisions import ON_CUDA, refusal, torch_dtype
 from mmn_fast.request import Pairs, Request
 from mmn_fast.runtime.device_copies import DeviceCopies
 from mmn_fast.runtime.graph_cache import MIB
@@ -74,8 +74,9 @@ class NativeGpuBackend(Backend):
 
     @classmethod
     def unavailable_reason(cls, device: str, precision: str) -> str | None:
-        if precision not in ("auto", *PRECISIONS):
-            return f"precision {precision!r} is not one of its precisions on CUDA ({', '.join(PRECISIONS)})"
+        lacking = refusal(precision, ON_CUDA, "its precisions on CUDA")
+        if lacking is not None:
+            return lacking
         if device == "cpu":
             return "device 'cpu': it runs on CUDA devices only"
         return gpu_device.unavailable_reason(device)
@@ -84,7 +85,7 @@ class NativeGpuBackend(Backend):
         super().__init__(model, settings)
         conv, autotune = self.options["conv"], self.options["autotune"]
         self.precision = settings.precision_or("fp16")
-        dtype, on_cuda = PRECISIONS[self.precision], settings.device != "cpu"
+        dtype, on_cuda = torch_dtype(self.precision), settings.device != "cpu"
         place = torch.device("cuda", gpu_device.device_index(settings.device)) if on_cuda else torch.device("cpu")
         exact = self.precision == "fp32"
         self._video_buckets = (1,) if exact else VIDEO_BUCKETS

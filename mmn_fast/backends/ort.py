@@ -18,12 +18,12 @@ from mmn_fast.artifact.manifest import GRAPHS, Manifest, check_files, read_manif
 from mmn_fast.backends.base import Backend, Branches, Settings
 from mmn_fast.checkpoint import LoadedModel
 from mmn_fast.errors import BackendUnavailable, InputError
+from mmn_fast.precisions import EXPORTED, refusal
 from mmn_fast.process.cores import limited_cores
 from mmn_fast.process.forks import Lock, Opened, fork_waits, renew_in_child
 from mmn_fast.runtime.onnxruntime_module import onnxruntime_module
 
 _CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
-_PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 
 
 def _how_to_get_cuda() -> str:
@@ -54,8 +54,9 @@ class OnnxBackend(Backend):
     def unavailable_reason(cls, device: str, precision: str) -> str | None:
         if find_spec("onnxruntime") is None:
             return "onnxruntime is not installed (pip install mmn_fast[onnx], for CUDA mmn_fast[onnx-gpu])"
-        if precision not in ("auto", *_PRECISIONS):
-            return f"precision {precision!r} is not one of its precisions ({', '.join(_PRECISIONS)})"
+        lacking = refusal(precision, EXPORTED)
+        if lacking is not None:
+            return lacking
         if device == "cpu" and precision == "bf16":
             return "device 'cpu': ONNX Runtime multiplies bf16 on CUDA alone; export fp32 or fp16 for it"
         if device.startswith("cuda") or precision == "bf16":

@@ -7,9 +7,10 @@ import re
 from dataclasses import dataclass
 from importlib import import_module
 
-from mmn_fast.backends.base import PRECISIONS, Backend
+from mmn_fast.backends.base import Backend
 from mmn_fast.errors import BackendUnavailable, InputError
 from mmn_fast.kernels import host
+from mmn_fast.precisions import PRECISIONS
 from mmn_fast.process.forks import fork_waits
 
 _LOG = logging.getLogger(__name__)

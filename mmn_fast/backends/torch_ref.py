@@ -8,6 +8,7 @@ from typing import Any
 from mmn_fast.arrays import Float32, Int64
 from mmn_fast.backends.base import Backend, Branches, Settings
 from mmn_fast.checkpoint import LoadedModel
+from mmn_fast.precisions import refusal
 from mmn_fast.process import torch_build
 from mmn_fast.process.forks import fork_waits
 
@@ -34,8 +35,9 @@ class TorchBackend(Backend):
     def unavailable_reason(cls, device: str, precision: str) -> str | None:
         if not torch_build.is_installed():
             return "torch is not installed (pip install torch)"
-        if precision not in ("auto", *_PRECISIONS):
-            return f"precision {precision!r} is not one of its precisions ({', '.join(_PRECISIONS)})"
+        lacking = refusal(precision, _PRECISIONS)
+        if lacking is not None:
+            return lacking
         if not device.startswith("cuda"):
             return None
         lost = _cuda_lost() if torch_build.has_cuda() else None

@@ -13,6 +13,7 @@ from mmn_fast.artifact.sidecar import text_batches
 from mmn_fast.backends.base import Backend, Branches, Option, Settings
 from mmn_fast.checkpoint import LoadedModel
 from mmn_fast.errors import BackendUnavailable
+from mmn_fast.precisions import refusal
 from mmn_fast.process.forks import Lock, Opened
 from mmn_fast.runtime import cuda_api
 from mmn_fast.runtime.cuda_api import Cuda
@@ -40,8 +41,9 @@ class TensorRTBackend(Backend):
 
     @classmethod
     def unavailable_reason(cls, device: str, precision: str) -> str | None:
-        if precision not in ("auto", *_PRECISIONS):
-            return f"precision {precision!r} is not one of its precisions ({', '.join(_PRECISIONS)})"
+        lacking = refusal(precision, _PRECISIONS)
+        if lacking is not None:
+            return lacking
         if device == "cpu":
             return "device 'cpu': it runs on CUDA devices only"
         _, reason = tensorrt_module(RUNTIME)

@@ -16,8 +16,9 @@ from mmn_fast.backends.registry import available_backends, backend_class
 from mmn_fast.benchmarking.timing import machine
 from mmn_fast.benchmarking.turns import Arrays, Call, Candidate, take_turns
 from mmn_fast.checkpoint import load_model
-from mmn_fast.engine import PRECISIONS, Engine, load
+from mmn_fast.engine import Engine, load
 from mmn_fast.errors import BackendUnavailable, InputError
+from mmn_fast.precisions import PRECISIONS
 from mmn_fast.presets import Preset
 from mmn_fast.types import Video
 

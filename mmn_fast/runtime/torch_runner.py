@@ -16,13 +16,13 @@ from mmn_fast.checkpoint import LoadedModel
 from mmn_fast.geometry import plan_for
 from mmn_fast.kernels import reference
 from mmn_fast.model import MMN, build_model
+from mmn_fast.precisions import torch_dtype
 from mmn_fast.process.cores import limited_cores, usable_cores
 from mmn_fast.process.forks import Opened
 from mmn_fast.process.torch_threads import on_usable_thread, strictly
 
 _Result = TypeVar("_Result")
 _Branches = tuple[Float32, Float32]  # contrastive and iou
-_OPERANDS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class TorchRunner:
@@ -42,15 +42,15 @@ class TorchRunner:
         self.precision = precision
         # PyTorch's waiting threads spin: with many more threads than cores, one addition can take minutes.
         self.threads = limited_cores() if threads is None else min(threads, usable_cores())
-        self.dtype = torch.float64 if precision == "fp64" else torch.float32
+        self.dtype = torch.float64 if precision == "fp64" else torch.float32  # of sums
         self.net = on_usable_thread(lambda: self._built(model))
         self._packed = on_usable_thread(lambda: _PackedVideoBranch(self.net)) if precision == "fp64" else None
         self._opened = Opened.here(f"device {str(self.device)!r}")
 
     def _built(self, model: LoadedModel) -> MMN:
         net = build_model(model.preset, model.text, model.state).requires_grad_(False).to(self.device, self.dtype)
-        if self.precision in _OPERANDS:
-            _round_operands(net, _OPERANDS[self.precision])
+        if self.precision in ("bf16", "fp16"):
+            _round_operands(net, torch_dtype(self.precision))
         return net
 
     def _infer(self, work: Callable[[], _Result]) -> _Result:

@@ -10,7 +10,6 @@ import torch
 from mmn_fast.kernels import host
 from mmn_fast.process.torch_threads import cuda_lost_by_fork, strict_settings
 
-PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 _LEAST_CAPABILITY = (8, 0)  # of the machine code in csrc/cuda
 
 
@@ -48,11 +47,6 @@ def unavailable_reason(device: str) -> str | None:
         name = torch.cuda.get_device_name(index)
         return f"device {device!r}: it needs compute capability {needed}, {name} has {got}"
     return None
-
-
-def precision_of(dtype: torch.dtype) -> str:
-    """The precision whose operands have a dtype."""
-    return next(name for name, kind in PRECISIONS.items() if kind is dtype)
 
 
 def capability_of(device: torch.device) -> tuple[int, int]:

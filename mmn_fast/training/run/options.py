@@ -6,15 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import torch
-
 from mmn_fast.checks import Integer, Number, Rule
 from mmn_fast.errors import InputError
+from mmn_fast.precisions import TRAINED
 from mmn_fast.presets import Preset, Recipe, TextEncoderConfig
 from mmn_fast.training.objective import LOSSES, Losses
 
 Precision = Literal["fp32", "bf16", "fp16"]
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 _RULES: dict[str, Rule] = {
     **dict.fromkeys(("accumulate", "evaluate_every"), Integer()),
@@ -98,7 +96,7 @@ class TrainOptions:
     progress: bool = False
 
     def __post_init__(self) -> None:
-        for name, allowed in (("losses", LOSSES), ("precision", tuple(DTYPES))):
+        for name, allowed in (("losses", LOSSES), ("precision", TRAINED)):
             if getattr(self, name) not in allowed:
                 raise InputError(f"{name}: expected one of {', '.join(allowed)}, got {getattr(self, name)!r}")
         for name, rule in _RULES.items():

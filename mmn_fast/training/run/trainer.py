@@ -25,13 +25,14 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mmn_fast.checkpoint import LoadedModel, load_model, model_from_state
 from mmn_fast.errors import InputError, WriteError
+from mmn_fast.precisions import torch_dtype
 from mmn_fast.presets import Preset, get_preset
 from mmn_fast.training.data import epoch_order, epoch_parts
 from mmn_fast.training.initial import new_model, starts_from_scratch
 from mmn_fast.training.objective import Objective
 from mmn_fast.training.run.checkpoint_file import read_checkpoint
 from mmn_fast.training.run.inputs import training_data, validation
-from mmn_fast.training.run.options import DTYPES, TrainOptions
+from mmn_fast.training.run.options import TrainOptions
 from mmn_fast.training.run.output import RunOutput
 from mmn_fast.training.run.processes import StopRequest, device_of, joined_processes, wait
 from mmn_fast.training.run.progress import Log, ProgressBar
@@ -122,7 +123,7 @@ class _Run:
         self.output = RunOutput(Path(options.output), options.resume)
         self.device = device_of(options.device)
         self.autocast = torch.autocast(
-            self.device.type, dtype=DTYPES[options.precision], enabled=options.precision != "fp32"
+            self.device.type, dtype=torch_dtype(options.precision), enabled=options.precision != "fp32"
         )
         torch.manual_seed(options.seed)
         self.model, self.text, self.tokenizer = new_model(

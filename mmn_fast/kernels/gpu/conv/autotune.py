@@ -31,7 +31,8 @@ from mmn_fast.kernels.gpu.conv.crop import ConvSettings, CropProposalConv
 from mmn_fast.kernels.gpu.conv.fourier import FourierProposalConv
 from mmn_fast.kernels.gpu.conv.mixed import MixedProposalConv, make_stack
 from mmn_fast.kernels.gpu.conv.stack import ConvStack
-from mmn_fast.kernels.gpu.device import capability_of, precision_of
+from mmn_fast.kernels.gpu.device import capability_of
+from mmn_fast.precisions import precision_of
 
 _LOG = logging.getLogger(__name__)
 _SAMPLES = 5

@@ -23,8 +23,9 @@ from mmn_fast.kernels.gpu.conv.costs import (
 )
 from mmn_fast.kernels.gpu.conv.crop import ConvSettings, CropProposalConv, GpuProposalConv
 from mmn_fast.kernels.gpu.conv.gather_schedule import MAX_TAPS
-from mmn_fast.kernels.gpu.device import capability_of, precision_of
+from mmn_fast.kernels.gpu.device import capability_of
 from mmn_fast.kernels.transforms import SPECTRAL_TILES
+from mmn_fast.precisions import precision_of
 
 CONVS = {
     "auto": "what was measured to be fastest on this kind of GPU, and crop where not every way was measured",

@@ -18,7 +18,8 @@ from mmn_fast.arrays import Float32
 from mmn_fast.kernels.gpu.conv.block_sizes import GatherConfig, chosen_config
 from mmn_fast.kernels.gpu.conv.crop import ConvSettings
 from mmn_fast.kernels.gpu.conv.gather_schedule import side_of_input
-from mmn_fast.kernels.gpu.device import capability_of, precision_of
+from mmn_fast.kernels.gpu.device import capability_of
+from mmn_fast.precisions import precision_of
 
 ConfigFor = Callable[[int], GatherConfig]
 """From a number of videos to block sizes."""
