@@ -26,6 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import bench_moments
+from benchmarks.golden import cases
 from benchmarks.timing import record
 from benchmarks.video_peers import (
     OURS,
@@ -42,7 +43,6 @@ from mmn_fast.benchmarking.turns import Candidate, Measured, take_turns
 from mmn_fast.geometry import plan_for
 from mmn_fast.kernels import host
 from mmn_fast.presets import Preset
-from tests.golden import cases
 
 PEER, EXACT = "PyTorch fp32", "PyTorch fp64"
 

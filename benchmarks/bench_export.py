@@ -17,6 +17,7 @@ import numpy as np
 import onnxruntime
 import torch
 
+from benchmarks.golden import cases
 from benchmarks.timing import alternate, record
 from benchmarks.video_peers import VideoBranch
 from mmn_fast.artifact.manifest import signature
@@ -27,7 +28,6 @@ from mmn_fast.features import pre_clips
 from mmn_fast.geometry import plan_for
 from mmn_fast.geometry_crops import framed_crops
 from mmn_fast.model import build_model
-from tests.golden import cases
 
 
 def _session(path: Path, threads: int) -> onnxruntime.InferenceSession:

@@ -39,6 +39,7 @@ from torch import Tensor
 
 from benchmarks.conv_layers import Layers, difference
 from benchmarks.fft_products import GO_VIDEOS, bench_products
+from benchmarks.golden import cases
 from benchmarks.gpu_peers import TUNED_VIDEOS, arithmetic
 from benchmarks.gpu_timing import INPUT_SETS, Bench, add_options, start
 from mmn_fast.geometry import plan_for, proposal_plan
@@ -52,7 +53,6 @@ from mmn_fast.kernels.gpu.conv.costs import TILES, engine_algorithms, not_timed,
 from mmn_fast.kernels.gpu.conv.crop import CropProposalConv
 from mmn_fast.kernels.gpu.device import capability_of
 from mmn_fast.precisions import precision_of
-from tests.golden import cases
 
 Conv = Callable[[Tensor], Tensor]
 """From a padded map to the rows of the plan's cells."""

@@ -30,6 +30,7 @@ import torch
 from torch import nn
 
 from benchmarks.bench_moments import official_moments
+from benchmarks.golden import cases
 from benchmarks.gpu_peers import largest_error
 from benchmarks.gpu_requests import CONVS, REFERENCE, SENTENCES, bench_engines, bench_ground, engines, net_of
 from benchmarks.gpu_stages import bench_stages, text_flop
@@ -43,7 +44,6 @@ from mmn_fast.geometry import cells_to_moments, plan_for
 from mmn_fast.kernels.gpu.device import strict_arithmetic
 from mmn_fast.model import MMN
 from mmn_fast.tokenizer import load_tokenizer
-from tests.golden import cases
 
 STEPS = ("ground", "score", "encode_text", "stages", "encode_video", "engine")
 

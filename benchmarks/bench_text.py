@@ -17,6 +17,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from benchmarks.golden import cases
 from benchmarks.timing import alternate, record
 from mmn_fast.kernels.cpu.conv import has_bf16
 from mmn_fast.kernels.cpu.text import NativeTextEncoder
@@ -24,7 +25,6 @@ from mmn_fast.kernels.host import cpu_isa
 from mmn_fast.presets import TextEncoderConfig
 from mmn_fast.text_encoder import TextEncoder
 from mmn_fast.tokenizer import load_tokenizer
-from tests.golden import cases
 
 # The first eight videos of Charades-STA's test split that have four sentences.
 SENTENCES = {

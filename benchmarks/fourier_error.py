@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 import mmn_fast
+from benchmarks.golden import cases
 from mmn_fast.arrays import Float32
 from mmn_fast.backends.torch_ref import TorchBackend
 from mmn_fast.demo.split import draw_split
@@ -34,7 +35,6 @@ from mmn_fast.kernels.reference import proposal_conv_packed
 from mmn_fast.kernels.transforms import SPECTRAL_TILE, fourier
 from mmn_fast.model import MMN, build_model
 from mmn_fast.postprocess import fuse_scores
-from tests.golden import cases
 
 Conv = Callable[[Tensor, Sequence[Float32], Sequence[Float32], ProposalPlan], Tensor]
 """From [B, R_0, C_0] to [B, P, C]."""

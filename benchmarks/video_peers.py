@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from benchmarks.golden import cases
 from mmn_fast.backends.base import Settings
 from mmn_fast.backends.native_cpu import NativeBackend
 from mmn_fast.backends.torch_ref import TorchBackend
@@ -21,7 +22,6 @@ from mmn_fast.checkpoint import LoadedModel
 from mmn_fast.errors import BackendUnavailable
 from mmn_fast.features import pre_clips
 from mmn_fast.model import MMN, build_model
-from tests.golden import cases
 
 STAGE = "encode_video"
 PEERS = (

@@ -16,12 +16,12 @@ import pytest
 import torch
 
 import mmn_fast
+from benchmarks.golden import cases
 from mmn_fast.artifact.manifest import Manifest
 from mmn_fast.checkpoint import LoadedModel, convert, model_from_state, save_model
 from mmn_fast.kernels.gpu import interpreter
 from mmn_fast.tokenizer import load_tokenizer
 from tests import CPUS
-from tests.golden import cases
 from tests.tensorrt_plans import built, cuda, exported  # noqa: F401 - fixtures of several files
 from tests.training_task import write_task
 

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.golden import cases
 from mmn_fast.checkpoint import convert, load_model, save_model
 from mmn_fast.errors import InputError
 from mmn_fast.model import MMN, build_model
@@ -21,7 +22,6 @@ from mmn_fast.presets import PRESETS, TextEncoderConfig
 from mmn_fast.storage.checksums import plain_sha256
 from mmn_fast.weights.directory import FORMAT_VERSION
 from mmn_fast.weights.state import state_shapes
-from tests.golden import cases
 
 CASE = cases.load("charades_small")
 Files = Callable[[str], Path]

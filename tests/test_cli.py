@@ -15,9 +15,9 @@ import h5py
 import numpy as np
 import pytest
 
+from benchmarks.golden import cases, recipe
 from mmn_fast.presets import PRESETS
 from tests.command import run_here
-from tests.golden import cases, recipe
 
 CASE = cases.load("charades_small")
 Files = Callable[[str], Path]

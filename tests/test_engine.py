@@ -12,12 +12,12 @@ import pytest
 import torch
 
 import mmn_fast
+from benchmarks.golden import cases
 from mmn_fast.backends.base import Backend
 from mmn_fast.engine import Engine
 from mmn_fast.errors import BackendUnavailable, InputError
 from mmn_fast.presets import Preset
 from mmn_fast.process.once import Once
-from tests.golden import cases
 from tests.golden.grounded import batch_of
 from tests.tolerances import check_close
 

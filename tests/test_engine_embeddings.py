@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 import mmn_fast
+from benchmarks.golden import cases
 from mmn_fast import embeddings
 from mmn_fast.embeddings import TextEmbeddings, VideoEmbeddings
 from mmn_fast.engine import Engine
 from mmn_fast.errors import InputError
-from tests.golden import cases
 from tests.golden.grounded import batch_of
 from tests.tolerances import check_close
 

@@ -1,12 +1,12 @@
 """Metrics and protocols: the official figures, and what counts as found."""
 
-import importlib.util
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from benchmarks.golden import recipe
 from mmn_fast.errors import InputError
 from mmn_fast.evaluation import PROTOCOLS, Protocol, evaluate_maps, mean_iou, recall_at
 from mmn_fast.evaluation.metrics import best_ious, get_protocol
@@ -17,13 +17,6 @@ from tests.evaluation_double import CHARADES, cells_of
 GOLDEN = Path(__file__).parent / "golden"
 CASE = json.loads((GOLDEN / "losses_and_recall_5.json").read_text())
 PRESET_OF = {"charades": "charades-sta", "activitynet": "activitynet-captions", "tacos": "tacos"}
-
-
-def load_recipe():
-    spec = importlib.util.spec_from_file_location("golden_recipe", GOLDEN / "recipe.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def cell_index(preset, i, j):
@@ -50,7 +43,7 @@ def judge(maps, moment, protocol="mmn", preset="charades-sta"):
 @pytest.fixture(scope="module", params=CASE["datasets"])
 def golden(request):
     """Rebuild a dataset's twelve videos: its name, preset, and per video duration, moments and score maps."""
-    recipe, dataset = load_recipe(), request.param
+    dataset = request.param
     preset = PRESETS[PRESET_OF[dataset]]
     cells, side = cells_of(preset), preset.num_clips
     videos = []

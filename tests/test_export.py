@@ -14,6 +14,7 @@ import torch
 from typer.testing import CliRunner
 
 import mmn_fast
+from benchmarks.golden import cases
 from mmn_fast.artifact.manifest import read_manifest, signature
 from mmn_fast.backends.base import Settings
 from mmn_fast.backends.ort import OnnxBackend
@@ -29,7 +30,6 @@ from mmn_fast.kernels import reference
 from mmn_fast.presets import PRESETS
 from tests.conftest import Exports
 from tests.demo_split import demo_split
-from tests.golden import cases
 from tests.golden.grounded import batch_of
 from tests.tolerances import TOLERANCES, check_close
 

@@ -16,6 +16,7 @@ from onnx import TensorProto, helper
 from typer.testing import CliRunner
 
 import mmn_fast
+from benchmarks.golden import cases
 from mmn_fast.artifact.manifest import read_manifest
 from mmn_fast.backends.ort import OnnxBackend
 from mmn_fast.backends.trt import TensorRTBackend
@@ -28,7 +29,6 @@ from mmn_fast.export.verify import BOUNDS, OPERATORS, VerificationError, verify
 from mmn_fast.storage.checksums import file_sha256
 from tests.conftest import Exports
 from tests.demo_split import demo_split
-from tests.golden import cases
 from tests.tolerances import check_close
 
 QUICK = "hcstvg_small"

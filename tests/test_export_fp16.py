@@ -11,6 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 import mmn_fast
+from benchmarks.golden import cases
 from mmn_fast.artifact.manifest import Manifest, read_manifest
 from mmn_fast.artifact.stages import attempts, stages
 from mmn_fast.cli import app
@@ -19,7 +20,6 @@ from mmn_fast.export.to_onnx import export
 from mmn_fast.export.verify import BATCH_SIZES, BOUNDS, OPERATORS, VerificationError, verify
 from mmn_fast.presets import PRESETS
 from tests.conftest import Exports
-from tests.golden import cases
 from tests.tolerances import check_close
 
 pytestmark = pytest.mark.slow

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.golden import cases
 from mmn_fast.geometry import cells_to_moments, plan_for, proposal_cells, proposal_mask, proposal_plan, temporal_iou
 from mmn_fast.kernels import reference
 from mmn_fast.presets import PRESETS
-from tests.golden import cases
 from tests.tolerances import check_close
 
 ODD_SIZES = [

@@ -18,10 +18,10 @@ import numpy as np
 import pytest
 
 import mmn_fast
+from benchmarks.golden import cases
 from mmn_fast import _C
 from mmn_fast.geometry import cells_to_moments
 from mmn_fast.kernels.cpu.conv import has_bf16
-from tests.golden import cases
 from tests.golden.grounded import batch_of, grounded
 from tests.tolerances import check_close
 

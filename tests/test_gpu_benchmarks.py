@@ -13,6 +13,7 @@ import torch
 
 from benchmarks import bench_gather, bench_gpu, gpu_requests, gpu_timing
 from benchmarks.conv_layers import Layers
+from benchmarks.golden import cases
 from benchmarks.gpu_peers import TUNED_VIDEOS, arithmetic, peers
 from benchmarks.gpu_timing import Bench, HostClock, add_options
 from mmn_fast.backends.base import Settings
@@ -24,7 +25,6 @@ from mmn_fast.kernels.gpu.clock import DeviceClock, Timing
 from mmn_fast.kernels.gpu.conv import block_sizes
 from mmn_fast.model import build_model
 from mmn_fast.tokenizer import load_tokenizer
-from tests.golden import cases
 from tests.gpu_clock_double import Device
 
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import mmn_fast
+from benchmarks.golden import cases
 from mmn_fast.backends.base import Settings
 from mmn_fast.backends.native_gpu import NativeGpuBackend
 from mmn_fast.checkpoint import load_model
@@ -23,7 +24,6 @@ from mmn_fast.kernels.gpu.conv import block_sizes, choice, costs
 from mmn_fast.kernels.gpu.conv.choice import layer_choices, make_conv, unavailable_reason
 from mmn_fast.kernels.gpu.conv.crop import ConvSettings, CropProposalConv
 from mmn_fast.presets import PRESETS
-from tests.golden import cases
 from tests.kernels import conv_cases
 from tests.tolerances import check_close
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import mmn_fast
+from benchmarks.golden import cases
 from mmn_fast import buckets
 from mmn_fast.backends import native_gpu
 from mmn_fast.backends.native_gpu import NativeGpuBackend
@@ -25,7 +26,6 @@ from mmn_fast.process.torch_threads import strict_settings
 from mmn_fast.request import Request
 from mmn_fast.runtime.graph_cache import Captured
 from mmn_fast.runtime.graph_runner import Input
-from tests.golden import cases
 from tests.golden.grounded import batch_of
 from tests.gpu_engines import Models, gpu_engine
 from tests.tolerances import check_close

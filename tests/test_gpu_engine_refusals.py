@@ -12,13 +12,13 @@ import pytest
 import torch
 
 import mmn_fast
+from benchmarks.golden import cases
 from mmn_fast.backends import native_gpu, registry
 from mmn_fast.backends.native_cpu import NativeBackend
 from mmn_fast.backends.native_gpu import NativeGpuBackend
 from mmn_fast.engine import Engine
 from mmn_fast.errors import BackendUnavailable, InputError
 from mmn_fast.kernels import host
-from tests.golden import cases
 from tests.golden.grounded import batch_of
 from tests.gpu_engines import Models, gpu_engine
 

@@ -13,12 +13,12 @@ import torch
 
 from benchmarks import gpu_suite
 from benchmarks.bench_moments import official_moments
+from benchmarks.golden import cases
 from benchmarks.gpu_peers import peers
 from benchmarks.gpu_suite import PLANS, START_S, Step
 from benchmarks.gpu_timing import Bench
 from mmn_fast.model import build_model
 from mmn_fast.presets import PRESETS
-from tests.golden import cases
 
 ROOT = Path(__file__).parents[1]
 

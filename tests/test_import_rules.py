@@ -98,6 +98,7 @@ def test_imports_go_down_the_ladder(name: str) -> None:
     rung = _rung(name)
     assert rung is not None, f"{name} stands on no rung of LADDER"
     for imported in map(_own_name, _imports(MODULES[name], at_call_too=True)):
+        assert imported.split(".")[0] != "tests", f"{name} imports {imported}"
         assert imported not in MODULES or (_rung(imported) or 0) <= rung, f"{name} imports {imported} from above"
         if name.startswith("backends.") and name != "backends.registry" and imported in MODULES:
             assert not imported.startswith("backends.") or imported == "backends.base", f"{name} imports {imported}"
@@ -146,7 +147,11 @@ def test_benchmarks_take_names_of_each_other_that_are_there(path: Path) -> None:
     """Without importing them: their peers are not installed everywhere."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("benchmarks."):
-            other = ast.parse((path.parent / f"{node.module.removeprefix('benchmarks.')}.py").read_text())
+            place = path.parent / node.module.removeprefix("benchmarks.")
+            if place.is_dir():
+                assert all((place / f"{alias.name}.py").is_file() for alias in node.names)
+                continue
+            other = ast.parse(place.with_suffix(".py").read_text())
             there = {name.id for name in ast.walk(other) if isinstance(name, ast.Name)}
             there |= {one.name for one in other.body if isinstance(one, (ast.FunctionDef, ast.ClassDef))}
             there |= {

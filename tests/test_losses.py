@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.golden import recipe
 from mmn_fast.errors import InputError
 from mmn_fast.geometry import cells_to_moments, proposal_mask, temporal_iou
 from mmn_fast.training.losses import (
@@ -21,11 +23,10 @@ from mmn_fast.training.losses import (
     iou_loss,
     pairwise_iou,
 )
-from tests.golden import recipe
-from tests.golden.cases import HERE
 from tests.tolerances import check_close
 
-RECORD = json.loads((HERE / "losses_and_recall_5.json").read_text())
+GOLDEN = Path(__file__).parent / "golden"
+RECORD = json.loads((GOLDEN / "losses_and_recall_5.json").read_text())
 DATASETS = list(RECORD["datasets"])
 JOINT, SEED, NUM_VIDEOS = RECORD["joint"], RECORD["seed"], 4
 
@@ -83,7 +84,7 @@ def test_losses_equal_the_official_ones(dataset: str) -> None:
 @pytest.mark.parametrize("dataset", DATASETS)
 def test_gradients_equal_the_official_ones(dataset: str) -> None:
     case = load(dataset)
-    with np.load(HERE / "losses_and_recall_5.npz") as arrays:
+    with np.load(GOLDEN / "losses_and_recall_5.npz") as arrays:
         sum(losses(case), torch.tensor(0.0)).backward()
         assert case.map2d.grad is not None
         map_grad = case.map2d.grad.sum((2, 3))
@@ -94,7 +95,7 @@ def test_gradients_equal_the_official_ones(dataset: str) -> None:
 @pytest.mark.parametrize("dataset", DATASETS)
 def test_targets_equal_the_official_ones(dataset: str) -> None:
     case = load(dataset)
-    with np.load(HERE / "losses_and_recall_5.npz") as arrays:
+    with np.load(GOLDEN / "losses_and_recall_5.npz") as arrays:
         np.testing.assert_array_equal(case.iou2d[0][:, case.mask].numpy(), arrays[f"{dataset}.iou2d0"])
 
 

@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 
 import mmn_fast
+from benchmarks.golden import cases
 from mmn_fast import engine as engine_module
 from mmn_fast.artifact.manifest import read_manifest
 from mmn_fast.backends.base import Settings
@@ -32,7 +33,6 @@ from mmn_fast.evaluation.datasets import read_annotations
 from mmn_fast.evaluation.evaluate import EvaluationReport, UnwrittenPredictions, evaluate
 from mmn_fast.features.store import open_features
 from mmn_fast.origin import absolute
-from tests.golden import cases
 from tests.tiny_model import tiny_model
 
 WIDTH = mmn_fast.PRESETS["shapes"].input_size

@@ -173,7 +173,7 @@ def test_bad_yaml_is_refused_in_one_sentence(text: str, message: str, tmp_path: 
 
 
 def test_unknown_preset_is_refused_with_the_names() -> None:
-    with pytest.raises(InputError, match="expected one of charades-sta, activitynet-captions, tacos, hc-stvg, shapes"):
+    with pytest.raises(InputError, match=f"expected one of {', '.join(PRESETS)}"):
         get_preset("charades")
 
 

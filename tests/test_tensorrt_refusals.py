@@ -27,7 +27,10 @@ def spoil(directory: Path, **changes: Any) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"tensorrt": "10.9.0.34"}, "built by TensorRT 10.9.0.34 and runs on no other, but this is TensorRT 10.16.1.11"),
+        (
+            {"tensorrt": "10.9.0.34"},
+            "built by TensorRT 10.9.0.34 and runs on no other, but this is TensorRT 10.16.1.11",
+        ),
         (
             {"tensorrt": "11.4.0.106", "version_compatible": True},
             "built by TensorRT 11.4.0.106 and runs on that or a newer one, but this is TensorRT 10.16.1.11",

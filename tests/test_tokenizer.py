@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks.golden import cases
 from mmn_fast.errors import InputError
 from mmn_fast.tokenizer import load_tokenizer, without_warnings_of_cuts
-from tests.golden import cases
 
 SENTENCES = [
     "person turn a light on.",

@@ -8,6 +8,7 @@ import h5py
 import numpy as np
 import pytest
 
+from benchmarks.golden import cases
 from mmn_fast.errors import InputError
 from mmn_fast.evaluation import Sample, evaluate
 from mmn_fast.geometry import plan_for
@@ -15,7 +16,6 @@ from mmn_fast.presets import PRESETS
 from mmn_fast.types import ScoreMaps
 from mmn_fast.viz import GroundedQuery, evaluation_report, grounded, moment_map, refuse_existing, report, timeline
 from tests.command import run_here
-from tests.golden import cases
 from tests.viz_pages import EVALUATION, MOMENTS, data_of, frames, parse, queries
 
 # Files

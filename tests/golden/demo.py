@@ -11,9 +11,9 @@ import tempfile
 from pathlib import Path
 
 import mmn_fast
+from benchmarks.golden import cases
 from mmn_fast.checkpoint import convert
 from mmn_fast.features import open_features
-from tests.golden import cases
 
 TOP_K = 3
 

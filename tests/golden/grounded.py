@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 import mmn_fast
+from benchmarks.golden import cases
 from mmn_fast.engine import Engine
-from tests.golden import cases
 
 TOP_K = 20
 

@@ -14,13 +14,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from benchmarks.golden import cases, recipe
 from mmn_fast import _C
 from mmn_fast.kernels import host
 from mmn_fast.kernels.cpu.text import NativeTextEncoder
 from mmn_fast.presets import TextEncoderConfig
 from mmn_fast.text_encoder import TextEncoder
 from mmn_fast.weights.state import state_shapes
-from tests.golden import cases, recipe
 from tests.tolerances import TOLERANCES, check_close
 
 ISAS = _C.available_cpu_isas()

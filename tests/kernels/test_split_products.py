@@ -7,13 +7,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from benchmarks.golden import cases
 from mmn_fast.features import pre_clips
 from mmn_fast.geometry import plan_for, proposal_plan
 from mmn_fast.kernels import reference
 from mmn_fast.kernels.cpu import conv
 from mmn_fast.kernels.folding import folded_layers
 from mmn_fast.model import build_model
-from tests.golden import cases
 from tests.kernels.split_products import round_to_bf16, spectral_stack, split
 from tests.tolerances import check_close
 

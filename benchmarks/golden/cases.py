@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from benchmarks.golden import recipe
 from mmn_fast.arrays import Float32, Int64
 from mmn_fast.presets import PRESETS, Preset, TextEncoderConfig
 from mmn_fast.weights.state import state_shapes
-from tests.golden import recipe
 
 HERE = Path(__file__).parent
 VOCAB = HERE / "vocab.txt"
