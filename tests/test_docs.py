@@ -30,9 +30,12 @@ from typer.testing import CliRunner
 import mmn_fast
 from benchmarks import report, speed
 from benchmarks.pictures import SCREENSHOT
+from mmn_fast.backends.registry import BACKENDS, backend_class
 from mmn_fast.cli import app
 from mmn_fast.cli.names import Command
 from mmn_fast.engine import Engine
+from mmn_fast.geometry import plan_for
+from mmn_fast.presets import PRESETS, PUBLISHED_FEATURES
 from mmn_fast.process import environment
 from tests.gpu_engines import Models, gpu_engine
 from tests.test_import_rules import LADDER
@@ -126,6 +129,33 @@ def test_contributing_has_the_rungs_of_the_ladder_in_their_order() -> None:
     assert rungs == list(LADDER)
 
 
+def test_the_tables_name_everything_that_there_is() -> None:
+    """Extras, variables, every backend's options, and the published presets with their sizes."""
+    install, backends, gpu, models = (
+        (ROOT / "docs" / f"{name}.md").read_text() for name in ("install", "backends", "gpu", "models")
+    )
+    assert set(re.findall(r"^\| `([\w-]+)` \|", install, re.MULTILINE)) == set(_extras())
+    variables = re.findall(r"^\| `(MMN_FAST_\w+)` \|", backends, re.MULTILINE)
+    assert variables == re.findall(r"^(MMN_FAST_\w+)", str(environment.__doc__), re.MULTILINE)
+    for name, row in BACKENDS.items():
+        for device in [None] if isinstance(row, str) else row:
+            for option in backend_class(name, device or "auto").OPTIONS:
+                assert f"`{option}`" in backends, f"{name} on {device}: {option}"
+                assert device != "cuda" or f"| `{option}` |" in gpu, option
+    for name in PUBLISHED_FEATURES.keys() - {"shapes"}:
+        p = PRESETS[name]
+        streams, P = " + ".join(map(str, p.feature_streams)), plan_for(p).num_proposals
+        conv = f"{p.conv_layers} layers, {p.conv_kernel}×{p.conv_kernel}"
+        wanted = f"| `{name}` | {p.num_pre_clips} | {p.num_clips} | {streams} | {P} | {conv} | "
+        (line,) = (line for line in models.splitlines() if line.startswith(wanted))
+        assert line.endswith(f"| {p.nms_iou} |")
+
+
+def _extras() -> list[str]:
+    extras = (ROOT / "setup.py").read_text().partition("extras_require")[2]
+    return re.findall(r'^        "([\w-]+)": \[', extras, re.MULTILINE)
+
+
 def test_every_command_has_an_example() -> None:
     commands = [
         words for page in PAGES for block in blocks(page) if block.language == "bash" for words in block.commands
@@ -191,8 +221,7 @@ def _parse(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
         assert set(arguments) <= set(targets), words
     elif program == "pip":
         assert arguments[0] == "install"
-        extras = re.findall(r'^        "([\w-]+)": \[', (ROOT / "setup.py").read_text(), re.MULTILINE)
-        assert set(re.findall(r"\[([\w-]+)\]", arguments[-1])) <= set(extras), words
+        assert set(re.findall(r"\[([\w-]+)\]", arguments[-1])) <= set(_extras()), words
         files = [file for option, file in pairwise(arguments) if option == "-c"]
         assert all((ROOT / file).is_file() for file in files), words
     else:

@@ -54,7 +54,7 @@ def test_another_wish_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.long
 def test_an_export_runs_where_only_the_onnx_extra_is_installed(exports: Exports, tmp_path: Path) -> None:
-    """As the README says it, in an environment of its own."""
+    """As docs/install.md says it, in an environment of its own."""
     built = ("*.so", "*.egg-info", ".*", "build")
     source = shutil.copytree(ROOT, tmp_path / "source", ignore=shutil.ignore_patterns(*built))
     venv.create(tmp_path / "venv", with_pip=True)

@@ -72,7 +72,7 @@ def remove_abandoned(folder: str | Path, name: str | None = None) -> None:
                 if descriptor is None:
                     continue
                 try:
-                    _LOG.info("removing what a process that is gone left unfinished: %s", lock.with_suffix(""))
+                    _LOG.info("removing unfinished work of a process that is gone: %s", lock.with_suffix(""))
                     _remove(lock.with_suffix(""))
                     lock.unlink()
                 finally:
