@@ -125,8 +125,12 @@ def test_the_pages_show_what_is_recorded() -> None:
 
 
 def test_contributing_has_the_rungs_of_the_ladder_in_their_order() -> None:
-    rungs = re.findall(r"^\| \*\*(\w+)\*\* \|", CONTRIBUTING.read_text(encoding="utf-8"), re.MULTILINE)
-    assert rungs == list(LADDER)
+    """And the file to read first, which stands on that rung."""
+    rows = re.findall(r"^\| \*\*(\w+)\*\* \| .+ \| `(.+)` \|$", CONTRIBUTING.read_text(encoding="utf-8"), re.MULTILINE)
+    assert [rung for rung, _ in rows] == list(LADDER)
+    for rung, file in rows:
+        assert (ROOT / file).is_file() or (ROOT / "mmn_fast" / file).is_file(), file
+        assert file.removesuffix(".py").split("/")[0] in LADDER[rung].split(), f"{file} is not of rung {rung}"
 
 
 def test_the_tables_name_everything_that_there_is() -> None:
