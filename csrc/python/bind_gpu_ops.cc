@@ -1,5 +1,5 @@
-// The GPU engine's ops: addresses, sizes and a stream as integers; whoever owns the tensors (kernels/gpu/video_ops.py,
-// kernels/gpu/moment_ops.py, kernels/gpu/fourier_ops.py) has checked them. A negative device means host memory and runs the twin.
+// The GPU engine's ops: addresses, sizes and a stream as integers. The owners of the tensors, mmn_fast/kernels/gpu/*_ops.py,
+// have checked them. A negative device means host memory and runs the twin.
 #include <pybind11/stl.h>
 
 #include <cstdint>
