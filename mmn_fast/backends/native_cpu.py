@@ -51,8 +51,7 @@ class NativeBackend(Backend):
 
     @classmethod
     def unavailable_reason(cls, device: str, precision: str) -> str | None:
-        lacking = refusal(precision, _PRECISIONS)
-        if lacking is not None:
+        if lacking := refusal(precision, _PRECISIONS):
             return lacking
         if device.startswith("cuda"):
             return f"device {device!r}: it runs on the CPU only"

@@ -74,8 +74,7 @@ class NativeGpuBackend(Backend):
 
     @classmethod
     def unavailable_reason(cls, device: str, precision: str) -> str | None:
-        lacking = refusal(precision, ON_CUDA, "its precisions on CUDA")
-        if lacking is not None:
+        if lacking := refusal(precision, ON_CUDA, "its precisions on CUDA"):
             return lacking
         if device == "cpu":
             return "device 'cpu': it runs on CUDA devices only"

@@ -54,8 +54,7 @@ class OnnxBackend(Backend):
     def unavailable_reason(cls, device: str, precision: str) -> str | None:
         if find_spec("onnxruntime") is None:
             return "onnxruntime is not installed (pip install mmn_fast[onnx], for CUDA mmn_fast[onnx-gpu])"
-        lacking = refusal(precision, EXPORTED)
-        if lacking is not None:
+        if lacking := refusal(precision, EXPORTED):
             return lacking
         if device == "cpu" and precision == "bf16":
             return "device 'cpu': ONNX Runtime multiplies bf16 on CUDA alone; export fp32 or fp16 for it"

@@ -35,8 +35,7 @@ class TorchBackend(Backend):
     def unavailable_reason(cls, device: str, precision: str) -> str | None:
         if not torch_build.is_installed():
             return "torch is not installed (pip install torch)"
-        lacking = refusal(precision, _PRECISIONS)
-        if lacking is not None:
+        if lacking := refusal(precision, _PRECISIONS):
             return lacking
         if not device.startswith("cuda"):
             return None

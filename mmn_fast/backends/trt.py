@@ -41,8 +41,7 @@ class TensorRTBackend(Backend):
 
     @classmethod
     def unavailable_reason(cls, device: str, precision: str) -> str | None:
-        lacking = refusal(precision, _PRECISIONS)
-        if lacking is not None:
+        if lacking := refusal(precision, _PRECISIONS):
             return lacking
         if device == "cpu":
             return "device 'cpu': it runs on CUDA devices only"

@@ -1,1 +1,1 @@
-"""Kernels behind one set of signatures: `reference` specifies, `native` and others are fast."""
+"""Kernels behind one set of signatures: `reference` specifies them, `cpu` and `gpu` are fast."""
