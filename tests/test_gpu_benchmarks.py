@@ -99,7 +99,7 @@ def test_steps_run_in_their_order_for_each_preset(
 
 def _layers() -> Layers:
     weights, biases = [torch.zeros(7, 5, 3, 3).numpy()], [torch.zeros(7).numpy()]
-    return Layers("tiny", proposal_plan(3, (2,), 3, 1), weights, biases, torch.float16, torch.device("cpu"))
+    return Layers(weights, biases, proposal_plan(3, (2,), 3, 1), torch.float16, torch.device("cpu"), "tiny")
 
 
 WAYS = ("crop", "gather", "fft12", "fft16", "fft24", "mixed")

@@ -117,7 +117,7 @@ def test_every_file_with_tests_for_a_device_is_run() -> None:
     words = [word for step in PLANS[25] if not step.tool for word in step.command.split()]
     run = {path for word in words if word.startswith("tests/") for path in ROOT.glob(word)}
     marked = [p for p in (ROOT / "tests").rglob("test_*.py") if "pytest.mark." + "gpu" in p.read_text(encoding="utf-8")]
-    assert len(marked) > 5
+    assert len(marked) > 4
     assert [path for path in marked if run.isdisjoint({path, path.parent})] == []
 
 
