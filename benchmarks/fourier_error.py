@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -109,16 +110,21 @@ class VideoBranch:
 
 def fused_with(case: cases.GoldenCase, net: MMN, conv: Conv) -> list[Float32]:
     """The fused scores [S, P] of every video, all but the proposal convolution in float64."""
-    branch, fused = VideoBranch(net, conv), []
     with torch.inference_mode():
-        for video in case.videos:
-            clips = torch.from_numpy(pre_clips(video.features, case.preset, "features")).double()
-            contrastive, iou = branch(clips[None])
-            lengths = torch.from_numpy((video.token_ids != 0).sum(1))
-            text = net.encode_text(torch.from_numpy(video.token_ids), lengths)
-            scores = net.score((contrastive[0], iou[0]), text)
-            fused.append(fuse_scores(scores[0].numpy(), scores[1].numpy(), case.preset))
-    return fused
+        clips = np.stack([pre_clips(video.features, case.preset, "features") for video in case.videos])
+        embedded = zip(*VideoBranch(net, conv)(torch.from_numpy(clips).double()), strict=True)
+        scores = [net.score(video, text) for video, text in zip(embedded, _texts(case, net), strict=True)]
+    return [fuse_scores(contrastive.numpy(), iou.numpy(), case.preset) for contrastive, iou in scores]
+
+
+def _texts(case: cases.GoldenCase, net: MMN) -> list[tuple[Tensor, Tensor]]:
+    """Each video's sentences; those of a tube are those of its neighbour."""
+    found: dict[bytes, tuple[Tensor, Tensor]] = {}
+    for video in case.videos:
+        ids = torch.from_numpy(video.token_ids)
+        if video.token_ids.tobytes() not in found:
+            found[video.token_ids.tobytes()] = net.encode_text(ids, (ids != 0).sum(1))
+    return [found[video.token_ids.tobytes()] for video in case.videos]
 
 
 def exact(x: Tensor, weights: Sequence[Float32], biases: Sequence[Float32], plan: ProposalPlan) -> Tensor:

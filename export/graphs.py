@@ -14,6 +14,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from mmn_fast.artifact.manifest import GRAPHS as GRAPHS
 from mmn_fast.artifact.manifest import signature as signature
@@ -42,6 +43,19 @@ def _unit(x: Tensor) -> Tensor:
 def _wide(x: Tensor) -> Tensor:
     """Convert bf16 to float32: ONNX Runtime's CUDA provider cannot pad or pool bf16 (`bf16.OPERATORS`)."""
     return x.float() if x.dtype == torch.bfloat16 else x
+
+
+class ProductsInFloat32(TorchFunctionMode):
+    """Products of narrow operands are summed in float32 and rounded once, as ONNX Runtime's CPU provider does.
+
+    PyTorch's own fp16 convolution on a CPU without fp16 instructions takes a hundred times as long.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        narrow = args[0].dtype if func in (F.conv2d, Tensor.__matmul__, Tensor.matmul) else torch.float32
+        if narrow == torch.float32:
+            return func(*args, **(kwargs or {}))
+        return func(*(a.float() if isinstance(a, Tensor) else a for a in args), **(kwargs or {})).to(narrow)
 
 
 class PreClips(nn.Module):

@@ -25,11 +25,13 @@ from mmn_fast.checkpoint import LoadedModel
 from mmn_fast.features import pre_clips
 from mmn_fast.postprocess import fuse_scores
 
+Arrays = dict[str, npt.NDArray[Any]]
+
 _VIDEOS = 2
 _LENGTHS = (2, 3, 5, 8, 11, 13, 16, 17, 21, 24, 29, 32)  # word pieces; sentences in the data sets have 5 to 30
 
 
-def record_reference(model: LoadedModel, directory: Path) -> dict[str, npt.NDArray[Any]]:
+def record_reference(model: LoadedModel, directory: Path) -> Arrays:
     """Run the reference on random inputs and write reference.safetensors.
 
     Args:
@@ -45,7 +47,7 @@ def record_reference(model: LoadedModel, directory: Path) -> dict[str, npt.NDArr
 
     preset, rng = model.preset, np.random.default_rng(0)
     reference = TorchBackend(model, Settings("cpu", "fp64"))
-    arrays: dict[str, npt.NDArray[Any]] = {}
+    arrays: Arrays = {}
     # Neighbouring rows of an extractor are alike, so the inputs add a slow part and a fast part of the same size.
     rows = 2 * preset.num_pre_clips + 13
     slow = rng.standard_normal((_VIDEOS, -(-rows // 8), preset.input_size)).repeat(8, axis=1)[:, :rows]
@@ -79,9 +81,9 @@ def record_reference(model: LoadedModel, directory: Path) -> dict[str, npt.NDArr
     return arrays
 
 
-def read_reference(directory: Path) -> dict[str, npt.NDArray[Any]]:
+def read_reference(directory: Path) -> Arrays:
     """Read the arrays that `record_reference` wrote."""
     from safetensors.numpy import load_file
 
-    arrays: dict[str, npt.NDArray[Any]] = load_file(str(directory / REFERENCE))
+    arrays: Arrays = load_file(str(directory / REFERENCE))
     return arrays

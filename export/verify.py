@@ -27,12 +27,10 @@ from mmn_fast.artifact.stages import listed
 from mmn_fast.errors import InputError
 from mmn_fast.export import bf16
 from mmn_fast.export.packages import missing_extra
-from mmn_fast.export.reference import read_reference
+from mmn_fast.export.reference import Arrays, read_reference
 from mmn_fast.geometry import cells_to_moments, plan_for
 from mmn_fast.postprocess import fuse_scores, select_moments
 from mmn_fast.runtime.onnxruntime_module import onnxruntime_module
-
-Arrays = dict[str, npt.NDArray[Any]]
 
 BATCH_SIZES = (1, 2, 8, 33)
 
@@ -110,6 +108,26 @@ def verify_directory(directory: Path, manifest: Manifest) -> dict[str, Any]:
     return found
 
 
+def check_video(manifest: Manifest, reference: Arrays, run: Callable[[Arrays], Arrays], bound: float) -> float:
+    """Compare each reference video, by itself, with what a video graph's function gives.
+
+    Args:
+        manifest: of the export in the making.
+        reference: as `reference.read_reference` gives it.
+        run: from the graph's inputs to its outputs.
+        bound: largest allowed difference of a score.
+
+    Returns:
+        The largest difference.
+
+    Raises:
+        VerificationError: as `verify_runs`.
+    """
+    errors: dict[str, float] = {}
+    _Checker(manifest, reference, bound, errors).video(run, (1,) * len(reference["video_iou"]))
+    return errors["fused_from_video"]
+
+
 def verify_runs(
     directory: Path, manifest: Manifest, runs: Mapping[str, Callable[[Arrays], Arrays]], bound: float
 ) -> dict[str, Any]:
@@ -156,9 +174,9 @@ class _Checker:
         self.reference, self.bound, self.errors = reference, bound, errors
         self.embedded = {name: reference[name] for name in reference if name.startswith(("video_", "text_"))}
 
-    def video(self, run: Callable[[Arrays], Arrays]) -> None:
+    def video(self, run: Callable[[Arrays], Arrays], sizes: tuple[int, ...] = BATCH_SIZES) -> None:
         names = ("features", "lengths") if self.raw else ("pre_clips",)
-        self.embedded |= self._batches(run, names, ("video_contrastive", "video_iou"), "video")
+        self.embedded |= self._batches(run, names, ("video_contrastive", "video_iou"), "video", sizes=sizes)
 
     def text(self, run: Callable[[Arrays], Arrays]) -> None:
         lengths = self.reference["attention_mask"].sum(1)
