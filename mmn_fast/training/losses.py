@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 # This term is added to the sum of exponentials that normalises p(i_v | s_i), as in the official code.
-_SENTENCE_EPS = 1e-6
+SENTENCE_EPS = 1e-6
 
 
 def contrastive_loss(
@@ -105,8 +105,8 @@ def contrastive_loss_packed(
         loss_video and loss_sentence, scalars.
     """
     num_videos, num_proposals, _ = proposals.shape
-    f_v = F.normalize(_wide(proposals.flatten(0, 1)), dim=-1)  # [B P, J]
-    f_s = F.normalize(_wide(sentences), dim=-1)  # [S, J]
+    f_v = F.normalize(at_least_float32(proposals.flatten(0, 1)), dim=-1)  # [B P, J]
+    f_s = F.normalize(at_least_float32(sentences), dim=-1)  # [S, J]
     cosine = f_s @ f_v.mT  # [S, B P], f(s)^T f(v) of all pairs
 
     # The positive proposals of a sentence: the K best by IoU, as columns of `cosine`.
@@ -171,7 +171,7 @@ def _sentence_term(
         logits = logits.masked_fill(~own_video[..., None], -torch.inf)
     negatives = logits.flatten(1).logsumexp(-1, keepdim=True)  # [S', 1], shared by the K positives
     pair = positive / params.tau_sent
-    eps = torch.full_like(pair, _SENTENCE_EPS).log()
+    eps = torch.full_like(pair, SENTENCE_EPS).log()
     return (torch.logaddexp(torch.logaddexp(pair, negatives), eps) - pair).mean()
 
 
@@ -245,13 +245,13 @@ def iou_logits_packed(proposals: Tensor, sentences: Tensor, video_of: Tensor) ->
     # Sentences are padded to S_max, the most of any video, for one batched product: [B, S_max, J] x [B, J, P].
     counts = torch.bincount(video_of, minlength=len(proposals))
     place = torch.arange(len(video_of), device=video_of.device) - (counts.cumsum(0) - counts)[video_of]
-    unit = F.normalize(_wide(sentences), dim=-1)
+    unit = F.normalize(at_least_float32(sentences), dim=-1)
     padded = unit.new_zeros(len(proposals), int(counts.max()), unit.shape[1])
     padded[video_of, place] = unit
-    cosine = padded @ F.normalize(_wide(proposals), dim=-1).mT
+    cosine = padded @ F.normalize(at_least_float32(proposals), dim=-1).mT
     return 10 * cosine[video_of, place]
 
 
-def _wide(x: Tensor) -> Tensor:
+def at_least_float32(x: Tensor) -> Tensor:
     """Convert to at least float32: exponentials of cosines / 0.1 need more digits than 16-bit types have."""
     return x if x.dtype == torch.float64 else x.float()
