@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from mmn_fast.backends.registry import available_backends
     from mmn_fast.engine import Engine, ground, load
     from mmn_fast.presets import PRESETS
+    from mmn_fast.tubes import Tube, TubeMoment, TubeQuery
     from mmn_fast.types import Moment, Query, Video
     from mmn_fast.version import __version__
 
@@ -24,6 +25,9 @@ _HOME = {
     "Video": "types",
     "Query": "types",
     "Moment": "types",
+    "Tube": "tubes",
+    "TubeQuery": "tubes",
+    "TubeMoment": "tubes",
     "PRESETS": "presets",
     "available_backends": "backends.registry",
     "__version__": "version",
@@ -34,6 +38,9 @@ __all__ = [
     "Engine",
     "Moment",
     "Query",
+    "Tube",
+    "TubeMoment",
+    "TubeQuery",
     "Video",
     "__version__",
     "available_backends",

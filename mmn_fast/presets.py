@@ -209,6 +209,11 @@ class Preset:
         return sum(self.feature_streams)
 
     @property
+    def of_tubes(self) -> bool:
+        """Whether the model grounds person tubes, as HC-STVG's solution does: it alone ranks by the plain product."""
+        return self.score_fusion == "product"
+
+    @property
     def clip_pool_stride(self) -> int:
         """Stride of clip_pool's average pool, T // N."""
         return self.num_pre_clips // self.num_clips

@@ -19,6 +19,7 @@ import numpy.typing as npt
 from benchmarks.golden import recipe
 from mmn_fast.arrays import Float32, Int64
 from mmn_fast.presets import PRESETS, Preset, TextEncoderConfig
+from mmn_fast.tubes import Tube, TubeQuery
 from mmn_fast.weights.state import state_shapes
 
 HERE = Path(__file__).parent
@@ -137,29 +138,38 @@ class GoldenCase:
             )
         return videos
 
-    def _tube_videos(self) -> list[GoldenVideo]:
-        videos, seed = [], self.spec["seed"]
+    @cached_property
+    def tube_queries(self) -> list[TubeQuery]:
+        """The videos of a tube case as they are asked; `arrays` has their truths as `video<v>.<name>`."""
+        queries, seed = [], self.spec["seed"]
         for v, video in enumerate(self.spec["videos"]):
-            tubes = recipe.tubes(seed + 100 + v, video["num_tubes"], video["min_len"], video["max_len"])
-            for t, tube in enumerate(tubes):
+            tracks = recipe.tubes(seed + 100 + v, video["num_tubes"], video["min_len"], video["max_len"])
+            tubes = []
+            for t, track in enumerate(tracks):
                 streams = [
-                    recipe.clip_features(seed + 1000 * (stream + 1) + 10 * v + t, len(tube), width)
+                    recipe.clip_features(seed + 1000 * (stream + 1) + 10 * v + t, len(track), width)
                     for stream, width in enumerate(self.preset.feature_streams)
                 ]
-                videos.append(
-                    GoldenVideo(
-                        video_id=f"video{v}.tube{t}",
-                        features=np.concatenate(streams, axis=1),
-                        duration_s=float(len(tube)),
-                        sentences=[video["query"]],
-                        token_ids=self.arrays[f"video{v}.token_ids"],
-                        contrastive=self.arrays[f"video{v}.contrastive"][t : t + 1],
-                        iou=self.arrays[f"video{v}.iou"][t : t + 1],
-                        fused=None,
-                        moments=[],
-                    )
-                )
-        return videos
+                tubes.append(Tube(track[:, 0], track[:, 1:], streams))
+            queries.append(TubeQuery(tubes, [video["query"]], f"video{v}"))
+        return queries
+
+    def _tube_videos(self) -> list[GoldenVideo]:
+        return [
+            GoldenVideo(
+                video_id=f"{query.video_id}.tube{t}",
+                features=np.concatenate(tube.features or [], axis=1),
+                duration_s=float(len(tube.frames)),
+                sentences=list(query.sentences),
+                token_ids=self.arrays[f"{query.video_id}.token_ids"],
+                contrastive=self.arrays[f"{query.video_id}.contrastive"][t : t + 1],
+                iou=self.arrays[f"{query.video_id}.iou"][t : t + 1],
+                fused=None,
+                moments=[],
+            )
+            for query in self.tube_queries
+            for t, tube in enumerate(query.tubes)
+        ]
 
     def write_checkpoint(self, path: Path, training_state: bool = False) -> Path:
         """An official checkpoint: a dict with "model", as saved from DistributedDataParallel.
