@@ -14,24 +14,24 @@ demo: $(INSTALLED)
 	$(BIN)/mmn-fast demo --html mmn-fast-demo.html
 	$(BIN)/python -m tests.golden.demo
 
-# The checks of `lint` run beside the tests; what either finds is shown, and fails.
+# `lint` and `tests` run at the same time; a finding of either is shown and fails the command.
 test: $(INSTALLED)
 	$(MAKE) --no-print-directory --jobs=2 lint tests
 
 tests: $(INSTALLED)
 	$(PYTEST)
 
-# Leaves out full-size models, Triton's interpreter, exports and what else takes long (see CONTRIBUTING.md).
+# Leaves out full-size models, Triton's interpreter, exports and other slow tests (see CONTRIBUTING.md).
 quick: $(INSTALLED)
 	$(PYTEST) -q -m "not full and not interpreter and not slow and not long"
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	test -e mmn_fast/export || ln -s ../export mmn_fast/export # where mypy looks for mmn_fast.export
+	test -e mmn_fast/export || ln -s ../export mmn_fast/export # mypy looks for mmn_fast.export there
 	$(BIN)/mypy
 
-# Editable, so that the tests run on this tree; the extension is compiled again when its sources change.
+# The editable installation makes the tests run on this tree; changed sources compile the extension again.
 $(INSTALLED): setup.py pyproject.toml constraints.txt CMakeLists.txt $(shell find csrc -type f)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip

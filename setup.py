@@ -40,7 +40,7 @@ class CMakeBuild(build_ext):
     """Configures and builds target _C into the place where setuptools expects the extension."""
 
     def build_extension(self, ext: Extension) -> None:
-        import pybind11  # a build requirement; not there when setup.py is only asked for metadata
+        import pybind11  # a build requirement, so absent when setup.py is only asked for metadata
 
         cmake, ninja = shutil.which("cmake"), shutil.which("ninja")
         if cmake is None or ninja is None:
@@ -49,7 +49,7 @@ class CMakeBuild(build_ext):
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
         configure = [
             *(cmake, "-S", ROOT, "-B", build, "-G", "Ninja"),
-            f"-DCMAKE_MAKE_PROGRAM={ninja}",  # given anew each time: pip's build environments come and go
+            f"-DCMAKE_MAKE_PROGRAM={ninja}",  # each time: a path in CMake's cache may be pip's last build environment
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={target.parent}",
@@ -92,7 +92,7 @@ setup(
     extras_require={
         "bench": ["onnx", "onnxruntime", "onnxscript", "openvino"],
         "onnx": ["onnx", "onnxruntime", "onnxscript"],
-        # In place of "onnx": both distributions write the same package, the later one over the earlier.
+        # Replaces "onnx": both distributions install the same package, and the later one overwrites the earlier.
         "onnx-gpu": ["onnx", "onnxruntime-gpu", "onnxscript"],
         "tensorrt": ["tensorrt", "cuda-bindings"],
         "train": ["transformers>=4.44", "tensorboard"],
@@ -110,8 +110,8 @@ setup(
                 "onnxruntime",
                 "onnxscript",
             ),
-            "triton==3.6.*",  # its interpreter and ahead-of-time compiler need no GPU
-            "tritonclient[grpc]",  # the official protobuf of Triton's config files
+            "triton==3.6.*",  # Triton's interpreter and ahead-of-time compiler need no GPU
+            "tritonclient[grpc]",  # holds the official protobuf of Triton's config files
         ],
     },
 )

@@ -1,4 +1,4 @@
-"""The answers of every backend and precision on the trained demo model, against the reference in float64.
+"""Compares every backend and precision with the float64 reference, on the trained demo model.
 
     python -m benchmarks.bench_agreement [--videos 150] [--threads 2]
 
@@ -36,7 +36,7 @@ def main() -> None:
                 print(f"{backend:8} {precision:5} {reason}")
                 continue
             if backend_class(backend).takes_exports:
-                continue  # benchmarks/bench_export.py compares those
+                continue  # bench_export.py compares exports
             engine = mmn_fast.load("demo", backend=backend, precision=precision, threads=options.threads)
             found = agreement_with(engine, exact, split)
             timings = alternate(

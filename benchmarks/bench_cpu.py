@@ -1,14 +1,14 @@
-"""The CPU engine beside its peers, in turn, same inputs, same threads, each candidate in a process of its own.
+"""Times the CPU engine beside its peers: in turn, on the same inputs and threads, each candidate in its own process.
 
 Stage encode_video: the native backend beside PyTorch (eager, channels-last, bf16 autocast, torch.compile), ONNX Runtime
 and OpenVINO, with the full-size golden cases' weights. Stage score: the engine's score() beside the official
 post-processing (`bench_moments`). encode_text has a benchmark of its own.
 
-ONNX Runtime and OpenVINO take part where installed (`pip install mmn_fast[bench]`). A candidate that cannot run
-is a row that says why. The error is the largest difference of an embedding (unit norm) from backend torch's in fp64.
-TFLOP/s are those of the proposal convolution: on the plan's work (what is not known to be zero) and on the dense work
-(what the peers compute), over the whole branch's time. Peak memory is of the candidate's process: Python, libraries
-and the preparation of weights included, the export not.
+ONNX Runtime and OpenVINO take part if installed (`pip install mmn_fast[bench]`). If a candidate cannot run, its row
+says why. The error is the largest difference of an embedding (unit norm) from backend torch's in fp64. TFLOP/s divide
+the proposal convolution's operations by the whole branch's time: once the plan's operations (all but known zeros), once
+the dense operations (the peers compute these). Peak memory is that of the candidate's process: it includes Python,
+libraries and the preparation of weights, but not the export.
 
     python -m benchmarks.bench_cpu [--presets charades ...] [--batches 1 16] [--peers "OpenVINO fp32" ...] [--quick]
 """
@@ -48,7 +48,7 @@ PEER, EXACT = "PyTorch fp32", "PyTorch fp64"
 
 
 def candidate(peer: str, case: str, batch: int, threads: int, folder: Path) -> Candidate:
-    """The candidate of that name, one of `PEERS` and `OURS`."""
+    """Describe a candidate, given its name in `PEERS` or `OURS`."""
     runtime, precision, *rest = peer.rsplit(" ", 2) if peer.endswith("channels-last") else peer.rsplit(" ", 1)
     if runtime == "mmn_fast":
         return Candidate(peer, make_ours, (case, precision, batch, threads))
@@ -61,7 +61,7 @@ def candidate(peer: str, case: str, batch: int, threads: int, folder: Path) -> C
 
 
 def conv_flop(preset: Preset) -> dict[str, int]:
-    """Floating-point operations of one video's proposal convolution: on the plan's work and on dense maps."""
+    """Floating-point operations of one video's proposal convolution: by the plan, and on dense maps."""
     plan, work = plan_for(preset), {"plan": 0, "dense": 0}
     c_in = preset.hidden_size
     for layer in plan.layers:
@@ -73,11 +73,11 @@ def conv_flop(preset: Preset) -> dict[str, int]:
 
 
 def bench_video(case: str, batch: int, peers: list[str], options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Measure one preset's video branch; the line that is recorded."""
+    """Measure one preset's video branch; record the line and return it."""
     preset = cases.load(case).preset
     names = [*OURS, *dict.fromkeys([PEER, *peers])]
     if any(peer.startswith(("ONNX", "OpenVINO")) for peer in peers):
-        # In a process of its own, so that no candidate's memory has held the export.
+        # The export runs in its own process, so that its memory does not count for any candidate.
         export = multiprocessing.get_context("spawn").Process(target=export_video, args=(case, batch, folder))
         export.start()
         export.join()
@@ -120,7 +120,7 @@ def bench_video(case: str, batch: int, peers: list[str], options: argparse.Names
 
 
 def video_table(preset: str, batch: int, found: Mapping[str, Measured], facts: Mapping[str, Any]) -> Table:
-    """One preset's and batch size's candidates."""
+    """The table of one preset and batch size: a row per candidate."""
     table = Table(title=f"{preset}, {STAGE}, batch {batch}, {facts['threads']} threads, {host.cpu_isa()}")
     ours = list(facts["ratios"])
     columns = ["candidate", "median ms", "p20", "p80", *(f"over {name}" for name in ours)]

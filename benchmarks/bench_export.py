@@ -1,6 +1,6 @@
-"""The exported video graph in ONNX Runtime: cropped to the plan's bands beside the dense export of the same model.
+"""Times exported video graphs in ONNX Runtime: cropped to the plan's bands, beside the dense export of the same model.
 
-Weights are those of the full-size golden cases, both graphs come from the same exporter and run in turn on the same
+The weights come from the full-size golden cases. The same exporter makes both graphs; they run in turn on the same
 input. The error is the largest difference of an embedding (unit norm) from the dense graph's.
 
     python -m benchmarks.bench_export [--presets charades ...] [--threads 2] [--repeats 5]

@@ -1,25 +1,26 @@
-"""The proposal convolution on a GPU: dense and cropped in cuDNN, gathered, by FFT tiles, each by its best.
+"""Times the proposal convolution on a GPU: dense and cropped in cuDNN, gathered, by FFT tiles, and mixtures of these.
 
-Weights are those of the full-size golden cases, maps are random; all is fp16 with maps on the device, replayed from
-CUDA graphs (torch.compile apart) over rotated maps on a busy device, so that launches do not enter (`gpu_timing`). The
-error is the largest difference from dense convolutions in fp32 without TF32, of the largest value of two videos;
-`of_direct_error` is that error over the one of dense convolutions in fp16. TFLOP/s are of what was executed. Beside
-every time stand the predicted one (`costs`) and the gate that it was given, if any. `over_dense` is over the
-faster of the dense lines, as cuDNN comes and with cudnn.benchmark, which is left out for more than eight videos.
+The weights come from the full-size golden cases, the maps are random. All maps are fp16 on the device. Work is replayed
+from CUDA graphs (except torch.compile's) over rotated maps on a busy device, so times do not include launches
+(`gpu_timing`). The error is the largest difference from dense convolutions in fp32 without TF32, divided by the largest
+value, over two videos; `of_direct_error` divides this error by that of dense convolutions in fp16. TFLOP/s count
+executed operations. Each line also has the predicted time (`costs`) and its gate, if it has one. `over_dense` divides
+the time of the fastest dense line by the line's time; the dense lines are cuDNN with its default choice of algorithms,
+and with cudnn.benchmark for up to eight videos.
 
-First, per preset, what FFT tiles stand or fall with: the products and the transform of one layer of eight videos, by
-the library and by our kernels, in tiles of the size that was predicted to be fastest. "fft" is each layer by its
-fastest tiles, "mixed" each by the fastest of all that are accurate enough.
+Each preset begins with the products and the transform of one layer of eight videos, by the library and by our kernels,
+in tiles of the size that is predicted to be fastest: these two decide whether FFT tiles pay. "fft" runs each layer by
+its fastest tiles, "mixed" each layer by the fastest of all algorithms that are accurate enough.
 
     python -m benchmarks.bench_gather [--presets tacos ...] [--batches 1 8 48] [--seconds 90] [--tune] [--compiled]
         [--rehearse]
 
-Presets and batches run in the order in which they are given. What crop, mixed and every layer took goes to the choices
-that come with the package (`gather_choices.json`), which "auto" takes from then on, but only where all of them were
-timed for a number of videos. A layer's time is its share of the whole stack's, so whole stacks are compared.
---tune measures block sizes first, which takes minutes, and writes them there too. --compiled adds torch.compile
-(max-autotune) for one video of a preset of 16 clips, which tunes for a minute or more. --rehearse runs the rest on a
-tiny map in Triton's interpreter, in fp32, and writes nothing.
+Presets and batches run in the given order. The times of crop, mixed and every layer go to the package's choices
+(`gather_choices.json`), and "auto" chooses by them from then on; a number of videos is written only if all ways were
+timed for it. A layer's time is its share of the whole stack's time, so whole stacks are compared.
+--tune first measures block sizes, which takes minutes, and writes them to the same file. --compiled adds torch.compile
+(max-autotune) for one video of a preset of 16 clips; its tuning takes a minute or more. --rehearse runs all other steps
+on a tiny map in Triton's interpreter, in fp32, and writes nothing.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ from mmn_fast.kernels.gpu.device import capability_of
 from mmn_fast.precisions import precision_of
 
 Conv = Callable[[Tensor], Tensor]
-"""From a padded map to the rows of the plan's cells."""
+"""Maps a padded map to the rows of the plan's cells."""
 
 GATES_MS = {
     ("tacos", 8, "gather"): 12.5,
@@ -65,8 +66,8 @@ GATES_MS = {
     ("activitynet-captions", 8, "fft"): 1.5,
     ("tacos", 8, "fft"): 4.5,
 }
-"""Milliseconds for all layers that an H200 should stay within, by preset, videos and algorithm."""
-_COMPARED = 2  # videos whose results are held to fp32: dense maps in float32 are large
+"""Upper limit of the time of all layers on an H200, ms: (preset, videos, algorithm) -> limit."""
+_COMPARED = 2  # videos that are compared with fp32; not more, because dense maps in float32 are large
 
 
 def _load(name: str, rehearse: bool) -> Layers:
@@ -82,7 +83,7 @@ def _load(name: str, rehearse: bool) -> Layers:
 
 
 def _maps(layers: Layers, videos: int) -> list[Tensor]:
-    """Rotated padded maps [side^2, B, C]: values of a max over random clips, zeros outside the plan's cells."""
+    """Make padded maps [side^2, B, C] to rotate: absolute random values at the plan's cells, zeros elsewhere."""
     plan, side = layers.plan, layers.plan.num_clips + 2 * layers.plan.border
     rows = torch.from_numpy(padded_rows(plan, plan.inputs)).long().to(layers.device)
     found = []
@@ -94,7 +95,7 @@ def _maps(layers: Layers, videos: int) -> list[Tensor]:
 
 
 def _dense(layers: Layers, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
-    """Channels-last convolutions of the whole map [B, C, side, side], as the official code has them."""
+    """Make the official code's convolutions of the whole map [B, C, side, side], channels last."""
     device = layers.device
     weights = [torch.from_numpy(w).to(device, dtype).to(memory_format=torch.channels_last) for w in layers.weights]
     biases = [torch.from_numpy(b).to(device, dtype) for b in layers.biases]
@@ -116,13 +117,13 @@ def _as_images(map_padded: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _as_rows(layers: Layers, images: Tensor) -> Tensor:
-    """The plan's cells of [B, C, N, N] as [P, B, C]."""
+    """Pick the plan's cells of maps [B, C, N, N]: [P, B, C]."""
     rows, columns = torch.from_numpy(layers.plan.cells).long().to(images.device).unbind(1)
     return images[:, :, rows, columns].permute(2, 0, 1)
 
 
 class _Measurement:
-    """All ways to run a preset's layers for a number of videos."""
+    """Times each way to run a preset's layers for one number of videos."""
 
     def __init__(self, bench: Bench, layers: Layers, videos: int) -> None:
         self.bench, self.layers, self.videos = bench, layers, videos
@@ -145,16 +146,16 @@ class _Measurement:
         """Time one way and write its line.
 
         Args:
-            peer: its name.
-            conv: takes one of `inputs`.
-            flop: what it executes; None if that is not counted.
-            predicted_ms: what it was predicted to take.
-            inputs: None for `maps`.
-            rows_of: from its results to rows of the plan's cells; not timed.
-            in_graphs: whether to replay it; torch.compile records graphs of its own.
+            peer: name of the way.
+            conv: runs the layers on one of `inputs`.
+            flop: operations that `conv` executes; None if they are not counted.
+            predicted_ms: predicted time; None if there is none.
+            inputs: maps in the form that `conv` takes; None means `self.maps`.
+            rows_of: turns a result of `conv` into rows of the plan's cells; not timed.
+            in_graphs: replay `conv` from a CUDA graph; False for torch.compile, which records its own graphs.
 
         Returns:
-            The median; None where it was not measured, or launches are in it.
+            The median in ms; None if it was not measured, or if it includes launches.
         """
         inputs = self.maps if inputs is None else inputs
         layers, what = self.layers, f"{self.layers.preset}, batch {self.videos}, {peer}"
@@ -189,11 +190,11 @@ class _Measurement:
         return median if timing.clock == "device" else None
 
     def dense(self, compiled: bool) -> None:
-        """The whole map by the library."""
+        """Time the library's convolutions of the whole map."""
         layers, run = self.layers, _dense(self.layers, self.layers.dtype)
         flop = layers.per_tap() * layers.plan.dense_taps * self.videos
         images = [_as_images(one, layers.dtype) for one in self.maps]
-        ways = {"dense": (run, False, True)}  # how, whether cuDNN picks by the clock, whether in a graph
+        ways = {"dense": (run, False, True)}  # function, cudnn.benchmark, in a CUDA graph
         if self.videos <= TUNED_VIDEOS:
             ways["dense, cudnn.benchmark"] = run, True, True
         if compiled:
@@ -203,7 +204,7 @@ class _Measurement:
                 self.write(peer, way, flop, None, images, partial(_as_rows, layers), in_graphs)
 
     def crop(self) -> None:
-        """Boxes of needed cells by the library."""
+        """Time the library's convolutions of boxes of needed cells."""
         conv = CropProposalConv(self.layers)
         flop = self.layers.per_tap() * cropped_taps(self.layers.plan) * self.videos
         median = self.write("crop", conv, flop)
@@ -211,7 +212,7 @@ class _Measurement:
             self.times["crop"] = [median]
 
     def stack(self, conv: Any, predicted: Times) -> None:
-        """One of our kernels for all layers, and each layer alone."""
+        """Time one of our kernels on all layers, then on each layer alone."""
         plan, pairs, config = self.layers.plan, enumerate(pairwise(self.layers.widths)), conv.config_for(self.videos)
         if conv.name == "gather":
             flop = sum(costs.gather_flop(plan, n, *pair, self.videos, config) for n, pair in pairs)
@@ -227,10 +228,10 @@ class _Measurement:
 
 
 def measure(bench: Bench, layers: Layers, stacks: dict[str, Any], videos: int, compiled: bool) -> Times:
-    """Write a line of every way to run a preset's layers.
+    """Time every way to run a preset's layers and write its line.
 
     Returns:
-        What crop, mixed and each layer took, of the ways that were timed.
+        Times of crop, of mixed, and of each layer by each kernel; ways that were not timed are absent.
     """
     from mmn_fast.kernels.gpu.conv.mixed import MixedProposalConv
 
@@ -244,7 +245,7 @@ def measure(bench: Bench, layers: Layers, stacks: dict[str, Any], videos: int, c
     engines = engine_algorithms(layers.plan, layers.widths, precision_of(layers.dtype))
     for name, among in (("fft", TILES), ("mixed", engines)):
         needed = stacks.keys() & set(among)
-        if not needed or not needed <= ways.times.keys():  # what was not timed is not slower
+        if not needed or not needed <= ways.times.keys():  # a part that was not timed might be the fastest
             print(f"not measured: {layers.preset}, batch {videos}, {name}: not all of its parts were timed", flush=True)
             continue
         chosen, expected = (costs.choose_layers(times, needed) for times in (ways.times, predicted))
@@ -258,7 +259,7 @@ def measure(bench: Bench, layers: Layers, stacks: dict[str, Any], videos: int, c
 
 
 def _tune(layers: Layers, batches: list[int]) -> None:
-    """Measure block sizes, and take and ship them."""
+    """Measure block sizes, use them in this run, and write them to the package's choices."""
     from mmn_fast.kernels.gpu.conv.autotune import Tuner
 
     tuner, precision = Tuner(layers), precision_of(layers.dtype)
@@ -271,7 +272,7 @@ def _tune(layers: Layers, batches: list[int]) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the benchmark, append its lines and keep what layers took."""
+    """Run the benchmark, append its lines and keep the layers' times."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_options(parser, ["activitynet", "tacos", "charades"], [1, 8, 48])
     parser.add_argument("--tune", action="store_true")
@@ -293,7 +294,7 @@ def main(arguments: list[str] | None = None) -> None:
 def _bench_preset(bench: Bench, options: argparse.Namespace, layers: Layers) -> None:
     from mmn_fast.kernels.gpu.conv.mixed import make_stack
 
-    # Interpreted, tiles of other sizes take seconds more and run the same kernels.
+    # A rehearsal leaves out further tile sizes: they run the same kernels and take seconds in the interpreter.
     algorithms = usable_algorithms(layers.plan.kernel)[: 2 if options.rehearse else None]
     stacks: dict[str, Any] = {algorithm: make_stack(algorithm, layers) for algorithm in algorithms}
     predicted = costs.predicted_on(capability_of(layers.device), layers.plan, layers.widths, GO_VIDEOS)
@@ -311,20 +312,20 @@ def _bench_preset(bench: Bench, options: argparse.Namespace, layers: Layers) -> 
 
 
 def ship_times(layers: Layers, videos: int, times: Times) -> None:
-    """Keep the times of a number of videos in the package if all ways were timed; else say which were not."""
+    """Write the times of a number of videos to the package's choices if all ways were timed; else name the missing."""
     precision = precision_of(layers.dtype)
     missing = not_timed(times, layers.plan.kernel, precision)
     if missing:
         print(f"not kept: {layers.preset}, batch {videos}: not timed: {', '.join(missing)}", flush=True)
         return
-    found = {name: one for name, one in times.items() if name != "fft"}  # what "fft" takes is chosen by its layers
+    found = {name: one for name, one in times.items() if name != "fft"}  # "fft" is chosen by its layers' times
     _ship(layers, times_key(layers.plan, layers.widths[-1], videos, precision), found)
 
 
 def _ship(layers: Layers, key: str, found: GatherConfig | Times) -> None:
-    """Keep what was found at once: a run that is stopped loses nothing."""
+    """Write a finding to the package's choices at once, so that a run that is stopped loses nothing."""
     keep(arch_of(capability_of(layers.device)), key, found, SHIPPED)
-    print(f"kept {key} in {SHIPPED.name}: what auto takes on such a device from now on", flush=True)
+    print(f"kept {key} in {SHIPPED.name}: auto chooses by it on such a device from now on", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,18 +1,18 @@
-"""The GPU engine beside PyTorch and, where it is installed, ONNX Runtime: stages on the device, and whole requests.
+"""Times the GPU engine beside PyTorch and, if installed, ONNX Runtime: stages on the device, and whole requests.
 
-Weights are those of the golden cases. Stages are timed on a busy device over rotated inputs that lie there, so that
-launches do not enter (`gpu_timing`); the error is the largest difference of an embedding (unit norm) from the reference
-in float32 without TF32. The floor is the larger of the work over the measured rate of a matrix product and of the bytes
-over the measured bandwidth of a copy; work is the plan's cell x tap products, bytes are weights, input and embeddings
-once. What returns results to the host is timed by the host's clock and has no floor.
+The weights come from the golden cases. Stages are timed on a busy device over rotated inputs in its memory, so times do
+not include launches (`gpu_timing`). The error is the largest difference of an embedding (unit norm) from the reference
+in float32 without TF32. The floor is the larger of two times: work over the measured rate of a matrix product, bytes
+over the measured bandwidth of a copy. Work counts the plan's cell x tap products; bytes count weights, input and
+embeddings once. Calls that return results to the host are timed by the host's clock and have no floor.
 
     python -m benchmarks.bench_gpu [--presets charades ...] [--batches 1 8 48] [--seconds 90]
         [--steps ground score encode_text stages encode_video engine] [--compiled] [--rehearse]
 
-Presets, batches and steps run in the order in which they are given. The step "engine" runs `ground` and `encode_video`
-by engines of each proposal convolution. --compiled adds torch.compile (max-autotune) for one video of a preset of 16
-clips, which tunes for a minute or more. --rehearse runs the rest at tiny sizes on the CPU, on the kernels' twins, and
-writes nothing.
+Presets, batches and steps run in the given order. The step "engine" runs `ground` and `encode_video` with an engine per
+proposal convolution. --compiled adds torch.compile (max-autotune) for one video of a preset of 16 clips; its tuning
+takes a minute or more. --rehearse runs all other steps at tiny sizes on the CPU, on the kernels' twins, and writes
+nothing.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ STEPS = ("ground", "score", "encode_text", "stages", "encode_video", "engine")
 
 
 def _encode_text(bench: Bench, model: LoadedModel, net: MMN, batches: list[int]) -> None:
-    """Sentences of 16 word pieces on the device."""
+    """Time the encoding of sentences of 16 word pieces on the device."""
     text, length = model.text, min(16, model.text.max_tokens)
     backend = NativeGpuBackend(model, Settings(bench.device, "fp16"))
     half = copy.deepcopy(net.text_encoder).to(torch.float16)
@@ -80,7 +80,7 @@ def _encode_text(bench: Bench, model: LoadedModel, net: MMN, batches: list[int])
 
 
 def _score(bench: Bench, model: LoadedModel, engine: Engine) -> None:
-    """Moments of sentences from embeddings on the host, beside the official post-processing on the device."""
+    """Time moments from embeddings on the host, beside the official post-processing on the device."""
     preset, plan = model.preset, plan_for(model.preset)
     rng = np.random.default_rng(0)
     video = [rng.standard_normal((plan.num_proposals, preset.joint_size)).astype(np.float32) for _ in range(2)]
@@ -110,7 +110,7 @@ def _score(bench: Bench, model: LoadedModel, engine: Engine) -> None:
 
 
 def _steps(bench: Bench, options: argparse.Namespace, name: str) -> dict[str, Callable[[], None]]:
-    """What each step runs for a preset."""
+    """The functions that run each step for a preset, by the step's name."""
     case = cases.load(f"{name}_{'small' if bench.rehearse else 'full'}")
     model = LoadedModel(case.preset, case.text, case.state(), load_tokenizer(cases.VOCAB, case.text.max_tokens), name)
     every = engines(model, bench.device)
@@ -123,7 +123,7 @@ def _steps(bench: Bench, options: argparse.Namespace, name: str) -> dict[str, Ca
         "encode_text": partial(_encode_text, bench, model, net, batches),
         "stages": partial(bench_stages, bench, model, [2] if bench.rehearse else batches),
         "encode_video": partial(bench_videos, bench, model, net, batches, compiled),
-        # The interpreter takes seconds for a Triton kernel.
+        # A rehearsal runs only "auto": Triton's interpreter takes seconds per kernel.
         "engine": partial(bench_engines, bench, model, reference, batches, ["auto"] if bench.rehearse else CONVS),
     }
 
@@ -150,10 +150,10 @@ def main(arguments: list[str] | None = None) -> None:
                 continue
             try:
                 steps[what]()
-            except Exception:  # what the other steps measure is worth having
+            except Exception:  # the other steps still measure
                 traceback.print_exc()
                 failed.append(f"{name}, {what}")
-            gc.collect()  # an engine is in reference cycles, and its graphs hold gigabytes
+            gc.collect()  # engines are in reference cycles, and their graphs hold gigabytes
     if failed:
         parser.exit(1, f"bench_gpu: failed: {'; '.join(failed)}\n")
 

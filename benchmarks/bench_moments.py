@@ -1,6 +1,6 @@
-"""From embeddings to moments: the engine's whole score(), native backend, beside the official post-processing.
+"""Times the way from embeddings to moments: the native engine's whole score(), beside the official post-processing.
 
-The peer does what the official inference and evaluation do for one video: normalise both maps, multiply with the
+The peer follows the official inference and evaluation of one video: normalise both maps, multiply them with the
 sentences over all N x N cells, sigmoid, mask, fuse, then per sentence nonzero, sort and the greedy NMS loop.
 
     python -m benchmarks.bench_moments [--presets tacos ...] [--sentences 32] [--threads 2] [--repeats 7]
@@ -31,7 +31,7 @@ DURATION_S = 60.0
 def official_moments(
     maps: list[torch.Tensor], text: list[torch.Tensor], mask: torch.Tensor, preset: Preset, duration_s: float
 ) -> list[torch.Tensor]:
-    """Moments [<= P, 2] per sentence from dense maps [J, N, N] and sentences [S, J], contrastive then iou."""
+    """Compute moments [<= P, 2] per sentence from dense maps [J, N, N] and sentences [S, J]: contrastive, then iou."""
     side = preset.num_clips
     contrastive, iou = (
         (F.normalize(sentences, dim=1) @ F.normalize(map2d, dim=0).flatten(1)).reshape(-1, side, side)
@@ -101,7 +101,7 @@ def bench(case: str, sentences: int, threads: int, repeats: int, dry: bool) -> N
 
 
 def run(presets: list[str], sentences: int, threads: int, repeats: int, dry: bool) -> None:
-    """Measure the full-size golden cases of these names, such as "tacos"."""
+    """Measure the full-size golden cases of some presets, named like "tacos"."""
     torch.set_num_threads(threads)
     for preset in presets:
         bench(f"{preset}_full", sentences, threads, repeats, dry)

@@ -1,7 +1,7 @@
-"""The sentence side on the CPU: the native text encoder beside PyTorch, on 32 sentences of 8 videos, in turn.
+"""Times the sentence side on the CPU: the native text encoder beside PyTorch, in turn, on 32 sentences of 8 videos.
 
-`official` does what the official inference does: video by video, its sentences padded to the longest, in eager float32.
-`batched` puts all sentences into one padded call. Weights are those of a full-size golden case, at DistilBERT's sizes;
+`official` follows the official inference: one call per video, its sentences padded to the longest, in eager float32.
+`batched` puts all sentences into one padded call. The weights come from a full-size golden case, at DistilBERT's sizes;
 word pieces are made once, outside the timing. The error is the largest difference of an embedding (unit norm) from
 the reference in float64.
 
@@ -26,7 +26,7 @@ from mmn_fast.presets import TextEncoderConfig
 from mmn_fast.text_encoder import TextEncoder
 from mmn_fast.tokenizer import load_tokenizer
 
-# The first eight videos of Charades-STA's test split that have four sentences.
+# The first eight videos with four sentences in Charades-STA's test split.
 SENTENCES = {
     "3MSZA": [
         "person turn a light on.",
@@ -91,7 +91,7 @@ def _padded(ids: Ids) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _encode(net: TextEncoder, ids: Ids) -> np.ndarray:
-    """Both branches [2, S, J], unit norm."""
+    """Encode sentences; return both branches [2, S, J], unit norm."""
     return torch.stack([F.normalize(branch.float(), dim=-1) for branch in net(*_padded(ids))]).numpy()
 
 
@@ -112,7 +112,7 @@ def _torch_runs(net: TextEncoder, ids: Ids, per_video: int) -> dict[str, Run]:
 
 
 def _flops(sizes: TextEncoderConfig, ids: Ids) -> int:
-    """FLOP of the linear maps and of attention, counted on real tokens."""
+    """Count FLOP of the linear maps and of attention, for real tokens only."""
     H, tokens = sizes.width, sum(len(sentence) for sentence in ids)
     linear = 2 * tokens * (4 * H * H + 2 * H * sizes.ffn_width)
     return sizes.num_layers * (linear + sum(4 * len(sentence) ** 2 * H for sentence in ids))

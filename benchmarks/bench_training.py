@@ -1,9 +1,9 @@
-"""One optimisation step, the package's beside the official way, on the same batch with the same losses.
+"""Times one optimisation step, the package's beside the official way, on the same batch with the same losses.
 
-The peer does what the official training does, on the reference model: convolutions over the whole dense map, the
-sentences through the text encoder video by video, losses that loop over the videos of the batch, AdamW as PyTorch has
-it by default, gradients clipped whatever their norm. Both start from the same weights; dropout is off, so that losses
-can be compared. The steps of both go on from their own weights.
+The peer follows the official training, on the reference model: convolutions over the whole dense map, one call of the
+text encoder per video, losses that loop over the videos of the batch, AdamW with PyTorch's defaults, gradients clipped
+whatever their norm. Both start from the same weights, and dropout is off, so that losses can be compared. Later steps
+of each continue from its own weights.
 
     python -m benchmarks.bench_training [--preset charades-sta] [--batch 4] [--threads 2] [--repeats 5]
 """
@@ -27,7 +27,7 @@ from mmn_fast.training.data import Batch
 from mmn_fast.training.losses import pairwise_iou
 from mmn_fast.training.objective import Objective
 
-# Four videos of Charades-STA as published: duration, and sentences with their moments, seconds.
+# Four published videos of Charades-STA: duration, and sentences with their moments, in seconds.
 VIDEOS = [
     (
         30.75,
@@ -67,7 +67,7 @@ VIDEOS = [
 
 
 def make_batch(num_videos: int, preset_name: str, vocab_size: int) -> Batch:
-    """The sentences above with random features; word pieces are random, as many as the words and two."""
+    """Make a batch of the sentences above, with random features and random word pieces: one per word, and two more."""
     preset, rng = PRESETS[preset_name], np.random.RandomState(0)
     cells = plan_for(preset).cells
     ids, video_of, ious, moments = [], [], [], []
@@ -91,13 +91,13 @@ def make_batch(num_videos: int, preset_name: str, vocab_size: int) -> Batch:
 
 
 class OfficialObjective:
-    """The losses in the way of the official code: dense maps and loops over videos."""
+    """Computes the losses like the official code: dense maps and loops over videos."""
 
     def __init__(self, model: MMN, batch: Batch) -> None:
         self.model, self.mask = model, model.mask
         rows = [batch.video_of == video for video in range(len(batch.pre_clips))]
         self.pre_clips = batch.pre_clips
-        # Each video's sentences are padded to its own longest, and maps and moments are kept per video.
+        # Sentences are padded to the longest of their video; maps and moments are kept per video.
         self.lengths = [batch.lengths[row] for row in rows]
         self.token_ids = [
             batch.token_ids[row, : int(lengths.max())] for row, lengths in zip(rows, self.lengths, strict=True)
@@ -165,7 +165,7 @@ class OfficialObjective:
 def stepper(
     model: MMN, objective: Callable[[], Tensor], learning_rate: float, fused: bool, weight: float
 ) -> Callable[[], Tensor]:
-    """A function that does one step and gives the losses."""
+    """Make a function that does one step and returns the losses."""
     text = [parameter for name, parameter in model.named_parameters() if "bert" in name]
     rest = [parameter for name, parameter in model.named_parameters() if "bert" not in name]
     optimizer = torch.optim.AdamW(
@@ -214,7 +214,7 @@ def main() -> None:
         ),
         "mmn_fast": stepper(ours, lambda: objective(batch), recipe.learning_rate, True, recipe.contrastive_weight),
     }
-    # The error is the first step's, from the same weights; later ones differ as any two runs of float32 do.
+    # The error is that of the first step, from the same weights; later steps diverge like any two float32 runs.
     first = {name: step() for name, step in steps.items()}
     error = (first["official"] - first["mmn_fast"]).abs() / first["official"].abs()
     timings = alternate(steps, arguments.repeats, warmup=1)

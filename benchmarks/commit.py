@@ -1,6 +1,6 @@
-"""Which commit a figure is of: git's answer, or `BENCH_COMMIT` where the tree has no git.
+"""Finds the commit that a figure belongs to: git's answer, or `BENCH_COMMIT` if the tree has no git.
 
-A tree that was copied to a machine without its `.git` takes its commit from the environment, as this prints it:
+A tree that was copied without its `.git` takes its commit from the environment. Set the variable like this:
 
     BENCH_COMMIT=$(git describe --always --exclude '*' --abbrev=10 --dirty)
 """
@@ -13,13 +13,13 @@ import subprocess
 from pathlib import Path
 
 VARIABLE = "BENCH_COMMIT"
-DIGITS = 10  # of a commit, in every line
-_WANTED = "7 to 40 hexadecimal digits of a commit, with -dirty behind them where the tree was changed"
+DIGITS = 10  # digits of a commit in every line
+_WANTED = "7 to 40 hexadecimal digits of a commit, followed by -dirty if the tree was changed"
 
 
 def git(root: Path, *arguments: str) -> str | None:
-    """What git answers in a tree; None where it does not, or where the tree is no repository of its own."""
-    if not (root / ".git").exists():  # else git answers for a repository that the tree happens to lie in
+    """Run git in a tree and return its output; None if git fails or the tree is not a repository of its own."""
+    if not (root / ".git").exists():  # otherwise git would answer for a repository around the tree
         return None
     try:
         found = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=False)
@@ -29,17 +29,17 @@ def git(root: Path, *arguments: str) -> str | None:
 
 
 def commit_of(root: Path, results: tuple[str, ...] = ()) -> tuple[str, bool]:
-    """The commit of a tree, and whether the tree may differ from it.
+    """Find the commit of a tree, and whether the tree may differ from it (is dirty).
 
     Args:
         root: the tree's top folder.
-        results: paths below it that measuring itself writes; they do not make a tree dirty.
+        results: paths below `root` that benchmarks write; changes there do not make the tree dirty.
 
     Returns:
-        The commit's first 10 digits, "" where it is unknown, and then dirty; whether the tree is dirty.
+        The commit's first 10 digits, "" if unknown; whether the tree is dirty (True if the commit is unknown).
 
     Raises:
-        ValueError: `BENCH_COMMIT` is no commit, or not the one that git says.
+        ValueError: `BENCH_COMMIT` is not a commit, or differs from git's answer.
     """
     stated, found = os.environ.get(VARIABLE, ""), git(root, "rev-parse", f"--short={DIGITS}", "HEAD")
     match = re.fullmatch(r"([0-9a-f]{7,40})(-dirty)?", stated)
@@ -48,6 +48,6 @@ def commit_of(root: Path, results: tuple[str, ...] = ()) -> tuple[str, bool]:
     if not found:
         return (match[1][:DIGITS], match[2] is not None) if match else ("", True)
     if match and not found.startswith(match[1][: len(found)]):
-        raise ValueError(f"{VARIABLE}: expected {found}, which git says of this tree, got {stated!r}")
+        raise ValueError(f"{VARIABLE}: expected {found}, the commit that git names, got {stated!r}")
     kept_out = [f":!{path}" for path in results]
     return found, git(root, "status", "--porcelain", "--untracked-files=no", "--", ".", *kept_out) != ""

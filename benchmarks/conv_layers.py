@@ -13,15 +13,15 @@ from mmn_fast.kernels.gpu.conv.crop import ConvSettings
 
 @dataclass(frozen=True, eq=False)
 class Layers(ConvSettings):
-    """A preset's layers."""
+    """Settings of a preset's proposal convolution, with the preset's name."""
 
     preset: str
 
     def per_tap(self) -> float:
-        """FLOP of a cell x tap product; the mean of layers of different widths."""
+        """FLOP of one cell x tap product, the mean over the layers."""
         return 2.0 * float(np.mean([a * b for a, b in pairwise(self.widths)]))
 
 
 def difference(found: Tensor, expected: Tensor) -> float:
-    """The largest one, of the largest expected value."""
+    """Largest difference, divided by the largest expected value."""
     return float((found.float() - expected).abs().max() / expected.abs().max())

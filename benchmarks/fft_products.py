@@ -1,4 +1,4 @@
-"""What FFT tiles stand or fall with on a GPU: the products and the transform of one layer, also by the library."""
+"""Times the two parts that decide whether FFT tiles pay on a GPU: products and transform of one layer."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ GO_VIDEOS = 8
 
 
 def bench_products(bench: Bench, layers: Layers, conv: Any) -> None:
-    """The products and the forward transform of the middle layer, by the library and by our kernels.
+    """Time the products and the forward transform of the middle layer, by the library and by our kernels.
 
     Args:
-        bench: where and how long.
-        layers: a preset's.
-        conv: their `FourierProposalConv` of some tiles.
+        bench: device, time limit and results.
+        layers: a preset's layers.
+        conv: the `FourierProposalConv` of these layers, with tiles of one size.
     """
     plan, number = layers.plan, _middle(layers)
     c_in, c_out = layers.widths[number : number + 2]
@@ -64,8 +64,8 @@ def bench_products(bench: Bench, layers: Layers, conv: Any) -> None:
     unit = 2.0 * rows * c_in
     moved_in, moved_out = spectra_in.nbytes, spectra_out.nbytes
     transform_ms, per_product = 2 * moved_in / rates.memory_gbps / 1e6, rates.product_tflops * 1e9
-    # The library multiplies a real matrix per spectral value, half of the complex products; its transform reads and
-    # writes float32, windows that were gathered for it.
+    # The library multiplies one real matrix per spectral value: half of the work of complex products. Its transform
+    # reads windows that were gathered beforehand, and reads and writes float32.
     for what, peer, flop, moved, predicted_ms, run in (
         ("transform", "library", 0.0, 2 * windows.nbytes, None, library_transform),
         ("transform", "mmn_fast", 0.0, 2 * moved_in, transform_ms, partial(conv.transform, number, map_in)),

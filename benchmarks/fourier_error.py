@@ -1,12 +1,12 @@
-"""What FFT tiles in fp16 cost in accuracy, per size and without a GPU: the transforms' twins, products in PyTorch.
+"""Measures the error of FFT tiles in fp16, per size, without a GPU: the transforms' CPU twins, products in PyTorch.
 
-Every value that the kernels store is rounded to fp16 where they round it, sums are float32. Beside it a direct
-convolution with the same maps and operands in fp16, the yardstick. All else of the model is float64; the error is that
-of the fused score, over all proposals and sentences of a golden case.
+Every value that the kernels store is rounded to fp16 as in the kernels; sums are float32. The yardstick is a direct
+convolution with the same maps and operands in fp16. The rest of the model is float64. The error is the largest error of
+a fused score, over all proposals and sentences of a golden case.
 
     python -m benchmarks.fourier_error [--cases charades_small ...] [--videos 150]
 
-With --videos it compares the demo model's answers on a test split instead: R@1 and the best proposals.
+With --videos it compares the demo model's answers on a test split instead: recall and the best proposals.
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ from mmn_fast.model import MMN, build_model
 from mmn_fast.postprocess import fuse_scores
 
 Conv = Callable[[Tensor, Sequence[Float32], Sequence[Float32], ProposalPlan], Tensor]
-"""From [B, R_0, C_0] to [B, P, C]."""
+"""Maps [B, R_0, C_0] to [B, P, C]."""
 
 
 def rounded(x: Tensor) -> Tensor:
-    """Float32 with the values of fp16."""
+    """Round to fp16; the result is float32."""
     return x.half().float()
 
 
 def direct_fp16(x: Tensor, weights: Sequence[Float32], biases: Sequence[Float32], plan: ProposalPlan) -> Tensor:
-    """A direct convolution: fp16 maps and weights, float32 sums and biases."""
+    """Convolve directly: fp16 maps and weights, float32 sums and biases."""
     x = rounded(x)
     for number, layer in enumerate(plan.layers):
         one = ProposalPlan(plan.num_clips, plan.kernel, plan.mask, layer.cells, plan.inputs, (layer,))
@@ -63,7 +63,7 @@ def fourier_fp16(
     plan: ProposalPlan,
     tile: int = SPECTRAL_TILE,
 ) -> Tensor:
-    """`fourier.FourierProposalConv` in fp16."""
+    """Convolve like `fourier.FourierProposalConv` in fp16."""
     transform = fourier(plan.kernel, tile)
     paired = 2 * transform.pairs
     x = x.transpose(0, 1).half().contiguous()
@@ -88,7 +88,7 @@ def fourier_fp16(
 
 
 class VideoBranch:
-    """A model's video branch with another proposal convolution; all else in the model's own precision."""
+    """A model's video branch with another proposal convolution; the rest keeps the model's precision."""
 
     def __init__(self, net: MMN, conv: Conv) -> None:
         self._net, self._conv, self._plan = net, conv, plan_for(net.preset)
@@ -96,7 +96,7 @@ class VideoBranch:
         self._weights, self._biases = folded_layers(state, net.preset.conv_layers)
 
     def __call__(self, clips: Tensor) -> tuple[Tensor, Tensor]:
-        """Pre-clips [B, T, D] to both embeddings [B, P, J], as `MMN.encode_video`."""
+        """Encode pre-clips [B, T, D] into both embeddings [B, P, J], like `MMN.encode_video`."""
         rows, columns = torch.from_numpy(self._plan.inputs).long().unbind(1)
         inputs = self._net.moment_map(clips)[:, :, rows, columns].mT
         packed = self._conv(inputs.float(), self._weights, self._biases, self._plan).to(clips.dtype)
@@ -109,7 +109,7 @@ class VideoBranch:
 
 
 def fused_with(case: cases.GoldenCase, net: MMN, conv: Conv) -> list[Float32]:
-    """The fused scores [S, P] of every video, all but the proposal convolution in float64."""
+    """Compute every video's fused scores [S, P]; all but the proposal convolution is float64."""
     with torch.inference_mode():
         clips = np.stack([pre_clips(video.features, case.preset, "features") for video in case.videos])
         embedded = zip(*VideoBranch(net, conv)(torch.from_numpy(clips).double()), strict=True)
@@ -118,7 +118,7 @@ def fused_with(case: cases.GoldenCase, net: MMN, conv: Conv) -> list[Float32]:
 
 
 def _texts(case: cases.GoldenCase, net: MMN) -> list[tuple[Tensor, Tensor]]:
-    """Each video's sentences; those of a tube are those of its neighbour."""
+    """Encode each video's sentences; the tubes of one video share their sentences."""
     found: dict[bytes, tuple[Tensor, Tensor]] = {}
     for video in case.videos:
         ids = torch.from_numpy(video.token_ids)
@@ -128,7 +128,7 @@ def _texts(case: cases.GoldenCase, net: MMN) -> list[tuple[Tensor, Tensor]]:
 
 
 def exact(x: Tensor, weights: Sequence[Float32], biases: Sequence[Float32], plan: ProposalPlan) -> Tensor:
-    """In float64."""
+    """Convolve in float64."""
     to64 = [[torch.from_numpy(a).double() for a in arrays] for arrays in (weights, biases)]
     return proposal_conv_packed(x.double(), to64[0], to64[1], plan)
 
@@ -140,7 +140,7 @@ WAYS: dict[str, Conv] = {
 
 
 def demo_agreement(conv: Conv, split: LabelledSplit) -> Agreement:
-    """The demo model with that proposal convolution against the same model in float32."""
+    """Compare the demo model with this proposal convolution to the same model in float32."""
     engine, reference = (mmn_fast.load("demo", backend="torch", precision="fp32") for _ in range(2))
     net = cast(TorchBackend, engine._backend).net
     net.encode_video = VideoBranch(net, conv)  # type: ignore[method-assign]
@@ -148,7 +148,7 @@ def demo_agreement(conv: Conv, split: LabelledSplit) -> Agreement:
 
 
 def errors(name: str, ways: Sequence[str] = tuple(WAYS)) -> dict[str, float]:
-    """The largest error of a fused score of a golden case, direct and through FFT tiles."""
+    """Largest error of a golden case's fused scores for each way: direct and by FFT tiles."""
     case = cases.load(name)
     net = build_model(case.preset, case.text, case.state()).double()
     expected = fused_with(case, net, exact)
@@ -159,7 +159,7 @@ def errors(name: str, ways: Sequence[str] = tuple(WAYS)) -> dict[str, float]:
 
 
 def main() -> None:
-    """Print the errors, and in brackets how many times the direct one they are, case by case."""
+    """Print each case's errors; brackets hold their ratio to the direct error."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", nargs="+", default=[*cases.SMALL, *cases.FULL], choices=[*cases.SMALL, *cases.FULL])
     parser.add_argument("--videos", type=int, default=0, help="of the demo's test split, instead of golden cases")

@@ -1,7 +1,7 @@
-"""The peers of the video branch on a GPU: PyTorch as it comes and at its best, and ONNX Runtime.
+"""Peers of the video branch on a GPU: PyTorch with default and with best settings, and ONNX Runtime.
 
-cuDNN picks its algorithms by heuristics as it comes; with `cudnn.benchmark`, a peer of its own, it times them first.
-Convolutions of more than `TUNED_VIDEOS` dense maps take too long to be tuned by the clock.
+By default cuDNN picks its algorithms by heuristics. With `cudnn.benchmark` it times them first; this is a separate
+peer. For more than `TUNED_VIDEOS` dense maps that takes too long.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from benchmarks.gpu_timing import Bench
 from mmn_fast.model import MMN
 
 PeerRun = Callable[[int], Any]
-"""Takes the number of the input set."""
+"""Runs a peer, given the number of the input set."""
 
 TUNED_VIDEOS = 8
 
 
 class VideoBranch(nn.Module):
-    """The video side as a module of its own."""
+    """The video side of a model as a module."""
 
     def __init__(self, net: MMN) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ class VideoBranch(nn.Module):
 
 @contextmanager
 def arithmetic(tf32: bool = False, benchmark: bool = False) -> Iterator[None]:
-    """Inference with or without TF32 and cuDNN's own timing; puts back what was, also after an exception."""
+    """Run inference with or without TF32 and `cudnn.benchmark`; restore all settings, also after an exception."""
     cudnn, before = torch.backends.cudnn, torch.get_float32_matmul_precision()
     settings = {"allow_tf32": tf32, "benchmark": benchmark, "deterministic": False}
     found = {name: getattr(cudnn, name) for name in settings}
@@ -55,13 +55,13 @@ def arithmetic(tf32: bool = False, benchmark: bool = False) -> Iterator[None]:
 
 
 def peers(net: MMN, bench: Bench, sets: list[Tensor], compiled: bool) -> dict[str, Callable[[], PeerRun]]:
-    """Makers of the peers' runs: what they need is made when their turn comes.
+    """Functions that make the peers' runs, by name; a peer uses no memory before its function is called.
 
     Args:
         net: the model in float32, on the device.
-        bench: where.
-        sets: pre-clips [B, T, D].
-        compiled: whether torch.compile is among them.
+        bench: says which device is measured.
+        sets: sets of pre-clips [B, T, D].
+        compiled: include torch.compile.
     """
 
     def eager(**settings: bool) -> PeerRun:
@@ -72,8 +72,8 @@ def peers(net: MMN, bench: Bench, sets: list[Tensor], compiled: bool) -> dict[st
         return run
 
     def half(dtype: torch.dtype, benchmark: bool = False, compile_it: bool = False) -> PeerRun:
-        # A copy: `to` changes a module in place, and the peers in float32 run the weights as they are.
-        # In 16 bits once and for all: autocast would convert every weight at every call.
+        # `to` changes a module in place, and the float32 peers need the weights unchanged: hence a copy.
+        # The copy is converted once; autocast would convert every weight in every call.
         branch: Any = VideoBranch(copy.deepcopy(net)).to(dtype=dtype, memory_format=torch.channels_last)
         inputs = [one.to(dtype) for one in sets]
         if compile_it:
@@ -110,7 +110,7 @@ def peers(net: MMN, bench: Bench, sets: list[Tensor], compiled: bool) -> dict[st
 
 
 def waits(peer: str) -> bool:
-    """Whether a peer's run waits for its work, on a stream of its own: then the host's clock times it."""
+    """Whether a peer's run waits for its work, on its own stream; the host's clock then times it."""
     return peer.startswith("ONNX Runtime")
 
 
@@ -135,6 +135,6 @@ def _exported(net: MMN, sets: list[Tensor], provider: str) -> PeerRun:
 
 
 def largest_error(found: Any, expected: Any) -> float:
-    """The largest difference of both branches, which `found` may be a call for, in the videos of `expected`."""
+    """Largest difference of both branches over the videos of `expected`; `found` is a result or a call that gets it."""
     found = [branch[: len(expected[0])] for branch in (found() if callable(found) else found)]
     return max(float((a.float() - b).abs().max()) for a, b in zip(found, expected, strict=True))

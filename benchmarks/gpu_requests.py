@@ -1,4 +1,4 @@
-"""Whole requests on a GPU, by the host's clock: features on the host to moments on the host."""
+"""Times whole requests on a GPU by the host's clock, from features on the host to moments on the host."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ REFERENCE = "PyTorch fp32"
 
 
 def engines(model: LoadedModel, device: str) -> dict[str, Engine]:
-    """Ours and the reference, by the names of the lines."""
+    """Our engine and the reference, by their names in the lines."""
     return {
         "mmn_fast fp16": Engine(model, NativeGpuBackend(model, Settings(device, "fp16"))),
         REFERENCE: Engine(model, cast(Any, TorchBackend(model, Settings(device, "fp32")))),
@@ -32,13 +32,13 @@ def engines(model: LoadedModel, device: str) -> dict[str, Engine]:
 
 
 def bench_ground(bench: Bench, model: LoadedModel, every: Mapping[str, Engine], batches: Sequence[int]) -> None:
-    """Write lines of `ground` for numbers of videos, of one sentence for one video, else of four; then cached ones.
+    """Time `ground` for each number of videos (one sentence for one video, else four), then for a cached video.
 
-    A cached video's embeddings are there already: the sentence is encoded and scored.
+    The embeddings of a cached video exist already, so the engine only encodes and scores the sentence.
 
     Args:
-        bench: where and how long.
-        model: whose inputs.
+        bench: device, time limit and results.
+        model: gives the inputs' sizes.
         every: engines by name, `REFERENCE` among them.
         batches: numbers of videos.
     """
@@ -72,16 +72,16 @@ def bench_ground(bench: Bench, model: LoadedModel, every: Mapping[str, Engine], 
 def bench_engines(
     bench: Bench, model: LoadedModel, reference: Engine, batches: Sequence[int], convs: Sequence[str]
 ) -> None:
-    """Write lines of `ground` and of `encode_video` for engines that take each proposal convolution, in fp16.
+    """Time `ground` and `encode_video` in fp16 with an engine per proposal convolution.
 
-    All engines take a number of videos before the next one, so that the last numbers are missing where the time ends.
+    Every engine runs one number of videos before any runs the next, so a time limit cuts off the last numbers.
 
     Args:
-        bench: where and how long.
-        model: whose.
+        bench: device, time limit and results.
+        model: the model of all engines.
         reference: the engine of `REFERENCE`.
         batches: numbers of videos.
-        convs: of the backend's option `conv`.
+        convs: values of the backend's option `conv`.
     """
     backends: dict[str, NativeGpuBackend] = {}
     for count in batches:
@@ -104,7 +104,7 @@ def bench_engines(
 
 
 def net_of(reference: Engine) -> MMN:
-    """The model of the engine of `REFERENCE`, in float32 on the device."""
+    """The model inside the engine of `REFERENCE`, in float32 on the device."""
     return cast(Any, reference._backend).net
 
 
@@ -135,7 +135,7 @@ def _ground(
 
 
 def _score_error(found: Any, expected: Any) -> float:
-    """The largest difference of best scores."""
+    """Largest difference of the best moments' scores."""
     return max(
         abs(ours[0].score - exact[0].score)
         for mine, theirs in zip(found, expected, strict=True)

@@ -1,7 +1,7 @@
-"""The GPU engine's stages one by one, from features to moments, each alone in a CUDA graph.
+"""Times the GPU engine's stages one by one, from features to moments, each alone in a CUDA graph.
 
-Bytes are what a stage has to read and write once: its inputs, its outputs, its weights and, where a library's product
-stands between two kernels, that product. Errors are the first video's, against the same stage in float32 (no TF32).
+Bytes count every array that a stage must read or write once: inputs, outputs, weights, and a library's product if it
+stands between two kernels. Errors are those of the first video, against the same stage in float32 (no TF32).
 """
 
 from __future__ import annotations
@@ -28,22 +28,22 @@ if TYPE_CHECKING:
 
 Tensors = tuple[Tensor, ...]
 
-_ROWS = 64  # of source features a video
-_QUERIES = 4  # sentences a video
+_ROWS = 64  # source features per video
+_QUERIES = 4  # sentences per video
 _TOP_K = 5
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage.
+    """One stage of the engine, ready to be timed.
 
     Attributes:
-        name: as in the figures.
-        run: from a set of inputs to outputs.
-        inputs: the sets, one after the other.
-        error: of the outputs of the first set.
-        flop: of products.
-        moved: bytes.
+        name: the stage's name in the lines.
+        run: computes the outputs from one set of inputs.
+        inputs: sets of inputs, used in turn.
+        error: computes the error of the outputs for the first set.
+        flop: operations of the products.
+        moved: bytes read and written.
     """
 
     name: str
@@ -55,7 +55,7 @@ class Stage:
 
 
 def video_flop(model: LoadedModel) -> float:
-    """Products of one video from pre-clips to embeddings; the convolution's at needed cells and taps alone."""
+    """FLOP of one video's products from pre-clips to embeddings; the convolution counts needed cells and taps only."""
     preset, plan = model.preset, plan_for(model.preset)
     clip = preset.num_pre_clips * preset.input_size * preset.hidden_size
     conv = plan.exact_taps * preset.conv_hidden_size * (preset.hidden_size + preset.conv_hidden_size) / 2
@@ -64,17 +64,17 @@ def video_flop(model: LoadedModel) -> float:
 
 
 def text_flop(model: LoadedModel) -> float:
-    """Products of one word piece through the text encoder, without attention's own."""
+    """FLOP of one word piece's products in the text encoder, without those of attention scores and values."""
     text = model.text
     return 2.0 * text.num_layers * (4 * text.width**2 + 2 * text.width * text.ffn_width)
 
 
 def bench_stages(bench: Bench, model: LoadedModel, batches: Sequence[int]) -> None:
-    """Write a line per stage and number of videos, in fp16.
+    """Time every stage for each number of videos, in fp16.
 
     Args:
-        bench: where and how long.
-        model: whose stages.
+        bench: device, time limit and results.
+        model: the model of the stages.
         batches: numbers of videos.
     """
     for videos in batches:
@@ -96,7 +96,7 @@ def _bench_batch(bench: Bench, model: LoadedModel, videos: int) -> None:
 
 
 class _Work:
-    """What the stages of a model do with a number of videos; `exact` does it in float32."""
+    """The work of a model's stages for one number of videos; `exact` does the same in float32."""
 
     def __init__(self, model: LoadedModel, device: torch.device, videos: int) -> None:
         self.model, self.device, self.videos = model, device, videos
@@ -189,7 +189,7 @@ def _stages(model: LoadedModel, device: torch.device, videos: int, sets: int) ->
 def _compared(
     reference: Callable[[Tensor], Tensors | Tensor], given: Tensor, axis: int, out_axis: int = 1
 ) -> Callable[[Tensors], float]:
-    """The first video's error; the axes are those of videos."""
+    """Make the function that computes the first video's error; `axis` and `out_axis` are the axes of videos."""
 
     def error(found: Tensors) -> float:
         with strict_arithmetic():

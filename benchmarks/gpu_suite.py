@@ -1,19 +1,19 @@
-"""Everything that needs a GPU, in one command: build, tests, benchmarks, compute-sanitizer.
+"""Runs everything that needs a GPU, in one command: build, tests, benchmarks, compute-sanitizer.
 
-`benchmarks/gpu_suite.sh` starts it. The table below is the whole of it: the steps of each plan in their order, with the
-seconds that each is expected to take (counted, not measured), the seconds that it may take, and what it answers.
+`benchmarks/gpu_suite.sh` starts it. A table lists the steps of each plan in order: the seconds that a step should take
+(counted, not measured), its limit in seconds, and the question that it answers.
 
-The limits of a plan add up to its minutes less 15 seconds, at most. A step that is done sooner leaves its time to the
-one after it; a step that takes all that it has is ended, and those after it still have their limits. Benchmarks are
-told their seconds and end by themselves. A step that fails is named at the end and keeps no other from running, but the
-build: without it nothing would be measured of this tree.
+The limits of a plan add up to its minutes less 15 seconds, at most. A step that ends early leaves its time to the next
+one; a step that reaches its limit is ended, and later steps keep their limits. Benchmarks know their seconds and end by
+themselves. A failed step is named at the end, and the other steps still run. Only a failed build stops the plan:
+without it nothing would be measured of this tree.
 
---output names a folder for what must survive: the log, the lines measured and what bench_gather found are there after
-every step, and as soon as they change (see `suite_output`). To record them, put gather_choices.json into
-mmn_fast/kernels/gpu/conv and the lines into benchmarks/results/local, and run `python -m benchmarks.report --write`.
+--output names a folder that keeps the log, the measured lines and the findings of bench_gather, up to date at any
+moment (see `suite_output`). To record them, put gather_choices.json into mmn_fast/kernels/gpu/conv and the lines into
+benchmarks/results/local, and run `python -m benchmarks.report --write`.
 
-PYTHON names the interpreter of the steps. BUILD=0 takes the extension that is built. BENCH_COMMIT names the commit
-where the tree has no .git (see `commit`).
+PYTHON names the interpreter of the steps. BUILD=0 uses the extension as it is built already. BENCH_COMMIT names the
+commit if the tree has no .git (see `commit`).
 """
 
 from __future__ import annotations
@@ -40,15 +40,15 @@ from mmn_fast.kernels.gpu.conv.block_sizes import SHIPPED
 
 @dataclass(frozen=True)
 class Step:
-    """A row of the table.
+    """A step of a plan: a row of the table.
 
     Attributes:
-        name: in headings and in the list of what failed.
-        expected_s: seconds that it should take.
-        limit_s: seconds that it may take, if no step before it left any.
-        answers: the question that it answers.
+        name: the step's name, in headings and in the list of failed steps.
+        expected_s: seconds that the step should take.
+        limit_s: seconds that the step may take, besides the time that earlier steps left.
+        answers: the question that the step answers.
         command: the interpreter's arguments; "" for the build.
-        tool: of compute-sanitizer, with its options; "" without it.
+        tool: tool of compute-sanitizer, with its options; "" for none.
     """
 
     name: str
@@ -60,7 +60,7 @@ class Step:
 
     @property
     def is_benchmark(self) -> bool:
-        """Whether it takes --seconds and --rehearse."""
+        """Whether the step is a benchmark, which takes --seconds and --rehearse."""
         return self.command.startswith("-m benchmarks.")
 
 
@@ -69,7 +69,7 @@ _OPERATORS = (
     '-m pytest -q -m "gpu and not long" --continue-on-collection-errors -o faulthandler_timeout=60 tests/kernels'
 )
 _ENGINE = f"{_OPERATORS.removesuffix('tests/kernels')}tests/test_*gpu*.py tests/test_features.py"
-# Slowed down a hundredfold: every kernel once, at small sizes.
+# compute-sanitizer slows work down a hundredfold: every kernel runs once, at small sizes.
 _ONCE_CUDA = (
     '-m pytest -q -x -m gpu -k "(fp16 or pair_top_moments or temporal_nms) and not tacos and not 2548"'
     " tests/kernels/test_gpu_fourier_ops.py tests/kernels/test_gpu_ops.py"
@@ -78,9 +78,9 @@ _ONCE_TRITON = (
     '-m pytest -q -x -m gpu -k "matches_the_reference and k4 and fp16"'
     " tests/kernels/test_triton_conv.py tests/kernels/test_triton_fourier.py"
 )
-_MEMORY = "memcheck --report-api-errors no"  # a call that CUDA refuses is an exception, or an answer that was asked for
+_MEMORY = "memcheck --report-api-errors no"  # a refused CUDA call raises an exception, or is a probe
 _GATHER, _GPU = "-m benchmarks.bench_gather --presets", "-m benchmarks.bench_gpu --presets"
-# The most worth knowing first: what does not fit the seconds is left out from the end.
+# The most important steps come first, because the time limit cuts off the last ones.
 _SMALL = "--batches 1 8 --steps ground encode_video engine stages encode_text score"
 _LARGE = "--batches 48 --steps encode_video stages ground encode_text"
 
@@ -116,26 +116,26 @@ PLANS: dict[int, tuple[Step, ...]] = {
         Step("tacos 48", 55, 75, "the same", f"{_GPU} tacos {_LARGE}"),
         Step("memcheck CUDA", 70, 95, "do the CUDA kernels stay in bounds?", _ONCE_CUDA, _MEMORY),
         Step("racecheck CUDA", 70, 95, "do their threads meet in shared memory?", _ONCE_CUDA, "racecheck"),
-        # racecheck may report hazards of Triton's asynchronous copies that are none.
+        # No racecheck for Triton: it may report false hazards of Triton's asynchronous copies.
         Step("memcheck Triton", 50, 75, "do the Triton kernels stay in bounds?", _ONCE_TRITON, _MEMORY),
     ),
 }
 # fmt: on
 DEFAULT_MINUTES = 10
-"""The shorter plan: what is worth most comes first, and who has longer loses little by it."""
+"""Minutes of the default plan, the shorter one, which answers the most important questions."""
 
 START_S = 20
-"""Seconds of a benchmark's limit in which it measures nothing: importing, finishing what is under way."""
-_REHEARSED_S = 600  # a CPU may be slow
+"""Seconds of a benchmark's limit that are not for measuring: imports, and the end of the last measurement."""
+_REHEARSED_S = 600  # limit of each rehearsed step: a CPU may be slow
 
 
 def arguments_of(step: Step, seconds: float, rehearse: bool) -> list[str]:
-    """The interpreter's arguments for a step.
+    """Make the interpreter's arguments for a step.
 
     Args:
-        step: not the build.
-        seconds: that it has.
-        rehearse: at tiny sizes, on a CPU. Tests for a device are then chosen, and not run.
+        step: a step other than the build.
+        seconds: the step's time.
+        rehearse: run at tiny sizes on a CPU. Tests for a device are then collected, but not run.
     """
     found: list[str] = []
     for word in shlex.split(step.command):
@@ -143,10 +143,10 @@ def arguments_of(step: Step, seconds: float, rehearse: bool) -> list[str]:
         found += paths
     if step.is_benchmark:
         found += ["--seconds", str(max(5, int(seconds) - START_S)), *(["--rehearse"] if rehearse else [])]
-    elif rehearse:  # only on a device have tests in Triton the mark that says that they need one
+    elif rehearse:  # tests in Triton are marked "gpu" only if there is a device, else "interpreter"
         found += ["-q", "--collect-only", "-m", "(gpu or interpreter) and not long"]
     elif not step.tool and importlib.util.find_spec("xdist"):
-        # Processes of their own compile side by side, and none spoils another's device.
+        # Several processes compile at the same time, and a device error in one does not reach the others.
         found += ["-n", "8"]
     return found
 
@@ -162,21 +162,21 @@ class Suite:
         """Start the plan's clock.
 
         Args:
-            plan: of `PLANS`.
-            rehearse: whether there is no device.
-            output: where to.
-            signals: end the run.
+            plan: one of `PLANS`.
+            rehearse: run at tiny sizes on a CPU.
+            output: receives the run's output.
+            signals: a noted signal ends the run.
         """
         self.failed: list[str] = []
         self._plan, self._rehearse, self._output, self._signals = plan, rehearse, output, signals
         self._python = os.environ.get("PYTHON") or sys.executable
-        self._env = dict(os.environ, PYTHONUNBUFFERED="1")  # what is killed has said all it had to say
+        self._env = dict(os.environ, PYTHONUNBUFFERED="1")  # a killed step loses no output
         if rehearse:
-            self._env.setdefault("OMP_NUM_THREADS", "1")  # tiny products: threads would mostly wait, and cost time
-        self._end = time.monotonic()  # of the limits so far
+            self._env.setdefault("OMP_NUM_THREADS", "1")  # on tiny products threads mostly wait for each other
+        self._end = time.monotonic()  # end of the limits of all steps so far
 
     def run(self) -> None:
-        """Run all steps, or those before a signal."""
+        """Run all steps; a signal ends the run."""
         taken: list[str] = []
         for step in self._plan:
             self._end += step.limit_s
@@ -188,7 +188,7 @@ class Suite:
             if step.name in self.failed and not step.command:
                 self._output.say("without the build nothing would be measured of this tree: the rest was not run")
                 break
-        self._output.say("\n== " + f"{time.strftime('%H:%M:%S', time.gmtime())} taken, of what was expected")
+        self._output.say("\n== " + f"{time.strftime('%H:%M:%S', time.gmtime())} seconds taken, of those expected")
         for line in taken:
             self._output.say(line)
 
@@ -205,7 +205,7 @@ class Suite:
         if self._signals.came:
             return "stopped"
         if status is None:
-            # So slow is a sanitizer that not finishing is no finding.
+            # A sanitizer is so slow that a step which does not finish is not counted as failed.
             self._output.say(f"{step.name}: stopped after {limit:.0f} s" + (", no finding so far" if step.tool else ""))
             if step.tool:
                 return "not finished"
@@ -219,12 +219,12 @@ class Suite:
         command, env = [self._python, *arguments_of(step, seconds, self._rehearse)], self._env
         if step.tool and not self._rehearse:
             command = ["compute-sanitizer", "--tool", *step.tool.split(), "--error-exitcode", "99", *command]
-            # Each tensor its own allocation: in PyTorch's cache the neighbour's bytes would be in bounds.
+            # Each tensor gets its own allocation: in PyTorch's cache, a neighbour's bytes would count as in bounds.
             env = env | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
         return command, env
 
     def _build(self) -> tuple[list[str], dict[str, str]]:
-        # Where the build's own requirements are installed, nothing is downloaded; some are only beside the interpreter.
+        # If the build's requirements are installed, nothing is downloaded. PATH finds cmake and ninja beside Python.
         here = all(importlib.util.find_spec(name) for name in ("pybind11", "setuptools", "wheel"))
         isolation = ["--no-build-isolation"] if here else []
         command = [self._python, "-m", "pip", "install", "--quiet", "--no-deps", *isolation, "--editable", "."]
@@ -233,7 +233,7 @@ class Suite:
 
 
 def table(minutes: int) -> str:
-    """A plan as text, a step a line."""
+    """Format a plan as text, one line per step."""
     lines = [f"--minutes {minutes}:", "  expected  limit  step"]
     lines += [f"  {step.expected_s:6} s {step.limit_s:4} s  {step.name:18}  {step.answers}" for step in PLANS[minutes]]
     return "\n".join(lines)
@@ -260,7 +260,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     choose = f"the plan: {' or '.join(map(str, PLANS))} (default: {DEFAULT_MINUTES})"
     parser.add_argument("--minutes", type=_minutes, default=DEFAULT_MINUTES, metavar="M", help=choose)
-    parser.add_argument("--output", metavar="DIR", help="folder for what must survive: new, or without results")
+    parser.add_argument("--output", metavar="DIR", help="folder that keeps the results: new, or without results")
     parser.add_argument("--rehearse", action="store_true", help="the plan's commands at tiny sizes on the CPU")
     options, unknown = parser.parse_known_args(arguments)
     if unknown:
@@ -269,7 +269,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a plan; returns the exit status."""
+    """Run a plan and return the exit status."""
     options = _options(arguments)
     try:
         folder = new_folder(options.output) if options.output is not None else None

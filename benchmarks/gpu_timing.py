@@ -1,7 +1,7 @@
-"""What the benchmarks on a GPU share: the clocks, the rooflines, the lines, and their options.
+"""Clocks, rooflines, lines and options that the benchmarks on a GPU share.
 
-"device" times are those of `mmn_fast.kernels.gpu.clock`: launches do not enter. Only they have a share of the floor.
-"host" times are by the host's clock, of calls that return results to the host.
+"device" times come from `mmn_fast.kernels.gpu.clock` and include no launches. Only they are compared with the floor.
+"host" times come from the host's clock, for calls that return results to the host.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ from mmn_fast.kernels.gpu.clock import DeviceClock, Run, Timing
 from mmn_fast.kernels.gpu.recording import record
 
 PRESETS = ("charades", "activitynet", "tacos")
-INPUT_SETS = 4  # larger together than the cache for all but the smallest work
+INPUT_SETS = 4  # together they exceed the cache, except for the smallest work
 
 
 class HostClock:
-    """Times calls that wait for their work by the host's clock; has what `DeviceClock` has, for rehearsals.
+    """Times calls that wait for their work, by the host's clock; stands in for `DeviceClock` in rehearsals.
 
     Args:
-        clock: what its timings are called.
-        seconds: time that calls may take together.
-        most: calls, 1 at least.
-        warmup: calls before those that count.
+        clock: name of the clock in timings.
+        seconds: no further call starts after this time.
+        most: most calls, >= 1.
+        warmup: calls before the timed ones.
     """
 
     def __init__(self, clock: str, seconds: float, most: int, warmup: int) -> None:
         self._clock, self._seconds, self._most, self._warmup = clock, seconds, most, warmup
 
     def times(self, runs: Sequence[Run]) -> Timing:
-        """Time calls that take turns."""
+        """Time calls in turn."""
         for number in range(self._warmup):
             runs[number % len(runs)]()
         found: list[float] = []
@@ -51,14 +51,14 @@ class HostClock:
         return Timing(found, 1, self._clock)
 
     def layers_ms(self, runs: Sequence[Run], whole_ms: float) -> list[float]:
-        """As `DeviceClock.layers_ms`."""
+        """Time each layer, like `DeviceClock.layers_ms`."""
         found = [self.times([run]).median_ms for run in runs]
         return [whole_ms * one / sum(found) for one in found]
 
 
 @dataclass
 class Bench:
-    """Where and how long, and the lines so far."""
+    """A benchmark's device, time limit and measured rates; writes its lines."""
 
     device: str
     rehearse: bool
@@ -68,24 +68,24 @@ class Bench:
 
     @property
     def clock(self) -> DeviceClock | HostClock:
-        """The device's clock; in a rehearsal the CPU is the device."""
+        """The device's clock; a rehearsal runs on the CPU and uses the host's clock."""
         return HostClock("device", 0.0, 1, 0) if self.rehearse else DeviceClock()
 
     def time(self, run: Callable[[int], Any]) -> Timing:
-        """Time what queues work for the number of an input set."""
+        """Time GPU work: takes the function that queues it, given the number of an input set."""
         return self.clock.times([partial(run, number) for number in range(INPUT_SETS)])
 
     def time_captured(self, runs: Sequence[Run]) -> Timing:
-        """Time the replays of graphs of runs, which have run before; in a rehearsal the runs."""
+        """Time runs as replayed CUDA graphs; each must have run before. A rehearsal times the runs themselves."""
         return self.clock.times(runs if self.rehearse else [record(run).replay for run in runs])
 
     def time_on_host(self, run: Callable[[int], Any], most: int = 200, seconds: float = 3.0) -> Timing:
-        """Time calls that return results to the host, for the number of the call; two do not count."""
+        """Time calls that return results to the host, given the number of an input set, after two warm-up calls."""
         clock = HostClock("host", seconds, 1, 0) if self.rehearse else HostClock("host", seconds, most, 2)
         return clock.times([partial(run, number) for number in range(INPUT_SETS)])
 
     def out_of_time(self, what: str) -> bool:
-        """Whether the time is spent; says what was therefore not measured."""
+        """Whether the time limit is reached; then print that `what` was not measured."""
         if time.monotonic() < self.deadline:
             return False
         print(f"not measured, out of time: {what}", flush=True)
@@ -97,12 +97,13 @@ class Bench:
         """Print a line and append it to the results.
 
         Args:
-            stage: what was timed.
-            peer: whose.
-            timing: its times.
-            error: the largest one.
-            work: FLOP and bytes, for the columns of the roofline; launches would make those meaningless.
-            facts: what else the line says.
+            stage: name of the timed stage.
+            peer: name of the candidate.
+            timing: the measured times.
+            error: largest error.
+            work: FLOP and bytes, for the roofline's columns; only used with device times, since host times include
+                launches.
+            facts: further values of the line.
         """
         if work is not None and timing.clock == "device":
             facts |= self._roofline(*work, timing)
@@ -119,13 +120,13 @@ class Bench:
         append(line, name)
 
     def _roofline(self, flop: float, moved: float, timing: Timing) -> dict[str, float]:
-        """The columns of a stage: its work and bytes, the time that they take at least, and that time's share."""
+        """Columns of the roofline: work, bytes, the least time that both allow, and its share of the measured time."""
         floor_ms = max(flop / self.rates["matmul_tflops"] / 1e9, moved / self.rates["copy_gbps"] / 1e6)
         return {"flop": flop, "bytes": moved, "floor_ms": floor_ms, "of_floor": round(floor_ms / timing.median_ms, 3)}
 
 
 def measure_rates(bench: Bench) -> None:
-    """Measure what a library's matrix product and a copy reach."""
+    """Measure the rate of the library's matrix product and the bandwidth of a copy."""
     side, size = (64, 2**16) if bench.rehearse else (8192, 2**28)
     dtype = torch.float32 if bench.device == "cpu" else torch.float16
     a, b = (torch.randn(side, side, device=bench.device).to(dtype) for _ in range(2))
@@ -138,7 +139,7 @@ def measure_rates(bench: Bench) -> None:
 
 
 def add_options(parser: argparse.ArgumentParser, presets: Sequence[str], batches: Sequence[int]) -> None:
-    """Add --presets, --batches, --seconds and --rehearse, with these orders by default."""
+    """Add --presets, --batches, --seconds and --rehearse; `presets` and `batches` are the defaults, in this order."""
     parser.add_argument("--presets", nargs="+", type=one_of(PRESETS), default=list(presets), metavar="NAME")
     parser.add_argument("--batches", nargs="+", type=_batch, default=list(batches), metavar="N")
     parser.add_argument("--seconds", type=_seconds, default=90.0, metavar="S")
@@ -146,7 +147,7 @@ def add_options(parser: argparse.ArgumentParser, presets: Sequence[str], batches
 
 
 def one_of(names: Sequence[str]) -> Callable[[str], str]:
-    """A type of argparse that takes some names and refuses others in a sentence."""
+    """Make a type for argparse that accepts these names and refuses others in one sentence."""
 
     def name(value: str) -> str:
         if value not in names:
@@ -177,7 +178,7 @@ def _seconds(value: str) -> float:
 
 
 def start(options: argparse.Namespace, benchmark: str) -> Bench:
-    """The bench of a run that starts now, with its rates. A rehearsal has no end; its one thread waits for no other."""
+    """Start a benchmark's time limit and measure its rates. A rehearsal has no limit and runs on one thread."""
     if options.rehearse:
         torch.set_num_threads(1)
     until = math.inf if options.rehearse else time.monotonic() + options.seconds

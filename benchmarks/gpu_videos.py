@@ -1,4 +1,4 @@
-"""Embeddings of videos from pre-clips on a GPU: ours in each precision, and the peers."""
+"""Times `encode_video` from pre-clips on a GPU: ours in each precision, and the peers."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from mmn_fast.kernels.gpu.device import strict_arithmetic
 from mmn_fast.model import MMN
 from mmn_fast.precisions import ON_CUDA, torch_dtype
 
-_COMPARED = 8  # videos: the reference takes them one at a time, since 48 dense maps in float32 need too much memory
+_COMPARED = 8  # videos; the reference runs one at a time, because 48 dense maps in float32 need too much memory
 
 
 class Videos:
-    """Sets of pre-clips of a number of videos, and what the reference makes of the first set.
+    """Random sets of pre-clips, and the reference's embeddings of the first set.
 
     Args:
-        bench: where.
-        model: whose.
+        bench: says which device is measured.
+        model: gives the sizes.
         net: the reference in float32, on the device.
-        count: videos of a set.
+        count: videos per set.
     """
 
     def __init__(self, bench: Bench, model: LoadedModel, net: MMN, count: int) -> None:
@@ -45,14 +45,14 @@ class Videos:
 
 
 def bench_videos(bench: Bench, model: LoadedModel, net: MMN, batches: Sequence[int], compiled: bool) -> None:
-    """Write lines of `encode_video` for numbers of videos, ours in every precision and the peers'.
+    """Time `encode_video` for each number of videos: ours in every precision, then the peers.
 
     Args:
-        bench: where and how long.
-        model: whose.
+        bench: device, time limit and results.
+        model: the model of all candidates.
         net: the reference in float32, on the device.
         batches: numbers of videos.
-        compiled: whether torch.compile is a peer for one video.
+        compiled: include torch.compile as a peer for one video.
     """
     backends = {p: NativeGpuBackend(model, Settings(bench.device, p)) for p in ON_CUDA}
     for count in batches:
@@ -66,7 +66,7 @@ def bench_videos(bench: Bench, model: LoadedModel, net: MMN, batches: Sequence[i
 
 
 def bench_ours(bench: Bench, videos: Videos, backend: NativeGpuBackend, peer: str, **facts: Any) -> None:
-    """Write a line of `encode_video` by a backend of ours."""
+    """Time `encode_video` of one of our backends."""
 
     def make() -> PeerRun:
         inputs = [one.to(torch_dtype(backend.precision)) for one in videos.sets]
@@ -90,6 +90,6 @@ def _bench(bench: Bench, videos: Videos, peer: str, make: Callable[[], PeerRun],
         print(f"not measured: {what}: {str(problem).splitlines()[0]}", flush=True)
         return
     peak = 0 if bench.device == "cpu" else torch.cuda.max_memory_allocated()
-    memory = {"held_mib": round(held / 2**20, 1), "peak_mib": round(peak / 2**20, 1)}  # before, and at most since
+    memory = {"held_mib": round(held / 2**20, 1), "peak_mib": round(peak / 2**20, 1)}  # before `make`, most since then
     facts |= {"preset": videos.preset.name, "batch": videos.count, **memory}
     bench.write("encode_video", peer, timing, error, videos.work, **facts)

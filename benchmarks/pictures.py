@@ -1,4 +1,4 @@
-"""The pictures of the README, in docs/images: speed.svg from benchmarks/results, demo.png from the demo's page.
+"""Makes the README's pictures in docs/images: speed.svg from benchmarks/results, demo.png from the demo's page.
 
     python -m benchmarks.pictures
 
@@ -21,20 +21,20 @@ from benchmarks.speed import CHART, speed_chart
 from mmn_fast.demo.show import demonstrate
 
 SCREENSHOT = CHART.with_name("demo.png")
-SEED = 0  # `mmn-fast demo --seed 0` makes the same page
+SEED = 0  # of the demo's page; `mmn-fast demo --seed 0` makes the same page
 _WINDOW = (1200, 1046)
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 
 def photograph(page: Path, picture: Path, browser: str) -> None:
-    """Write the page, as a browser shows it without scrolling, as a PNG file.
+    """Photograph the part of a page that a browser shows without scrolling; write it as a PNG file.
 
     Raises:
         RuntimeError: the browser wrote nothing.
     """
     flags = ["--headless", "--disable-gpu", "--hide-scrollbars", f"--window-size={_WINDOW[0]},{_WINDOW[1]}"]
     flags += ["--no-sandbox"] if os.geteuid() == 0 else []  # chromium refuses to run as root inside its sandbox
-    flags += ["--virtual-time-budget=3000", "--run-all-compositor-stages-before-draw"]  # else the foot may stay blank
+    flags += ["--virtual-time-budget=3000", "--run-all-compositor-stages-before-draw"]  # without, the foot may be blank
     command = [browser, *flags, f"--screenshot={picture}", page.as_uri()]
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     if done.returncode or not picture.is_file():
@@ -42,7 +42,7 @@ def photograph(page: Path, picture: Path, browser: str) -> None:
 
 
 def main() -> None:
-    """Make both pictures; without a browser say so, and exit with status 1."""
+    """Make both pictures; without a browser make only the chart, and exit with status 1."""
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     speed_chart(read_lines()).save(CHART, overwrite=True)
     print(CHART)

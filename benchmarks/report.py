@@ -1,11 +1,11 @@
-"""The tables of results and the chart, from the lines in results/: the latest clean line of each measurement.
+"""Makes the tables of results and the chart from the lines in results/: the latest clean line of each measurement.
 
     python -m benchmarks.report [--write]
 
-Prints the table of docs/speed.md with each line's age in days, lines that are not recorded yet among them. With --write
-records those: moves the clean lines of results/local to results/, which is committed, puts the tables between the
-markers of docs/speed.md and README.md, and draws docs/images/speed.svg. A line from a changed working tree is never
-shown and stays in results/local.
+Prints the table of docs/speed.md with each line's age in days, including lines that are not recorded yet. With --write
+it records them: it moves the clean lines of results/local to results/ (which is committed), puts the tables between the
+markers of docs/speed.md and README.md, and draws docs/images/speed.svg. A line from a changed working tree is not
+clean: it is never shown and stays in results/local.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ HEADER = (
 
 
 def read_lines(folder: Path = RESULTS) -> list[Line]:
-    """Every recorded line, in the order of the files' names and then as recorded."""
+    """Read every recorded line, by the files' names and then in recorded order."""
     return [json.loads(text) for path in sorted(folder.glob("*.jsonl")) for text in path.read_text().splitlines()]
 
 
 def record_local(local: Path = LOCAL, folder: Path = RESULTS) -> None:
-    """Move the clean lines of `local` to the end of the files of the same names in `folder`."""
+    """Move the clean lines of `local` to the ends of the equally named files in `folder`."""
     for path in sorted(local.glob("*.jsonl")):
         clean, dirty = [], []
         for text in path.read_text().splitlines(keepends=True):
@@ -45,22 +45,22 @@ def record_local(local: Path = LOCAL, folder: Path = RESULTS) -> None:
 
 
 def latest(lines: Iterable[Line]) -> list[Line]:
-    """The latest clean line per measurement: processor, ISA, benchmark, preset, stage, sizes, threads, precision."""
+    """Pick the latest clean line per processor, ISA, benchmark, preset, stage, sizes, threads and precision."""
     kept: dict[tuple[str, ...], Line] = {}
     for line in sorted(lines, key=lambda line: str(line["time"])):
-        if not line["dirty"] and any(is_ours(name) for name in line.get("timings", ())):  # the GPU's lines have none
+        if not line["dirty"] and any(is_ours(name) for name in line.get("timings", ())):  # GPU lines have no `timings`
             facts = (line.get(name, "") for name in ("stage", "batch", "sentences", "threads", "precision", "cpu_isa"))
             kept[(line["cpu"], line["benchmark"], preset_of(line), *map(str, facts))] = line
     return [line for _, line in sorted(kept.items())]
 
 
 def rows(line: Line) -> list[str]:
-    """Rows of the table: one for each precision of mmn_fast in a line, beside its peers."""
+    """Make the table's rows of one line: one row per precision of mmn_fast, with its peers."""
     timings, found = line["timings"], []
     for name, timing in timings.items():
         if not is_ours(name):
             continue
-        # Lines of one precision each call ours plainly "mmn_fast".
+        # A line with a single precision names ours just "mmn_fast".
         what = name if " " in name or "precision" not in line else f"{name} {line['precision']}"
         what += f", batch {line['batch']}" if "batch" in line else ""
         what += f", {line['sentences']} sentences" if "sentences" in line else ""
@@ -84,7 +84,7 @@ def rows(line: Line) -> list[str]:
 
 
 def table(lines: Iterable[Line]) -> str:
-    """The table in Markdown; a sentence where there is no clean line."""
+    """Make the table in Markdown; one sentence if there is no clean line."""
     body = [row for line in latest(lines) for row in rows(line)]
     if not body:
         return "No clean line has been recorded yet."
@@ -92,15 +92,15 @@ def table(lines: Iterable[Line]) -> str:
 
 
 def section(page: str, body: str, name: str = "page") -> str:
-    """The page with the body between its markers.
+    """Put the body between the markers of a page; return the new page.
 
     Args:
         page: the page, in Markdown.
-        body: what to put there.
-        name: what the error calls the page.
+        body: Markdown that replaces all text between the markers.
+        name: the page's name in the error.
 
     Raises:
-        ValueError: the markers are not there once each, in order.
+        ValueError: the page does not hold each marker once, in order.
     """
     before, begin, rest = page.partition(BEGIN)
     _, end, after = rest.partition(END)
@@ -110,13 +110,13 @@ def section(page: str, body: str, name: str = "page") -> str:
 
 
 def pages(lines: Sequence[Line]) -> dict[Path, str]:
-    """Text of each page that shows results, by its path."""
+    """Make the new text of each page that shows results: path -> text."""
     tables = {ROOT / "README.md": speed_table(lines), ROOT / "docs" / "speed.md": table(lines)}
     return {path: section(path.read_text(encoding="utf-8"), body, path.name) for path, body in tables.items()}
 
 
 def main() -> None:
-    """Print the table with ages; with --write record it."""
+    """Print the table with ages; with --write, record new lines and rewrite the pages."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", action="store_true", help="record new lines; write the tables and the chart")
     options = parser.parse_args()

@@ -1,6 +1,6 @@
-"""How fast one video goes through `encode_video`, beside its peers: the README's chart and its table.
+"""Makes the README's chart and table: the time of `encode_video` for one video, beside its peers.
 
-Both read recorded lines alone: the latest clean line of `bench_cpu` for each processor, instruction set and preset.
+Both show the latest clean line of `bench_cpu` for each processor, instruction set and preset.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ CHART = ROOT / "docs" / "images" / "speed.svg"
 Line = Mapping[str, Any]
 Runs = dict[tuple[str, str], dict[str, Line]]
 
-_WIDTH, _NAMES, _VALUES = 720, 178, 86  # pixels: the picture, room for names at its left, for values at its right
+_WIDTH, _NAMES, _VALUES = 720, 178, 86  # pixels: the picture; room for names on the left, for values on the right
 _ROW, _BAR = 18, 13
 
 
@@ -26,19 +26,19 @@ def is_ours(name: str) -> bool:
 
 
 def preset_of(line: Line) -> str:
-    """The preset's name; lines that ran a full-size golden case name that, such as "charades_full"."""
-    name = str(line.get("preset", "any"))  # the text encoder's line is every preset's
+    """Name a line's preset; some lines name the full-size golden case instead, such as "charades_full"."""
+    name = str(line.get("preset", "any"))  # the text encoder's line has no preset: it holds for all
     start = name.removesuffix("_full")
     return next((preset for preset in PRESETS if preset.replace("-", "").startswith(start.replace("-", ""))), name)
 
 
 def milliseconds(value: float) -> str:
-    """A time with three digits, or whole milliseconds."""
+    """Format a time: three digits, or whole milliseconds."""
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def single_video(lines: Iterable[Line]) -> Runs:
-    """The latest clean line of one video by (processor, instruction set) and preset, in the presets' order."""
+    """Pick the latest clean line of one video per (processor, instruction set) and preset, in the presets' order."""
     runs: Runs = {}
     for line in sorted(lines, key=lambda line: str(line["time"])):
         wanted = line["benchmark"] == "bench_cpu" and line.get("stage", "encode_video") == "encode_video"
@@ -51,9 +51,9 @@ def single_video(lines: Iterable[Line]) -> Runs:
 
 
 def speed_table(lines: Iterable[Line]) -> str:
-    """The table in Markdown: a row per processor, a column per preset; a sentence if there is no clean line.
+    """Make the table in Markdown: a row per processor, a column per preset; one sentence if there is no clean line.
 
-    A cell gives each precision's median, and how many times as long the fastest peer of that precision took.
+    A cell holds each precision's median, and the fastest peer's time in that precision divided by the median.
     """
     runs = single_video(lines)
     if not runs:
@@ -74,7 +74,7 @@ def _threads(found: Mapping[str, Line]) -> str:
 def _cell(line: Line) -> str:
     parts, timings = [], line["timings"]
     for name in filter(is_ours, timings):
-        # Lines of one precision each call ours plainly "mmn_fast".
+        # A line with a single precision names ours just "mmn_fast".
         precision, median = (
             name.removeprefix("mmn_fast ") if " " in name else line["precision"],
             timings[name]["median_ms"],
@@ -86,7 +86,7 @@ def _cell(line: Line) -> str:
 
 
 def speed_chart(lines: Iterable[Line]) -> Svg:
-    """Bars of milliseconds, a group per preset, for the processor that has the most of them.
+    """Draw bars of milliseconds, a group per preset, for the processor with the most presets.
 
     Raises:
         ValueError: there is no clean line.

@@ -1,10 +1,10 @@
-"""What a run of the GPU suite leaves in the folder of `--output`, however the run ends.
+"""Files that a run of the GPU suite keeps in the folder of `--output`, however the run ends.
 
-    log.txt              what was printed, as it is printed
+    log.txt              everything that was printed, written as it is printed
     <processor>.jsonl    the lines that this run added to benchmarks/results/local
-    gather_choices.json  what bench_gather found; missing where it found nothing new
+    gather_choices.json  the findings of bench_gather; missing if there are none
 
-Files but the log are replaced in one move: at any moment they are whole.
+All files but the log are replaced in one move, so they are whole at any moment.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ CHOICES = "gather_choices.json"
 
 
 def new_folder(name: str, argument: str = "--output") -> Path:
-    """Make a folder for a run's results, or take one that holds none.
+    """Make a folder for a run's results, or accept one without results.
 
     Raises:
-        InputError: it cannot be made or written to, or holds an earlier run's results.
+        InputError: the folder cannot be made or written to, or holds an earlier run's results.
     """
     check_name(name, argument)
     folder = Path(name).absolute()
@@ -36,7 +36,7 @@ def new_folder(name: str, argument: str = "--output") -> Path:
         )
         if earlier:
             raise InputError(f"{argument}: expected a folder without results, got {name}, which holds {earlier[0]}")
-        with (folder / LOG).open("xb"):  # a second run of the same moment is refused
+        with (folder / LOG).open("xb"):  # refuses a second run that starts at the same moment
             pass
     except OSError as problem:
         raise InputError(f"{argument}: cannot write to {name}: {problem.strerror}") from None
@@ -44,19 +44,19 @@ def new_folder(name: str, argument: str = "--output") -> Path:
 
 
 class Output:
-    """Where a run's output goes: to the screen and, where there is a folder, to its files.
+    """Sends a run's output to the screen and, if there is a folder, to the folder's files.
 
-    What cannot be written there is said once for each file and stops nothing: the figures lie in the tree as well.
+    If a file cannot be written, one message says so and the run goes on: the tree holds the figures as well.
 
     Attributes:
-        problems: per file what kept it from being written the last time.
+        problems: file name -> why the last attempt to write the file failed.
     """
 
     def __init__(self, folder: Path | None, local: Path, choices: Path) -> None:
-        """Take what is there as earlier runs'.
+        """Note which lines and choices exist already, because earlier runs made them.
 
         Args:
-            folder: of `new_folder`; None for the screen alone.
+            folder: a folder that `new_folder` returned; None for the screen alone.
             local: folder of the benchmarks' lines.
             choices: the file that bench_gather writes.
         """
@@ -74,7 +74,7 @@ class Output:
             try:
                 sys.stdout.buffer.write(content)
                 sys.stdout.buffer.flush()
-            except OSError:  # whoever read it is gone; the log goes on
+            except OSError:  # the reader of the pipe is gone; the log goes on
                 self._screen = False
         if self._log is None:
             return
@@ -91,7 +91,7 @@ class Output:
         self.write(f"{text}\n".encode())
 
     def copy(self) -> None:
-        """Bring the folder's copies up to date, where anything changed."""
+        """Update the folder's copies of files that changed."""
         if self._folder is None:
             return
         for path in sorted(self._local.glob("*.jsonl")):
@@ -110,9 +110,9 @@ class Output:
         return now != was or path.name in self.problems
 
     def _added(self, path: Path) -> bytes:
-        """The whole lines that this run added: the last one may just be written."""
+        """The lines that this run added; a last line that is still being written is left out."""
         content, begin = self._read(path), self._begin.get(path.name, 0)
-        if len(content) < begin:  # somebody moved the earlier ones away
+        if len(content) < begin:  # somebody moved the earlier lines away
             begin = 0
         return b"".join(line for line in content[begin:].splitlines(keepends=True) if _is_line(line))
 

@@ -1,4 +1,4 @@
-"""A step of the GPU suite: one command, its output kept as it comes, ended when its time is over."""
+"""Runs a step of the GPU suite: one command, whose output is kept as it comes, ended when its time is over."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from typing import Any
 from benchmarks.suite_output import Output
 
 GRACE_S = 5.0
-"""Seconds between asking a command to end and ending it; the last ones of its limit."""
+"""Seconds between SIGTERM and SIGKILL; they are the last part of a command's limit."""
 _POLL_S = 0.5
 
 
 class Signals:
-    """The signals that ask the suite to end: noted as they come, acted on between two moments of a step.
+    """Notes signals that ask the suite to end; `run` checks for them while it waits for a command.
 
     Attributes:
-        came: the first one's number; 0 as long as there is none.
+        came: number of the first signal; 0 if none came.
     """
 
     def __init__(self) -> None:
-        """Note them from now on, but those that are ignored, as nohup has it."""
+        """Handle SIGTERM, SIGINT and SIGHUP from now on, except signals that are ignored already (nohup)."""
         self.came = 0
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             if signal.getsignal(number) is not signal.SIG_IGN:
@@ -40,23 +40,23 @@ class Signals:
 def run(
     command: Sequence[str], env: Mapping[str, str], folder: Path, limit_s: float, output: Output, signals: Signals
 ) -> int | None:
-    """Run a command to its end, or for its time.
+    """Run a command until it ends or its time is over.
 
     Args:
         command: program and arguments.
-        env: its environment.
-        folder: to run it in.
-        limit_s: seconds, those for ending it included.
-        output: takes what it prints, and copies what it measures, as soon as there is any.
-        signals: end it at once.
+        env: the command's environment.
+        folder: working directory.
+        limit_s: seconds until the command has been ended.
+        output: receives the command's output, and copies new measurements.
+        signals: a noted signal ends the command at once.
 
     Returns:
-        Its exit status, negative for a signal; 127 where it cannot be started; None where it was ended.
+        The exit status, negative for a signal; 127 if the command cannot be started; None if it was ended here.
     """
     end = time.monotonic() + limit_s - GRACE_S
     pipe: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     try:
-        # A group of its own: what it started is ended with it.
+        # The command gets its own process group, so that its children are ended with it.
         process = subprocess.Popen(command, cwd=folder, env=env, start_new_session=True, **pipe)
     except OSError as problem:
         output.say(f"{command[0]}: {problem.strerror}")
@@ -70,9 +70,9 @@ def run(
         output.copy()
     else:
         status = None
-        output.copy()  # first of all: whoever stops the suite may not wait
+        output.copy()  # before all else: the sender of the signal may soon kill the suite
         _end(process, 1.0 if signals.came else GRACE_S - 1.0, output)
-    reader.join(1.0)  # not for ever: what left the group may hold the pipe open
+    reader.join(1.0)  # limited: a process that left the group may hold the pipe open
     return status
 
 
@@ -83,7 +83,7 @@ def _pass_on(process: subprocess.Popen[bytes], output: Output) -> None:
 
 
 def _end(process: subprocess.Popen[bytes], grace_s: float, output: Output) -> None:
-    """Ask the command's processes to end, and end them."""
+    """Send SIGTERM to the command's process group, then SIGKILL if it does not end in time."""
     for number, seconds in ((signal.SIGTERM, grace_s), (signal.SIGKILL, 1.0)):
         with suppress(ProcessLookupError):
             os.killpg(process.pid, number)
@@ -93,4 +93,4 @@ def _end(process: subprocess.Popen[bytes], grace_s: float, output: Output) -> No
     else:
         output.say(f"process {process.pid} cannot be ended and may still use the device")
     with suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, signal.SIGKILL)  # what the command started and did not end
+        os.killpg(process.pid, signal.SIGKILL)  # children that outlived the command

@@ -1,7 +1,7 @@
-"""Where the benchmarks' figures are kept: with the commit, the machine and the largest error.
+"""Keeps the benchmarks' figures, each with the commit, the machine and the largest error.
 
-A run appends its lines to results/local, which git ignores, so that measuring changes nothing that is committed or
-tested. `python -m benchmarks.report --write` records them.
+A run appends its lines to results/local, which git ignores, so a benchmark changes nothing that is committed or
+tested. `python -m benchmarks.report --write` records the lines.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 LOCAL = RESULTS / "local"
 _MEASURED = tuple(str(path.relative_to(ROOT)) for path in (RESULTS, SHIPPED) if path.is_relative_to(ROOT))
-"""What measuring writes: a run's first line does not make the tree dirty for the second."""
+"""Files that benchmarks write: they do not count as changes, so a run's first line does not make the second dirty."""
 
 
 def environment() -> dict[str, Any]:
-    """The commit and the machine; where neither git nor `BENCH_COMMIT` names a commit there is none, and so dirty.
+    """Describe the commit and the machine. If neither git nor `BENCH_COMMIT` names a commit, it is "" and dirty.
 
-    `gather_choices` stands there where that file, from which `auto` chooses, is not known to be the commit's: the first
-    digits of its SHA-256. bench_gather writes it, so that it makes no tree dirty.
+    bench_gather writes gather_choices.json, by which `auto` chooses; that file therefore never makes the tree dirty.
+    If it may differ from the commit's, the key `gather_choices` holds the first digits of its SHA-256.
     """
     commit, dirty = commit_of(ROOT, _MEASURED)
     line: dict[str, Any] = {"commit": commit, "dirty": dirty, **machine()}
@@ -48,9 +48,9 @@ def record(benchmark: str, timings: Mapping[str, Timing], max_error: float, **fa
 
     Args:
         benchmark: the script's name.
-        timings: what `alternate` gave.
-        max_error: largest difference of the candidates' results; a figure without it is not written.
-        facts: preset, threads, precision, batch and whatever else says what was measured.
+        timings: timings by candidate, from `alternate`.
+        max_error: largest difference of the candidates' results; no figure is written without it.
+        facts: further values that describe the measurement: preset, threads, precision, batch.
 
     Returns:
         The line.
@@ -67,10 +67,10 @@ def record(benchmark: str, timings: Mapping[str, Timing], max_error: float, **fa
 
 
 def append(line: Mapping[str, Any], processor: str) -> None:
-    """Append a line to the processor's file of lines that are not recorded yet, whole or not at all.
+    """Append a line to the processor's file in results/local, whole or not at all.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the line cannot be written.
     """
     LOCAL.mkdir(parents=True, exist_ok=True)
     slug = re.sub(r"[^a-z0-9]+", "-", processor.lower()).strip("-")
@@ -82,12 +82,12 @@ def append(line: Mapping[str, Any], processor: str) -> None:
             if written != len(content):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), file.name)
         except OSError:
-            file.truncate(before)  # a half line would spoil the next one
+            file.truncate(before)  # the next line must not follow half a line
             raise
 
 
 try:
     commit_of(ROOT)
-except ValueError as _problem:  # at once, not after the minutes that the first figure takes
+except ValueError as _problem:  # checked on import, not after the minutes of the first measurement
     print(_problem, file=sys.stderr)
     sys.exit(2)

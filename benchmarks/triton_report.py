@@ -1,4 +1,4 @@
-"""What the compiler makes of the convolutions in Triton for a device that need not be here: registers, spills, copies.
+"""Compiles the Triton convolutions for a GPU, which need not be present, and reports registers, spills and copies.
 
 python -m benchmarks.triton_report --arch 90 --block-rows 128 --block-cols 256 --kernel 9
 """
@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-os.environ.pop("TRITON_INTERPRET", None)  # before triton is imported: an interpreted kernel has no machine code
+os.environ.pop("TRITON_INTERPRET", None)  # before triton is imported, because interpreted kernels have no machine code
 
 import triton
 from triton.backends.compiler import GPUTarget
@@ -33,20 +33,20 @@ _ALIGNED = [["tt.divisibility", 16]]
 def compile_gather(
     arch: int, config: GatherConfig, kernel: int, width: int = 512, splits: int = 1, dtype: str = "fp16"
 ) -> dict[str, Any]:
-    """Compile one layer's kernel ahead of time and read what came.
+    """Compile one layer's gathering kernel ahead of time and report its resources.
 
     Args:
         arch: 80 or 90.
         config: block sizes.
         kernel: k.
-        width: C_in = C_out, a multiple of `stack.CHANNELS`; the compiler refuses any other.
-        splits: shares of a tile's taps.
+        width: C_in = C_out, a multiple of `stack.CHANNELS`; the compiler refuses other widths.
+        splits: number of parts into which a tile's taps are split.
         dtype: "fp16" or "bf16".
 
     Returns:
         registers, spill_bytes, shared_bytes; copies_16 and copies_other, the asynchronous copies of 16 and of fewer
-        bytes; wgmma and mma, the shapes of matrix instructions; tma, whether weights come by the copy engine;
-        buffers, the copies in flight of each operand; late_fences, see `late_fences`.
+        bytes; wgmma and mma, the shapes of matrix instructions; tma, whether the copy engine loads the weights;
+        buffers, the buffers in shared memory of each operand; late_fences, see `late_fences`.
     """
     descriptor = arch >= 90
     block = f"{config.block_k},{config.block_cols}"
@@ -77,10 +77,10 @@ def compile_products(arch: int, config: GatherConfig, width: int = 512) -> dict[
     Args:
         arch: 80 or 90.
         config: block sizes.
-        width: as there.
+        width: C_in = C_out, as for `compile_gather`.
 
     Returns:
-        What `compile_gather` returns.
+        The same report as `compile_gather`.
     """
     return _compile(
         fourier.product_kernel,
@@ -134,17 +134,17 @@ def read_report(compiled: Any) -> dict[str, Any]:
 
 
 def late_fences(ptx: str) -> int:
-    """Products on tensor cores whose operands in shared memory may not be shown to them.
+    """Count products on tensor cores that may read shared memory before the threads' stores are visible to them.
 
-    Threads that store an operand themselves have to fence their stores (`fence.proxy.async`) and only then to meet the
-    other threads at a barrier, for the tensor cores read it in another way than threads do (by the async proxy).
-    Operands that are copied asynchronously have no such stores.
+    Tensor cores read shared memory through the async proxy. Threads that store an operand themselves must first fence
+    their stores (`fence.proxy.async`) and then meet the other threads at a barrier. Operands that are copied
+    asynchronously have no such stores.
 
     Args:
-        ptx: a kernel's, read in its textual order.
+        ptx: a kernel's PTX; instructions are read in the order of the text.
 
     Returns:
-        How many products begin after stores that were not fenced, or not before the last barrier.
+        Number of products after stores that were not fenced, or whose fence came after the last barrier.
     """
     late, to_fence, to_meet = 0, False, False
     for line in ptx.splitlines():
@@ -169,9 +169,9 @@ def _resource_usage(cubin: Path) -> dict[str, int]:
 
 
 def report_shipped() -> dict[str, dict[str, Any]]:
-    """Every shipped choice, compiled for what it is shipped for.
+    """Compile every shipped choice for its own architecture and report it.
 
-    The gathering kernel is compiled for the kernel width that takes most registers.
+    The gathering kernel is compiled for the kernel width that needs most registers, 9.
     """
     reports = {}
     for arch, configs in shipped_choices().items():
@@ -186,7 +186,7 @@ def report_shipped() -> dict[str, dict[str, Any]]:
 
 
 def report_narrow(widths: Sequence[int] = (CHANNELS, 3 * CHANNELS)) -> dict[str, dict[str, Any]]:
-    """The kernels for sm_90 at widths that fill no block."""
+    """Compile the sm_90 kernels at widths that fill no block, and report them."""
     reports = {}
     for width in widths:
         for name, config in shipped_choices()["sm_90"].items():

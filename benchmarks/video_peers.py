@@ -1,7 +1,7 @@
-"""The video branch as its candidates run it: the native backend, PyTorch in several ways, ONNX Runtime, OpenVINO.
+"""Candidates that run the video branch: the native backend, PyTorch in several ways, ONNX Runtime, OpenVINO.
 
-Each function here prepares one candidate in that candidate's own process (`mmn_fast.benchmarking.turns`). All run the
-full-size golden case's weights on the same pre-clips; the exported model is the reference as it is.
+Each function here prepares one candidate, in that candidate's own process (`mmn_fast.benchmarking.turns`). All run the
+weights of a full-size golden case on the same pre-clips. The exported model is the plain reference.
 """
 
 from __future__ import annotations
@@ -39,32 +39,32 @@ OURS = ("mmn_fast fp32", "mmn_fast bf16")
 
 
 class VideoBranch(nn.Module):
-    """`encode_video` as a module's forward, to export and to compile."""
+    """Makes `encode_video` a module's forward, to export and to compile it."""
 
     def __init__(self, net: MMN) -> None:
         super().__init__()
         self.net = net
 
     def forward(self, clips: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """`MMN.encode_video`."""
+        """Run `MMN.encode_video`."""
         return self.net.encode_video(clips)
 
 
 def inputs_of(name: str, batch: int) -> np.ndarray:
-    """The first video of a golden case, `batch` times: float32 [batch, T, D]."""
+    """Repeat the first video of a golden case `batch` times: float32 [batch, T, D]."""
     case = cases.load(name)
     one = pre_clips(case.videos[0].features, case.preset, "features").reshape(1, case.preset.num_pre_clips, -1)
     return np.ascontiguousarray(np.repeat(one, batch, 0))
 
 
 def load_case(name: str) -> LoadedModel:
-    """A golden case's values, without a tokenizer."""
+    """Load a golden case as a model without a tokenizer."""
     case = cases.load(name)
     return LoadedModel(case.preset, case.text, case.state(), cast(Any, None), name)
 
 
 def make_ours(name: str, precision: str, batch: int, threads: int) -> dict[str, Call]:
-    """The native backend."""
+    """Prepare the native backend."""
     reason = NativeBackend.unavailable_reason("cpu", precision)
     if reason is not None:
         raise BackendUnavailable(reason)
@@ -73,13 +73,13 @@ def make_ours(name: str, precision: str, batch: int, threads: int) -> dict[str, 
 
 
 def make_exact(name: str) -> dict[str, Call]:
-    """The reference in float64, on one video: every video of a batch is the same."""
+    """Prepare the reference in float64, for one video: all videos of a batch are equal."""
     backend, inputs = TorchBackend(load_case(name), Settings("cpu", "fp64")), inputs_of(name, 1)
     return {STAGE: lambda: backend.encode_video(inputs)}
 
 
 def make_torch(name: str, precision: str, batch: int, threads: int, way: str) -> dict[str, Call]:
-    """The reference in PyTorch: `way` is "plain", "channels-last" or "compile"."""
+    """Prepare the reference in PyTorch: `way` is "plain", "channels-last" or "compile"."""
     torch.set_num_threads(threads)
     branch, tensor = _branch(name), torch.from_numpy(inputs_of(name, batch))
     if way == "channels-last":
@@ -95,7 +95,7 @@ def make_torch(name: str, precision: str, batch: int, threads: int, way: str) ->
 
 
 def make_onnxruntime(name: str, batch: int, threads: int, folder: Path) -> dict[str, Call]:
-    """ONNX Runtime in fp32; it has no bf16 on the CPU."""
+    """Prepare ONNX Runtime in fp32; it has no bf16 on the CPU."""
     import onnxruntime
 
     settings = onnxruntime.SessionOptions()
@@ -106,7 +106,7 @@ def make_onnxruntime(name: str, batch: int, threads: int, folder: Path) -> dict[
 
 
 def make_openvino(name: str, precision: str, batch: int, threads: int, folder: Path) -> dict[str, Call]:
-    """OpenVINO; in bf16 it refuses hosts that do not multiply bf16 rather than compute in another precision."""
+    """Prepare OpenVINO; in bf16, refuse hosts that do not multiply bf16: OpenVINO would use another precision there."""
     import openvino
 
     core = openvino.Core()
@@ -125,7 +125,7 @@ def make_openvino(name: str, precision: str, batch: int, threads: int, folder: P
 
 
 def export_video(name: str, batch: int, folder: Path) -> None:
-    """Export the reference, of this batch size alone: fixed shapes are what the runtimes optimise best."""
+    """Export the reference for one batch size; the runtimes optimise fixed shapes best."""
     inputs = torch.from_numpy(inputs_of(name, batch))
     partial = folder / f"{name}_{batch}.partial" / "video.onnx"
     partial.parent.mkdir()

@@ -1,4 +1,4 @@
-"""Runs bf16 graphs on providers that cannot multiply bf16: float32 operators give the same values. Needs no torch.
+"""Rewrites bf16 graphs with float32 operators of the same values, for providers that cannot multiply bf16. No torch.
 
 ONNX Runtime's CPU provider moves and casts bf16, but cannot multiply it. Every bf16 number is also a float32 number,
 and CUDA and TensorRT add products of bf16 in float32. So an operator's bf16 result is the float32 operator's result,
@@ -86,7 +86,7 @@ def to_float32(model: onnx.ModelProto) -> None:
 
 
 def write_in_float32(path: Path, directory: Path) -> Path:
-    """`to_float32` for a file.
+    """Apply `to_float32` to a file.
 
     Args:
         path: a bf16 graph.

@@ -48,7 +48,7 @@ class Deployment:
 
     @property
     def wanted(self) -> bool:
-        """Whether there is anything to make."""
+        """Whether plans or a repository are asked for."""
         return self.tensorrt or self.triton_repository is not None
 
     def check(self, output: Path, what: Sequence[str], raw_features: bool) -> None:
@@ -78,7 +78,7 @@ class Deployment:
         return [path for _, step in self.steps(directory) for path in step()]
 
     def steps(self, directory: Path) -> list[tuple[str, Callable[[], list[Path]]]]:
-        """Steps of a deployment: the option that asks for a step, and a function that does it and lists its files."""
+        """Each step: the option that asks for it, and a function that does it and returns the written files."""
         steps: list[tuple[str, Callable[[], list[Path]]]] = []
         if self.tensorrt:
             options = BuildOptions(self.version_compatible, self.hardware, self.tf32, progress=True)

@@ -1,4 +1,4 @@
-"""The three seams as modules to trace, one ONNX graph each. `manifest.signature` has the graphs' names and axes.
+"""The three seams as PyTorch modules, each for one ONNX graph; `manifest.signature` has the graphs' names and axes.
 
 The modules compute the same as `model.MMN`, with BatchNorm folded, the proposal convolution in bands (`framed_crops`),
 masks and cell weights as constants, and only operators that both ONNX Runtime and TensorRT have. In fp16 and bf16 the
@@ -59,7 +59,7 @@ class ProductsInFloat32(TorchFunctionMode):
 
 
 class PreClips(nn.Module):
-    """Source rows to pre-clips, as `features.pre_clips`: bounds rounded half to even in float32."""
+    """Averages source rows into pre-clips like `features.pre_clips`: bounds are rounded half to even in float32."""
 
     def __init__(self, preset: Preset) -> None:
         super().__init__()
@@ -90,7 +90,7 @@ def _unit_rows(x: Tensor) -> Tensor:
 
 
 class VideoGraph(nn.Module):
-    """Pre-clips [B, T, D], or source rows [B, R, D] and lengths [B], to two packed [B, P, J] of unit norm.
+    """Maps pre-clips [B, T, D], or source rows [B, R, D] and lengths [B], to two packed [B, P, J] of unit norm.
 
     Args:
         model: the model's values.
@@ -130,7 +130,7 @@ class VideoGraph(nn.Module):
 
 
 class _Map(nn.Module):
-    """Clips [B, C, 1, N] to the part of the padded 2D map that the convolutions read, [B, C, H, W]."""
+    """Maps clips [B, C, 1, N] to the part of the padded 2D map that the convolutions read, [B, C, H, W]."""
 
     weight0: Tensor  # first weight of a learned map
 
@@ -170,7 +170,7 @@ class _Map(nn.Module):
 
 
 class _CroppedConvs(nn.Module):
-    """The map's part [B, C, H, W] to the last layer's output at the valid proposals [B, P, C]."""
+    """Maps the part of the map [B, C, H, W] to the last layer's output at the valid proposals [B, P, C]."""
 
     def __init__(self, preset: Preset, state: State, dtypes: Sequence[torch.dtype]) -> None:
         super().__init__()
@@ -218,7 +218,7 @@ def _lay_together(outputs: Sequence[Tensor], bands: Sequence[Box], frame: Box) -
 
 
 class TextGraph(nn.Module):
-    """Token ids [S, L] and mask [S, L] (1 for a word piece, 0 for padding) to two [S, J] of unit norm.
+    """Maps token ids [S, L] and mask [S, L] (1 for a word piece, 0 for padding) to two [S, J] of unit norm.
 
     Args:
         model: the model's values.
@@ -270,11 +270,11 @@ class TextGraph(nn.Module):
 
 
 class ScoreGraph(nn.Module):
-    """One video's proposals [P, J] and sentences [S, J] to scores [S, P], and with `top_k` also to moments.
+    """Maps one video's proposals [P, J] and sentences [S, J] to scores [S, P], and with `top_k` also to moments.
 
     The moments come from `kernels.reference.temporal_nms`, unrolled: K times, take the best proposal that is left and
     drop those that overlap it, in the float32 arithmetic of `geometry.cells_to_moments`. The operator NonMaxSuppression
-    would divide by the sum of both spans minus the overlap, and that rounds differently if an IoU is exactly the
+    would divide by the sum of both spans minus the overlap; this quotient rounds differently if an IoU is exactly the
     threshold.
 
     Args:

@@ -1,4 +1,4 @@
-"""Packages that make and check exports: which are missing, and which versions are installed."""
+"""Finds the packages that make and check exports: missing ones, and the versions of installed ones."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _EXPORTER = ("torch", "onnx", "onnxruntime", "onnxscript")
 
 
 def missing_extra(names: Sequence[str] = _EXPORTER) -> str | None:
-    """Which of these packages are not installed, in one sentence; None if all are."""
+    """Name the packages that are not installed, in one sentence; None if all are installed."""
     missing = [name for name in names if find_spec(name) is None]
     wanted = ["torch"] * ("torch" in missing) + ["mmn_fast[onnx]"] * (missing not in ([], ["torch"]))
     return f"{' and '.join(missing)} not installed (pip install {' '.join(wanted)})" if missing else None

@@ -1,11 +1,12 @@
 """Post-training quantisation of an export's video and text graphs to int8, for ONNX Runtime on CPUs.
 
-Quantisation is static. Ranges come from the float32 graphs, run on videos and sentences of the model's own world (the
-demo's, or annotated videos of the caller). With ranges taken at run time, a result would depend on its batch.
+Quantisation is static: ranges come from the float32 graphs, run on videos and sentences of the model's own world (the
+demo's, or annotated videos of the caller). If ranges came from the input at run time, a result would depend on its
+batch.
 Activations are uint8, weights int8 per channel with 7 bits: with more bits, two products overflow the 16-bit sums of
 CPUs without VNNI, and R@1 would depend on the CPU. The first and last product of the video graph, the heads of both
-graphs, products of two activations (attention), norms, means and scores stay float32: this way 95 % of the demo's
-training sentences keep their best proposal, otherwise 93 %.
+graphs, products of two activations (attention), norms, means and scores stay float32: 95 % of the demo's training
+sentences then keep their best proposal, instead of 93 %.
 """
 
 from __future__ import annotations
@@ -140,7 +141,7 @@ def quantise(directory: Path, manifest: Manifest, splits: Splits, max_recall_los
         R@n, the differences from float32 in points, and how many sentences keep their best proposal.
 
     Raises:
-        InputError: int8 costs more; the directory is useless then.
+        InputError: int8 costs more; the caller must discard the directory.
     """
     manifest.write(directory)
     float32 = load(directory, backend="onnx")  # keeps its sessions when the files change

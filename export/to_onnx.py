@@ -78,7 +78,7 @@ def export(
     what = _check_arguments(output, precision, what, top_k)
     loaded = load_model(model, preset, tokenizer)
     if int8_data is not None and precision != "int8":
-        raise InputError(f"annotations: they are for int8, got precision {precision!r}")
+        raise InputError(f"annotations: expected only with precision 'int8', got precision {precision!r}")
     splits = None
     if precision == "int8":
         splits = check_wish(loaded.preset, what, raw_features, max_recall_loss, int8_data)
@@ -185,10 +185,10 @@ def _write_verified(model: LoadedModel, manifest: Manifest, reference: Arrays, d
 
 
 def _foresee(model: LoadedModel, manifest: Manifest, reference: Arrays) -> None:
-    """Refuse float32 stages that cannot verify by running the video graph's module: a trace takes far longer.
+    """Run the video graph's module in PyTorch and refuse float32 stages that cannot verify; a trace takes far longer.
 
     Raises:
-        VerificationError: a reference video is so far out of the precision's bound that its graph would be, too.
+        VerificationError: a reference video exceeds the precision's bound by so much that the graph would exceed it.
     """
     import torch
 
@@ -229,7 +229,7 @@ def write_graph(module: Any, shapes: Signature, path: Path, opset: int = OPSET) 
     import torch
     from onnxscript.optimizer import fold_constants, remove_unused_nodes
 
-    # Sizes are above 1, because the exporter takes a dynamic axis of size 1 for a fixed one; a graph's sizes differ.
+    # Sizes are above 1, because the exporter treats a dynamic axis of size 1 as fixed; no two axes share a size.
     sizes = {"B": 2, "S": 3, "L": _MIN_TOKENS, "R": 11}
     inputs = []
     for spec in shapes.inputs:

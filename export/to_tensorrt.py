@@ -1,6 +1,6 @@
 """`mmn-fast export ... --tensorrt`: builds TensorRT plans from an export's ONNX graphs, for TensorRT 10.1 to 11.
 
-Networks are strongly typed: the ONNX file's types give the precision, and the builder chooses none. A plan is built and
+Networks are strongly typed: the types in the ONNX file decide the precision, not the builder. A plan is built and
 verified on its target GPU before it appears next to its graph, with a sidecar (`artifact.sidecar.Sidecar`).
 """
 

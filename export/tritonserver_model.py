@@ -49,7 +49,7 @@ class TritonPythonModel:
         self.score_inputs = {spec.name for spec in self.manifest.signature("score").inputs}
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
-        """One response per request, in order."""
+        """Answer each request with one response, in order."""
         responses = []
         for request in requests:
             try:
@@ -63,7 +63,7 @@ class TritonPythonModel:
         duration_s = float(_one(request, "duration_s"))
         check_duration(duration_s, "duration_s")
         top_k = int(_one(request, "top_k", min(_TOP_K, len(self.cells))))
-        if not 1 <= top_k <= len(self.cells):  # more would be padding, without limit
+        if not 1 <= top_k <= len(self.cells):  # a larger top_k would only add padding, without limit
             raise InputError(f"top_k: expected an integer from 1 to {len(self.cells)}, got {top_k}")
         features = pb_utils.get_input_tensor_by_name(request, "features").as_numpy()
         clips = pre_clips(features, self.preset, "features")

@@ -27,7 +27,7 @@ _VERSION = "1"
 
 
 class _Word(str):
-    """A value of an enumeration; it is written without quotes."""
+    """A value of a protobuf enumeration; `to_pbtxt` writes it without quotes."""
 
 
 @dataclass(frozen=True)
@@ -211,7 +211,7 @@ def _instances(name: str, manifest: Manifest, options: RepositoryOptions) -> dic
 
 
 def _warm_up(inputs: Sequence[TensorSpec], batched: bool, manifest: Manifest) -> dict[str, Any]:
-    """One run on zeros: every vocabulary has token 0, while random tokens may be beyond the vocabulary."""
+    """Describe one warm-up run on zeros: every vocabulary has token 0, while random tokens may exceed it."""
     sizes = {"S": 1, "L": token_buckets(manifest.text.max_tokens)[0]}
     values = []
     for spec in inputs:

@@ -97,7 +97,7 @@ def verify(directory: str | Path) -> dict[str, Any]:
 
 
 def verify_directory(directory: Path, manifest: Manifest) -> dict[str, Any]:
-    """`verify` without the files' hashes, for an export in the making."""
+    """Do the checks of `verify` except the files' hashes, for an export in the making."""
     runs: dict[str, Callable[[Arrays], Arrays]] = {}
     for name, file in manifest.graphs.items():
         _check_operators(directory / file, manifest)
@@ -252,7 +252,7 @@ class _Checker:
                     self._hold_moments(given)
 
     def _hold_moments(self, given: Arrays) -> None:
-        """Check that the graph's choice among its own scores equals non-maximum suppression, to the bit."""
+        """Check that the moments equal non-maximum suppression of the graph's own scores, to the bit."""
         assert self.top_k is not None
         fused = given["fused_scores"]
         moments = cells_to_moments(plan_for(self.preset).cells, _DURATION_S, self.preset.num_clips)

@@ -34,7 +34,7 @@ def test_options_of_the_graphs_are_not_ignored_where_the_model_is_an_export(
     command = ["export", str(demo_export), "--triton-repository", str(tmp_path / "models"), *options]
     result = CliRunner().invoke(app, command)
     assert isinstance(result.exception, InputError)
-    assert str(result.exception).startswith(f"{options[0]}: it is for making graphs, but {demo_export} is an")
+    assert str(result.exception).startswith(f"{options[0]}: this option is for making graphs, but {demo_export} is an")
     assert list(tmp_path.iterdir()) == []
 
 

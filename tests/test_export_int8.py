@@ -174,7 +174,7 @@ def test_given_videos_that_do_not_do_are_refused(
     output, other = tmp_path / "out", tmp_path / "features"
     with pytest.raises(InputError, match=r"expected 200 sentences or more beside those of the 16 videos .* got 0 in"):
         export("demo", output, precision="int8", int8_data=dataset)
-    with pytest.raises(InputError, match="annotations: they are for int8, got precision 'fp16'"):
+    with pytest.raises(InputError, match="annotations: expected only with precision 'int8', got precision 'fp16'"):
         export("demo", output, precision="fp16", int8_data=dataset)
     other.mkdir()
     np.save(other / "unknown.npy", np.ones((20, 357), np.float32))

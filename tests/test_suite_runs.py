@@ -342,7 +342,7 @@ def test_where_there_is_no_git_the_environment_names_the_commit(
     assert commit.commit_of(tmp_path) == (found, dirty)
 
 
-WANTED = "7 to 40 hexadecimal digits of a commit, with -dirty behind them where the tree was changed"
+WANTED = "7 to 40 hexadecimal digits of a commit, followed by -dirty if the tree was changed"
 
 
 @pytest.mark.parametrize("stated", ["main", "012345", "0123456 ", "0123456-clean", "g123456", "0" * 41, "0123456\n"])
@@ -384,7 +384,7 @@ def test_git_says_the_commit_where_it_is_and_what_measuring_writes_makes_no_tree
         assert commit.commit_of(tree.root)[0] == head[:10]
     monkeypatch.setenv(commit.VARIABLE, "0123456")
     with pytest.raises(
-        ValueError, match=f"^BENCH_COMMIT: expected {head[:10]}, which git says of this tree, got '0123456'$"
+        ValueError, match=f"^BENCH_COMMIT: expected {head[:10]}, the commit that git names, got '0123456'$"
     ):
         commit.commit_of(tree.root)
     (tree.root / "benchmarks" / "report.py").write_text("")

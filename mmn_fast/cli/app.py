@@ -1,4 +1,4 @@
-"""The application with which commands register, and its ends: exit statuses, signals, one sentence for bad input.
+"""The Typer application: commands register with it, and it turns signals and errors into exit statuses and sentences.
 
 Results go to stdout, progress and messages to stderr. Exit status 2 means bad input: one sentence names the argument,
 what was expected and what came. Exit status 1 means that a result could not be written: one sentence says which and
@@ -48,7 +48,7 @@ def main_options(
 def removing_what_is_half_written() -> Iterator[None]:
     """Let SIGTERM end the process like Ctrl-C, through every `finally`.
 
-    `main` runs every command inside this context; a command that is called from elsewhere is outside.
+    `main` runs every command inside this context. A command called as a Python function runs without it.
 
     If Python runs on behalf of C (a callback, a destructor), the exception may be swallowed or replaced. So the signal
     is raised again until an exception is propagating.

@@ -33,7 +33,7 @@ def convert(
     ] = None,
     tokenizer: Annotated[
         str | None,
-        typer.Option("--tokenizer", help="tokenizer.json, vocab.txt, a directory or hub id; needed as --preset is."),
+        typer.Option("--tokenizer", help="tokenizer.json, vocab.txt, a directory or hub id; needed if --preset is."),
     ] = None,
     text_heads: Annotated[
         int | None,
@@ -51,7 +51,7 @@ def convert(
 
 @dataclass(frozen=True)
 class GraphOptions:
-    """What the graphs of an export compute."""
+    """Options of the graphs that an export makes."""
 
     precision: Annotated[str, typer.Option("--precision", help="fp32, fp16, bf16 (for GPUs) or int8 (for CPUs).")] = (
         "fp32"
@@ -69,13 +69,13 @@ class GraphOptions:
 
     @property
     def names(self) -> list[str]:
-        """The graphs by name."""
+        """The names of the graphs to make."""
         return list(GRAPHS) if self.what == "all" else [name.strip() for name in self.what.split(",")]
 
 
 @dataclass(frozen=True)
 class Int8Options:
-    """What an export in int8 is measured on."""
+    """The data that an int8 export is measured on."""
 
     annotations: Annotated[
         Path | None,
@@ -86,7 +86,7 @@ class Int8Options:
     durations: Annotated[Path | None, typer.Option("--durations", help="As for eval.")] = None
 
     def labelled(self) -> Labelled | None:
-        """The data; None for the demo's."""
+        """The given data; None means the demo's."""
         from mmn_fast.export.to_int8 import Labelled
 
         beside = (self.durations, self.feature_key)
@@ -103,7 +103,7 @@ class Int8Options:
 
 @dataclass(frozen=True)
 class DeployOptions:
-    """What is made of the graphs."""
+    """Products made from the graphs: TensorRT plans and a Triton repository."""
 
     tensorrt: Annotated[bool, typer.Option("--tensorrt", help="Also build plans, for this machine's GPU.")] = False
     hardware: Annotated[
@@ -119,7 +119,7 @@ class DeployOptions:
     ] = None
 
 
-# Options that plans and repositories of an existing export do not take.
+# Options of new graphs; refused if MODEL is an export that exists already.
 _OF_THE_GRAPHS = (
     *(field.name for group in (GraphOptions, Int8Options) for field in fields(group)),
     "preset",
@@ -179,7 +179,7 @@ def _check_no_graphs_wanted(context: typer.Context, model: str, deployment: Depl
         source = context.get_parameter_source(name)
         if source is not None and source.name == "COMMANDLINE":
             raise InputError(
-                f"--{name.replace('_', '-')}: it is for making graphs, but {model} is an export and has its"
+                f"--{name.replace('_', '-')}: this option is for making graphs, but {model} is an export and has its"
                 " own; name the model that it was made from, and --output"
             )
 
@@ -211,7 +211,8 @@ def _deploy(deployment: Deployment, directory: Path, out: Output, as_json: bool)
 
 @app.command()
 def verify(
-    directory: Annotated[Path, typer.Argument(help="What `mmn-fast export` made.")], as_json: AsJson = False
+    directory: Annotated[Path, typer.Argument(help="An export: a directory that `mmn-fast export` made.")],
+    as_json: AsJson = False,
 ) -> None:
     """Check an export against its manifest and against the recorded outputs of the reference."""
     from mmn_fast.export.verify import summary

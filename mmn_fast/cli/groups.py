@@ -1,4 +1,4 @@
-"""Groups of options: a command's parameter whose type is a dataclass stands for the options that are its fields."""
+"""Groups of options: a command's parameter may be a dataclass; each of its fields is then an option."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, get_type_hints
 
 
 def with_fields_as_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The command as Typer reads it: each group's fields in the group's place, under their own names."""
+    """Replace each group in a command's signature by its fields, so that Typer sees one option per field."""
     hints = get_type_hints(command, include_extras=True)
     options: list[Parameter] = []
     groups: dict[str, Any] = {}

@@ -19,7 +19,7 @@ _PLACES = (
     (re.compile(r"batch\[\d+\]\.video\.features(?=:)|source(?=:)"), "features"),
     (re.compile(r"(?:batch\[\d+\]\.)?sentences(?:\[(\d+)\])?(?=:)"), "query"),
 )
-# A part of a preset, before the name of one of its values.
+# A part of a preset ("recipe: " or "loss: "), followed by the name of one of its values.
 _PART = re.compile(r"(?:recipe|loss): (?=([a-z_]+):)")
 # A message begins with names before a colon.
 _LEADING = re.compile(r"[a-z][a-z0-9_]*(?:, [a-z][a-z0-9_]*)*(?=:)")

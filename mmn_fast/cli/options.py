@@ -29,7 +29,7 @@ TokenizerOption = Annotated[
 ]
 FeatureKey = Annotated[
     str | None,
-    typer.Option("--feature-key", help="The array to take of a video that has several; default: the preset's."),
+    typer.Option("--feature-key", help="The array to take if a video has several; default: the preset's."),
 ]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
 Precision = Annotated[str, typer.Option("--precision", help="auto, fp64 (torch), fp32, bf16, fp16, fp8 or int8.")]
@@ -62,7 +62,7 @@ class EngineOptions:
     backend_option: BackendSettings = None
 
     def load(self, model: str | None) -> Engine:
-        """The engine of a model; None takes MMN_FAST_MODEL."""
+        """Load the engine of a model; None means the model that MMN_FAST_MODEL names."""
         from mmn_fast.engine import load
         from mmn_fast.process.environment import default_model
 
@@ -74,7 +74,7 @@ class EngineOptions:
 
 
 def _settings(items: list[str]) -> dict[str, Any]:
-    """Values of NAME=VALUE by name: 512 is a number, true a bool."""
+    """Parse NAME=VALUE items into a dict: 512 becomes a number, true a bool."""
     from mmn_fast.checks import fail
     from mmn_fast.storage.documents import NotYamlError, parse_yaml
 
@@ -108,19 +108,19 @@ class SplitOptions:
     batch_size: Annotated[int, typer.Option("--batch-size", help="Videos per call.")] = 8
 
     def samples(self, annotations: Path, engine: Engine, truth: bool = True) -> Annotations:
-        """The annotations, as `read_annotations` reads them."""
+        """Read the annotations with `read_annotations`."""
         from mmn_fast.evaluation.datasets import read_annotations
 
         return read_annotations(annotations, engine.preset, self.durations, self.strict, truth)
 
     def while_running(self) -> dict[str, Any]:
-        """Arguments of `evaluate` and `predict`."""
+        """The keyword arguments that `evaluate` and `predict` share."""
         names = ("limit", "skip_missing", "strict", "batch_size")
         return {**{name: getattr(self, name) for name in names}, "progress": True}
 
 
 def open_split(features: Path, key: str | None, engine: Engine) -> FeatureStore:
-    """Open the features of a split; `key` is FeatureKey."""
+    """Open the features of a split; `key` is the value of `--feature-key`."""
     from mmn_fast.errors import named_as
     from mmn_fast.features import open_features
 

@@ -31,7 +31,7 @@ def prepare_streams() -> None:
 
 
 def stdout_error() -> OSError | None:
-    """The error with which stdout has refused output; None if there was none."""
+    """The error of a write that stdout refused; None if stdout took everything."""
     raw = getattr(getattr(sys.stdout, "buffer", None), "raw", None)
     return raw.error if isinstance(raw, _Remembering) else None
 
@@ -46,7 +46,7 @@ def abandon_stdout() -> None:
 
 
 def _text(stream: Any, number: int, kind: type[io.FileIO]) -> Any:
-    """A standard stream that writes through `kind`; a stream that other code has replaced stays."""
+    """Make a standard stream write through `kind`; a stream that other code has replaced stays as it is."""
     try:
         if stream is not None and stream.fileno() != number:
             return stream
@@ -59,7 +59,7 @@ def _text(stream: Any, number: int, kind: type[io.FileIO]) -> Any:
 
 
 class _Remembering(io.FileIO):
-    """Remembers the system's error, because the exception alone does not say which file it is about."""
+    """Remembers the error of a refused write, because the exception alone does not name the file."""
 
     error: OSError | None = None
 

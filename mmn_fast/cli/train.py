@@ -73,7 +73,7 @@ def vocab(
 
 @dataclass(frozen=True)
 class DataOptions:
-    """What a run reads and writes."""
+    """Files that a run reads and writes."""
 
     annotations: Annotated[Path, typer.Option("--annotations", help="As for eval; the training split.")]
     features: Features
@@ -88,7 +88,7 @@ class DataOptions:
 
 @dataclass(frozen=True)
 class StartOptions:
-    """What a run starts from."""
+    """The start of a run: weights, text encoder, tokenizer."""
 
     init: Annotated[
         str | None,
@@ -132,7 +132,7 @@ class RecipeOptions:
     ] = None
 
     def applied_to(self, recipe: Recipe) -> Recipe:
-        """The recipe with what was given."""
+        """Return the recipe with the given options in place of its values."""
         given: dict[str, Any] = {name: value for name, value in vars(self).items() if value is not None}
         if self.milestones is not None:
             given["milestones"] = integers("--milestones", self.milestones)
@@ -141,7 +141,7 @@ class RecipeOptions:
 
 @dataclass(frozen=True)
 class LoopOptions:
-    """How a run goes."""
+    """Options of the training loop."""
 
     text_rate: Annotated[float, typer.Option("--text-rate", help="Text encoder's learning rate over the rest's.")] = 0.1
     warmup_steps: Annotated[int, typer.Option("--warmup-steps", help="Steps over which the rate grows.")] = 0
@@ -168,7 +168,7 @@ class LoopOptions:
         bool, typer.Option("--skip-missing", help="Leave out videos without features and say how many.")
     ] = False
     official_pth: Annotated[bool, typer.Option("--official-pth", help="Write model.pth too.")] = False
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint; --epochs may grow.")] = False
+    resume: Annotated[bool, typer.Option("--resume", help="Resume from the checkpoint; --epochs may grow.")] = False
 
 
 @app.command()

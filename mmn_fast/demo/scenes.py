@@ -39,7 +39,7 @@ BLINK_S = 0.5  # period of blinking: the shape shows for one half and is gone fo
 
 @dataclass(frozen=True)
 class Thing:
-    """A shape as a sentence names it: its colour and its form."""
+    """The colour and form by which a sentence names a shape."""
 
     colour: str
     shape: str
@@ -68,7 +68,7 @@ class Fact:
 
 @dataclass(frozen=True, eq=False)
 class Track:
-    """A shape's whole course.
+    """The course of one shape through the whole scene.
 
     Attributes:
         shape: one of `SHAPES`.
@@ -97,7 +97,7 @@ class Track:
 
 @dataclass(frozen=True, eq=False)
 class Scene:
-    """A drawn-up scene.
+    """A finished scene.
 
     Attributes:
         num_frames: its length in frames at `FPS`.

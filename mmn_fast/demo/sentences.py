@@ -119,7 +119,7 @@ _EXITS = {
     "down": ("at the bottom", "through the bottom"),
 }
 
-# {a} is the actor, {b} the other shape of a pair; for a pair that acts as one, {a} holds "{a} and {b}".
+# {a} is the actor, {b} the other shape of a pair; if both act together, {a} holds "{a} and {b}".
 _FRAMES_ONE = (
     "{a} {third} {rest}",
     "{a} {third} {rest}",

@@ -1,7 +1,8 @@
 """The data set of coloured shapes: videos by split, seed and number, and the files of a data set.
 
-A video is a scene (`scenes`), its frames, and one sentence per fact (`sentences`). Combinations of colour, form and
-action that `held_out` names happen only in the split `test_unseen`; every pair of the three happens in training.
+A video is a scene (`scenes`), its frames, and one sentence per fact (`sentences`). The function `held_out` picks
+combinations of colour, form and action that happen only in the split `test_unseen`; every pair of the three happens in
+training.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The demonstration itself: draws a video that no training has seen, grounds its sentences, shows both."""
+"""The demonstration: draws a video that no training has seen, grounds its sentences, shows both."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mmn_fast.errors import InputError
 from mmn_fast.types import Query, Video
 from mmn_fast.viz import GroundedQuery, Page, grounded, report
 
-FRAME_SIDE = 192  # pixels of the frames on the page; features come from frames of the world's own size
+FRAME_SIDE = 192  # pixels of the frames on the page; features come from frames of `rendering.FRAME_SIZE` pixels
 
 
 @dataclass(frozen=True, eq=False)

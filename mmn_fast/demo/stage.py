@@ -1,4 +1,4 @@
-"""Makes scenes: a random generator casts a few shapes with piecewise linear tracks, and lets things happen to them."""
+"""Makes scenes: draws a few shapes at random and moves them along piecewise linear tracks from action to action."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ class _Stage:
             self._cast()
 
     def play(self) -> None:
-        """Let things happen until the scene is over."""
+        """Add actions until the scene is over."""
         idle = 0
         while idle < 12:
             waiting = [a for a in self.actors if self.duration_s - a.free_s > self._shortest + 2 * _LAST_GAP_S]

@@ -57,8 +57,8 @@ class Sample:
         sentences: S sentences, as annotated (leading spaces too).
         moments_s: per sentence its ground-truth windows, float64 (or float32) [G, 2] seconds. Only the QVHighlights
             layout has G > 1; G = 0 where no truth is known. A protocol that compares in float32 rounds the windows.
-        query_ids: per sentence its name in predictions: the file's own, else "<video_id>#<index in the video>". The
-            index counts entries before any is dropped.
+        query_ids: per sentence its name in predictions: the file's qid, else "<video_id>#<index in the video>". The
+            index counts all entries, dropped ones too.
     """
 
     video_id: str
@@ -154,7 +154,7 @@ def _read_text(path: Path, what: str) -> str:
 
 
 def _recognise(text: str, path: Path) -> tuple[str, Any]:
-    """Give the layout, "json", "jsonl" or "text", and for "json" the parsed content."""
+    """Return the layout, "json", "jsonl" or "text", and for "json" the parsed content."""
     first_line = text.lstrip().split("\n", 1)[0]
     if not first_line.startswith("{"):
         if "##" in first_line:
@@ -306,7 +306,7 @@ def first_few(names: list[str]) -> str:
 
 
 def _lengths(durations: Durations) -> tuple[Mapping[str, Any], str]:
-    """Each video's length as the source spells it, and the source's name for messages."""
+    """Read each video's length as the source spells it; also return the source's name for messages."""
     if isinstance(durations, Mapping):
         return durations, "the mapping"
     path = Path(durations)

@@ -161,7 +161,7 @@ def evaluate_maps(
         The metrics, as in `EvaluationReport.metrics`.
 
     Raises:
-        InputError: a shape is not as above (the video's index is named), or there is no sentence.
+        InputError: an array has another shape (the message names the video's index), or there is no sentence.
     """
     preset = get_preset(preset)
     rules = get_protocol(protocol).for_preset(preset.nms_iou)
@@ -204,8 +204,8 @@ def evaluate(
 ) -> EvaluationReport:
     """Ground every sentence of a dataset and compare with its ground truth.
 
-    Memory holds one batch of videos at a time. Before the first batch, all arguments are checked, and that every video
-    has features.
+    Memory holds one batch of videos at a time. Before the first batch, all arguments are checked, and whether every
+    video has features.
 
     Args:
         engine: scores sentences on videos.
@@ -282,7 +282,7 @@ def _packed(array: Any, shape: tuple[int, int], where: str, preset: Preset) -> F
 
 
 def _windows(moments: Any, where: str) -> list[Float64]:
-    """Bring a video's ground truth to float64 [G, 2] per sentence."""
+    """Convert a video's ground truth to float64 [G, 2] per sentence."""
     windows = [np.asarray(moment, np.float64) for moment in moments]
     for sentence, window in enumerate(windows):
         if window.shape != (2,) and (window.ndim != 2 or window.shape[1] != 2 or len(window) == 0):

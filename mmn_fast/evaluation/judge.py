@@ -14,7 +14,7 @@ from mmn_fast.evaluation.qvhighlights import MAX_MOMENTS, MomentRetrieval, as_wr
 
 
 class Judge:
-    """Collects a few floats per sentence, from which the metrics are computed.
+    """Collects a few floats per sentence and computes the metrics from them.
 
     Args:
         protocol: says when a moment counts as found.

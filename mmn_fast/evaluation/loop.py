@@ -20,11 +20,11 @@ logger = logging.getLogger(__name__)
 
 
 class ScoringEngine(typing.Protocol):
-    """The part of an engine that evaluation needs."""
+    """The parts of an engine that evaluation uses."""
 
     @property
     def preset(self) -> Preset:
-        """The preset whose conventions hold."""
+        """The model's preset."""
 
     def score_maps(self, batch: Sequence[Query], /) -> Sequence[ScoreMaps]:
         """Score every proposal, one entry per query."""
@@ -129,7 +129,7 @@ def scored_batches(
 
 @contextlib.contextmanager
 def _progress(shown: bool, total: int) -> Iterator[Callable[[int], None]]:
-    """Show a bar over `total` videos on stderr; yields the function that moves it on."""
+    """Show a progress bar over `total` videos on stderr; yield the function that advances it."""
     if not shown:
         yield lambda _count: None
         return

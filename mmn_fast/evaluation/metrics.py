@@ -96,10 +96,10 @@ PROTOCOLS: dict[str, Protocol] = {
 
 
 def get_protocol(protocol: str | Protocol) -> Protocol:
-    """Look up the protocol of that name, or pass a protocol through.
+    """Look up a protocol by name, or pass a protocol through.
 
     Raises:
-        InputError: no protocol has that name.
+        InputError: no protocol has the name.
     """
     if isinstance(protocol, Protocol):
         return protocol
@@ -137,7 +137,7 @@ def recall_at(ious: npt.NDArray[Any], counts: Sequence[int], thresholds: Sequenc
         float64 [len(counts), len(thresholds)], 0 to 1.
 
     Raises:
-        InputError: there is no sentence, or an n is not within 1 to K.
+        InputError: there is no sentence, or an n is outside 1 to K.
     """
     ious = _ranked(ious)
     if not all(1 <= count <= ious.shape[1] for count in counts):

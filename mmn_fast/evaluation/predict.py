@@ -76,7 +76,7 @@ def predict(
     top_k: int = 10,
     progress: bool = False,
 ) -> PredictionReport:
-    """Ground every sentence of a dataset and write the moments; the truth is ignored.
+    """Ground every sentence of a dataset and write the moments; true windows are ignored.
 
     Args:
         engine: scores sentences on videos.

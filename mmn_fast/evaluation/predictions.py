@@ -16,8 +16,8 @@ from mmn_fast.storage.files import refuse_existing, whole_file
 class PredictionsFile:
     """A new file of predictions that appears when its block ends well, or not at all.
 
-    Lines go to the disk as they come, so an hour's predictions need no memory. If the disk refuses a line, the work
-    goes on without the file: `failure` says why, and nothing is left of the file.
+    Lines go to the disk at once, so an hour's predictions need no memory. If the disk refuses a line, the work goes on
+    without the file: `failure` says why, and the file is removed.
 
     Args:
         path: the file.

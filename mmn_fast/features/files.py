@@ -84,7 +84,7 @@ def _read_npy(path: Path, wanted: Wanted) -> npt.NDArray[Any]:
         raise InputError(f"{wanted.where}: an .npy file holds one array and no keys, got key {wanted.key!r}")
     with path.open("rb") as file:
         _check_npy_header(file, wanted)
-    # Copy on write: the caller may write to the array, and the file stays unchanged.
+    # Copy on write: the caller may write to the array; the file stays unchanged.
     return np.asarray(np.load(path, mmap_mode="c", allow_pickle=False))
 
 

@@ -70,7 +70,7 @@ def member(group: Any, name: str, where: str) -> Any:
 
     Raises:
         InputError: the name is an external link (to another file), or soft links go in a circle.
-        KeyError: a soft link that leads nowhere.
+        KeyError: a soft link leads nowhere.
     """
     import h5py
 
@@ -81,7 +81,7 @@ def member(group: Any, name: str, where: str) -> Any:
             continue
         if not isinstance(node, h5py.Group) or not _has(node, part):
             raise KeyError(f"{name!r} is a link to {part!r} in {node.name!r}, which is not there")
-        # Group.get and `in` would open the other file to see whether the link's end is there.
+        # Group.get and `in` would open the other file to look for the link's target.
         links, raw = node.id.links, part.encode("utf-8", "surrogateescape")
         kind = links.get_info(raw).type
         if kind == h5py.h5l.TYPE_EXTERNAL:

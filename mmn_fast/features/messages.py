@@ -35,16 +35,16 @@ _VIDEOS = (".mp4", ".mkv", ".avi", ".webm", ".mov", ".m4v", ".mpg", ".mpeg", ".w
 
 
 def is_video(path: Path) -> bool:
-    """Whether a file's name is that of a video."""
+    """Whether a file's suffix says that it is a video."""
     return path.suffix.lower() in _VIDEOS
 
 
 def needs_extraction(what: str) -> str:
     """Tell the user how to handle a video file: its features must be extracted first."""
     return (
-        f"{what}, and a model takes features: run the extractor that the model was trained with over it and give the"
-        " rows that it writes (.h5, .npy, .npz, .pt or .safetensors, [n_src, D]); the one extractor in this package,"
-        " mmn_fast.features.PixelFeatures, is the demo model's"
+        f"{what}, and a model takes features: run the extractor of the model's training on the video and give the rows"
+        " that the extractor writes (.h5, .npy, .npz, .pt or .safetensors, [n_src, D]); the one extractor in this"
+        " package, mmn_fast.features.PixelFeatures, is for the demo model"
     )
 
 

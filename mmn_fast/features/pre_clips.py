@@ -126,7 +126,7 @@ def float32_rows(features: Any, preset: Preset, name: str = "features") -> Float
 
 
 def pre_clip_spans(num_rows: int, num_pre_clips: int, clamp: bool) -> tuple[Int64, Int64]:
-    """The source rows that each pre-clip averages, with the official code's float32 rounding (half to even).
+    """Compute the source rows that each pre-clip averages, with the official code's float32 rounding (half to even).
 
     Args:
         num_rows: n_src >= 1.
@@ -147,7 +147,7 @@ def pre_clip_spans(num_rows: int, num_pre_clips: int, clamp: bool) -> tuple[Int6
 
 
 def _spans_in(starts: Int64, ends: Int64, first: int, last: int) -> tuple[int, int]:
-    """The spans that overlap rows first to last - 1: index of the first span, and one past the last."""
+    """Find the spans that overlap rows first to last - 1; return the first span's index and one past the last's."""
     return int(np.searchsorted(ends, first, "right")), int(np.searchsorted(starts, last, "left"))
 
 

@@ -1,4 +1,4 @@
-"""The start of training: sizes of the text encoder, its published weights, a whole model, or nothing."""
+"""Makes the model that training starts from: random weights, a published text encoder's, or a whole model's."""
 
 from __future__ import annotations
 

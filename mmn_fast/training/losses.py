@@ -44,7 +44,7 @@ def contrastive_loss(
     mask: Tensor,
     params: LossParams,
 ) -> tuple[Tensor, Tensor]:
-    """Both terms of the cross-modal mutual matching loss.
+    """Compute both terms of the cross-modal mutual matching loss.
 
     Args:
         map2d: [B, J, N, N], contrastive embeddings of the 2D map, not normalised.
@@ -133,7 +133,7 @@ def _video_term(
     params: LossParams,
     cross_video: bool,
 ) -> Tensor:
-    """- mean log p(i_s | v_i): the positive proposals against all sentences.
+    """Compute - mean log p(i_s | v_i): the positive proposals against all sentences.
 
     Negative sentences of the same video whose moment overlaps too much are left out.
     """
@@ -151,7 +151,7 @@ def _video_term(
 def _sentence_term(
     cosine: Tensor, positive: Tensor, video_of: Tensor, iou: Tensor, params: LossParams, cross_video: bool
 ) -> Tensor:
-    """- mean log p(i_v | s_i): the sentences against all proposals.
+    """Compute - mean log p(i_v | s_i): the sentences against all proposals.
 
     Proposals of the same video that overlap the moment are no negatives: their cosine is set to 0. They stay in the
     sum as exp(0), because the official models were trained this way.
@@ -232,7 +232,7 @@ def _scaled(iou: Tensor, min_iou: float, max_iou: float) -> Tensor:
 
 
 def iou_logits_packed(proposals: Tensor, sentences: Tensor, video_of: Tensor) -> Tensor:
-    """The iou branch's logit of every sentence with the proposals of its own video.
+    """Compute the iou branch's logits of every sentence with the proposals of its own video.
 
     Args:
         proposals: [B, P, J], iou embeddings, not normalised.

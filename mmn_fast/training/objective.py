@@ -56,7 +56,7 @@ class Objective(nn.Module):
         params = self.model.preset.loss
         contrastive_v, iou_v = encode_video(self.model, batch.pre_clips, self._group, moves_statistics)
         contrastive_s, iou_s = self.model.text_encoder(batch.token_ids, batch.lengths)
-        # Losses are computed in full precision, whatever the precision of the products.
+        # The losses are computed in float32 even if autocast rounds the model's products.
         with torch.autocast(batch.iou.device.type, enabled=False):
             logits = iou_logits_packed(iou_v, iou_s, batch.video_of)
             loss_iou = iou_loss_packed(logits, batch.iou, params.min_iou, params.max_iou)

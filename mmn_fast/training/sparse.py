@@ -1,5 +1,5 @@
-"""The training pass of the video branch on existing cells only, with the gradients and BatchNorm statistics of the
-dense pass.
+"""The video branch's training pass on existing cells only; gradients and BatchNorm statistics are those of the dense
+pass.
 
 In training mode BatchNorm averages over every cell of a layer's dense map. A cell whose window holds no valid input
 equals the convolution's bias for every video: such cells are counted, not computed. All other cells enter the
@@ -93,7 +93,7 @@ class TrainingPlan:
 
 @lru_cache(maxsize=8)
 def training_plan(preset: Preset, device: torch.device) -> TrainingPlan:
-    """Work out the training pass; plans are shared, treat them as read-only.
+    """Work out the training pass; plans are shared between callers, so treat a plan as read-only.
 
     Args:
         preset: the geometry.
@@ -128,7 +128,7 @@ def training_plan(preset: Preset, device: torch.device) -> TrainingPlan:
 
 
 def _neighbours(below: Bool, valid: Bool, kernel: int) -> Int64:
-    """int64 [R, k*k]: for each valid cell and tap the number of the valid input that it reads, or R_in for none."""
+    """Number of the valid input that each valid cell reads at each tap, int64 [R, k*k]; R_in if there is none."""
     number = np.full(below.shape, int(below.sum()))
     number[below] = np.arange(below.sum())
     cells = proposal_cells(valid)
@@ -159,7 +159,7 @@ def _diagonal_places(preset: Preset) -> Int64:
 def encode_video(
     model: MMN, pre_clips: Tensor, sync: dist.ProcessGroup | None = None, moves_statistics: bool = True
 ) -> tuple[Tensor, Tensor]:
-    """`MMN.encode_video` in training mode, without the normalisation: gradients flow, running statistics move.
+    """Run `MMN.encode_video` in training mode, without the normalisation: gradients flow, running statistics move.
 
     Args:
         model: the model.

@@ -128,7 +128,7 @@ def _columns() -> str:
 
 
 def _metrics(evaluation: EvaluationReport) -> str:
-    """A table with R@n by row and IoU@m by column, mIoU below, and the protocol that gives the figures meaning."""
+    """A table with R@n by row and IoU@m by column, mIoU below, and the protocol of the figures."""
     pairs = {tuple(name.split(",", 1)): value for name, value in evaluation.metrics.items() if "," in name}
     rows = list(dict.fromkeys(pair[0] for pair in pairs))
     columns = list(dict.fromkeys(pair[1] for pair in pairs))

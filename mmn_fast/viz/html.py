@@ -31,7 +31,7 @@ class Page:
         return self.html
 
     def _repr_html_(self) -> str:
-        """Show the page in a notebook, in an own frame that keeps style and scripts inside."""
+        """Show the page in a notebook, inside a frame that confines its style and scripts."""
         style = "width:100%;height:900px;border:0"
         return f'<iframe style="{style}" sandbox="allow-scripts" srcdoc="{text(self.html)}"></iframe>'
 
@@ -87,7 +87,7 @@ def build_page(title: str, body: str, data: Any, script: str) -> Page:
 
 
 def json_block(data: Any) -> str:
-    """JSON that is safe inside a script element: no string in it can end the element."""
+    """Write JSON for a script element; no string in the JSON can end the element."""
     # ensure_ascii also escapes lone surrogates, which no file can hold.
     packed = json.dumps(data, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
     return packed.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")

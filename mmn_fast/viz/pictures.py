@@ -1,4 +1,4 @@
-"""Two pictures: a timeline of predicted and true spans, and the 2D map of scores from which the spans were chosen."""
+"""Draws two pictures: a timeline of predicted and true spans, and the 2D map of scores behind the predictions."""
 
 from __future__ import annotations
 
@@ -347,7 +347,7 @@ def _colour_bar(low: float, high: float, scores: Float64) -> str:
 
 
 def _mark(rank: int, x: float, y: float, unit: float) -> str:
-    """Draw a frame around the cell at (x, y). The rank is at the lower left, as a true span may be at the centre."""
+    """Draw a frame around the cell at (x, y), with the rank at the lower left: a true span may be at the centre."""
     side = max(unit, 7)
     box = f'x="{number(x - side / 2)}" y="{number(y - side / 2)}" width="{number(side)}" height="{number(side)}" rx="2"'
     frame = f'<rect class="mmn-ring-dark" {box}/><rect class="mmn-ring" {box}/>'

@@ -17,7 +17,7 @@ from mmn_fast.viz.pictures import PLOT, draw_timeline, moment_map
 from mmn_fast.viz.svg import figure, number, span, text
 from mmn_fast.viz.values import GroundedQuery, check_duration, check_frames
 
-# Bounds of the inline video: more frames are thinned out, larger ones are shrunk.
+# Most frames and greatest width of the inline video: more frames are thinned out, wider ones are shrunk.
 _MAX_FRAMES, _MAX_WIDTH = 240, 256
 
 

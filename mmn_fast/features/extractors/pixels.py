@@ -109,7 +109,7 @@ def _shrunk(frames: Uint8) -> Float32:
 
 
 def _extremes(colours: Float32) -> tuple[Float32, Float32]:
-    """Largest and smallest value over the last axis (R, G, B), because NumPy reduces so short an axis slowly."""
+    """Largest and smallest value over the last axis (R, G, B); NumPy's own reductions are slow on so short an axis."""
     r, g, b = colours[..., 0], colours[..., 1], colours[..., 2]
     return np.maximum(np.maximum(r, g), b), np.minimum(np.minimum(r, g), b)
 
@@ -147,8 +147,8 @@ def _pixels(frames: Float32) -> tuple[Int64, Int64, Float32]:
 def _tint(frames: Float32) -> Float32:
     """Change of colour inside coloured areas from the previous frame to the next one, and the mask of these pixels.
 
-    Two arrays [F, H W] in one. A pixel is zero if it is grey or at an outline in any of the three frames: motion
-    changes such a pixel, not tint.
+    One array holds both, [F, H W] each. A pixel is zero if it is grey or at an outline in any of the three frames:
+    such a pixel changes with motion, not with tint.
     """
     num = len(frames)
     high, low = _extremes(frames)

@@ -1,1 +1,1 @@
-"""A training run: its options, its loop, its checkpoints and what it says meanwhile."""
+"""A training run: options, loop, checkpoints, log and progress bar."""

@@ -45,7 +45,7 @@ def write_checkpoint(content: Any, path: str | Path) -> None:
 
 
 def read_checkpoint(path: Path) -> Any:
-    """Read a file of `write_checkpoint` to the CPU; the checksum is verified before anything else.
+    """Read a file that `write_checkpoint` wrote, to the CPU; its checksum is verified first.
 
     Raises:
         InputError: damaged, or without a checksum.

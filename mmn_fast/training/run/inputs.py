@@ -42,7 +42,7 @@ def training_data(
 def validation(
     options: TrainOptions, preset: Preset, tokenizer: Tokenizer, device: torch.device, stack: ExitStack
 ) -> Callable[[LoadedModel], dict[str, float]] | None:
-    """A function that gives a model's metrics; None without validation data. `stack` closes the features."""
+    """Make the function that computes a model's metrics; None without validation data. `stack` closes the features."""
     if options.val_annotations is None:
         return None
     samples = read_annotations(options.val_annotations, preset, options.durations, options.strict)

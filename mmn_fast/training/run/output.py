@@ -63,12 +63,12 @@ class RunOutput:
         write_whole(self.log, "".join(kept).encode(), overwrite=True, argument="output", durable=True)
 
     def best(self, epoch: int) -> Path:
-        """Directory of the best model, which is that of an epoch."""
+        """Directory of the best model, named by its epoch."""
         return self.path / f"best-{epoch}"
 
     def save_best(self, model: LoadedModel, epoch: int) -> None:
-        """Write the best model, which is that of `epoch`."""
-        # A run that was interrupted before its checkpoint may have left this directory; it is written again.
+        """Write the model of `epoch` as the best one."""
+        # A run that was interrupted before its checkpoint may have left this directory.
         shutil.rmtree(self.best(epoch), ignore_errors=True)
         save_model(model, self.best(epoch))
 
@@ -78,7 +78,7 @@ class RunOutput:
             write_checkpoint(content, file.name)
 
     def remove_older_best(self, epoch: int) -> None:
-        """Remove all best models but that of `epoch`."""
+        """Remove the best models of all epochs but `epoch`."""
         for directory in self.path.glob("best-*"):
             if directory != self.best(epoch):
                 shutil.rmtree(directory, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""The processes of a run: the device of each, how they join, wait and stop together."""
+"""The processes of a run: choose each one's device, join them, and stop them together."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class StopRequest:
 
     @contextlib.contextmanager
     def on_signals(self) -> Iterator[None]:
-        """SIGINT and SIGTERM let the step end and the checkpoint be written; a second one interrupts at once."""
+        """Handle SIGINT and SIGTERM: finish the step and write the checkpoint; a second signal interrupts at once."""
 
         def stop(number: int, frame: FrameType | None) -> None:
             if self._asked:
@@ -76,7 +76,7 @@ class StopRequest:
                 signal.signal(number, handler)
 
     def of_any_process(self, device: torch.device) -> bool:
-        """Whether any process of the run was asked; all processes call this together."""
+        """Whether any process of the run was asked to stop; all processes must call this together."""
         if not dist.is_initialized() or dist.get_world_size() == 1:
             return self._asked
         flag = torch.tensor([int(self._asked)], device=device)

@@ -1,4 +1,4 @@
-"""Output of a run while it goes: its log, TensorBoard's files, and a bar."""
+"""Output of a run in progress: its log, TensorBoard's files, and a progress bar."""
 
 from __future__ import annotations
 

@@ -14,13 +14,13 @@ def check_same_run(then: dict[str, Any], now: dict[str, Any], epochs_done: int, 
         then: the settings at the run's beginning, as plain JSON values.
         now: the settings of this call, as plain JSON values.
         epochs_done: whole epochs that the checkpoint holds.
-        where: how messages call the checkpoint.
+        where: the checkpoint's name in messages.
 
     Returns:
         One sentence about the additional epochs; None if there are none.
 
     Raises:
-        InputError: a setting differs, or fewer epochs are asked for; the message names the setting, then and now.
+        InputError: a setting differs, or fewer epochs are asked for; the message names the setting and both values.
     """
     differing = _differences(then, now)
     epochs = differing.pop(("preset", "recipe", "epochs"), None)
@@ -41,7 +41,7 @@ def check_same_run(then: dict[str, Any], now: dict[str, Any], epochs_done: int, 
 
 
 def _differences(then: Any, now: Any, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], tuple[Any, Any]]:
-    """Each setting that differs, by its path: the value then and now; None where it is absent."""
+    """Settings that differ: path of the setting -> (value then, value now); None stands for an absent value."""
     if not (isinstance(then, dict) and isinstance(now, dict)):
         return {} if then == now else {path: (then, now)}
     found: dict[tuple[str, ...], tuple[Any, Any]] = {}

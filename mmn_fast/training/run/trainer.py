@@ -185,14 +185,14 @@ class _Run:
         return self.output.model
 
     def _say(self, sentence: str) -> None:
-        """Log a sentence, also on the screen if progress is shown; the first process speaks for all."""
+        """Log a sentence, also on the screen if progress is shown; only the first process does so."""
         if self.rank == 0:
             logger.info(sentence)
             if self.options.progress:
                 print(sentence, file=sys.stderr)
 
     def _beginning(self) -> str:
-        """How the run begins, in a sentence."""
+        """Say in one sentence how the run begins: anew, resumed at a step, or with nothing left to do."""
         position, steps = self.position, self._num_steps()
         if not position.step:
             absent = f": {self.output.checkpoint} does not exist" if self.options.resume else ""
@@ -242,7 +242,7 @@ class _Run:
             raise InterruptedRunError(f"stopped after epoch {epoch}; resume goes on from there")
 
     def _objective_of(self, epoch: int) -> torch.nn.Module:
-        """The objective, its text encoder frozen or not; DistributedDataParallel must know this beforehand."""
+        """The epoch's objective; the text encoder is frozen first, because DistributedDataParallel must know of it."""
         for parameter in self.text_parameters:
             parameter.requires_grad_(epoch > self.recipe.freeze_text_epochs)
         # Gradients of an earlier epoch are dropped; otherwise the optimizer would apply them again.
