@@ -1,4 +1,4 @@
-"""Before any test imports PyTorch, which reads it: processes of pytest-xdist side by side share the CPUs."""
+"""Sets OMP_NUM_THREADS before a test imports PyTorch, so that the processes of pytest-xdist share the CPUs."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""`mmn-fast ARGUMENTS` in this process: a process of its own takes seconds to start, and few tests are about one."""
+"""Runs `mmn-fast ARGUMENTS` in this process: a new process takes seconds to start, and few tests need one."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from mmn_fast.cli import main
 
 
 def run_here(*arguments: object) -> subprocess.CompletedProcess[str]:
-    """Run the command line as its script does.
+    """Run the command line like its script.
 
     Returns:
-        The exit status and what was printed. An exception that the command line does not handle is raised.
+        The exit status and the printed text. Exceptions that the command line does not handle pass through.
     """
     command = ["mmn-fast", *map(str, arguments)]
     out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True) for _ in range(2))

@@ -1,8 +1,8 @@
 """A double of PyTorch's CUDA graphs for tensors on the CPU: captures are recorded operators, devices are "cpu:N".
 
-Where CUDA or PyTorch refuses, voids a capture or records nothing, so does the double: a second capture in the process,
-a device that is waited for and a cache that is emptied meanwhile, a capture on another device's stream. Real captures
-on two devices in two threads are outside of what it can show.
+The double refuses, voids a capture or records nothing in the same cases as CUDA and PyTorch: a second capture in the
+process, waiting for a device or emptying the cache during a capture, a capture on another device's stream. It cannot
+show real captures on two devices in two threads.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from torch.utils._pytree import tree_leaves
 
 from mmn_fast.runtime.graph_runner import GraphRunner
 
-POOL = 32  # streams of a device, handed out in turn
+POOL = 32  # streams per device, handed out in turn
 
 
 class Stream:
-    """`torch.cuda.Stream`: one of a pool."""
+    """Stands for `torch.cuda.Stream`: a stream from the device's pool."""
 
     double: CudaGraphs
 
@@ -57,7 +57,7 @@ class _Operators(TorchDispatchMode):
 
 
 class StreamContext:
-    """`torch.cuda.stream`: the thread's device and stream; one that is never left stays on."""
+    """Stands for `torch.cuda.stream`: sets the thread's device and stream until the context is left."""
 
     def __init__(self, local: threading.local, stream: Stream) -> None:
         self._local, self._stream = local, stream
@@ -71,13 +71,13 @@ class StreamContext:
 
 
 class CudaGraphs:
-    """What of `torch.cuda` takes part in captures.
+    """Stands for the parts of `torch.cuda` that captures use.
 
     Attributes:
         captures: per capture the thread, its stream's device and handle, and the pool.
-        problems: what CUDA would have refused.
-        underway: device and pool of captures that the allocator takes to be under way.
-        released: device and pool of captures that were given up.
+        problems: calls that CUDA would have refused.
+        underway: device and pool of each capture that the allocator believes to be running.
+        released: device and pool of each capture that was given up.
     """
 
     def __init__(self) -> None:
@@ -91,7 +91,7 @@ class CudaGraphs:
         self._local = threading.local()
         self._pools = 0
 
-    # torch.cuda, by its names ------------------------------------------------------------------------------------
+    # Functions of torch.cuda -------------------------------------------------------------------------------------
 
     def current_device(self) -> int:
         return getattr(self._local, "device", 0)
@@ -136,13 +136,13 @@ class CudaGraphs:
         self.released.append((device, pool))
 
     def refuse(self, problem: str) -> None:
-        """Note what CUDA refuses, and raise as PyTorch does."""
+        """Note a call that CUDA refuses, and raise PyTorch's exception."""
         self.problems.append(problem)
         raise RuntimeError(f"CUDA error: {problem}")
 
 
 class Graph:
-    """`torch.cuda.CUDAGraph`: replays operators into the tensors that they returned."""
+    """Stands for `torch.cuda.CUDAGraph`: replays operators into the tensors that they returned."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[Any, Any, Any, Any]] = []
@@ -157,7 +157,7 @@ class Graph:
 
 
 class CaptureContext:
-    """`torch.cuda.graph`, with its habits: a stream of the process; stream and capture stay on where the end fails."""
+    """Stands for `torch.cuda.graph`: one stream per process; if the end fails, stream and capture stay active."""
 
     double: CudaGraphs
     default_capture_stream: Stream | None = None
@@ -185,7 +185,7 @@ class CaptureContext:
                 double.refuse("a capture with garbage collection on")
             double.underway.append((self._stream.index, self._pool))
             double.captures.append((threading.get_ident(), self._stream.index, self._stream.cuda_stream, self._pool))
-        time.sleep(0.02)  # long enough for another thread to come in
+        time.sleep(0.02)  # time for another thread to interfere
         self._operators.__enter__()
 
     def __exit__(self, *args: Any) -> None:
@@ -196,12 +196,12 @@ class CaptureContext:
         with double.guard:
             double.underway.remove((self._stream.index, self._pool))
         self._on.__exit__(*args)
-        if self._stream.index == self._device_before:  # else the work went to a stream that nobody captured
+        if self._stream.index == self._device_before:  # otherwise the work went to a stream without a capture
             self._graph.calls = self._operators.calls
 
 
 def put_on(runner: GraphRunner, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have a runner of the CPU run as on CUDA device `number`, by graphs."""
+    """Make a runner of the CPU use graphs, as on CUDA device `number`."""
     monkeypatch.setattr(runner, "device", torch.device("cpu", number))
     monkeypatch.setattr(runner, "graphs_on", True)
     monkeypatch.setattr(runner, "_on_cuda", True)
@@ -209,7 +209,7 @@ def put_on(runner: GraphRunner, number: int, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def install(monkeypatch: pytest.MonkeyPatch) -> CudaGraphs:
-    """Put a double in the place of `torch.cuda`'s captures."""
+    """Replace the capture functions of `torch.cuda` by a double."""
     double = CudaGraphs()
     for kind in (Stream, CaptureContext):
         monkeypatch.setattr(kind, "double", double, raising=False)

@@ -12,7 +12,7 @@ import numpy as np
 
 
 class CudaError(IntEnum):
-    """Errors as the bindings give them."""
+    """The error codes of the bindings."""
 
     SUCCESS = 0
     INVALID_VALUE = 1
@@ -21,7 +21,7 @@ class CudaError(IntEnum):
 
 
 class CudaRuntime:
-    """`cuda.bindings.runtime` with one GPU."""
+    """Stands for `cuda.bindings.runtime` with one GPU."""
 
     cudaStreamNonBlocking = 1
     cudaMemcpyKind = SimpleNamespace(cudaMemcpyHostToDevice=1, cudaMemcpyDeviceToHost=2)
@@ -50,7 +50,7 @@ class CudaRuntime:
     def cudaMalloc(self, size: int) -> tuple[Any, ...]:
         if self.captured is not None or size < 1:
             return CudaError.CAPTURE_UNSUPPORTED, None
-        buffer = np.full(size, 0xFF, np.uint8)  # NaN as float32
+        buffer = np.full(size, 0xFF, np.uint8)  # NaN if read as float32
         self.memory[buffer.ctypes.data] = buffer
         self.allocations += 1
         return CudaError.SUCCESS, buffer.ctypes.data
@@ -107,11 +107,11 @@ class CudaRuntime:
         return (CudaError.SUCCESS,)
 
     def holds(self, address: int, size: int) -> None:
-        """Fail if an address and size are not within one allocation."""
+        """Fail if the bytes from an address on are not within one allocation."""
         assert any(a <= address and address + size <= a + len(b) for a, b in self.memory.items()), "not device memory"
 
     def enqueue(self, work: Any, stream: int) -> None:
-        """Run work now, or record it."""
+        """Run work now, or record it if the stream is being captured."""
         assert stream in self.streams, "the default stream, or none"
         if self.captured is not None:
             self.captured[stream].append(work)

@@ -1,4 +1,4 @@
-"""Videos of the demo's test split and what the reference gives for them, for the tests that exports agree with it."""
+"""Videos of the demo's test split with the reference's score maps, to compare exports with."""
 
 from __future__ import annotations
 
@@ -12,6 +12,6 @@ from mmn_fast.types import ScoreMaps
 
 @cache
 def demo_split(videos: int) -> tuple[LabelledSplit, list[ScoreMaps]]:
-    """The split and its maps in float64, made once per process."""
+    """Draw the split and compute its maps in float64, once per process."""
     split = draw_split(videos, workers=1)
     return split, mmn_fast.load("demo", backend="torch", precision="fp64").score_maps(split.batch)

@@ -18,7 +18,7 @@ def cells_of(preset):
 
 
 class FakeEngine:
-    """Scores that depend on the features and the sentence alone; remembers what it was asked."""
+    """Gives scores that depend on the features and the sentence alone; remembers the requests."""
 
     preset = CHARADES
 

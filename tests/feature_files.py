@@ -15,7 +15,7 @@ def random_features(n_src: int, width: int = 24, seed: int = 0) -> np.ndarray:
 
 
 def write(path: Path, arrays: dict[str, np.ndarray]) -> Path:
-    """Arrays by name as a file of the suffix; a file without names (.npy) takes the first."""
+    """Write named arrays to a file of the path's suffix; a file without names (.npy) gets the first array."""
     first = next(iter(arrays.values()))
     tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
     match path.suffix.lower():

@@ -1,7 +1,7 @@
-"""A device and a host with clocks of their own, for tests of what events measure.
+"""A simulated device and host, each with its own clock, for tests of the times that events measure.
 
-The host spends time on every launch. The device runs what was queued in order, each piece no sooner than a launch's way
-to it after the host queued it. Events stand in the same queue.
+The host spends time on every launch. The device runs queued work in order, each piece at least `launch_ms` after the
+host queued it. Events are pieces of the same queue.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ CYCLES_PER_MS = 1_980_000  # an H200's clock
 
 @dataclass
 class Device:
-    """What `torch.cuda` is to `DeviceClock`, and the host beside it.
+    """Stands for `torch.cuda`, as `DeviceClock` uses it, and for the host.
 
     Attributes:
-        launch_ms: from the host's launch to the device's start, where the device is idle.
-        host_ms: what a launch costs the host.
+        launch_ms: time from the host's launch to the start on an idle device.
+        host_ms: the host's time per launch.
         now_ms: the host's clock.
-        free_ms: when the device will have done all that is queued.
-        queue_length: pieces that can wait before the host has to; None for any number.
+        free_ms: time at which the device will have finished all queued work.
+        queue_length: length at which the queue is full and the host must wait; None for no limit.
         log: names of the work that ran, in order.
     """
 
@@ -39,7 +39,7 @@ class Device:
         return self.now_ms / 1e3
 
     def queue(self, milliseconds: float) -> float:
-        """Queue work; when the device will have done it."""
+        """Queue work; return the time at which the device will have finished it."""
         self.now_ms += self.host_ms
         if self.queue_length is not None:
             waiting = [end for end in self._ends if end > self.now_ms]
@@ -50,7 +50,7 @@ class Device:
         return self.free_ms
 
     def kernel(self, milliseconds: float, name: str = "") -> Callable[[], None]:
-        """What queues a kernel of that duration."""
+        """Make a function that queues a kernel of this duration."""
 
         def run() -> None:
             self.queue(milliseconds)
@@ -59,7 +59,7 @@ class Device:
         return run
 
     def waiting(self, milliseconds: float) -> Callable[[], None]:
-        """What queues a kernel and waits for it."""
+        """Make a function that queues a kernel and waits for it."""
 
         def run() -> None:
             self.now_ms = max(self.now_ms, self.queue(milliseconds))
@@ -76,23 +76,23 @@ class Device:
 
 @dataclass
 class Event:
-    """An event of such a device."""
+    """Stands for `torch.cuda.Event`."""
 
     device: Device
     at_ms: float = 0.0
 
     def record(self) -> None:
-        """Queue it."""
+        """Queue the event."""
         self.at_ms = self.device.queue(0.0)
 
     def query(self) -> bool:
-        """Whether the device has passed it."""
+        """Whether the device has reached the event."""
         return self.at_ms <= self.device.now_ms
 
     def synchronize(self) -> None:
-        """The host waits for it."""
+        """Make the host wait for the event."""
         self.device.now_ms = max(self.device.now_ms, self.at_ms)
 
     def elapsed_time(self, end: Any) -> float:
-        """Milliseconds to another one."""
+        """Milliseconds from this event to another one."""
         return float(end.at_ms - self.at_ms)

@@ -1,4 +1,4 @@
-"""Engines on `NativeGpuBackend`, which on the CPU runs the twins of its kernels."""
+"""Makes engines on `NativeGpuBackend`; on the CPU they run the twins of the kernels."""
 
 from __future__ import annotations
 

@@ -15,25 +15,25 @@ from typing import Any
 import pytest
 
 LIMIT_S = 180
-"""Longest time of a test: many times what one takes on a machine that others load."""
+"""Longest time of a test, in seconds: many times a test's time on a loaded machine."""
 
 
 def in_fork(work: Callable[[], Any], limit_s: float = 60.0) -> Any:
-    """The result of a function in a forked child, or its exception.
+    """Run a function in a forked child; return its result or raise its exception.
 
     Args:
-        work: what the child does; its result is pickled.
+        work: the function; its result is pickled.
         limit_s: seconds after which the child counts as hanging.
     """
     ours, theirs = os.pipe()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 and later: there are threads
+        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 and later warn of forks beside threads
         child = os.fork()
     if child == 0:
         try:
             try:
                 answer = pickle.dumps((True, work()))
-            except BaseException as error:  # the parent raises it
+            except BaseException as error:  # the parent raises the error
                 traceback.print_exc()
                 answer = pickle.dumps((False, error))
             with os.fdopen(theirs, "wb") as pipe:
@@ -61,7 +61,7 @@ def in_fork(work: Callable[[], Any], limit_s: float = 60.0) -> Any:
 
 @pytest.fixture(autouse=True)
 def not_for_ever() -> Iterator[None]:
-    """Fails a test whose own threads wait for ever; `in_fork` does so for children, which inherit no alarm."""
+    """Fail a test whose own threads hang. Children inherit no alarm; for them `in_fork` has a limit."""
 
     def fail(*_: object) -> None:
         raise AssertionError(f"the test has not ended in {LIMIT_S} s")

@@ -1,9 +1,9 @@
 """Rehearse plans of the GPU suite in one process: `python -m tests.suite_rehearsal MINUTES ...`.
 
-Every command line runs as in `gpu_suite.sh --rehearse`, in its order, with two differences that spare a minute: modules
-are imported once, and work that would be the same is done once. A command line of an earlier plan is not run again. At
-tiny sizes benchmarks take the same model and batch whatever they are told, so the first command line that asks for a
-step of bench_gpu, or for the layers of bench_gather, measures it.
+Every command line runs as in `gpu_suite.sh --rehearse`, in the same order, with two differences that save a minute:
+modules are imported once, and equal work is done once. A command line of an earlier plan is not run again. In a
+rehearsal, benchmarks ignore the given presets and batches and always take the same tiny model. So the first command
+line that asks for a step of bench_gpu, or for the layers of bench_gather, measures it for all.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _commands: set[tuple[str, ...]] = set()
 
 
 def _once(name: str, work: Callable[..., Any]) -> Callable[..., Any]:
-    """The work the first time; then what it returned."""
+    """Make a function that does the work on its first call and returns the same result on all calls."""
     found: list[Any] = []
 
     def first(*arguments: Any) -> Any:
@@ -41,7 +41,7 @@ def _once(name: str, work: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _steps_once(make: Callable[..., dict[str, Callable[[], Any]]]) -> Callable[..., Any]:
-    """The steps of bench_gpu, of one model that is loaded once."""
+    """Make the steps of bench_gpu once, for a model that is loaded once."""
     steps: dict[str, Callable[[], Any]] = {}
 
     def made(*arguments: Any) -> Any:
@@ -55,7 +55,7 @@ def _steps_once(make: Callable[..., dict[str, Callable[[], Any]]]) -> Callable[.
 def _in_process(
     command: Sequence[str], env: Mapping[str, str], folder: Path, limit_s: float, output: Output, signals: Any
 ) -> int | None:
-    """As `suite_step.run`: python -m MODULE ARGUMENTS."""
+    """Stand in for `suite_step.run`: run `python -m MODULE ARGUMENTS` in this process."""
     _, dash_m, module, *arguments = command
     assert (dash_m, Path.cwd()) == ("-m", folder)
     if (module, *arguments) in _commands:
@@ -76,7 +76,7 @@ def _in_process(
 
 
 def main() -> int:
-    """Rehearse the plans of some minutes; the first exit status that is not 0."""
+    """Rehearse the plans that the arguments name by their minutes; return the first exit status that is not 0."""
     gpu_suite.run = _in_process
     bench_gpu._steps = _steps_once(bench_gpu._steps)
     for name in ("bench_products", "measure"):

@@ -1,9 +1,9 @@
-"""Writes tests/golden/tensorrt_api.json: in which versions of the bindings each name that the doubles have exists.
+"""Writes tests/golden/tensorrt_api.json: for each name in the doubles, the versions of the bindings that have it.
 
     python -m tests.tensorrt_api tensorrt=10.16.1.11=DIR ... cuda=13.5.0=DIR
 
-DIR is put on the module path; it holds `tensorrt` or `cuda.bindings` of that version. Importing bindings needs the
-library beside them, not a GPU.
+DIR holds `tensorrt` or `cuda.bindings` of that version and is put on the module path. An import of the bindings needs
+the library beside them, but no GPU.
 """
 
 from __future__ import annotations

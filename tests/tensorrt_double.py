@@ -1,7 +1,7 @@
 """A double of `tensorrt` that holds callers to the documented API.
 
-A "plan" is the ONNX file with its profiles, and ONNX Runtime computes. "Device" memory is that of `CudaRuntime`.
-What the real libraries would refuse or leave undefined is an error here. Every public name of a class here is in
+A "plan" is the ONNX file with its profiles; ONNX Runtime computes it. "Device" memory is that of `CudaRuntime`. A call
+that the real libraries would refuse or leave undefined is an error here. The public names of all classes are in
 `tests/golden/tensorrt_api.json`, the record of the real bindings (`test_tensorrt_names.py`).
 """
 
@@ -28,14 +28,14 @@ class _Enum(IntEnum):
 
 @dataclass(frozen=True)
 class Installation:
-    """TensorRT in a version, beside a CUDA runtime."""
+    """TensorRT of one version, with a CUDA runtime."""
 
     cuda: CudaRuntime
     version: str
 
     @property
     def strongly_typed(self) -> int:
-        """The flag's number: 0 in TensorRT 11, where TensorRT 10 had EXPLICIT_BATCH."""
+        """The flag's number: 0 in TensorRT 11; in TensorRT 10 the number 0 was EXPLICIT_BATCH."""
         return 0 if self.version.startswith("11.") else 1
 
 
@@ -342,7 +342,7 @@ class IExecutionContext:
         return True
 
     def _compute(self, inputs: Any, addresses: Any, names: list[str]) -> list[Any]:
-        """What the graph gives for what lies at the addresses now."""
+        """Run the graph on the current contents of the addresses."""
         arrays = {}
         for name, (shape, kind) in inputs.items():
             size = int(np.prod(shape)) * kind.itemsize
@@ -359,7 +359,7 @@ _COMMON = (
 
 
 def make_tensorrt(cuda: CudaRuntime, version: str) -> Any:
-    """The module `tensorrt` in a version."""
+    """Make the module `tensorrt` of one version."""
     at = Installation(cuda, version)
     young = {"SAME_COMPUTE_CAPABILITY": 2} if tuple(map(int, version.split(".")[:2])) >= (10, 9) else {}
     of_version = (

@@ -1,4 +1,4 @@
-"""Plans that the doubles of TensorRT and CUDA build and run: fixtures, and what tests of several files look at."""
+"""Plans that the doubles of TensorRT and CUDA build and run: fixtures and helpers of several test files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ VERSION = "10.16.1.11"
 
 
 def install(monkeypatch: pytest.MonkeyPatch, cuda: CudaRuntime, version: str = VERSION) -> Any:
-    """Make a double the module that `import tensorrt` finds, and its GPU the machine's."""
+    """Make `import tensorrt` find a double, and the double's GPU the machine's only GPU."""
     trt = make_tensorrt(cuda, version)
     monkeypatch.setitem(sys.modules, "tensorrt", trt)
     monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", cuda)
@@ -36,7 +36,7 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> CudaRuntime:
 
 @pytest.fixture(scope="session")
 def built(demo_export: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An export with plans of the double."""
+    """An export with plans that the double built."""
     directory = tmp_path_factory.mktemp("plans") / "exported"
     shutil.copytree(demo_export, directory)
     with pytest.MonkeyPatch.context() as monkeypatch:
@@ -47,7 +47,7 @@ def built(demo_export: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def exported(built: Path, tmp_path: Path) -> Path:
-    """A copy to spoil."""
+    """A copy of `built` for a test to damage."""
     return Path(shutil.copytree(built, tmp_path / "exported"))
 
 
@@ -56,14 +56,14 @@ def load(directory: Path, **options: Any) -> mmn_fast.Engine:
 
 
 def clips(videos: int) -> np.ndarray:
-    """Pre-clips of some videos, float32 [B, T, D]."""
+    """Draw pre-clips of some videos, float32 [B, T, D]."""
     preset = mmn_fast.load("demo").preset
     shape = videos, preset.num_pre_clips, preset.input_size
     return np.random.default_rng(videos).standard_normal(shape).astype(np.float32)
 
 
 def proposals(directory: Path) -> tuple[int, ...]:
-    """P and J."""
+    """Read P and J of an export."""
     return tuple(map(int, read_manifest(directory).signature("score").inputs[0].shape))
 
 

@@ -1,4 +1,4 @@
-"""Annotation files: what is read of real excerpts, and what is refused with which sentence."""
+"""Annotation files: samples read from real excerpts, and the sentences that refuse bad files."""
 
 import json
 import logging
@@ -67,7 +67,7 @@ def test_windows_that_do_not_start_before_their_end_are_dropped_and_counted_once
     with caplog.at_level(logging.WARNING, logger="mmn_fast"):
         samples = read_annotations(GOLDEN / "annotations_activitynet.json")
     assert [len(sample.sentences) for sample in samples] == [3, 9, 3]
-    # The names of the others do not move up: the same sentence has the same name whatever is dropped before it.
+    # A dropped entry does not rename later ones: a sentence keeps its name whatever is dropped before it.
     assert samples[0].query_ids == ("v_N7ppHQNikv8#0", "v_N7ppHQNikv8#1", "v_N7ppHQNikv8#3")
     message, *_ = [record.getMessage() for record in caplog.records if "left out" in record.getMessage()]
     total = sum(len(sample.sentences) for sample in samples) + 2

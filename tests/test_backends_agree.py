@@ -107,7 +107,7 @@ def test_autotune_measures_once_and_keeps_the_result(
     assert [min(layer, key=layer.get) for layer in seconds] == first
     turned = [{name: 1 / taken for name, taken in layer.items()} for layer in seconds]
     kept.write_text(json.dumps({**record, "seconds": turned}))
-    assert load().info()["algorithms"] == [max(layer, key=layer.get) for layer in seconds]  # read, not measured
+    assert load().info()["algorithms"] == [max(layer, key=layer.get) for layer in seconds]  # from the file
     kept.write_text("{")
     load()
     assert json.loads(kept.read_text())["seconds"][0].keys() == seconds[0].keys()

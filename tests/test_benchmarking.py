@@ -1,4 +1,4 @@
-"""Candidates take turns and fail alone; `mmn-fast bench`; what report.py makes of the results."""
+"""Benchmark candidates take turns and fail alone; `mmn-fast bench`; the pages that report.py makes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.tolerances import TOLERANCES
 
 
 def make_toy(log: Path, name: str, value: float) -> dict[str, Call]:
-    """A candidate that writes its name to a file whenever it is called."""
+    """Make a candidate that writes its name to a file on every call."""
 
     def call() -> tuple[np.ndarray, ...]:
         with log.open("a") as file:
@@ -75,7 +75,7 @@ def test_candidates_take_turns_and_one_that_cannot_run_leaves_the_others_alone(t
         Candidate("B", make_toy, (log, "B", 1.5)),
     ]
     found = take_turns(candidates, ["one", "two"], repeats=2, warmup=1)
-    assert log.read_text() == "AB" * 8  # the result, the warm-up and two timed rounds, twice
+    assert log.read_text() == "AB" * 8  # twice: one call for the result, one warm-up, two timed calls
     for measured in found.values():
         assert measured["absent"].failure == "there is no such thing here"
         assert measured["broken"].failure == "ZeroDivisionError: divided"
@@ -264,11 +264,11 @@ def test_the_short_table_and_the_chart_take_one_video_and_compare_equal_precisio
 
 
 def test_a_run_changes_nothing_that_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Else the recorded tables would be behind, and the next test red, from the first benchmark on."""
+    """If a run changed them, the tables on the pages would be outdated after every benchmark, and their test red."""
     results = timing.RESULTS
     before = {path: path.read_bytes() for path in results.glob("*.jsonl")}
     ignored = subprocess.run(["git", "check-ignore", "--quiet", timing.LOCAL / "x.jsonl"], cwd=timing.ROOT, check=False)
-    assert ignored.returncode in (0, 128)  # 128: not a repository
+    assert ignored.returncode in (0, 128)  # 128: the tree is not a repository
     assert timing.LOCAL.is_relative_to(results)
     monkeypatch.setattr(timing, "LOCAL", tmp_path / "local")
     timing.record("bench_cpu", {"mmn_fast": Timing(1.0, 1.0, 1.0, 3)}, 0.0, preset="tacos")

@@ -1,4 +1,4 @@
-"""The build's CUDA option: AUTO goes on without a working nvcc and says so, ON does not, nonsense is refused."""
+"""The build's CUDA option: without a working nvcc, AUTO continues and says so, ON fails; other values are refused."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""Official checkpoints and converted directories: what loads, and what is refused in which words."""
+"""Official checkpoints and converted directories: files that load, and the words that refuse others."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Files = Callable[[str], Path]
 
 @pytest.fixture
 def official(golden_files: Files) -> dict[str, Any]:
-    """Content of an official checkpoint, to be changed by the test."""
+    """Content of an official checkpoint, for a test to change."""
     return torch.load(golden_files("charades_small") / "model.pth", weights_only=True)
 
 
@@ -251,12 +251,12 @@ def test_failed_write_leaves_nothing(golden_model: Files, tmp_path: Path, monkey
 
 @pytest.fixture
 def directory(golden_model: Files, tmp_path: Path) -> Path:
-    """A converted directory to be spoiled by the test."""
+    """A converted directory for a test to damage."""
     return Path(shutil.copytree(golden_model("charades_small"), tmp_path / "model"))
 
 
 def _edit_config(directory: Path, change: Callable[[dict], object], sign: bool = True) -> None:
-    """Change config.json, and its own checksum with it: what is refused then is the value."""
+    """Change config.json and, if `sign`, its own checksum, so that the value is refused and not the checksum."""
     config = json.loads((directory / "config.json").read_text())
     own = config.pop("sha256")
     change(config)

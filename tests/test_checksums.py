@@ -1,4 +1,4 @@
-"""What is kept on disks is what was written, bit for bit, or it is refused in one sentence."""
+"""Files are read back bit for bit as written; one changed bit is refused in one sentence."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def every_flip_is_refused_or_harmless(
     """Change single bits at random places, half of them in the first `head` bytes if given.
 
     Returns:
-        The share that was refused.
+        The share of changed files that were refused.
     """
     whole, rng, refused = path.read_bytes(), np.random.default_rng(7), 0
     said: set[str] = set()
@@ -103,7 +103,7 @@ def test_a_bit_of_a_runs_checkpoint(model: LoadedModel, tmp_path: Path) -> None:
         tmp_path / "checkpoint.pt", lambda: read_checkpoint(tmp_path / "checkpoint.pt"), same, count=250
     )
     assert refused == 1.0
-    same(torch.load(tmp_path / "checkpoint.pt", weights_only=True))  # other readers pass over the checksum
+    same(torch.load(tmp_path / "checkpoint.pt", weights_only=True))  # other readers ignore the checksum
 
 
 @pytest.mark.parametrize("change", [lambda whole: whole[:-1], lambda whole: whole[:500], lambda whole: whole + b"x"])
@@ -173,7 +173,7 @@ def test_other_weights_in_a_directory_are_refused_and_named(directory: Path) -> 
 def test_embeddings_of_changed_weights_do_not_meet_the_old_ones(model: LoadedModel, tmp_path: Path) -> None:
     changed = {name: array + 0.05 for name, array in model.state.items()}
     other = model_from_state(model.preset, model.text, changed, model.tokenizer, "changed")
-    replaced = dataclasses.replace(model, state=changed)  # a copy does not keep the old name
+    replaced = dataclasses.replace(model, state=changed)  # a changed copy gets a new fingerprint
     assert other.fingerprint == replaced.fingerprint != model.fingerprint
     engines = [
         mmn_fast.load(save_model(one, tmp_path / name), backend="torch")
@@ -208,7 +208,7 @@ def test_another_tokenizer_makes_another_model(directory: Path, tmp_path: Path, 
 
 
 def as_format_1(directory: Path) -> None:
-    """Rewrite a directory as it was before checksums."""
+    """Rewrite a directory in the older format without checksums."""
     from safetensors.numpy import load_file, save_file
 
     config = json.loads((directory / "config.json").read_text())

@@ -1,4 +1,4 @@
-"""The commands, run as a user runs them: what they print, what they write, and exit status 2 for bad input."""
+"""The commands, run like a user runs them: printed text, written files, and exit status 2 for bad input."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.command import run_here
 CASE = cases.load("charades_small")
 Files = Callable[[str], Path]
 
-# The sizes of the golden case on the official configuration file, as a user would write them.
+# The golden case's sizes as a user's changes to the official configuration file.
 YAML = """
 MODEL:
   MMN:
@@ -37,7 +37,7 @@ INPUT: {NUM_PRE_CLIPS: 32}
 
 
 def _run(*arguments: object, status: int = 0, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    """The command in this process; in one of its own where variables are given that a process reads once."""
+    """Run a command in this process; with `env`, in a new process, because a process reads some variables only once."""
     if env is None:
         done = run_here(*arguments)
     else:
@@ -51,7 +51,7 @@ def _run(*arguments: object, status: int = 0, env: dict[str, str] | None = None)
 
 
 def _refusal(*arguments: object, env: dict[str, str] | None = None) -> str:
-    """The one sentence that a refused call prints."""
+    """Run a call that must be refused; return the one sentence that it prints."""
     lines = _run(*arguments, status=2, env=env).stderr.strip().splitlines()
     assert len(lines) == 1, lines
     return lines[0]
@@ -59,7 +59,7 @@ def _refusal(*arguments: object, env: dict[str, str] | None = None) -> str:
 
 @pytest.fixture
 def files(golden_files: Files, tmp_path: Path) -> Path:
-    """Official checkpoint, features and tokenizer of the case, with its configuration file."""
+    """A directory with the case's official checkpoint, features, tokenizer and configuration file."""
     (tmp_path / "official.yaml").write_text(YAML)
     for name in ("model.pth", "features.h5", "vocab.txt"):
         (tmp_path / name).symlink_to(golden_files(CASE.name) / name)
@@ -220,7 +220,7 @@ def test_a_missing_option_is_status_2(files: Path) -> None:
 
 
 def test_eval_reads_the_published_layouts(golden_model: Files, tmp_path: Path) -> None:
-    """A video is a dataset in Charades-STA's and TACoS's files and a group in ActivityNet's; both open."""
+    """Charades-STA's and TACoS's files hold a dataset per video, ActivityNet's a group; all open."""
     _annotations(tmp_path / "test.json", num_videos=1)
     features = recipe.clip_features(11, 41, 20)
     with h5py.File(tmp_path / "group.h5", "w") as file:

@@ -1,4 +1,4 @@
-"""Messages of the command line name what was typed."""
+"""Messages of the command line name the options that the user typed."""
 
 from __future__ import annotations
 

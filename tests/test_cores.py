@@ -1,4 +1,4 @@
-"""How many cores a process may keep busy, from made control groups and from real masks and variables."""
+"""The number of cores that a process may use: from simulated control groups, real affinity masks and variables."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ V1_MOUNT = (
 
 
 def system_of(folder: Path, groups: str, mounts: str, files: dict[str, str]) -> Path:
-    """A tree of made files: proc/self and the control groups."""
+    """Write a simulated system: proc/self and the control groups."""
     own = {"proc/self/cgroup": groups, "proc/self/mountinfo": mounts}
     for name, content in (own | {f"sys/fs/cgroup/{name}": content for name, content in files.items()}).items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -106,5 +106,5 @@ def test_native_takes_no_more_threads_than_omp_num_threads(variables: dict[str, 
     code = "from mmn_fast.kernels import host; print(host.num_threads())"
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, env=environment | variables, capture_output=True, text=True, check=True)
-    granted = min(len(os.sched_getaffinity(0)), quota_cores() or 4096)  # here OMP_NUM_THREADS may say less
+    granted = min(len(os.sched_getaffinity(0)), quota_cores() or 4096)  # without this process's OMP_NUM_THREADS
     assert int(done.stdout) == (expected or granted)

@@ -16,7 +16,7 @@ CSRC = Path(__file__).parents[1] / "csrc"
 
 
 def python(script: str, isa: str | None) -> subprocess.CompletedProcess[str]:
-    """Run a script in a process of its own, since the choice is made once per process."""
+    """Run a script in a new process, because a process chooses its instruction set only once."""
     env = {key: value for key, value in os.environ.items() if key != "MMN_FAST_CPU_ISA"}
     env |= {} if isa is None else {"MMN_FAST_CPU_ISA": isa}
     return subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, timeout=60)
@@ -59,7 +59,7 @@ def test_isas_rise_from_generic():
 
 @pytest.mark.parametrize("isa", [isa for isa in ISAS if isa in _C.available_cpu_isas()])
 def test_kernel_isas_tell_where_an_isa_has_no_code_of_its_own(isa):
-    expected = "avx512" if isa in _C.bf16_isas() else isa  # those only multiply bf16 terms
+    expected = "avx512" if isa in _C.bf16_isas() else isa  # such ISAs only add bf16 products
     ops = ("temporal_nms", "match_scores", "top_moments")
     assert _C.kernel_isas(isa) == {**dict.fromkeys(ops, expected), "proposal_conv": isa, "text_encoder": isa}
 
@@ -71,7 +71,7 @@ def test_isa_argument_is_checked():
 
 @pytest.mark.parametrize("path", sorted((CSRC / "cpu" / "isa").glob("kernels_*.cc")), ids=lambda path: path.name)
 def test_isa_files_include_nothing_whose_inline_code_could_leak(path):
-    """An inline std function compiled with AVX-512 can be the copy that the linker keeps for every host."""
+    """The linker keeps one copy of an inline std function, for every host; it could be the one compiled for AVX-512."""
     seen, todo = set(), [path]
     while todo:
         for kind, header in re.findall(r'^#include ([<"])(.+)[>"]$', todo.pop().read_text(), re.MULTILINE):
@@ -80,7 +80,7 @@ def test_isa_files_include_nothing_whose_inline_code_could_leak(path):
                 todo += [CSRC / header] if kind == '"' else []
     allowed = {"immintrin.h", "cstdint", "cstddef", "ops/temporal_nms.h"}
     allowed |= {"ops/match_scores.h", "ops/top_moments.h"}
-    # Functions over the file's own Vec alone, whose namespace has no name: no other file can have the same one.
+    # These headers only hold functions over the file's own Vec. Its namespace is unnamed, so no two files share a copy.
     allowed |= {"common/device.h", "common/fourier_lines.h"}
     allowed |= {"cpu/isa/kernels.h", "cpu/isa/list.h"} | {
         f"cpu/kernels/{name}.h" for name in ("rows", "text", "tile_transform")

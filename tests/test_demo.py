@@ -19,7 +19,7 @@ from mmn_fast.errors import InputError
 from mmn_fast.evaluation.agreement import LabelledSplit, agreement_with, recall
 from mmn_fast.types import ScoreMaps
 
-# A seed that no training and no choice of the recipe has seen: both used seed 0.
+# Training and the choice of the recipe used seed 0; this seed is fresh.
 FRESH_SEED = 20261
 
 
@@ -30,7 +30,7 @@ def engine() -> mmn_fast.Engine:
 
 @pytest.fixture(scope="module")
 def split() -> LabelledSplit:
-    """Over 1,000 sentences of the test split."""
+    """Videos of the test split with over 1,000 sentences."""
     return draw_split(150, seed=FRESH_SEED, workers=len(os.sched_getaffinity(0)))
 
 
@@ -56,7 +56,7 @@ def test_model_in_the_box_grounds_combinations_it_has_never_seen(engine: mmn_fas
 
 @pytest.fixture(scope="module")
 def reference_maps(split: LabelledSplit) -> list[ScoreMaps]:
-    """What the reference in float64 gives for the split."""
+    """Score maps of the split from the float64 reference."""
     return mmn_fast.load("demo", backend="torch", precision="fp64").score_maps(split.batch)
 
 
@@ -66,7 +66,7 @@ def test_fast_paths_agree_with_the_reference(
     precision: str, least: float, split: LabelledSplit, reference_maps: list[ScoreMaps]
 ) -> None:
     for backend, reason in mmn_fast.available_backends("cpu", precision).items():
-        if reason is None and not backend_class(backend).takes_exports:  # tests/test_export.py has those
+        if reason is None and not backend_class(backend).takes_exports:  # tests/test_export.py tests exports
             engine = mmn_fast.load("demo", backend=backend, precision=precision)
             found = agreement_with(engine, reference_maps, split)
             assert found.top1 >= least, backend

@@ -1,7 +1,8 @@
 """README, CONTRIBUTING and docs/: links lead somewhere, pictures and tables are up to date, examples run.
 
-An example runs in a temporary folder, with small stand-ins for the official files that it names. A block that cannot
-run here says why in a comment above it, `<!-- parsed only: REASON -->`; its commands are held to the real options.
+An example runs in a temporary folder, with small stand-ins for the official files that it names. A comment above a
+block that cannot run here says why, `<!-- parsed only: REASON -->`; the block's commands are checked against the real
+options.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ SLOW = {
     "backends.md",
     "demo.md",
     "features.md",
-}  # over a second of a processor
+}  # over a second of processor time
 _BLOCK = re.compile(r"(?:^<!-- parsed only: ([^\n]+) -->\n)?^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 _HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
@@ -62,7 +63,7 @@ _ASSIGNMENT = re.compile(r"(\w+)=\S*")
 
 
 class Block(NamedTuple):
-    reason: str  # why it does not run; "" if it does
+    reason: str  # why the block does not run; "" if it runs
     language: str
     text: str
 
@@ -77,7 +78,7 @@ def blocks(page: Path) -> list[Block]:
 
 
 def anchors(page: Path) -> set[str]:
-    """The names by which GitHub links to a page's headings."""
+    """List the anchors that GitHub gives to a page's headings."""
     headings = _HEADING.findall(page.read_text(encoding="utf-8"))
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
@@ -125,7 +126,7 @@ def test_the_pages_show_what_is_recorded() -> None:
 
 
 def test_contributing_has_the_rungs_of_the_ladder_in_their_order() -> None:
-    """And the file to read first, which stands on that rung."""
+    """The file to read first must also stand on its rung."""
     rows = re.findall(r"^\| \*\*(\w+)\*\* \| .+ \| `(.+)` \|$", CONTRIBUTING.read_text(encoding="utf-8"), re.MULTILINE)
     assert [rung for rung, _ in rows] == list(LADDER)
     for rung, file in rows:
@@ -134,7 +135,7 @@ def test_contributing_has_the_rungs_of_the_ladder_in_their_order() -> None:
 
 
 def test_the_tables_name_everything_that_there_is() -> None:
-    """Extras, variables, every backend's options, and the published presets with their sizes."""
+    """The tables list extras, variables, every backend's options, and the published presets with their sizes."""
     install, backends, gpu, models = (
         (ROOT / "docs" / f"{name}.md").read_text() for name in ("install", "backends", "gpu", "models")
     )
@@ -171,12 +172,12 @@ def test_every_command_has_an_example() -> None:
 
 
 class _ParsedError(Exception):
-    """Raised where a program would begin its work."""
+    """Raised at the point where a program would begin its work."""
 
 
 @pytest.fixture
 def parsed_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Commands and programs stop once they have read their arguments."""
+    """Make commands and programs stop after they have read their arguments."""
     parse = argparse.ArgumentParser.parse_known_args
 
     def parse_and_stop(parser: argparse.ArgumentParser, *given: Any) -> None:
@@ -202,7 +203,7 @@ def _mmn_fast(arguments: list[str]) -> None:
 
 
 def _parse(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Hold one command to the options of the program that it starts."""
+    """Check one command line against the options of its program."""
     while assigned := _ASSIGNMENT.fullmatch(words[0]):
         known = (ROOT / "setup.py").read_text() + str(environment.__doc__)
         assert re.search(rf"\b{assigned[1]}\b", known), f"{assigned[1]}: not a variable of this project"
@@ -241,7 +242,7 @@ def test_commands_that_cannot_run_here_are_parsed(
 
 
 def _write_stand_ins(model: Path) -> None:
-    """A small model and random features under the names that the pages give to official ones."""
+    """Write a small model and random features under the names of official files in the pages."""
     shutil.copytree(model, "mmn-charades")
     width, rng = mmn_fast.load("mmn-charades").preset.input_size, np.random.default_rng(0)
     videos = {
@@ -266,9 +267,9 @@ def test_examples_run(
     request: pytest.FixtureRequest,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """In their order, in one folder; a page's Python blocks share their names."""
+    """A page's examples run in order, in one folder; its Python blocks share their variables."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})  # `data shapes` starts a process for each core
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})  # `data shapes` starts a process per core
     monkeypatch.setattr(mmn_fast, "load", partial(_load_on_twins, mmn_fast.load))
     examples = [block for block in blocks(page) if not block.reason]
     if any("mmn-charades" in block.text for block in examples):

@@ -1,4 +1,4 @@
-"""JSON and YAML that somebody else wrote, and values of the command line that are read alike."""
+"""JSON and YAML from other sources, and values of the command line that are parsed in the same way."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def test_names_and_sizes_in_messages() -> None:
 def test_backend_options_are_checked(options: list[str], message: str) -> None:
     words = [word for option in options for word in ("--backend-option", option)]
     ran = CliRunner().invoke(app, ["info", "--model", "demo", *words])
-    assert isinstance(ran.exception, InputError)  # main() prints it and exits with 2
+    assert isinstance(ran.exception, InputError)  # main() prints the message and exits with 2
     assert message in str(ran.exception)
 
 

@@ -1,4 +1,4 @@
-"""Embeddings as values: one line to look at, joined item after item, never of two models."""
+"""Embeddings as values: their repr is one line, `+` joins them, embeddings of two models are never joined."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The engine on golden cases: batch independence, threads, what is encoded once, and what it refuses."""
+"""The engine on golden cases: batch independence, threads, inputs that are encoded once, and refusals."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_threads_leave_the_process_setting_alone(golden_model: Callable[[str], P
 
 
 class _CountingBackend(Backend):
-    """Hands everything on and counts what is encoded."""
+    """Passes all calls on and counts the encoded videos and sentences."""
 
     def __init__(self, inner: Any) -> None:
         self.inner, self.preset, self.videos, self.sentences, self.threads = inner, inner.preset, 0, 0, None
@@ -127,7 +127,7 @@ def test_many_videos_are_encoded_in_bounded_groups(golden_engine: Engines, monke
         for n in range(7)
     ]
     together = engine.ground(batch)
-    assert counts.videos == 4  # those with sentences
+    assert counts.videos == 4  # only videos with sentences are encoded
     assert [len(sentences) for sentences in together] == [0, 1, 2, 0, 1, 2, 0]
     assert together == [engine.ground([query])[0] for query in batch]
 

@@ -1,4 +1,4 @@
-"""The engine's seams: embeddings are scored as `ground` does, saved, selected, and refused where they do not fit."""
+"""The engine's seams: embeddings are scored like in `ground`, saved, selected, and refused if they do not fit."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_damaged_embeddings_are_refused(
 
 
 def _rewrite(path: Path, arrays: dict[str, np.ndarray] | None = None, **changes: str | None) -> None:
-    """The same file with other arrays or metadata, and a checksum of them where files have one."""
+    """Rewrite a file with other arrays or metadata, and with their checksum if the file has one."""
     from safetensors import safe_open
     from safetensors.numpy import save_file
 

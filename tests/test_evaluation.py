@@ -1,4 +1,4 @@
-"""The evaluation loop: what it asks the engine for, skips, predicts and reports."""
+"""The evaluation loop: its calls of the engine, skipped videos, predictions and report."""
 
 import json
 
@@ -55,7 +55,7 @@ def test_features_are_read_batch_by_batch():
     engine = FakeEngine()
 
     class Store:
-        """Refuses to be read more than one batch ahead of the engine."""
+        """A store that fails if it is read more than one batch ahead of the engine."""
 
         reads = 0
 
@@ -171,7 +171,7 @@ def test_predictions_hold_the_moments_that_were_judged(tmp_path):
         assert 1 <= len(ranked) <= 7
         assert (np.diff(ranked[:, 2]) <= 0).all()
         row[: len(ranked)] = best_ious(ranked[:, :2], windows)
-    # The text holds every bit: figures taken from the file are the report's.
+    # The text keeps every bit, so figures from the file equal the report's.
     recall = recall_at(ious, CHARADES.recall_at, CHARADES.recall_ious, strict=False)
     assert list(report.metrics.values())[:4] == recall.ravel().tolist()
     assert report.metrics["mIoU"] == mean_iou(ious)

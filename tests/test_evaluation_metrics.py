@@ -1,4 +1,4 @@
-"""Metrics and protocols: the official figures, and what counts as found."""
+"""Metrics and protocols: the official figures, and the rules by which a moment counts as found."""
 
 import json
 from pathlib import Path
@@ -24,7 +24,7 @@ def cell_index(preset, i, j):
 
 
 def charades_maps(*scores):
-    """One sentence's maps [1, 136] with these iou scores by cell (i, j) and 0 elsewhere; contrastive is 1."""
+    """Make one sentence's maps [1, 136]: the given iou scores at cells (i, j), 0 elsewhere; contrastive is 1."""
     iou = np.zeros((1, 136), np.float32)
     for (i, j), score in scores:
         iou[0, cell_index(CHARADES, i, j)] = score
@@ -32,7 +32,7 @@ def charades_maps(*scores):
 
 
 def judge(maps, moment, protocol="mmn", preset="charades-sta"):
-    """Metrics of one sentence in a video of 16 s: a clip is a second."""
+    """Compute the metrics of one sentence in a video of 16 s, in which a clip is one second."""
     contrastive, iou = maps
     return evaluate_maps(preset, [contrastive], [iou], [16.0], [np.array([moment], np.float32)], protocol)
 
@@ -42,7 +42,7 @@ def judge(maps, moment, protocol="mmn", preset="charades-sta"):
 
 @pytest.fixture(scope="module", params=CASE["datasets"])
 def golden(request):
-    """Rebuild a dataset's twelve videos: its name, preset, and per video duration, moments and score maps."""
+    """A dataset's twelve videos, rebuilt: its name, preset, and per video duration, moments and score maps."""
     dataset = request.param
     preset = PRESETS[PRESET_OF[dataset]]
     cells, side = cells_of(preset), preset.num_clips
@@ -77,7 +77,7 @@ def test_evaluate_maps_reproduces_the_official_table(golden):
     official = CASE["datasets"][dataset]["recall"]
     assert list(metrics) == [*official, "mIoU"]
     for name, figure in official.items():
-        # The official figures are float32 quotients.
+        # The official code computes the figures in float32.
         assert metrics[name] == pytest.approx(figure, abs=1e-6), name
     assert 0 < metrics["mIoU"] < 1
     assert all(type(value) is float for value in metrics.values())
@@ -104,7 +104,7 @@ def test_each_protocol_suppresses_at_its_own_iou():
 
 
 def test_both_protocols_keep_a_moment_exactly_at_the_nms_iou():
-    # [0, 2] and [0, 5] have IoU 0.4 as float32 has it.
+    # In float32 the IoU of [0, 2] and [0, 5] is exactly 0.4.
     maps = charades_maps(((0, 1), 0.9), ((0, 4), 0.8))
     assert judge(maps, [0, 5], Protocol("own", strict=False, nms_iou=0.4))["R@5,IoU@0.7"] == 1.0
     assert judge(maps, [0, 5], "2dtan")["R@5,IoU@0.7"] == 1.0
@@ -170,7 +170,7 @@ def test_a_sentence_without_any_moment_counts_as_not_found():
 
 
 def test_equal_scores_rank_by_cell_order():
-    # Disjoint cells, so that nothing is suppressed; (2, 2) comes before (9, 9) in row-major order.
+    # The cells are disjoint, so none is suppressed; (2, 2) comes before (9, 9) in row-major order.
     maps = charades_maps(((9, 9), 0.5), ((2, 2), 0.5))
     assert judge(maps, [2, 3])["R@1,IoU@0.7"] == 1.0
     assert judge(maps, [9, 10])["R@1,IoU@0.7"] == 0.0

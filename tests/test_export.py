@@ -1,4 +1,4 @@
-"""Exports: what they compute, and backend "onnx", which runs them."""
+"""Exports compute the reference's results, and backend "onnx" runs them."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ from tests.tolerances import TOLERANCES, check_close
 
 pytestmark = pytest.mark.slow
 BATCHES = (1, 2, 8, 33)
-# Exporting and verifying takes up to minutes a case.
+# Export and verification of one case take up to minutes.
 GOLDEN = ["charades_small", *(pytest.param(n, marks=pytest.mark.long) for n in (*cases.SMALL[1:], *cases.FULL))]
 QUICK = ("charades_small", "charades_conv_small", "hcstvg_small")
-SLOW = ("activitynet_small", "tacos_small", "tacos_conv_small")  # 10 to 20 s each in float64
+SLOW = ("activitynet_small", "tacos_small", "tacos_conv_small")  # the float64 reference takes 10 to 20 s each
 
 
 @pytest.mark.parametrize("name", [*PRESETS, *cases.SMALL])
@@ -64,7 +64,7 @@ def test_bands_hold_every_needed_cell_once(name: str) -> None:
     ("name", "most"), [("charades-sta", 0.55), ("activitynet-captions", 0.55), ("tacos", 0.5), ("hc-stvg", 0.65)]
 )
 def test_bands_cost_no_more_than_boxes(name: str, most: float) -> None:
-    """One box per layer is 0.60 to 0.75 of the dense convolutions."""
+    """With one box per layer, the work would be 0.60 to 0.75 of the dense convolutions."""
     plan = plan_for(PRESETS[name])
     assert framed_crops(plan).work(plan) <= most
 
@@ -100,7 +100,7 @@ def test_rows_become_pre_clips_whatever_stands_past_their_end(name: str) -> None
 
 
 def test_moments_in_the_graph_are_those_of_the_reference(golden_model: Callable[[str], Path]) -> None:
-    """Also where fewer than K are left, where scores are equal, and where IoUs are exactly the threshold."""
+    """The cases include fewer than K moments after NMS, equal scores, and IoUs of exactly the threshold."""
     model = load_model(golden_model("charades_small"))
     moments = cells_to_moments(plan_for(model.preset).cells, 30.0, model.preset.num_clips)
     fused = torch.rand(6, len(moments), generator=torch.Generator().manual_seed(0))
@@ -127,7 +127,7 @@ def test_onnx_gives_the_official_scores(name: str, exports: Exports) -> None:
 
 @pytest.mark.parametrize("precision", ["fp32", pytest.param("fp16", marks=pytest.mark.full)])
 def test_onnx_agrees_with_the_reference_on_the_demo(precision: str, exports: Exports) -> None:
-    """A hundred sentences by default; the thousand of the promise is `test_onnx_agrees_on_a_thousand_sentences`."""
+    """A hundred sentences are compared; `test_onnx_agrees_on_a_thousand_sentences` checks the promised thousand."""
     _agree(precision, exports, 12)
 
 
@@ -142,7 +142,7 @@ def _agree(precision: str, exports: Exports, videos: int) -> int:
     engine = mmn_fast.load(exports("demo", precision), backend="onnx", precision=precision)
     found = agreement_with(engine, expected, split)
     assert found.top1 >= {"fp32": 1.0, "fp16": 0.99}[precision]
-    if precision == "fp32":  # in fp16 the agreement is promised; a score is up to 2.1e-3 off
+    if precision == "fp32":  # for fp16 only the agreement is promised; its scores are up to 2.1e-3 off
         assert found.max_fused_difference <= TOLERANCES["onnx_backend", precision].atol
     return found.num_sentences
 
@@ -226,7 +226,7 @@ def test_graphs_have_only_the_listed_operators(exports: Exports) -> None:
 
 
 def test_graphs_do_not_say_where_they_were_made(exports: Exports) -> None:
-    """So that the same model gives the same bytes anywhere."""
+    """The same model must give the same bytes on any machine."""
     import onnx
 
     for file in read_manifest(exports("demo")).graphs.values():
@@ -247,7 +247,7 @@ def test_auto_runs_an_export_on_the_backend_that_can(exports: Exports) -> None:
 
 
 def test_raw_features_through_the_command(tmp_path: Path) -> None:
-    """Source rows, padded with anything, give what the engine gives for their pre-clips."""
+    """Source rows with arbitrary padding give the engine's results for their pre-clips."""
     import onnxruntime
 
     output = tmp_path / "out"

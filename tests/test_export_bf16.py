@@ -1,4 +1,4 @@
-"""Exports in bf16: their float32 stand-in rounds as bf16 products do, and within their bound they are the reference."""
+"""Exports in bf16: their float32 stand-in rounds like bf16 products, and results are within the bound."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ GOLDEN = [QUICK, *(pytest.param(name, marks=pytest.mark.long) for name in SLOW)]
 
 @pytest.fixture
 def in_float32(exports: Exports, tmp_path: Path) -> Callable[[str], Path]:
-    """A bf16 export with its stand-ins as its graphs, which a CPU runs."""
+    """A copy of a bf16 export whose graphs are replaced by float32 stand-ins, so that a CPU can run it."""
 
     def make(name: str) -> Path:
         source, target = exports(name, "bf16"), tmp_path / name
@@ -57,7 +57,7 @@ def in_float32(exports: Exports, tmp_path: Path) -> Callable[[str], Path]:
 
 
 def _narrow(*shape: int, seed: int) -> torch.Tensor:
-    """Values of few bits, so that float32 sums of their products are exact in any order, but no bf16."""
+    """Draw values of few bits: float32 sums of their products are exact in any order, but need more bits than bf16."""
     values = torch.randint(-200, 200, shape, generator=torch.Generator().manual_seed(seed)).float() / 64
     assert torch.equal(values, values.bfloat16().float())
     return values
@@ -97,12 +97,12 @@ def test_the_stand_in_rounds_each_result_once_as_bf16_does(operator: str) -> Non
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", bf16.OPSET)], ir_version=10)
     onnx.checker.check_model(model, full_check=True)
-    with pytest.raises(Exception, match="NOT_IMPLEMENTED"):  # when ONNX Runtime has it, no stand-in is needed
+    with pytest.raises(Exception, match="NOT_IMPLEMENTED"):  # once ONNX Runtime has this kernel, drop the stand-in
         onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     bf16.to_float32(model)
     onnx.checker.check_model(model, full_check=True)
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    (given,) = session.run(None, {"x": (x + 2.0**-12).numpy()})  # rounded to x
+    (given,) = session.run(None, {"x": (x + 2.0**-12).numpy()})  # bf16 rounds the sum to x
     np.testing.assert_array_equal(given, expected)
 
 

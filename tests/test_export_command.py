@@ -1,4 +1,4 @@
-"""`mmn-fast export`: what it refuses before any work, which files it makes, and what it leaves where it is stopped."""
+"""`mmn-fast export`: early refusals, the files that it makes, and what remains if it is stopped."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_weights_that_pass_two_gigabytes_stand_in_a_file_of_their_own(
 
 
 def test_an_export_keeps_off_what_another_process_is_writing(tmp_path: Path) -> None:
-    """Even a process of the same number: in containers it often is."""
+    """The other process may even have the same number, as is common in containers."""
     other = tmp_path / f".out.partial-{os.getpid()}"
     other.mkdir()
     (other / "video.onnx").write_bytes(b"half")
@@ -97,7 +97,7 @@ def test_a_stopped_export_leaves_nothing(stop: signal.Signals, status: int, tmp_
         command,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        # Shells start background jobs with SIGINT ignored, which children inherit.
+        # Shells start background jobs with SIGINT ignored, and children inherit that.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     while not list(tmp_path.glob(".out.partial-*")):

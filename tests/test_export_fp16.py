@@ -1,4 +1,4 @@
-"""Exports in fp16: within their bound of the reference, with stages in float32 where rounding alone is not."""
+"""Exports in fp16: within their bound of the reference, with stages in float32 if fp16 alone exceeds the bound."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_the_manifest_says_what_is_float32_and_what_each_attempt_gave(name: str,
 
 
 def test_mixed_graphs_are_strongly_typed_and_of_listed_operators(exports: Exports) -> None:
-    """Every operator has operands of one type, as its schema says: TensorRT inserts no casts either."""
+    """Every operator's operands have one type, as its schema demands, because TensorRT inserts no casts."""
     import onnx
 
     for name, file in read_manifest(exports("charades_small", "fp16")).graphs.items():
@@ -96,10 +96,10 @@ def test_attempts_keep_a_stage_in_fp16_and_go_on_with_more_float32(name: str) ->
 def test_an_export_that_fails_leaves_nothing_behind(
     tmp_path: Path, golden_model: Callable[[str], Path], exports: Exports, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A bound that no attempt meets: text, which is fp16 always, is out of it too, but the video comes first.
+    """The bound is too small for every attempt; text, always fp16, exceeds it too, but the video is checked first.
 
-    Every attempt that is foreseen to fail ends before its graph is traced; where none is, each writes the graph of an
-    export that was made before, because a trace takes seconds.
+    An attempt that is foreseen to fail ends before its graph is traced. If no failure is foreseen, each attempt here
+    writes the graph of an earlier export, because a trace takes seconds.
     """
     tried = []
 

@@ -1,4 +1,4 @@
-"""Exports in int8: what they cost in R@1 is measured, on the demo's videos or on given ones, and limited."""
+"""Exports in int8: their loss of R@1 is measured, on the demo's videos or on given ones, and limited."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_int8_ships_with_its_measured_recall(int8: Path) -> None:
     for name in ("R@1,IoU@0.5", "R@1,IoU@0.7"):
         assert measured["recall"][name] > 0.8
         assert measured["recall_difference_points"][name] >= -0.5
-    assert measured["top1_agreement"] < 1  # it is quantised
+    assert measured["top1_agreement"] < 1  # equality would mean that nothing was quantised
     assert verify(int8)["bound"] == BOUNDS["int8"]
 
 
@@ -66,14 +66,14 @@ def test_int8_graphs_are_smaller_and_give_the_same_in_any_batch(int8: Path, expo
 
 
 def _quantise(tmp_path: Path, exports: Exports, **options: float) -> Path:
-    """Quantise a copy of the demo's export."""
+    """Quantise a copy of the demo's export; return the int8 export."""
     directory = Path(shutil.copytree(exports("demo"), tmp_path / "copy"))
     to_int8.quantise(directory, read_manifest(directory), to_int8.demo_splits(), **options).write(directory)
     return directory
 
 
 def test_int8_that_costs_too_much_is_refused(exports: Exports, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ranges from videos that are a hundredth of the real ones clip what the graph computes."""
+    """Calibration videos with values a hundred times too small give ranges that clip the graph's values."""
     monkeypatch.setattr(to_int8, "_EVALUATION_VIDEOS", 6)
     monkeypatch.setattr(to_int8, "_CALIBRATION_VIDEOS", 2)
     shrunk = to_int8.pre_clips
@@ -151,7 +151,7 @@ def _few(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("_few")
 def test_int8_is_measured_on_given_videos(dataset: Labelled, tmp_path: Path) -> None:
-    """Other ones than those that it is calibrated on, and no more than are needed."""
+    """The measured videos differ from the calibration videos, and no more are used than needed."""
     command = ["export", "demo", "-o", str(tmp_path / "out"), "--precision", "int8", "--max-recall-loss", "100"]
     options = ["--annotations", str(dataset.annotations), "--features", str(dataset.features)]
     done = CliRunner().invoke(app, [*command, *options])

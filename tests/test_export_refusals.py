@@ -1,4 +1,4 @@
-"""What exports and backend "onnx" refuse: changed files and manifests, arguments, places, full disks."""
+"""Refusals of exports and backend "onnx": changed files and manifests, arguments, places, full disks."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture
 def copy(exports: Exports, tmp_path: Path) -> Path:
-    """A copy of the demo's export, to damage."""
+    """A copy of the demo's export for a test to damage."""
     return Path(shutil.copytree(exports("demo"), tmp_path / "copy"))
 
 
@@ -48,7 +48,7 @@ def test_files_that_the_manifest_does_not_list_so_are_refused(copy: Path) -> Non
 
 @pytest.mark.parametrize("name", ["manifest.json", "text.onnx"])
 def test_a_file_that_cannot_be_read_is_refused(name: str, copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As of another user's; the superuser, who may run this, reads those too."""
+    """A read error stands in for another user's file, because the superuser can read all files."""
     opened = Path.open
 
     def refuse(self: Path, *arguments: Any, **named: Any) -> Any:
@@ -103,7 +103,7 @@ def test_a_manifest_of_something_else_is_refused(change: dict[str, object], mess
     ],
 )
 def test_a_manifest_that_was_changed_is_refused(change: dict[str, object], copy: Path) -> None:
-    """Also where the change is one that no graph shows, such as another threshold of suppression."""
+    """Some changes, such as another NMS threshold, show in no graph."""
     manifest = json.loads((copy / "manifest.json").read_text())
     for name, value in change.items():
         manifest[name] = manifest[name] | value if isinstance(value, dict) else value
@@ -241,7 +241,7 @@ def test_the_command_refuses_with_one_sentence(arguments: list[str], message: st
 
 @pytest.mark.parametrize("kib", [4, 256, 1024])
 def test_a_full_disk_is_one_sentence_and_leaves_nothing(kib: int, tmp_path: Path) -> None:
-    """A limit on the size of files stands in for the disk: tokenizer, reference and graphs do not fit."""
+    """A limit on file sizes stands in for a full disk; tokenizer, reference or graphs do not fit."""
     code = (
         "import resource, sys\n"
         f"resource.setrlimit(resource.RLIMIT_FSIZE, ({kib} * 1024,) * 2)\n"

@@ -1,4 +1,4 @@
-"""The text graph at the ends of what it takes: encoders of few word pieces, sentences of none."""
+"""The text graph at its limits: encoders of few word pieces, sentences without word pieces."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("graphs_once")]
 
 
 def demo_of(max_tokens: int) -> LoadedModel:
-    """The demo model with a text encoder of so many word pieces."""
+    """Make the demo model with a text encoder of at most `max_tokens` word pieces."""
     model, name = load_model("demo"), "text_encoder.bert.embeddings.position_embeddings.weight"
     state = {**model.state, name: np.ascontiguousarray(model.state[name][:max_tokens])}
     return dataclasses.replace(model, state=state, text=dataclasses.replace(model.text, max_tokens=max_tokens))

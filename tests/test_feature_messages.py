@@ -1,4 +1,4 @@
-"""What is said of files that hold no features, several arrays, or what somebody is still writing."""
+"""Messages about files without features, with several arrays, or that are still being written."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pre-clips against the official averaging written out in torch, on every layout in memory and on bad input."""
+"""Pre-clips equal the official averaging, written out in torch, for every memory layout; bad input is refused."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.tolerances import check_close
 
 SIZES = [1, 2, 3, 31, 32, 33, 64, 90, 255, 256, 700, 5000]
 
-# Every published preset with a narrow input: rows are averaged alike whatever their width.
+# Every published preset with a narrow input; averaging does not depend on the width.
 NARROW = {name: dataclasses.replace(preset, feature_streams=(24,)) for name, preset in PRESETS.items()}
 NARROW["two streams, clamped"] = dataclasses.replace(NARROW["charades-sta"], feature_streams=(5, 19))
 NARROW["two streams, not clamped"] = dataclasses.replace(NARROW["hc-stvg"], feature_streams=(19, 5))
@@ -34,7 +34,7 @@ each_preset = pytest.mark.parametrize("preset", NARROW.values(), ids=NARROW.keys
 
 
 def official_pre_clips(features: torch.Tensor, preset: Preset) -> torch.Tensor:
-    """MMN's `get_vid_feat` and `avgfeats`, MMN-STVG's where bounds are not clamped; in the dtype of the features."""
+    """Average like MMN's `get_vid_feat` and `avgfeats`, or like MMN-STVG if bounds are not clamped; dtype as given."""
     streams = features.split(preset.feature_streams, dim=1)
     rows = torch.cat([torch.nn.functional.normalize(stream, dim=1) for stream in streams], dim=1)
     n_src, T = len(rows), preset.num_pre_clips
@@ -51,7 +51,7 @@ def official_pre_clips(features: torch.Tensor, preset: Preset) -> torch.Tensor:
 
 
 def expected(features: Any, preset: Preset) -> np.ndarray:
-    """The official pre-clips in float64."""
+    """Compute the official pre-clips in float64."""
     return official_pre_clips(torch.as_tensor(features).double(), preset).numpy()
 
 

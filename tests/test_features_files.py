@@ -1,4 +1,4 @@
-"""The file of one video: every suffix, keys, and files that are damaged, foreign or unsafe."""
+"""Feature files of one video: every suffix, keys, and damaged, foreign or unsafe files."""
 
 from __future__ import annotations
 
@@ -181,7 +181,7 @@ def test_flipped_bytes_never_raise_anything_else(tmp_path: Path, suffix: str) ->
 
 
 class _Payload:
-    """Unpickling it would make a file."""
+    """An object that creates a file when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -1,4 +1,4 @@
-"""Files of features that lead elsewhere, or that grow when read: only the named file is read, within a limit."""
+"""Feature files that point to other files or grow when read: only the named file is read, within a memory limit."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from mmn_fast.features import load_features, open_features
 from mmn_fast.features.limits import MAX_BYTES
 
 ROWS = np.arange(24, dtype=np.float32).reshape(3, 8)
-MANY = (MAX_BYTES // 32 + 1, 8)  # rows of 8 float32 values that are just over the limit
+MANY = (MAX_BYTES // 32 + 1, 8)  # shape of a float32 array just over the limit
 
 
 def refused(path: Path, key: str, message: str) -> None:
-    """Both ways to a video refuse it with the message: by file and key, and by the store and its id."""
+    """Check that both ways to a video refuse it with the message: by file and key, and by store and id."""
     with pytest.raises(InputError, match=message):
         load_features(path, key)
     with open_features(path, "c3d_features") as store, pytest.raises(InputError, match=message):
         store[key]
 
 
-# HDF5 that leads to other files
+# HDF5 files that point to other files
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ def test_an_external_link_is_refused_and_its_file_named(tmp_path: Path, other: P
 
 
 def test_the_file_behind_an_external_link_is_not_even_opened(tmp_path: Path) -> None:
-    """Opening a pipe that nobody writes to would wait for ever."""
+    """The other file is a pipe without a writer: opening it would hang."""
     os.mkfifo(tmp_path / "pipe")
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file["v"] = h5py.ExternalLink(tmp_path / "pipe", "/v")
@@ -122,11 +122,11 @@ def test_links_in_a_circle_end_in_a_sentence(tmp_path: Path) -> None:
         file["circle"] = h5py.SoftLink("/soft")
         hard = file.create_group("hard")
         hard["again"] = hard
-        for step in range(31):  # 2 ** 31 links in a row, none of them in a circle
+        for step in range(31):  # a chain of 2 ** 31 links without a circle
             file[f"l{step}"] = h5py.SoftLink(f"/l{step + 1}/l{step + 1}")
         file["l31"] = h5py.SoftLink("/")
         level = file.create_group("wide")
-        for _ in range(60):  # 2 ** 60 ways lead down
+        for _ in range(60):  # 2 ** 60 paths lead to the innermost group
             below = level.create_group("a")
             level["b"] = below
             level = below
@@ -147,7 +147,7 @@ def test_what_is_no_array_of_numbers_is_refused(tmp_path: Path) -> None:
     refused(path, "type", r"a\.h5::type: expected a dataset, got a datatype$")
 
 
-# HDF5 that grows
+# HDF5 files that grow when read
 
 
 def test_values_that_were_never_written_are_refused(tmp_path: Path) -> None:
@@ -196,7 +196,7 @@ def test_compact_and_scalar_datasets_are_read(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_chunk_that_unpacks_beyond_its_size_is_refused_before_it_does(tmp_path: Path) -> None:
-    """HDF5 unpacks all that a chunk holds: 1 MB on the disk would take 1 GiB of memory."""
+    """HDF5 unpacks a whole chunk: 1 MB on the disk would take 1 GiB of memory."""
     path = tmp_path / "a.h5"
     pack = zlib.compressobj(9)
     bomb = b"".join(pack.compress(bytes(2**20)) for _ in range(1024)) + pack.flush()
@@ -221,7 +221,7 @@ def test_a_large_chunk_of_compressible_values_is_read(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file.create_dataset("v", data=values, chunks=values.shape, compression="gzip", fletcher32=True)
         stored = file["v"].id.get_storage_size()
-    assert stored * 1032 > 2**28  # so that the chunk was looked at
+    assert stored * 1032 > 2**28  # large enough for the chunk to be checked
     np.testing.assert_array_equal(load_features(tmp_path / "a.h5", "v"), values)
 
 
@@ -234,10 +234,10 @@ def npy_header(shape: tuple[int, ...]) -> bytes:
 
 
 def write_huge(path: Path) -> None:
-    """A small file (on the disk) whose array is just over the limit."""
+    """Write a file that is small on the disk and whose array is just over the limit."""
     if path.suffix == ".npy":
         path.write_bytes(npy_header(MANY))
-        os.truncate(path, 128 + MANY[0] * 32)  # sparse
+        os.truncate(path, 128 + MANY[0] * 32)  # the file is sparse
     elif path.suffix == ".npz":
         with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive, archive.open("x.npy", "w") as member:
             member.write(npy_header(MANY) + bytes(4096))
@@ -313,7 +313,7 @@ def test_an_npy_file_is_mapped_and_stays_as_it_is(tmp_path: Path) -> None:
     before = (tmp_path / "a.npy").read_bytes()
     rows = load_features(tmp_path / "a.npy")
     assert type(rows) is np.ndarray
-    rows[0] = 7  # of the caller's copy
+    rows[0] = 7  # changes the caller's copy only
     assert (tmp_path / "a.npy").read_bytes() == before
     for order, shape in (("F", (5, 8)), ("C", (0, 8))):
         values = np.ones(shape, np.float64, order=order)

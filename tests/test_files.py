@@ -1,4 +1,4 @@
-"""Directories appear whole or not at all, and so do the parents that are made for them."""
+"""Directories, and parents that are made for them, appear whole or not at all."""
 
 from __future__ import annotations
 

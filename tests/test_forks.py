@@ -1,4 +1,4 @@
-"""Forked processes: nothing hangs, whatever other threads did at that moment, and results have the parent's bits."""
+"""Forked processes: no child hangs, whatever other threads do during the fork, and results have the parent's bits."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.processes import in_fork, not_for_ever  # noqa: F401 - a fixture
 ROOT = Path(__file__).parents[1]
 KINDS = {"native-2": 12, "torch-1": 5}
 ONNX_KINDS = {"onnx-2": 5, "onnx-1": 5}
-"""Backend and threads, and how many forks are tried. PyTorch's with two threads is a process of its own, below."""
+"""(backend and threads) -> number of forks. PyTorch with two threads runs in a separate process, below."""
 
 
 @lru_cache(maxsize=1)
@@ -44,7 +44,7 @@ def batch() -> list[mmn_fast.Query]:
 
 
 def keeping(model: str | Path) -> Callable[[str], Engine]:
-    """Engines by kind ("native-2"), each loaded once."""
+    """Make a function that gives the engine of a kind ("native-2"), each loaded once."""
     made: dict[str, Engine] = {}
 
     def engine(kind: str) -> Engine:
@@ -67,14 +67,14 @@ def onnx_engines(demo_export: Path) -> Callable[[str], Engine]:
 
 
 def results(engine: Engine) -> tuple[Any, list[bytes]]:
-    """Moments, and the bits of all score maps."""
+    """Compute moments, and the bytes of all score maps."""
     maps = engine.score_maps(batch())
     return engine.ground(batch()), [one[name].tobytes() for one in maps for name in one.keys()]  # noqa: SIM118
 
 
 @contextmanager
 def always(work: Callable[[], object]) -> Iterator[None]:
-    """Another thread does the work again and again."""
+    """Let another thread repeat the work inside this context."""
     stop, started = threading.Event(), threading.Event()
 
     def run() -> None:
@@ -93,17 +93,17 @@ def always(work: Callable[[], object]) -> Iterator[None]:
 
 
 def check_forks_in_calls(engine: Engine, forks: int) -> None:
-    """Forked children have the parent's bits while a thread of the parent is in a call."""
+    """Check that forked children have the parent's bits while a thread of the parent is in a call."""
     expected = results(engine)
     with always(lambda: engine.ground(batch())):
         for number in range(forks):
-            time.sleep(0.007 * number)  # at another place of the call
+            time.sleep(0.007 * number)  # each fork interrupts the call at another place
             assert in_fork(lambda: results(engine)) == expected
     assert results(engine) == expected
 
 
 def check_threads_of_a_child(engine: Engine, forks: bool) -> None:
-    """Threads of a forked child have the parent's bits as well, and a child that it forks after they ended."""
+    """Check a forked child's threads for the parent's bits, and a child that it forks after these threads ended."""
     expected = results(engine)
 
     def child() -> list[Any]:
@@ -135,8 +135,8 @@ def test_a_fork_in_the_middle_of_a_call_of_onnx_has_the_parents_bits(
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_threads_and_forks_of_a_forked_child_work_too(kind: str, engines: Callable[[str], Engine]) -> None:
-    # MKL, which PyTorch multiplies with, once in about fifty times waits in `mm_account_ptr_by_tid` for ever in a
-    # child that is forked just after threads which used it have ended. Nothing here can renew that lock.
+    # PyTorch multiplies with MKL. If a process forks just after threads that used MKL have ended, the child hangs in
+    # MKL's `mm_account_ptr_by_tid` about once in fifty times. This package cannot renew that lock.
     check_threads_of_a_child(engines(kind), forks=not kind.startswith("torch"))
 
 
@@ -155,7 +155,7 @@ test_forks.check_threads_of_a_child(engine, forks=False)
 expected = test_forks.results(engine)
 assert test_forks.in_fork(lambda: test_forks.results(mmn_fast.load("demo", backend="torch"))) == expected
 """
-    # Waiting threads that spin take seconds over milliseconds where others load the cores.
+    # On loaded cores, threads that spin while they wait turn milliseconds into seconds.
     environment = {**os.environ, "OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "PASSIVE"}
     subprocess.run([sys.executable, "-W", "ignore", "-c", script], check=True, timeout=150, cwd=ROOT, env=environment)
 
@@ -234,7 +234,7 @@ def test_a_forked_child_has_the_parents_number_of_torch_threads(threads: int, en
 
 def test_bfloat16_features_are_read_in_a_forked_child(engines: Callable[[str], Engine]) -> None:
     results(engines("torch-1"))
-    rows = torch.randn(4000, 357, generator=torch.Generator().manual_seed(0)).bfloat16()  # worth several threads
+    rows = torch.randn(4000, 357, generator=torch.Generator().manual_seed(0)).bfloat16()  # enough work for threads
     query = mmn_fast.Query(mmn_fast.Video(rows, 30.0), ["a red circle"])
     expected = engines("native-2").ground([query])
     assert in_fork(lambda: engines("native-2").ground([query])) == expected

@@ -1,4 +1,4 @@
-"""The geometry of the sparse map, and that the proposal plan leaves nothing out."""
+"""The geometry of the sparse map; the proposal plan leaves out no cell and no tap that is needed."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_plan_gives_the_dense_result_in_odd_sizes(num_clips: int, counts: tuple,
 
 
 def _check_plan(num_clips: int, counts: tuple[int, ...], kernel: int, num_layers: int) -> None:
-    """Compare in float64, with every input that the plan does not read set to NaN in the packed computation."""
+    """Compare packed and dense computation in float64; every input that the plan does not read is NaN in the packed."""
     plan = proposal_plan(num_clips, counts, kernel, num_layers)
     generator = torch.Generator().manual_seed(num_clips * 100 + kernel)
     widths = [3, *[2 + layer % 2 for layer in range(num_layers)]]

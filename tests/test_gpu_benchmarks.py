@@ -1,4 +1,4 @@
-"""The benchmarks on a GPU: their options, what they ship, and how they treat their peers. Without a device."""
+"""The GPU benchmarks without a device: options, times that they ship, and treatment of the peers."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def test_times_with_launches_in_them_are_written_but_not_shipped(monkeypatch: py
 def test_where_the_time_ends_within_a_number_of_videos_nothing_of_it_is_shipped(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The deadline falls after the gathering kernel: crop and gather alone would make auto take gather for ever."""
+    """The deadline falls after the gathering kernel. Times of crop and gather alone would make auto choose gather."""
     pytest.importorskip("triton")
     monkeypatch.setattr(bench_gather, "SHIPPED", tmp_path / "gather_choices.json")
     bench, layers = Bench("cpu", True, float("inf"), "bench_gather"), bench_gather._load("tiny", True)

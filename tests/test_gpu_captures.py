@@ -1,4 +1,4 @@
-"""Captures of graphs do not meet: engines that capture from several threads, on doubles of CUDA's graphs."""
+"""Captures of graphs never overlap when engines capture from several threads. CUDA's graphs are doubles."""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ def _runner(number: int, monkeypatch: pytest.MonkeyPatch, limit_mib: int = 100) 
 
 
 def _twice(runner: GraphRunner, value: float, name: str = "twice") -> float:
-    """Twice a value, by a graph."""
+    """Double a value by a graph."""
     with runner.running():
         (found,) = runner.run(name, lambda x: (x * 2 + 0,), [Input(torch.full((3,), value))], ())
     return float(found[0])
 
 
 def _in_threads(*works: Callable[[], object]) -> None:
-    """Do all at once; the first exception goes through."""
+    """Run all functions at the same time, each in a thread; raise the first exception."""
     start, errors = threading.Barrier(len(works)), list[BaseException]()
 
     def run(work: Callable[[], object]) -> None:
@@ -89,7 +89,7 @@ def test_two_engines_capture_from_two_threads_on_two_devices(
     found: dict[int, list[Any]] = {0: [], 1: []}
 
     def ground(number: int) -> None:
-        for batch in (*batches, *batches):  # captured, then replayed
+        for batch in (*batches, *batches):  # first captures, then replays
             found[number].append(engines[number].ground(batch))
 
     _in_threads(lambda: ground(0), lambda: ground(1))
@@ -114,7 +114,7 @@ def test_two_runners_on_one_device_have_a_stream_each(cuda: CudaGraphs, monkeypa
 
 
 def test_memory_is_given_back_between_captures(cuda: CudaGraphs, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A runner that lets go of its graphs empties the cache of all devices while another one captures."""
+    """Without care, a runner that drops its graphs would empty all devices' caches while another runner captures."""
     capturing_one, releasing = _runner(0, monkeypatch), _runner(1, monkeypatch)
     done = threading.Event()
 
@@ -158,7 +158,7 @@ def test_a_capture_that_fails_releases_everything(
     assert cuda.underway == []
     assert cuda.released == ([(1, runner._pool)] if at_end else [])
     cuda.fail_at_end = False
-    _in_threads(lambda: _twice(runner, 1.0))  # another thread captures: nothing is held
+    _in_threads(lambda: _twice(runner, 1.0))  # another thread can capture: no lock is held
     assert _twice(runner, 4.0) == 8.0
 
 
@@ -171,7 +171,7 @@ def test_collection_that_was_off_stays_off() -> None:
     finally:
         gc.enable()
     with capturing():
-        with capturing():  # within a capture's own thread
+        with capturing():  # in the capturing thread itself
             pass
         assert not gc.isenabled()
     assert gc.isenabled()
@@ -219,7 +219,7 @@ def test_streams_are_nobody_elses_as_long_as_there_are_any(cuda: CudaGraphs) -> 
     device, others = torch.device("cpu", 0), torch.device("cpu", 1)
     held = [own_stream(device) for _ in range(5)]
     for _ in range(POOL - 3):
-        torch.cuda.Stream(device)  # PyTorch hands them out in turn, and begins anew
+        torch.cuda.Stream(device)  # PyTorch hands out the pool's streams in turn, then starts again
     held += [own_stream(device) for _ in range(POOL - 5)]
     assert len({stream.cuda_stream for stream in held}) == POOL
     assert own_stream(others).device == others
@@ -231,7 +231,7 @@ def test_streams_are_nobody_elses_as_long_as_there_are_any(cuda: CudaGraphs) -> 
 
 @pytest.mark.gpu
 def test_engines_on_devices_capture_from_two_threads(golden_model: Models) -> None:
-    """Two engines on one device, or on two where there are two."""
+    """Two engines capture on two devices, or on one if there is only one."""
     reason = NativeGpuBackend.unavailable_reason("cuda", "auto")
     if reason:
         pytest.skip(reason)
@@ -251,6 +251,6 @@ def test_engines_on_devices_capture_from_two_threads(golden_model: Models) -> No
 
     _in_threads(lambda: ground(0), lambda: ground(1))
     assert found[0] == expected * 2
-    if names[0] == names[1]:  # another GPU may be another kind
+    if names[0] == names[1]:  # two GPUs may be of different kinds
         assert found[1] == expected * 2
     assert all(engine.info()["graphs"] >= len(batches) for engine in engines)

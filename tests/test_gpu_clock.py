@@ -1,4 +1,4 @@
-"""Launches do not enter the times of GPU work, by a double of the device's clock whose kernels' durations are known."""
+"""Times of GPU work do not include launches; a double of the device has kernels of known durations."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ LAUNCHES_MS = (0.0, 0.010, 0.100)
 
 
 def _around_one_call(device: Device, milliseconds: float) -> float:
-    """What one pair of events around one call on an idle device measures."""
+    """Measure one call on an idle device with one pair of events, in ms."""
     first, last = device.Event(enable_timing=True), device.Event(enable_timing=True)
     first.record()
     device.kernel(milliseconds)()
@@ -40,7 +40,7 @@ def test_one_pair_of_events_around_one_call_measures_its_launches() -> None:
     assert _around_one_call(device, 0.002) == pytest.approx(0.012)  # six times the kernel's time
     eight_layers = sum(_around_one_call(device, 0.020) for _ in range(8))
     assert eight_layers == pytest.approx(8 * 0.026)
-    assert _around_one_call(device, 8 * 0.020) == pytest.approx(0.166)  # a whole that seems 25 % faster than its parts
+    assert _around_one_call(device, 8 * 0.020) == pytest.approx(0.166)  # the whole seems 25 % faster than its parts
     assert _clock(device).times([device.kernel(0.160)]).median_ms == pytest.approx(0.160)
 
 
@@ -60,12 +60,12 @@ def test_long_work_is_timed_call_by_call_and_at_least_once() -> None:
     timing = _clock(device).times([device.kernel(ms, str(ms)) for ms in (100.0, 110.0)])
     assert timing.calls == 1
     assert {round(ms, 6) for ms in timing.milliseconds} == {100.0, 110.0}
-    assert 3 <= len(timing.milliseconds) <= 5  # half a second, and one call that does not count
+    assert 3 <= len(timing.milliseconds) <= 5  # calls in half a second, without the warm-up
     assert _clock(device).times([device.kernel(2000.0)]).milliseconds == pytest.approx([2000.0])
 
 
 def test_a_host_that_queues_slowly_gets_a_longer_sleep() -> None:
-    device = Device(host_ms=2.0)  # as Python with many small kernels; longer than the first sleep
+    device = Device(host_ms=2.0)  # like Python with many small kernels; longer than the first sleep
     timing = _clock(device).times([device.kernel(0.05)])
     assert (timing.clock, timing.median_ms) == ("device", pytest.approx(0.05))
 
@@ -75,7 +75,7 @@ def test_work_that_waits_for_the_device_says_that_launches_are_in_its_time() -> 
     timing = _clock(device).times([device.waiting(0.05)])
     assert timing.clock == "device, with launches"
     assert timing.median_ms > 0.05
-    assert device.now_ms < 2000  # sleeps end with the attempts
+    assert device.now_ms < 2000  # ms: the number of attempts, and so of sleeps, is limited
 
 
 def test_a_full_queue_makes_the_host_wait_and_is_not_taken_for_a_busy_device() -> None:

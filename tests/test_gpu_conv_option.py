@@ -1,4 +1,4 @@
-"""The GPU engine with each proposal convolution: on the twins and in Triton's interpreter, and on a device."""
+"""The GPU engine with each proposal convolution: on the kernels' twins, in Triton's interpreter, and on a device."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def _batch(name: str, videos: int) -> list[mmn_fast.Query]:
     ]
 
 
-# The interpreter takes seconds for the smallest maps.
+# Few cases, because the interpreter takes seconds even for the smallest maps.
 _CASES = [
     ("charades_small", "gather", "fp32"),
     ("hcstvg_small", "fft", "fp16"),
@@ -114,7 +114,7 @@ def test_autotune_keeps_times_and_auto_takes_what_they_say(
     golden_model: Models, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("MMN_FAST_CACHE", str(tmp_path))
-    engine = _engine(golden_model("charades_small"), "fp32", autotune=True)  # one video at a time
+    engine = _engine(golden_model("charades_small"), "fp32", autotune=True)
     kept = json.loads(block_sizes.cache_path().read_text())["times"]
     assert [set(one) for times in kept.values() for one in times.values()] == [
         {"crop", "gather", "fft12", "fft16", "fft24"}
@@ -173,11 +173,11 @@ def test_auto_takes_the_crop_until_something_was_measured_that_beats_it(
 
     assert isinstance(made(), CropProposalConv)
     measured(8, 9.0, 1.0, 0.5)
-    assert isinstance(made(), CropProposalConv)  # nothing says what one video takes
+    assert isinstance(made(), CropProposalConv)  # one video was not measured
     measured(1, 1.0, 1.0, 1.0)
     assert isinstance(made(), CropProposalConv)  # the crop is faster for one video
     measured(1, 9.0, 1.0, 2.0)
-    assert made().name == "gather"  # in fp16 spectra of 4 channels are too coarse
+    assert made().name == "gather"  # spectra of 4 channels are too inexact in fp16
     monkeypatch.setattr(costs, "SPECTRAL_CHANNELS", 4)
     conv = made()
     assert conv.info()["proposal_conv"] == "mixed"
@@ -219,7 +219,7 @@ def test_what_is_too_coarse_in_16_bits_is_not_chosen_however_fast(
 
 
 def test_what_was_not_timed_is_not_taken_for_slower(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Where a benchmark ran out of time, predictions stand in for all that it did time, and auto stays the crop."""
+    """If a benchmark ran out of time, predictions replace all of its times, and auto stays with the crop."""
     monkeypatch.setenv("MMN_FAST_CACHE", str(tmp_path))
     monkeypatch.setattr(choice, "capability_of", lambda _: (9, 0))
     plan = plan_for(PRESETS["tacos"])
@@ -234,10 +234,10 @@ def test_what_was_not_timed_is_not_taken_for_slower(monkeypatch: pytest.MonkeyPa
         times = {name: one for name, one in every.items() if name != missing}
         block_sizes.keep("sm_90", block_sizes.times_key(plan, 512, 1, "fp16"), times)
         assert chosen("auto") is None, missing
-        assert chosen("fft") == chosen("mixed") == {"fft16"}, missing  # as predicted
+        assert chosen("fft") == chosen("mixed") == {"fft16"}, missing  # by predictions
     block_sizes.keep("sm_90", block_sizes.times_key(plan, 512, 1, "fp16"), every)
     assert chosen("auto") == chosen("mixed") == {"gather"}
-    # Eight videos were not timed in full: what is known of one stands in.
+    # Eight videos were not timed by all ways, so the times of one video decide.
     block_sizes.keep("sm_90", block_sizes.times_key(plan, 512, 8, "fp16"), {"crop": [1.0], "gather": [9.0] * 8})
     assert chosen("auto", 8) == {"gather"}
 

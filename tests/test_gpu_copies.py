@@ -1,4 +1,4 @@
-"""Which arrays keep a copy on the device, and for how long."""
+"""Copies of arrays on the device: which arrays get one, and how long it is kept."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_a_view_of_a_read_only_array_is_uploaded_once() -> None:
     assert first is not None
     assert copies.take(owner[1]) is first
     assert copies.take(owner[2]) is not first
-    assert copies.take(owner[1:2]) is not first  # the same place in another shape
+    assert copies.take(owner[1:2]) is not first  # the same address, another shape
     assert upload.count == 3
     assert copies.info() == {"video_copies": 3, "video_mib": 0.0, "max_video_mib": 1.0}
     copies.clear()
@@ -44,7 +44,7 @@ def test_what_could_be_written_is_not_kept() -> None:
     view.setflags(write=False)
     for array in (
         writable,
-        view,  # through the array that owns the memory
+        view,  # writable through the array that owns the memory
         np.frombuffer(bytearray(8), np.float32),
         torch.ones(3).numpy(),
         np.broadcast_to(np.float32(1), (3,)),
@@ -59,7 +59,7 @@ def test_what_could_be_written_is_not_kept() -> None:
 def test_a_copy_dies_with_its_array_even_if_another_comes_to_its_place() -> None:
     upload = _Uploads()
     copies = DeviceCopies(upload, 2**20)
-    for value in range(20):  # the allocator gives the same block again
+    for value in range(20):  # the allocator returns the same block again and again
         array = _frozen(1000, value=value)
         found = copies.take(array)
         assert found is not None
@@ -76,7 +76,7 @@ def test_the_least_recently_used_goes_first() -> None:
     copies.take(a)
     copies.take(b)
     copies.take(a)
-    copies.take(c)  # b goes
+    copies.take(c)  # evicts b
     assert copies.num_bytes == 8000
     copies.take(a)
     assert upload.count == 3

@@ -1,4 +1,4 @@
-"""The cropped proposal convolution: its boxes, and its values against the packed reference."""
+"""The cropped proposal convolution: its boxes, and its values compared with the packed reference."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mmn_fast.kernels.gpu.conv.crop import ConvSettings, CropProposalConv
 from mmn_fast.presets import PRESETS
 from tests.tolerances import check_close
 
-# Shares of the dense work, 1 for other presets. A box is a rectangle, so a small map with few diagonals leaves little.
+# Shares of the dense work. Boxes are rectangles, so they leave out little of a small map with few diagonals.
 CROPPED = {"charades-sta": 0.61, "activitynet-captions": 0.61, "tacos": 0.58, "hc-stvg": 0.75, "shapes": 0.9}
 
 

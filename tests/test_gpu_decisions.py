@@ -1,4 +1,4 @@
-"""The table of what the first measurement on a GPU deletes names what there is, and what benchmarks write."""
+"""NOTES.md's table of ways that the first GPU measurement may delete: all its names exist in code and in lines."""
 
 from __future__ import annotations
 

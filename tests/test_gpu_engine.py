@@ -1,4 +1,4 @@
-"""The GPU engine through the twins of its kernels, and on a device where there is one."""
+"""The GPU engine on the twins of its kernels, and on a device if there is one."""
 
 from __future__ import annotations
 
@@ -146,12 +146,12 @@ def test_moments_from_embeddings_are_chosen_on_the_device_as_the_reference_choos
         array = rng.standard_normal((rows, preset.joint_size)).astype(np.float32)
         return (array / np.linalg.norm(array, axis=1, keepdims=True)).astype(np.float16).astype(np.float32)
 
-    places = rng.integers(0, 9, plan.num_proposals)  # every score occurs many times
+    places = rng.integers(0, 9, plan.num_proposals)  # few distinct scores, so there are many ties
     video, text = (unit(9)[places], unit(9)[places]), (unit(S), unit(S))
     moments = cells_to_moments(plan.cells, 31.7, preset.num_clips)
     fused = fuse_scores(*backend.score(video, text), preset)
     with monkeypatch.context() as alone:
-        alone.setattr(ops, "temporal_nms", None)  # not on the host
+        alone.setattr(ops, "temporal_nms", None)  # the host must not choose moments
         for top_k in (5, 300):
             chosen, scores = backend.top_moments(video, text, moments, top_k)
             assert (chosen.dtype, scores.dtype) == (np.int32, np.float32)
@@ -190,7 +190,7 @@ def test_embeddings_that_cannot_change_are_copied_to_the_device_once(
     assert uploaded == [(P, J)] * 4
     facts = engine.info()
     assert (facts["video_copies"], plain.info()["video_copies"]) == (4, 0)
-    # What may change is read anew, and its place may be another array's.
+    # A writable array is read anew: it may have changed, or its address may hold another array now.
     writable = dataclasses.replace(video, contrastive=video.contrastive.copy(), iou=video.iou.copy())
     engine.score(writable, text)
     writable.iou[:] = writable.iou[::-1].copy()
@@ -232,7 +232,7 @@ def test_repeats_are_encoded_once_and_videos_without_sentences_not_at_all(
 
 @pytest.fixture
 def capture(monkeypatch: pytest.MonkeyPatch) -> Callable[[Engine], list[Any]]:
-    """Turns graphs on, with a capture that replays the program on static inputs; returns the list of captures."""
+    """Make a function that turns an engine's graphs on, with a simulated capture; it returns the list of captures."""
 
     def turn_on(engine: Engine) -> list[Any]:
         captured: list[Any] = []
@@ -332,7 +332,7 @@ def test_settings_are_back_when_the_last_of_several_calls_is_done(monkeypatch: p
     first, second = contextlib.ExitStack(), contextlib.ExitStack()
     for call in (first, second):
         call.enter_context(strict_settings)
-    first.close()  # it began first and ends first: what it found is not put back yet
+    first.close()  # the first call ends while the second still runs, so settings are not restored yet
     assert settings() == (False, False, True, "highest")
     second.close()
     assert settings() == before

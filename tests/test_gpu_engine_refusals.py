@@ -1,4 +1,4 @@
-"""What the GPU engine refuses: input, devices, options, and requests beyond its memory."""
+"""Refusals of the GPU engine: input, devices, options, and requests beyond its memory."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_bad_input_is_refused_before_the_device_sees_it(golden_model: Models, mo
 
 
 class _Cuda:
-    """A PyTorch that has CUDA, as far as a refusal looks."""
+    """Stands for `torch.cuda`, with the functions that refusals ask."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *, build: bool = True, torch_cuda: str | None = "13.0",
                  available: bool = True, count: int = 1, capability: tuple[int, int] = (9, 0)) -> None:  # fmt: skip

@@ -1,4 +1,4 @@
-"""Static sizes and the bookkeeping of graphs, with captures that only count."""
+"""Static sizes and the cache of graphs; captures are counters."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_source_rows_get_a_bucket_and_beyond_the_largest_a_multiple_of_it() -> N
 
 
 class _Captures:
-    """Hands out programs of given sizes; counts captures and releases."""
+    """Makes programs of given sizes; counts captures and releases."""
 
     def __init__(self, **mib: float) -> None:
         self.mib, self.made, self.released = mib, [], 0
@@ -75,7 +75,7 @@ def test_the_limit_lets_go_of_all_and_keeps_the_new_one() -> None:
     cache = GraphCache(10 * MIB, captures.release)
     for key in "abc":
         assert _get(cache, captures, key) == key
-    assert captures.made == ["a", "b", "c", "c"]  # again, in the new pool
+    assert captures.made == ["a", "b", "c", "c"]  # c was captured again, in the new pool
     assert (captures.released, cache.info()["graphs"], cache.num_bytes) == (1, 1, 5 * MIB)
 
 
@@ -85,7 +85,7 @@ def test_a_program_beyond_the_limit_runs_without_a_graph_and_is_named() -> None:
     assert _get(cache, captures, "a") == "a"
     assert _get(cache, captures, "large") is None
     assert _get(cache, captures, "large") is None
-    assert captures.made == ["a", "large", "large"]  # alone in a pool of its own; then never again
+    assert captures.made == ["a", "large", "large"]  # the second time alone in its own pool; then never again
     assert cache.info()["graphs_too_large"] == {"large": 11.0}
     assert cache.num_bytes == 0
 
@@ -120,5 +120,5 @@ def test_what_fills_up_a_bucket_is_sentences_of_one_word_piece_and_pairs_of_no_v
     videos, sentences, durations = padded_pairs(numbers, numbers, np.full(3, 2, np.float32))
     assert videos.tolist() == [0, 1, 2, *[-1] * 5]
     assert sentences.tolist() == [0, 1, 2, *[0] * 5]
-    assert durations.tolist() == [*[2] * 3, *[1] * 5]  # no division by 0
+    assert durations.tolist() == [*[2] * 3, *[1] * 5]  # padding is 1, so that nothing divides by 0
     assert [array.dtype for array in (videos, sentences, durations)] == [np.int32, np.int32, np.float32]

@@ -1,4 +1,4 @@
-"""The GPU suite's plans: their order, their limits, and that every command line of theirs runs."""
+"""The GPU suite's plans: order, limits, and a rehearsal of every command line."""
 
 from __future__ import annotations
 
@@ -57,10 +57,10 @@ def test_the_rehearsal_runs_every_command_line_of_each_plan_and_writes_no_result
 
 @pytest.mark.parametrize("minutes", PLANS)
 def test_what_a_plan_may_take_fits_its_minutes(minutes: int) -> None:
-    """Also where every step takes all that it has; 15 seconds are for the start and the last copies."""
+    """All limits together fit, with 15 seconds left for the start and the last copies."""
     assert sum(step.limit_s for step in PLANS[minutes]) <= 60 * minutes - 15
     assert all(0 < step.expected_s < step.limit_s for step in PLANS[minutes])
-    assert all(step.limit_s >= START_S + 20 for step in PLANS[minutes])  # seconds that a benchmark measures
+    assert all(step.limit_s >= START_S + 20 for step in PLANS[minutes])  # a benchmark measures for 20 s or more
     assert len({step.name for step in PLANS[minutes]}) == len(PLANS[minutes])
 
 
@@ -113,7 +113,7 @@ def _values(step: Step, option: str) -> list[str]:
 
 
 def test_every_file_with_tests_for_a_device_is_run() -> None:
-    """Not all of tests: each of its processes would import what they need."""
+    """The suite names files instead of all tests, because each test process imports every file that it is given."""
     words = [word for step in PLANS[25] if not step.tool for word in step.command.split()]
     run = {path for word in words if word.startswith("tests/") for path in ROOT.glob(word)}
     marked = [p for p in (ROOT / "tests").rglob("test_*.py") if "pytest.mark." + "gpu" in p.read_text(encoding="utf-8")]
@@ -157,7 +157,7 @@ def test_the_official_post_processing_makes_nothing_on_another_device_than_its_i
     maps, sentences = ([torch.randn(*size, generator=generator) for _ in range(2)] for size in sizes)
     mask = torch.ones(sizes[0][1:]).triu().bool()
     expected = official_moments(maps, sentences, mask, preset, 9.0)
-    with torch.device("meta"):  # what names no device goes there
+    with torch.device("meta"):  # tensors without a named device go there and cause an error
         found = official_moments(maps, sentences, mask, preset, 9.0)
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(found, expected, strict=True))
 

@@ -1,4 +1,4 @@
-"""Imports go one way, and `import mmn_fast` is light."""
+"""Imports go one way, and `import mmn_fast` is fast."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ import mmn_fast
 ROOT = Path(__file__).parents[1]
 PACKAGE = Path(mmn_fast.__file__).parent
 
-# From the bottom up; a module imports from its own rung and from those below. Names are below mmn_fast, and a package
-# stands for all that is in it. CONTRIBUTING.md says what each rung is for.
+# The rungs from the bottom up; a module imports from its own rung and from lower ones. Names are relative to mmn_fast;
+# a package's name stands for all of its modules. CONTRIBUTING.md describes each rung.
 LADDER = {
     "values": (
         "version errors arrays precisions checks types tubes process storage embeddings buckets official_yaml recipes"
@@ -55,11 +55,11 @@ NO_TORCH = ("torch", "triton", "transformers")
 
 
 def _modules() -> Iterator[tuple[str, Path]]:
-    """Every module of the project, named as `LADDER` names them."""
+    """Yield every module of the project, by its name in `LADDER`."""
     for folder, package in ((PACKAGE, ""), (ROOT / "export", "export."), (ROOT / "benchmarks", "benchmarks.")):
         for path in sorted(folder.rglob("*.py")):
             parts = path.relative_to(folder).with_suffix("").parts
-            if not (folder == PACKAGE and parts[0] == "export"):  # an installed copy, or a link
+            if not (folder == PACKAGE and parts[0] == "export"):  # mmn_fast/export is an installed copy or a link
                 name = package + ".".join(parts)
                 yield name.removesuffix(".__init__") if "." in name else name, path
 
@@ -72,7 +72,7 @@ def _own_name(imported: str) -> str:
 
 
 def _imports(path: Path, at_call_too: bool) -> set[str]:
-    """What a module imports where it is loaded, with `at_call_too` in its functions as well; annotations' apart."""
+    """Names that a module imports when it is loaded, with `at_call_too` also in functions; not for TYPE_CHECKING."""
     found: set[str] = set()
     bodies = [ast.parse(path.read_text(encoding="utf-8")).body]
     while bodies:
@@ -110,7 +110,7 @@ def test_no_module_imports_itself_by_way_of_others() -> None:
         name: {own for own in map(_own_name, _imports(path, at_call_too=True)) if own in MODULES and own != name}
         for name, path in MODULES.items()
     }
-    TopologicalSorter(graph).prepare()  # CycleError names the circle
+    TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
 
 
 @pytest.mark.parametrize("name", [n for n in MODULES if not any(f"{n}.".startswith(f"{o}.") for o in MAY_NEED_TORCH)])
@@ -119,7 +119,7 @@ def test_other_modules_do_not_import_torch(name: str) -> None:
 
 
 def test_import_is_light() -> None:
-    """Under 0.3 s, in processor time and the best of five, so that a busy machine does not decide."""
+    """Under 0.3 s of processor time, the best of five, so that a busy machine does not decide."""
     code = (
         "import sys, time; start = time.process_time(); import mmn_fast; print(time.process_time() - start);"
         f"assert not set(sys.modules) & set({NO_TORCH!r}), set(sys.modules) & set({NO_TORCH!r})"
@@ -145,7 +145,7 @@ def test_package_is_typed() -> None:
     "path", sorted((Path(__file__).parents[1] / "benchmarks").glob("*.py")), ids=lambda path: path.stem
 )
 def test_benchmarks_take_names_of_each_other_that_are_there(path: Path) -> None:
-    """Without importing them: their peers are not installed everywhere."""
+    """The benchmarks are parsed, not imported, because their peers are not installed everywhere."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("benchmarks."):
             place = path.parent / node.module.removeprefix("benchmarks.")

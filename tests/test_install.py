@@ -1,4 +1,4 @@
-"""What an installation requires: PyTorch, unless the build is told not to."""
+"""Requirements of an installation: PyTorch, unless the build is told to leave it out."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_another_wish_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.long
 def test_an_export_runs_where_only_the_onnx_extra_is_installed(exports: Exports, tmp_path: Path) -> None:
-    """As docs/install.md says it, in an environment of its own."""
+    """The steps of docs/install.md, in a new environment."""
     built = ("*.so", "*.egg-info", ".*", "build")
     source = shutil.copytree(ROOT, tmp_path / "source", ignore=shutil.ignore_patterns(*built))
     venv.create(tmp_path / "venv", with_pip=True)

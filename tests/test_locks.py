@@ -1,4 +1,4 @@
-"""Locks that are free in forked children, and values that are made once whatever threads and forks ask for them."""
+"""Locks that are free in forked children, and values that are made once, whatever threads and forks do."""
 
 from __future__ import annotations
 
@@ -55,14 +55,14 @@ def test_a_fork_waits_for_calls_and_calls_wait_for_a_fork() -> None:
     inside.wait()
     assert in_fork(lambda: list(ended)) == ["call"]
     thread.join()
-    with fork_waits:  # a fork of one's own waits for nobody, and leaves the call in parent and child
+    with fork_waits:  # a thread's own fork waits for nobody, and both processes leave the call
         assert in_fork(lambda: dict(fork_waits._calls)) == {threading.get_ident(): 1}
     assert fork_waits._calls == {}
     assert fork_waits._forking == set()
 
 
 def test_two_threads_that_fork_within_calls_do_not_wait_for_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without real forks: before those, other libraries take locks of their own, and two threads meet there."""
+    """The forks are simulated: before a real one, other libraries lock their own locks, and two threads meet there."""
     monkeypatch.setattr("mmn_fast.process.forks._LONGEST_WAIT_S", 600.0)
     both, passed = threading.Barrier(2), []
 
@@ -143,11 +143,11 @@ def test_a_kept_property_is_worked_out_once_and_holds_no_lock() -> None:
     working, leave = threading.Event(), threading.Event()
 
     class Slow:
-        """A class with one."""
+        """A class with a value that is made once."""
 
         @kept_property
         def value(self) -> list[int]:
-            """A value."""
+            """Make the value."""
             if not working.is_set():
                 working.set()
                 leave.wait()
@@ -165,7 +165,7 @@ def test_a_kept_property_is_worked_out_once_and_holds_no_lock() -> None:
 
 
 def test_every_lock_knows_of_forks() -> None:
-    """Locks of the standard library, which a child may find locked for ever, are in mmn_fast/process/forks.py alone."""
+    """A child may find a lock of the standard library locked for ever, so only mmn_fast/process/forks.py uses those."""
     pattern = re.compile(r"threading\.(R?Lock|Condition|Semaphore|BoundedSemaphore|Barrier)\b|\bcached_property\b")
     found = {
         f"{path.relative_to(ROOT)}:{number}"

@@ -1,4 +1,4 @@
-"""The losses against the recorded official ones, and what they promise beside the values."""
+"""The losses equal the recorded official ones, are sums over pairs, add up over parts, and stay finite."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_targets_equal_the_official_ones(dataset: str) -> None:
 def naive_losses(
     proposals: Tensor, sentences: list[Tensor], iou: list[Tensor], moments: list[Tensor], params: LossParams
 ) -> tuple[Tensor, Tensor]:
-    """Pair by pair: every sum of p(i_s | v_i) and p(i_v | s_i) written out."""
+    """Compute the losses pair by pair, with every sum of p(i_s | v_i) and p(i_v | s_i) written out."""
     unit = [torch.nn.functional.normalize(s, dim=-1) for s in sentences]
     cells = torch.nn.functional.normalize(proposals, dim=-1)
     video_terms, sentence_terms = [], []

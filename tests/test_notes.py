@@ -1,4 +1,4 @@
-"""Commands say in a line, and in their JSON, what they cut, skip or leave out; --strict refuses it."""
+"""Commands report in one line, and in their JSON, what they cut, skip or leave out; --strict refuses it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ KINDS = {"left_out", "clamped", "cut", "skipped", "limited"}
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two videos with features and one without; three long sentences of eight."""
+    """A data set: two videos with features and one without; three of the eight sentences are too long."""
     root = tmp_path_factory.mktemp("notes")
     videos = {
         "a": {"duration": 8.0, "sentences": ["the red circle grows", LONG, LONG], "timestamps": [[0, 4]] * 3},

@@ -1,4 +1,4 @@
-"""The public contract at its edges: what no list is, names that are none, sizes that nobody has."""
+"""The public contract at its edges: wrong types, wrong names, extreme sizes."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_top_k_beyond_the_proposals_takes_no_memory(engine: mmn_fast.Engine) -> 
 
 @pytest.mark.parametrize("duration_s", [2.0**-99, 2.0**99])
 def test_longest_and_shortest_durations_scale_the_moments(duration_s: float, engine: mmn_fast.Engine) -> None:
-    """By powers of two, which round no IoU of exactly the threshold otherwise."""
+    """The factors are powers of two, which do not change how an IoU of exactly the threshold rounds."""
     (usual,), (other,) = (
         engine.ground([mmn_fast.Query(mmn_fast.Video(FEATURES, seconds), ["a"])])[0] for seconds in (1.0, duration_s)
     )

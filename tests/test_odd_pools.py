@@ -1,4 +1,4 @@
-"""Presets whose T is no multiple of N: every backend that runs here against float64, with clips averaged by a loop."""
+"""Presets whose T is no multiple of N: every backend that runs here agrees with float64, with clips from a loop."""
 
 from __future__ import annotations
 
@@ -50,10 +50,10 @@ def odd(name: str, T: int, N: int, kernel: int, counts: tuple[int, ...], **chang
 ODD = {
     preset.name: preset
     for preset in (
-        odd("overlap", 100, 32, 6, (15, 8)),  # windows of 6 every 3: the last one ends at 99 of 100
+        odd("overlap", 100, 32, 6, (15, 8)),  # windows of 6 at a stride of 3; the last one ends at 99 of 100
         odd("most", 100, 32, 7, (15,)),  # the largest kernel: no pre-clip is left over
         odd("pairs", 33, 32, 2, (31,)),
-        odd("gaps", 50, 7, 3, (3, 1)),  # windows of 3 every 7
+        odd("gaps", 50, 7, 3, (3, 1)),  # windows of 3 at a stride of 7
         odd("prime", 19, 19, 1, (4, 2, 2)),
         odd("learned", 29, 9, 4, (3, 1), pooling="conv"),
     )
@@ -62,7 +62,7 @@ ODD = {
 
 @cache
 def model(name: str, root: Path) -> LoadedModel:
-    """A model of random weights."""
+    """Make a model with random weights."""
     rng, preset = np.random.default_rng(sum(map(ord, name))), ODD[name]
     state = {
         key: (rng.standard_normal(shape) / np.sqrt(np.prod(shape[1:]) or 1)).astype(np.float32)
@@ -100,7 +100,7 @@ def videos() -> list[mmn_fast.Video]:
 
 @cache
 def in_float64(name: str, root: Path) -> list[np.ndarray]:
-    """Fused scores [S, P] of every video; clips are means over windows of pre-clips, taken one by one."""
+    """Compute fused scores [S, P] of every video in float64; a loop averages each clip's window of pre-clips."""
     loaded, preset = model(name, root), ODD[name]
     net = build_model(preset, TEXT, loaded.state).double()
     weight, bias = (loaded.state[f"featpool.conv.{part}"].astype(np.float64) for part in ("weight", "bias"))
@@ -128,7 +128,7 @@ def in_float64(name: str, root: Path) -> list[np.ndarray]:
 
 
 def check_engine(engine: Engine, name: str, root: Path, op: str, precision: str = "fp32") -> None:
-    """Scores and moments of an engine beside float64."""
+    """Compare an engine's scores and moments with float64."""
     preset, batch = ODD[name], [mmn_fast.Query(video, SENTENCES) for video in videos()]
     every_map = engine.score_maps(batch)
     for maps, expected in zip(every_map, in_float64(name, root), strict=True):
@@ -152,7 +152,7 @@ def test_backends_agree_with_float64(
 @pytest.mark.slow
 @pytest.mark.parametrize("isa", [isa for isa in _C.available_cpu_isas() if isa != _C.cpu_isa()])
 def test_every_other_instruction_set_agrees_with_float64(isa: str) -> None:
-    """In a process of its own: a process keeps the instruction set that it began with."""
+    """Each runs in a new process, because a process keeps its first instruction set."""
     tests = [sys.executable, "-m", "pytest", "-q", __file__, "-k", "test_backends_agree_with_float64 and native"]
     ran = subprocess.run(tests, env=os.environ | {"MMN_FAST_CPU_ISA": isa}, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stdout
@@ -166,7 +166,7 @@ def test_the_gpu_kernels_twins_agree_with_float64(loaded: LoadedModel, root: Pat
 
 @cache
 def exported(name: str, root: Path) -> Path:
-    """A model's export, verified on batches of 1, 2, 8 and 33."""
+    """Export a model; verification runs batches of 1, 2, 8 and 33."""
     from mmn_fast.export.to_onnx import export
 
     return export(save_model(model(name, root), root / f"{name}-to-export"), root / f"{name}-onnx")
@@ -185,7 +185,7 @@ def test_exports_agree_with_float64(name: str, root: Path) -> None:
 def test_tensorrt_and_the_triton_server_agree_with_float64(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Both through their doubles, whose arithmetic is ONNX Runtime's."""
+    """Both are doubles that compute by ONNX Runtime."""
     pytest.importorskip("tritonclient.grpc.model_config_pb2")
     from mmn_fast.export.to_tensorrt import build_plans
     from mmn_fast.export.tritonserver_repository import write_repository
@@ -193,7 +193,7 @@ def test_tensorrt_and_the_triton_server_agree_with_float64(
 
     name = "overlap"
     directory = Path(shutil.copytree(exported(name, root), tmp_path / "onnx"))
-    install(monkeypatch, CudaRuntime())  # after PyTorch's exporter is loaded, which looks for the module's __spec__
+    install(monkeypatch, CudaRuntime())  # after the export: PyTorch's exporter reads the real module's __spec__
     repository = write_repository(directory, tmp_path / "models")
     build_plans(directory)
     check_engine(mmn_fast.load(directory, backend="tensorrt"), name, root, "onnx_backend")

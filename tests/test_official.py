@@ -1,4 +1,4 @@
-"""Checkpoints as other tools write them: what loads, what is refused, and that no code of a file ever runs."""
+"""Checkpoints in the forms that other tools write: some load, others are refused, and code in a file never runs."""
 
 from __future__ import annotations
 
@@ -45,13 +45,13 @@ def weights(model: LoadedModel) -> dict[str, torch.Tensor]:
 
 
 def load(path: Path, root: Path, output: Path | None = None) -> LoadedModel:
-    """A checkpoint that does not say how many heads it has."""
+    """Load a checkpoint that does not state its number of heads."""
     output = path.with_suffix(".converted") if output is None else output
     return load_model(convert(path, PRESET, root / "vocab.txt", output, text_heads=TEXT.num_heads))
 
 
 class AttributeDict(dict[str, Any]):
-    """Stands for Lightning's class of this name, under whose path it is pickled."""
+    """Stands for Lightning's class of this name; it is pickled under that class's path."""
 
 
 def _lightning(weights: dict[str, Any]) -> dict[str, Any]:
@@ -76,7 +76,7 @@ def _lightning(weights: dict[str, Any]) -> dict[str, Any]:
 def _rng_states() -> dict[str, Any]:
     return {
         "torch": torch.get_rng_state(),
-        "numpy": np.random.get_state(),  # noqa: NPY002 - what tools save
+        "numpy": np.random.get_state(),  # noqa: NPY002 - tools save this state
         "numpy dict": np.random.get_state(legacy=False),  # noqa: NPY002
         "python": random.getstate(),
         "generators": [np.random.default_rng(0), np.random.RandomState(0), random.Random(0)],
@@ -154,7 +154,7 @@ def test_what_is_left_out_is_said(weights: dict, root: Path, tmp_path: Path, cap
 
 
 class Config:
-    """A class of the program that trained; also the way that malice takes."""
+    """A class of the training program; malicious files use such classes to run code."""
 
     def __init__(self, function: Any = None, *arguments: Any) -> None:
         self.call = function, arguments

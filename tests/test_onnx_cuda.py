@@ -1,4 +1,4 @@
-"""Backend "onnx" on CUDA, on a double of ONNX Runtime's CUDA provider: what it asks for, binds and refuses."""
+"""Backend "onnx" on CUDA: its requests, bindings and refusals, on a double of ONNX Runtime's CUDA provider."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Placed = list[tuple[str, int]]
 
 
 class _Binding:
-    """A CPU session's binding that takes a device's arrays and notes where everything lies."""
+    """The binding of a CPU session; it accepts a device's arrays and notes the device of each."""
 
     def __init__(self, binding: Any, placed: Placed) -> None:
         self._binding, self._placed = binding, placed
@@ -38,7 +38,7 @@ class _Binding:
 
 @pytest.fixture
 def cuda(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """ONNX Runtime with a CUDA provider that computes on the CPU; what it was asked for and where arrays were put."""
+    """ONNX Runtime with a CUDA provider that computes on the CPU; the dict records requests and places of arrays."""
     seen: dict[str, Any] = {"asked": [], "inputs": [], "outputs": []}
 
     class Session:
@@ -78,7 +78,7 @@ def test_inputs_and_outputs_lie_on_the_device_that_was_asked_for(cuda: dict[str,
     assert cuda["asked"] == [[(CUDA, {"device_id": "1", "use_tf32": "0"}), CPU]] * 3
     assert {place for _, place in cuda["inputs"]} == set(cuda["outputs"]) == {("cuda", 1)}
     shape = engine.encode_video([query.video]).contrastive.shape[1:]
-    assert [one for one, _ in cuda["inputs"]].count(shape) == 2  # a video's embeddings go there once for all sentences
+    assert [one for one, _ in cuda["inputs"]].count(shape) == 2  # a video's embeddings are uploaded once per call
     assert engine.info()["device"] == "cuda:1"
     expected = mmn_fast.load(demo_export, backend="onnx", device="auto")
     assert expected.info()["device"] == "cuda:0"
@@ -123,7 +123,7 @@ def test_auto_takes_the_cpu_where_cuda_does_not_start_and_says_why(
 def test_a_provider_that_did_not_load_is_not_passed_over(
     found: str | None, message: str, demo_export: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """ONNX Runtime lists the provider, logs why it does not load and runs on the CPU."""
+    """In this case ONNX Runtime lists the provider, logs why it does not load, and runs on the CPU."""
 
     def library(path: str) -> None:
         assert path.endswith("libonnxruntime_providers_cuda.so")

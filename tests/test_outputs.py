@@ -1,4 +1,4 @@
-"""Results come first, and no by-product that fails costs a result: full disks, closed pipes, killed processes."""
+"""Results come first; a failed by-product never costs a result: full disks, closed pipes, killed processes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from mmn_fast.evaluation.evaluate import UnwrittenPredictions, evaluate
 from mmn_fast.features import open_features
 
 pytestmark = pytest.mark.slow
-LIMIT = 2048  # bytes that a file may have: less than any page or any file of predictions here
+LIMIT = 2048  # largest size of a file, in bytes: smaller than any page and any file of predictions here
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +141,7 @@ def test_stdout_that_takes_nothing_is_one_sentence(arguments: tuple[str, ...]) -
 
 
 def test_a_closed_pipe_is_quiet(shapes: Path, tmp_path: Path) -> None:
-    """The reader has gone before anything is printed; what was asked for beside it is there."""
+    """The reader leaves before anything is printed; the by-products are still made."""
     reader, writer = os.pipe()
     os.close(reader)
     for arguments, made in (
@@ -158,7 +158,7 @@ def test_a_closed_pipe_is_quiet(shapes: Path, tmp_path: Path) -> None:
 
 
 def test_the_next_evaluation_removes_what_a_killed_one_left(shapes: Path, tmp_path: Path) -> None:
-    """By SIGKILL, which no process can answer, and by SIGTERM, which leaves nothing at once."""
+    """SIGKILL leaves files, which the next evaluation removes; after SIGTERM nothing is left in the first place."""
     arguments = [*map(str, _eval(shapes, "--predictions", tmp_path / "p.jsonl"))]
     for number in (signal.SIGTERM, signal.SIGKILL):
         process = subprocess.Popen(

@@ -1,4 +1,4 @@
-"""Engines, embeddings, stores, presets and what else goes between processes pickles."""
+"""Everything that goes between processes pickles: engines, embeddings, stores, presets, results."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def query() -> mmn_fast.Query:
 
 
 def results(engine: mmn_fast.Engine) -> list[bytes]:
-    """Every bit of what an engine answers."""
+    """The bytes of all answers of an engine."""
     (maps,) = engine.score_maps([query()])
     moments = [moment for found in engine.ground([query()])[0] for moment in found]
     return [array.tobytes() for array in vars(maps).values()] + [repr(moments).encode()]
@@ -167,7 +167,7 @@ def test_an_engine_is_loaded_once_for_as_long_as_it_is_in_use(monkeypatch: pytes
 
 
 def test_everything_that_load_was_given_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Names relative to another directory, another tokenizer, and the threads that the environment asked for."""
+    """The arguments: paths relative to another directory, another tokenizer, threads from the environment."""
     shutil.copytree(DEMO_MODEL, tmp_path / "model")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MMN_FAST_NUM_THREADS", "1")
@@ -202,7 +202,7 @@ def test_an_official_checkpoint_comes_back_with_its_preset_and_tokenizer(
 
 def test_names_mean_the_same_in_every_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert absolute("owner/name") == "owner/name"  # on the hub
+    assert absolute("owner/name") == "owner/name"  # a hub id stays
     (tmp_path / "owner" / "name").mkdir(parents=True)
     assert absolute("owner/name") == str(tmp_path / "owner" / "name")
     assert absolute("./model.pth") == str(tmp_path / "model.pth")
@@ -276,7 +276,7 @@ def test_another_kind_of_device_is_refused(engine: mmn_fast.Engine) -> None:
 
 @pytest.fixture
 def stores(tmp_path: Path) -> list[str]:
-    """A store of each kind, by a name relative to `tmp_path`."""
+    """Names of a store of each kind, relative to `tmp_path`."""
     with h5py.File(tmp_path / "f.h5", "w") as file:
         file.create_group("v").update({"other": rows()[:3], "wanted": rows()})
     (tmp_path / "directory").mkdir()
@@ -297,7 +297,7 @@ def test_stores_open_again(stores: list[str], tmp_path: Path, monkeypatch: pytes
 
 
 class Grounding:
-    """A map-style data set whose items are computed by the engine, from the store."""
+    """A map-style data set; the engine computes its items from the store."""
 
     def __init__(self, engine: mmn_fast.Engine, store: Any) -> None:
         self.engine, self.store = engine, store
@@ -329,7 +329,7 @@ def test_workers_of_a_data_loader_hold_an_engine_and_a_store(
 
 
 def test_what_cloudpickle_pickles_is_the_engine(engine: mmn_fast.Engine) -> None:
-    """Ray pickles with it."""
+    """Ray pickles with cloudpickle."""
     cloudpickle = pytest.importorskip("cloudpickle")
     ground = pickle.loads(cloudpickle.dumps(lambda batch: engine.ground(batch)))
     assert ground([query()]) == engine.ground([query()])

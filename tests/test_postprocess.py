@@ -1,4 +1,4 @@
-"""From chosen proposals to `Moment`s."""
+"""Chosen proposals become `Moment`s."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Predicting without truth, scoring a file of predictions, and QVHighlights' figures."""
+"""Predictions without truth, scores of a file of predictions, and QVHighlights' figures."""
 
 import json
 import resource
@@ -15,7 +15,7 @@ from mmn_fast.evaluation import PROTOCOLS, Sample, evaluate, predict, read_annot
 from mmn_fast.evaluation.judge import Judge
 from tests.evaluation_double import FEATURES, SAMPLES, FakeEngine
 
-CHARADES = {"recall_at": (1, 5), "recall_ious": (0.5, 0.7)}  # as the fake engine's preset
+CHARADES = {"recall_at": (1, 5), "recall_ious": (0.5, 0.7)}  # values of the fake engine's preset
 
 
 # QVHighlights' figures: an independent evaluation in plain loops
@@ -31,7 +31,7 @@ def iou_of_hull(a, b):
 
 
 def slow_precision(windows, moments, threshold):
-    """Average precision: each moment in turn takes the best window that is left, or is wrong."""
+    """Average precision: each moment in turn takes the best window that is left, or counts as wrong."""
     moments = sorted(moments[:10], key=lambda moment: -moment[2])
     free, right, points = list(range(len(windows))), 0, []
     for rank, moment in enumerate(moments, start=1):
@@ -69,7 +69,7 @@ def slow_figures(predicted, truths):
 
 
 def drawn(seed, number=150, grid=0.0):
-    """Random truths with one to four windows of two-second clips, and up to 13 moments, in no order of score."""
+    """Draw truths of one to four windows of two-second clips, and up to 13 moments that are not sorted by score."""
     rng = np.random.RandomState(seed)
     predicted, truths = [], []
     for _ in range(number):
@@ -187,7 +187,7 @@ def test_a_file_that_the_system_refuses_ends_the_work_in_a_sentence(tmp_path):
 
 
 def test_the_commands_predict_and_score_a_file(tmp_path, capsys):
-    """The demo model on one video, without its truth and then with it."""
+    """The demo model predicts one video without its truth; the file is then scored with the truth."""
     with h5py.File(tmp_path / "f.h5", "w") as file:
         file["v"] = np.random.RandomState(0).rand(32, 357).astype(np.float32)
     record = {"duration": 8.0, "sentences": ["the red circle grows", "the square leaves"]}

@@ -1,4 +1,4 @@
-"""Presets as values, and the official configuration files."""
+"""Presets are values, and the official configuration files give the same values."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mmn_fast.presets import PRESETS, LossParams, Preset, Recipe, TextEncoderCon
 from mmn_fast.weights.state import state_shapes
 from tests.test_odd_pools import ODD
 
-# What the four official files say, as they write it (tuples are text to YAML).
+# The content of the four official files, in their own notation (tuples are text to YAML).
 OFFICIAL = {
     "charades-sta": """
 MODEL:
@@ -118,7 +118,7 @@ def test_yaml_values_override_and_defaults_fill_in(tmp_path: Path) -> None:
         ),
         ("MODEL: {MMN: {}, TAN: {}}", "expected an official configuration with MODEL.MMN or MODEL.TAN, got both"),
         ("MODEL: {MMN: {LOSS: 3}}\nDATASETS: {NAME: tacos}", "MODEL.MMN.LOSS: expected a section of keys, got 3"),
-        # Keys that the official program does not have either.
+        # Keys that the official program does not know either.
         (
             "MODEL: {MMN: {LOSS: {MARGIM: 1}}}",
             "unknown key MODEL.MMN.LOSS.MARGIM; did you mean 'MARGIN'",
@@ -132,7 +132,7 @@ def test_yaml_values_override_and_defaults_fill_in(tmp_path: Path) -> None:
             "unknown key MODEL.MMN.TEXT_ENCODER.QUERY_HIDDEN_SIZE",
         ),
         ("MODEL: {MMN: {}}\n1: 2", "unknown key 1; expected one of"),
-        # Values of other types, or beyond their range.
+        # Values of wrong types, or out of range.
         (TACOS + "SOLVER: {LR: fast}", "SOLVER.LR: expected a finite number > 0, got 'fast'"),
         (TACOS + "SOLVER: {LR: .nan}", "SOLVER.LR: expected a finite number > 0, got nan"),
         (TACOS + "SOLVER: {LR: 0}", "SOLVER.LR: expected a finite number > 0, got 0"),
@@ -152,7 +152,7 @@ def test_yaml_values_override_and_defaults_fill_in(tmp_path: Path) -> None:
         (TACOS + "TEST: {NMS_THRESH: 50}", "TEST.NMS_THRESH: expected a number >= 0 and <= 1, got 50"),
         (TACOS + f"INPUT: {{NUM_PRE_CLIPS: {'9' * 5000}}}", "expected integers of 64 bits, got one of 5000 digits"),
         (TACOS + f"INPUT: {{NUM_PRE_CLIPS: {2**40}}}", "NUM_PRE_CLIPS: expected an integer from 1 to 2147483647"),
-        # What only looks like a file of values.
+        # Files that only look valid.
         (TACOS + "TEST: {BATCH_SIZE: 1, BATCH_SIZE: 2}", r"key 'BATCH_SIZE' stands twice \(line 3\)"),
         (TACOS + "DATASETS: {NAME: charades}", "key 'DATASETS' stands twice"),
         ("[" * 100_000, "expected at most 12 levels of nesting, got more"),
@@ -260,7 +260,7 @@ def test_sizes_that_no_machine_holds_are_refused_at_once_with_what_they_imply(na
         values["clip_pool_kernel"] = size // 16
     start = time.perf_counter()
     if size == 10**6 and name in ("feature_streams", "joint_size", "num_pre_clips"):
-        dataclasses.replace(PRESETS["charades-sta"], **values)  # large, but a machine holds it
+        dataclasses.replace(PRESETS["charades-sta"], **values)  # large, but it fits into memory
     else:
         said = r"imply [0-9.]+ [GTPEZ]B of|imply maps of [0-9]+ x [0-9]+ cells|diagonals within|from 1 to 1000"
         with pytest.raises(InputError, match=said):
@@ -278,7 +278,7 @@ def test_the_weights_that_sizes_imply_are_those_of_the_model(preset: Preset) -> 
 
 
 def test_numbers_have_one_form() -> None:
-    """So that a preset is equal, and has equal JSON, whichever way its numbers were written."""
+    """Presets are equal, and have equal JSON, however their numbers were written."""
     plain = dataclasses.replace(PRESETS["tacos"], name="x")
     other = dataclasses.replace(
         plain,
@@ -339,7 +339,7 @@ def test_from_dict_names_missing_and_unknown_values() -> None:
 
 
 def test_only_presets_compares_with_a_datasets_name() -> None:
-    """Prose may speak of a dataset; code that needs to know one takes a value of the preset."""
+    """Prose may name a dataset, but code may not depend on the name: it reads a value of the preset."""
     names = {*PRESETS, "charades", "activitynet", "stvg"}
     package = Path(__file__).parents[1] / "mmn_fast"
     for path in package.rglob("*.py"):

@@ -1,4 +1,4 @@
-"""`--protocol 2dtan` judges as 2D-TAN does: an independent evaluation, in plain loops, agrees on every sentence."""
+"""`--protocol 2dtan` judges like 2D-TAN: an independent evaluation, in plain loops, agrees on every sentence."""
 
 import dataclasses
 
@@ -25,7 +25,7 @@ def cells_of(preset):
 
 
 def expected_segments(dense, duration_s):
-    """Every cell of the upper triangle as (start, end), best first; masked cells have score 0."""
+    """List every cell of the upper triangle as (start, end), best first; masked cells have score 0."""
     side = len(dense)
     order = sorted(range(side * side), key=lambda at: (dense[at // side][at % side], at), reverse=True)
     return [
@@ -50,7 +50,7 @@ def expected_kept(segments, threshold, count):
 
 
 def expected_judgements(kept, truth, counts, thresholds):
-    """Whether R@n,IoU@m holds, [len(counts)][len(thresholds)], and the best moment's IoU."""
+    """Compute whether R@n,IoU@m holds, [len(counts)][len(thresholds)], and the best moment's IoU."""
     ious = []
     for start, end in kept:
         both = max(0.0, min(end, truth[1]) - max(start, truth[0]))
@@ -58,11 +58,11 @@ def expected_judgements(kept, truth, counts, thresholds):
     return [[any(iou > m for iou in ious[:n]) for m in thresholds] for n in counts], ious[0]
 
 
-# What is judged: maps with ties and zeros, truths on the grid and off it
+# Inputs: maps with ties and zeros, truths on the grid and off it
 
 
 def sentences(preset, number, seed):
-    """Per sentence the scores float32 [P], the video's length and the truth, the last two as annotations have them."""
+    """Draw per sentence the scores, float32 [P], the video's length and the truth; both are annotated (unrounded)."""
     rng = np.random.RandomState(seed)
     cells = cells_of(preset)
     for at in range(number):
@@ -117,7 +117,7 @@ def test_the_table_is_that_of_the_independent_evaluation():
 
 
 def test_nms_computes_iou_in_double_precision_from_float32_ends():
-    """The two have IoU 0.4 in float32 and more in float64: 2D-TAN keeps one, MMN both."""
+    """The two moments have IoU 0.4 in float32 and more in float64: 2D-TAN keeps one, MMN both."""
     duration_s = 33.380001068115234
     moments = {(5, 15): 0.9, (1, 10): 0.8}
     cells = cells_of(CHARADES)
@@ -140,7 +140,7 @@ def test_equal_scores_rank_by_descending_cell_and_zeros_are_candidates():
 
 
 def test_truths_are_compared_as_annotated_not_rounded_to_float32():
-    """The moment is 0 to 0.7 of the video, the truth the float64 product: IoU is 1 but for float32's rounding."""
+    """Moment and truth are both 0 to 0.7 of the video; the truth is the float64 product, so IoU is just below 1."""
     cells = cells_of(CHARADES)
     scores = (cells == (0, 6)).all(axis=1).astype(np.float32)[None]
     truth = 7 * 30.08 / 16

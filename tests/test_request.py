@@ -1,4 +1,4 @@
-"""Queries become one checked request without repetition, which every backend grounds in the same way."""
+"""Queries become one checked request without repetitions, and every backend grounds it in the same way."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_the_engine_hands_every_backend_the_same_request() -> None:
     seen: list[tuple[Request, int]] = []
 
     class Own(NativeBackend):
-        """Grounds requests in its own way: the last proposal is always the best."""
+        """A backend with its own `ground`: the last proposal is always the best."""
 
         def video_input(self, features: Any, name: str) -> Any:
             return _rows(features, name)

@@ -1,4 +1,4 @@
-"""Every way of a model from training to an engine gives the same bits, also with heads that nobody can guess."""
+"""Every way from a trained model to an engine gives the same bits, even if the number of heads cannot be guessed."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_training_to_pth_to_directory_to_engine(run: Path, trained: LoadedModel,
 
 
 def test_a_preset_of_another_recipe_is_the_same_model(run: Path, trained: LoadedModel, tmp_path: Path) -> None:
-    """A run with --epochs has a recipe of its own; naming the preset again is no contradiction."""
+    """A run with --epochs has its own recipe; naming the preset again does not contradict it."""
     assert trained.preset != PRESET
     for path in (run / "model", run / "model.pth"):
         assert_same(load_model(path, PRESET), trained)
@@ -68,7 +68,7 @@ def test_a_preset_of_another_recipe_is_the_same_model(run: Path, trained: Loaded
 
 
 def test_the_official_code_keeps_what_the_file_says(run: Path, trained: LoadedModel, tmp_path: Path) -> None:
-    """Its checkpointer takes "model" out, trains on, and saves what else it found beside the new weights."""
+    """The official checkpointer takes "model" out, trains on, and saves all other entries beside the new weights."""
     content = torch.load(run / "model.pth", weights_only=True)
     weights = content.pop("model")
     torch.save({"model": weights, "optimizer": {}, **content, "epoch": 2}, tmp_path / "later.pth")
@@ -89,7 +89,7 @@ def test_a_file_that_says_nothing_needs_the_heads(
         assert not (tmp_path / "a").exists()
     done = run_here(*command, *preset, "--text-heads", 2)
     assert done.returncode == 0, done.stderr
-    # The YAML file has another name and recipe; what decides results is the same.
+    # The YAML file has another name and recipe, but the same values that decide results.
     assert load_model(tmp_path / "a").fingerprint == trained.fingerprint
     assert moments(tmp_path / "a") == moments(run / "model")
 

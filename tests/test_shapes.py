@@ -1,4 +1,4 @@
-"""The shapes world: what it says is true, clear and reproducible; its files are those that everything else reads."""
+"""The shapes world: its sentences are true, clear and reproducible; all tools read its files."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_every_sentence_fits_one_fact_of_its_video(videos: dict[str, list[Shapes
 
 
 def test_a_claim_is_what_its_words_say(videos: dict[str, list[ShapesVideo]]) -> None:
-    """Read the colours and forms back out of the text: they are those claimed, and no others."""
+    """The colours and forms that are read back from the text equal the claimed ones."""
     colours = {word: name for name, words in sentences.COLOUR_WORDS.items() for word in words}
     shapes = {word.split()[0]: name for name, words in sentences.SHAPE_WORDS.items() for word in words}
     for video in _all(videos):
@@ -99,7 +99,7 @@ def test_times_are_no_multiples_of_a_clip_or_frame(videos: dict[str, list[Shapes
     starts = np.array([fact.start_s for video in _all(videos) for fact in scenes.named_facts(video.scene)])
     for grid in (1 / FPS, 2 / FPS):
         off = np.abs(starts / grid - np.rint(starts / grid))
-        assert 0.2 < off.mean() < 0.3  # uniform: 0.25
+        assert 0.2 < off.mean() < 0.3  # 0.25 if uniform
 
 
 def test_every_action_colour_and_shape_occurs(videos: dict[str, list[ShapesVideo]]) -> None:
@@ -123,7 +123,7 @@ def test_held_out_combinations_happen_in_test_unseen_alone(videos: dict[str, lis
 
 
 def test_no_word_stands_for_two_colours_or_shapes() -> None:
-    """So what is held out by its name is held out under its synonyms too."""
+    """A combination that is held out is therefore held out under all of its synonyms."""
     for table in (sentences.COLOUR_WORDS, sentences.SHAPE_WORDS):
         words = list(itertools.chain.from_iterable(table.values()))
         assert len(words) == len(set(words))
@@ -141,7 +141,7 @@ def test_every_pair_of_a_held_out_combination_is_trained_on() -> None:
 
 
 def test_frames_show_what_the_facts_say() -> None:
-    """A square that moves right, alone: its pixels' centre moves right while the fact lasts, and only then."""
+    """A single square moves right: the centre of its pixels moves right during the fact, and only then."""
     start, end, rgb = 2.0, 4.0, (0.9, 0.1, 0.1)
     at = [[x, 0.5, np.log(0.1), 0.0, *rgb] for x in (0.3, 0.3, 0.7, 0.7)]
     track = Track("square", np.array([0.0, start, end, 6.0]), np.array(at), ())

@@ -1,4 +1,4 @@
-"""Folders, files and functions stay small enough to be read at once."""
+"""Folders, files and functions stay small enough to read in one go."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import pytest
 ROOT = Path(__file__).parents[1]
 SOURCES = (".py", ".pyi", ".json", ".cc", ".cu", ".h")
 MOST_FILES = 12
-MOST_AT_THE_ROOT = 27  # the package's values and seams
+MOST_AT_THE_ROOT = 27  # files of the package's values and seams
 MOST_LINES = 450
-MOST_LINES_OF_A_FUNCTION = 60  # without its docstring
+MOST_LINES_OF_A_FUNCTION = 60  # without the docstring
 
 FOLDERS = sorted(
     {
@@ -54,6 +54,6 @@ def test_files_of_the_native_code_are_short(folder: Path) -> None:
 
 
 def _lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
-    """Lines of a function, its docstring apart."""
+    """Count the lines of a function without its docstring."""
     lines, first = function.end_lineno - function.lineno + 1, function.body[0]
     return lines if ast.get_docstring(function) is None else lines - (first.end_lineno - first.lineno + 1)

@@ -1,4 +1,4 @@
-"""data vocab, info --model, and what backend onnx says of its two distributions."""
+"""`data vocab`, `info --model`, and the messages of backend onnx about its two distributions."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_vocab_builds_word_pieces_that_the_tokenizer_reads(tmp_path: Path) -> No
 def test_vocabulary_does_not_depend_on_process_or_order() -> None:
     code = "import json, sys; from mmn_fast.training.vocabulary import build_vocabulary;"
     code += "print(json.dumps(build_vocabulary(json.loads(sys.argv[1]), 300)))"
-    rng = np.random.default_rng(0)  # words whose pairs of letters are often equally frequent
+    rng = np.random.default_rng(0)  # random words: many pairs of letters are equally frequent
     many = ["".join(rng.choice(list("abcdefghij"), 6)) for _ in range(600)]
     expected = build_vocabulary(many, 300)
     for seed, sentences in (("1", many), ("2", many[::-1]), ("3", many)):

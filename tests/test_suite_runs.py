@@ -1,6 +1,6 @@
-"""What a run of the GPU suite keeps, however it ends: run from the command line, on a copy of the tree without .git.
+"""Files that a run of the GPU suite keeps, however it ends: runs from the command line, on a copy of the tree.
 
-The interpreter of its steps is a shell script, so that no step needs a device or takes time.
+The copy has no .git. A shell script stands in for the steps' interpreter, so that no step needs a device or takes time.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ EARLIER = '{"of": "an earlier run"}\n'
 
 
 class Tree:
-    """A copy of the tree, its steps' interpreter and the folder that a run's output goes to."""
+    """A copy of the tree, the steps' interpreter, and the folder for a run's output."""
 
     def __init__(self, root: Path) -> None:
         self.root, self.output = root / "tree", root / "out"
@@ -44,7 +44,7 @@ class Tree:
         self.steps("true")
 
     def steps(self, body: str) -> None:
-        """What every step does: shell, with its arguments; `line TEXT` measures, `name` is the module."""
+        """Set the shell code of every step: `$@` are its arguments, `line TEXT` measures, `$name` is the module."""
         self.python.write_text(
             f"""#!/bin/sh
 [ "$2" = benchmarks.gpu_suite ] && exec {sys.executable} "$@"
@@ -70,7 +70,7 @@ line() {{ echo "$1" >> {self.local}/gpu.jsonl; }}
         )
 
     def run(self, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
-        """Run it to its end, with --output."""
+        """Run the suite to its end, with --output."""
         process = self.start("--output", str(self.output), *arguments, **options)
         out, err = process.communicate(timeout=120)
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)
@@ -92,7 +92,7 @@ def tree(tmp_path: Path) -> Tree:
 
 
 def _living(group: int) -> list[int]:
-    """Processes of a group; those that are over and that nobody has asked after do not count."""
+    """List the processes of a group, without zombies."""
     found = []
     for path in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError):
@@ -109,7 +109,7 @@ def _wait_for(path: Path, text: str) -> None:
 
 
 def test_after_every_step_the_folder_holds_what_was_measured_so_far(tree: Tree) -> None:
-    """Also of a step that failed. A step looks at the folder as the step before it left it."""
+    """Each step here checks the folder that the step before it left. One of the steps fails."""
     tree.steps(
         f"""n=$(wc -l < {tree.root}/commands)
 mkdir {tree.root}/seen-$n && cp {tree.output}/* {tree.root}/seen-$n
@@ -141,7 +141,7 @@ def test_choices_that_were_there_before_are_not_copied_as_found(tree: Tree) -> N
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGKILL])
 def test_a_run_that_is_killed_leaves_what_it_had_measured(tree: Tree, number: signal.Signals) -> None:
-    """What the step under way had measured as well: it is copied as soon as it is there."""
+    """The lines of the running step are kept too, because a line is copied as soon as it is written."""
     tree.steps(
         f"""line '{{"step": "'$name'"}}'
 [ "$name" = bench_gather ] && echo $$ > {tree.root}/pid && printf '{{"half": ' >> {tree.local}/gpu.jsonl && sleep 100"""
@@ -219,7 +219,7 @@ def test_a_rehearsal_gives_the_benchmarks_what_the_plan_gives_them(tree: Tree, m
     for step, command in zip(PLANS[minutes][1:], tree.commands(), strict=True):
         if step.is_benchmark:
             assert command == f"{step.command} --seconds {step.limit_s - START_S} --rehearse"
-        else:  # the tests are chosen, and that none is there would be a failure
+        else:  # tests are collected but not run; a step without tests would fail
             assert command.startswith(step.command.replace('"', "").split(" tests/")[0])
             assert command.endswith("-q --collect-only -m (gpu or interpreter) and not long")
 
@@ -250,7 +250,7 @@ def test_a_folder_that_goes_away_stops_nothing_and_is_said_once(tree: Tree) -> N
 
 
 def test_a_full_disk_stops_nothing_and_leaves_no_half_file(tree: Tree) -> None:
-    """Files of the suite may have 2 KiB; those of its steps any size."""
+    """Files of the suite are limited to 2 KiB; files of its steps are not limited."""
     line = json.dumps({"a line": "x" * 900})
     tree.steps(f"ulimit -S -f unlimited; line '{line}'; echo '{line}'")
     plan = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (2048, resource.RLIM_INFINITY))"
@@ -269,7 +269,7 @@ def test_room_that_comes_back_is_used(tree: Tree) -> None:
     tree.steps(f'[ "$name" = pytest ] && mv {tree.output} {away} || mv {away} {tree.output}; line "{{}}"')
     done = tree.run()
     assert tree.lines.read_text() == "{}\n" * len(tree.commands())
-    assert done.returncode == 0  # in the end nothing was lost
+    assert done.returncode == 0  # no line is lost in the end
 
 
 def test_the_screen_may_go_away(tree: Tree) -> None:
@@ -324,7 +324,7 @@ def test_other_files_in_the_folder_stay_and_its_name_is_relative_to_the_caller(t
 
 
 def _line(tree: Tree) -> subprocess.CompletedProcess[str]:
-    """What a figure's line says of the commit."""
+    """Print what a figure's line says about the commit."""
     code = "import json; from benchmarks import timing; timing.machine = dict; print(json.dumps(timing.environment()))"
     env = {name: value for name, value in os.environ.items() if name != commit.VARIABLE}
     command = [sys.executable, "-c", code]
@@ -401,7 +401,7 @@ def test_a_repository_around_the_tree_names_no_commit(tmp_path: Path, monkeypatc
 
 
 def test_a_line_that_does_not_fit_leaves_nothing(tree: Tree) -> None:
-    """Else the next one would stand behind the half of it."""
+    """The next line must not follow half a line."""
     code = (
         "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))\nfrom benchmarks.timing import append\n"
     )

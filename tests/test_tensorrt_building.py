@@ -1,4 +1,4 @@
-"""Plans are built: profiles, the builder's options, and what cannot be built. TensorRT and CUDA are doubles."""
+"""Plans are built: profiles, the builder's options, and refusals. TensorRT and CUDA are doubles."""
 
 from __future__ import annotations
 

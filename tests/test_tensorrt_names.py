@@ -1,4 +1,4 @@
-"""The doubles of TensorRT and CUDA have no name that the documented API lacks, and the code uses no other."""
+"""The doubles of TensorRT and CUDA have only documented names, and the code uses only names of the doubles."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from tests.cuda_runtime_double import CudaRuntime
 from tests.tensorrt_double import make_tensorrt
 from tests.tensorrt_plans import VERSION
 
-YOUNG = "SAME_COMPUTE_CAPABILITY"  # from TensorRT 10.9 on; to_tensorrt refuses it before
-RUNTIME_CLASSES = {  # of tensorrt_lean too, which cannot build
+YOUNG = "SAME_COMPUTE_CAPABILITY"  # exists from TensorRT 10.9 on; to_tensorrt refuses it in older versions
+RUNTIME_CLASSES = {  # tensorrt_lean, which cannot build, has these too
     *("DataType", "ExecutionContextAllocationStrategy", "ICudaEngine", "IExecutionContext", "ILogger"),
     *("IOutputAllocator", "Runtime", "TensorIOMode"),
 }
@@ -26,7 +26,7 @@ RECORD = Path(__file__).parent / "golden" / "tensorrt_api.json"
 
 
 def used_names() -> set[str]:
-    """Every name of TensorRT and of the CUDA runtime's bindings that the doubles have, as Class.member."""
+    """Collect the doubles' names of TensorRT and of the CUDA runtime's bindings, as Class.member."""
     trt = make_tensorrt(CudaRuntime(), VERSION)
     names = set()
     for class_name, found in vars(trt).items():

@@ -1,4 +1,4 @@
-"""Plans of another model, GPU or TensorRT and damaged ones are refused. TensorRT and CUDA are doubles."""
+"""Damaged plans, and plans of another model, GPU or TensorRT, are refused. TensorRT and CUDA are doubles."""
 
 from __future__ import annotations
 

@@ -91,7 +91,7 @@ def test_graphs_are_replayed_and_captured_again_when_memory_moves(cuda: CudaRunt
     allocations = cuda.allocations
     backend.encode_video(one)
     assert cuda.allocations == allocations, "a replay allocates"
-    backend.encode_video(many)  # more scratch memory, at another address: what was captured is void
+    backend.encode_video(many)  # needs more scratch memory at another address, so earlier captures are void
     again = backend.encode_video(one * 2)
     for ours, theirs in zip(again, mmn_fast.load(built, backend="onnx")._backend.encode_video(one * 2), strict=True):
         check_close(ours, theirs, "golden_maps")
@@ -138,7 +138,7 @@ def test_a_run_that_fails_says_so(cuda: CudaRuntime, built: Path, monkeypatch: p
 def test_runs_go_well_again_when_memory_is_free_again(
     allocations: int, cuda: CudaRuntime, built: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever was allocated before memory ran out: input, scratch, outputs; also of a profile that ran before."""
+    """Memory may run out at any allocation: input, scratch, outputs. A profile that ran before runs again too."""
     backend, one, many = load(built)._backend, clips(1), clips(48)
     backend.encode_video(one)
     allocate, left = cuda.cudaMalloc, [None] * allocations

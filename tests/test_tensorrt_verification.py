@@ -1,4 +1,4 @@
-"""New plans are held to the reference before they take the place of earlier ones. TensorRT and CUDA are doubles."""
+"""New plans are compared with the reference before they replace earlier ones. TensorRT and CUDA are doubles."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.tolerances import check_close
 
 @pytest.fixture
 def worn(exported: Path) -> dict[str, bytes]:
-    """What an export holds whose plans are an earlier build's, one of them without its sidecar."""
+    """The files of an export with plans of an earlier build, one of which has no sidecar."""
     (exported / "score.plan.json").unlink()
     (exported / "text.plan").write_bytes(b"an earlier plan")
     return contents(exported)
@@ -80,7 +80,7 @@ def test_plans_that_could_not_be_verified_leave_the_earlier_ones(
 def test_plans_that_cannot_all_be_moved_leave_the_earlier_ones(
     moves: int, cuda: CudaRuntime, exported: Path, worn: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Six new files and five in their places."""
+    """Six new files replace five earlier ones; the move fails after `moves` steps."""
     staged, replace, left = exported / "staged", Path.replace, [None] * moves
     staged.mkdir()
     for graph in ("video", "text", "score"):

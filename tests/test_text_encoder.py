@@ -1,4 +1,4 @@
-"""The text encoder is DistilBERT as transformers has it, and does not see padding."""
+"""The text encoder equals the DistilBERT of transformers, and ignores padding."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_first_projection_is_the_iou_branch() -> None:
 def test_one_product_for_q_k_and_v_gives_what_three_give() -> None:
     three = _encoder()
     for parameter in three.parameters():
-        parameter.copy_(torch.randn_like(parameter) / 8)  # biases too, which are 0 at first
+        parameter.copy_(torch.randn_like(parameter) / 8)  # also the biases, which start at 0
     fused = fuse_attention(copy.deepcopy(three))
     assert "bert.transformer.layer.0.attention.q_lin.weight" not in fused.state_dict()
     ids, lengths = torch.randint(1, 50, (3, 17)), torch.tensor([17, 2, 9])

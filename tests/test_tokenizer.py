@@ -1,4 +1,4 @@
-"""Word pieces: the published vocabulary gives the published ids, whatever file it comes from."""
+"""Word pieces: the published vocabulary gives the published ids, from any kind of file."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_published_vocabulary_gives_the_published_ids() -> None:
 @pytest.mark.slow
 def test_ids_equal_those_of_transformers() -> None:
     transformers = pytest.importorskip("transformers")
-    # transformers 5 takes the vocabulary by position; by its old keyword it silently makes one of five words.
+    # transformers 5 takes the vocabulary by position; given by the old keyword, it is silently replaced by five words.
     theirs = transformers.DistilBertTokenizer(str(cases.VOCAB), do_lower_case=True)
     assert len(theirs) == 30522
     for sentence, ids in zip(SENTENCES, load_tokenizer(cases.VOCAB).encode(SENTENCES), strict=True):

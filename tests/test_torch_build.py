@@ -1,4 +1,4 @@
-"""What is known of PyTorch without importing it, and what "auto" makes of it."""
+"""Facts about PyTorch that are known without importing it, and the choices that "auto" makes by them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Strict calls of PyTorch set what trades exactness for time, and put back what was."""
+"""Strict calls of PyTorch turn off settings that trade exactness for time, and restore them afterwards."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def _as_before() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _loose() -> Iterator[None]:
-    """A process that trades exactness wherever it can."""
+    """Turn on every setting that trades exactness for time."""
     with contextlib.ExitStack() as back:
         for module, values in (
             (cudnn, {"benchmark": True, "deterministic": False, "allow_tf32": True}),

@@ -1,4 +1,4 @@
-"""The training run: it learns, its schedule and its batches are the official ones, it writes a model that loads."""
+"""The training run: it learns, follows the official schedule and batches, and writes a model that loads."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_tiny_model_beats_chance_by_far_on_held_out_videos(tmp_path: Path) -> No
 
 
 def engine_free_iou(window: Any, duration_s: float) -> Any:
-    """IoU of every proposal with a window."""
+    """Compute the IoU of every proposal with a window."""
     from mmn_fast.geometry import cells_to_moments, plan_for, temporal_iou
 
     return temporal_iou(cells_to_moments(plan_for(PRESET).cells, duration_s, PRESET.num_clips), window)
@@ -198,7 +198,7 @@ def test_published_text_encoder_is_taken_as_it_is(task: dict[str, Path], tmp_pat
 
 
 def test_objective_equals_the_seams_of_the_reference_model(task: dict[str, Path]) -> None:
-    """Losses of a batch against the dense model with its sentences encoded video by video."""
+    """The losses of a batch are compared with the dense model's, with sentences encoded video by video."""
     from mmn_fast.training.losses import contrastive_loss, iou_loss
 
     torch.manual_seed(0)

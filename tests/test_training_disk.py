@@ -1,4 +1,4 @@
-"""A run on a disk that fills up: the last good checkpoint stays, the run says how to go on, and goes on to the bit."""
+"""A run on a disk that fills up keeps the last good checkpoint, says how to resume, and resumes to the same bits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Processes and accumulated parts do what the official code's processes do; tubes are not trained by MMN's losses."""
+"""Processes and accumulated parts compute the same as official processes; HC-STVG's presets are refused."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ LAUNCHER = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
 
 
 class OfficialSampler(torch.utils.data.DistributedSampler):  # type: ignore[type-arg]
-    """One process's videos, as the official samplers.py draws them."""
+    """Draws one process's videos like the official samplers.py."""
 
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator()
@@ -61,7 +61,7 @@ def test_parts_are_the_batches_of_the_official_processes(videos: int, batch: int
 
 @pytest.fixture(scope="module")
 def uneven(task: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The task with one, two or four sentences per video, so that parts of a step differ in their sentences."""
+    """The task with one, two or four sentences per video, so that parts of a step differ in number of sentences."""
     annotations = json.loads(task["annotations"].read_text())
     for number, entry in enumerate(annotations.values()):
         for name in ("timestamps", "sentences"):
@@ -72,9 +72,9 @@ def uneven(task: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> d
 
 
 def official_steps(task: dict[str, Path], preset: Preset, world: int, steps: int) -> tuple[list[dict[str, float]], Any]:
-    """Steps of `world` official processes at a rate of nearly 0: losses, gradient norms, and the model of process 0.
+    """Compute steps of `world` official processes at a rate of nearly 0: losses, gradient norms, model of process 0.
 
-    DistributedDataParallel gives every process the mean of all gradients; each has running statistics of its own.
+    DistributedDataParallel gives every process the mean of all gradients; each process has its own running statistics.
     """
     torch.manual_seed(0)
     model, _, _ = new_model(preset, TEXT, task["tokenizer"], None, dropout=0.0)
@@ -106,9 +106,9 @@ def official_steps(task: dict[str, Path], preset: Preset, world: int, steps: int
 def test_processes_and_parts_are_official_processes(
     processes: int, accumulate: int, uneven: dict[str, Path], tmp_path: Path
 ) -> None:
-    """Losses, gradient norms and running statistics of an epoch, against official processes computed by hand.
+    """Losses, gradient norms and running statistics of an epoch equal those of official processes computed by hand.
 
-    At a rate of nearly 0, so that steps can be compared: Adam's first steps divide rounding by rounding.
+    The rate is nearly 0, so that later steps can be compared: Adam's first steps divide one rounding error by another.
     """
     arguments = command(
         uneven, tmp_path, "run", "--dropout", "0", "--device", "cpu", "--epochs", "1",
@@ -132,7 +132,7 @@ def test_processes_and_parts_are_official_processes(
 
 
 def test_parts_weigh_the_same_whatever_their_sentences(uneven: dict[str, Path]) -> None:
-    """The two ways of weighing are apart by far more than the tolerance, so that the test above tells them apart."""
+    """The two weighings differ by far more than the tolerance, so the test above tells them apart."""
     torch.manual_seed(0)
     model, _, _ = new_model(PRESET, TEXT, uneven["tokenizer"], None, dropout=0.0)
     data = data_of(uneven)
@@ -167,7 +167,7 @@ def test_presets_of_tubes_are_refused(task: dict[str, Path], tmp_path: Path) -> 
 
 
 def _distributed(rank: int, world: int, port: int, share: bool, task: dict[str, Path], queue: Any) -> None:
-    """One process's gradients of a batch that is spread over all of them."""
+    """Compute one process's gradients of a batch that is spread over all processes."""
     torch.set_num_threads(1)
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.distributed.init_process_group("gloo", rank=rank, world_size=world)
@@ -231,7 +231,7 @@ def test_two_processes_with_shared_negatives_and_statistics_equal_one(task: dict
 
 @pytest.mark.slow
 def test_torchrun_trains_as_one_process_does(task: dict[str, Path], tmp_path: Path) -> None:
-    """First-epoch losses agree to float32 rounding; later ones do not, since Adam divides rounding by rounding."""
+    """Losses of the first epoch agree to float32 rounding. Later ones do not: Adam divides one rounding by another."""
     shared = ("--dropout", "0", "--share-negatives", "--share-statistics", "--device", "cpu")
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     single = [sys.executable, "-m", "mmn_fast", *command(task, tmp_path, "one", *shared)]
@@ -239,7 +239,7 @@ def test_torchrun_trains_as_one_process_does(task: dict[str, Path], tmp_path: Pa
     double = [*launcher, "-m", "mmn_fast", *command(task, tmp_path, "two", *shared)]
     for arguments in (single, double):
         done = subprocess.run(arguments, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr  # what a rank that aborts says comes first
+        assert done.returncode == 0, done.stderr  # begins with the message of the rank that aborted
     one, two = lines(tmp_path / "one"), lines(tmp_path / "two")
     assert len(one) == len(two) == 6
     for name in ("loss_video", "loss_sentence", "loss_iou"):

@@ -1,4 +1,4 @@
-"""What a training run refuses with a sentence, or leaves out with a warning: annotations, features, options."""
+"""A training run refuses bad annotations, features and options in one sentence, or leaves them out with a warning."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.training_task import write_task
 
 
 def changed(task: dict[str, Path], tmp_path: Path, change: Any) -> dict[str, Path]:
-    """The task with its annotations changed."""
+    """Copy the task with changed annotations."""
     annotations = json.loads(task["annotations"].read_text())
     change(annotations)
     path = tmp_path / "changed.json"

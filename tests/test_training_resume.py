@@ -1,4 +1,4 @@
-"""A run that is cut off goes on to the bit: power cuts, signals, damaged checkpoints."""
+"""A run that is cut off resumes to the same bits: power cuts, signals, damaged checkpoints."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def test_sigkill_during_a_checkpoint_write_loses_nothing(moment: str, task: dict
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], cwd=ROOT, capture_output=True, check=False)
     assert done.returncode == -signal.SIGKILL, done.stderr.decode()
-    # Two epochs of three steps: writes 1 and 2 within the first, 3 at its end, 4 is step 4, 5 did not arrive.
+    # Two epochs of three steps; checkpoints 1 and 2 come within the first, 3 at its end, 4 at step 4; 5 was lost.
     assert torch.load(tmp_path / "cut" / "checkpoint.pt", weights_only=True)["position"]["step"] == 4
     assert len(list((tmp_path / "cut").glob(".checkpoint.pt.partial-*"))) == 2
     train(options(task, tmp_path / "cut", resume=True, **changes))

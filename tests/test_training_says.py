@@ -1,4 +1,4 @@
-"""What a run says of itself: how it begins, what it was extended to, what will never learn."""
+"""Messages of a run: how it begins, to how many epochs it was extended, and which parts will never learn."""
 
 from __future__ import annotations
 

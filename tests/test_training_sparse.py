@@ -1,4 +1,4 @@
-"""The training pass on existing cells against the dense reference model in training mode, in float64."""
+"""The training pass on existing cells equals the dense reference model in training mode, in float64."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def name_of(preset: Preset) -> str:
 
 
 def dense(model: MMN, pre_clips: Tensor) -> list[Tensor]:
-    """What the reference gives before it normalises."""
+    """Compute the reference's embeddings before normalisation."""
     return [
         branch[:, :, model.cell_rows, model.cell_columns].mT
         for branch in model.proposal_conv(model.moment_map(pre_clips))

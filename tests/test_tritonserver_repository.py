@@ -1,4 +1,4 @@
-"""The Triton model repository: its configs by the official protobuf, its Python model by its documented interface."""
+"""The Triton model repository: the official protobuf parses its configs, a double of the server runs its models."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def utils(repository: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 @pytest.fixture
 def model(repository: Path, utils: Any) -> Any:
-    """The repository's own model.py, loaded as the server loads it."""
+    """The repository's model.py, loaded like by the server."""
     directory = repository / "mmn_ground"
     spec = importlib.util.spec_from_file_location("mmn_ground_model", directory / "1" / "model.py")
     assert spec is not None
@@ -241,7 +241,7 @@ def test_plans_are_served_with_all_their_profiles(
         assert config.parameters["gpu"].string_value == "Double 9000"
         plan = repository / f"mmn_{graph}" / "1" / "model.plan"
         assert plan.read_bytes() == plan_path(directory, graph).read_bytes()
-        # Every batch that the server may form has a profile.
+        # Every batch size that the server may form has a profile.
         axis = {"video": "B", "text": "S", "score": "S"}[graph]
         for size in range(1, config.max_batch_size + 1):
             assert any(low <= size <= high for one in profiles for symbol, low, high in one.axes if symbol == axis)

@@ -1,4 +1,4 @@
-"""What killed processes leave is removed by who makes the same thing next; what living ones work on is not."""
+"""Files that killed processes left are removed by the next process that makes the same thing; those in use stay."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ with (new_directory(path, "there") if sys.argv[1] == "directory" else whole_file
 
 @pytest.fixture
 def start() -> Iterator[Callable[[str, Path], subprocess.Popen[str]]]:
-    """Start processes that are in the middle of writing."""
+    """A function that starts a process which is in the middle of writing."""
     started = []
 
     def begin(kind: str, path: Path) -> subprocess.Popen[str]:
@@ -115,7 +115,7 @@ def test_the_same_process_does_not_remove_what_it_writes_itself(tmp_path: Path) 
 
 
 def test_a_forked_child_neither_removes_nor_keeps_what_its_parent_writes(tmp_path: Path) -> None:
-    """The lock is free once the parent is gone, though a child of it lives on."""
+    """The lock is free once the parent has ended, even if a child of it lives on."""
     code = """
 import os, sys, time
 from pathlib import Path
@@ -234,6 +234,6 @@ def test_devices_and_links_are_written_through(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_written_to_is_refused_before_any_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(os, "access", lambda *_: False)  # as root, everything can be
+    monkeypatch.setattr(os, "access", lambda *_: False)  # patched, because root may write anywhere
     with pytest.raises(InputError, match="^--html: cannot write .*/it: the folder .* is read-only$"):
         refuse_existing(tmp_path / "it", "--html")

@@ -1,4 +1,4 @@
-"""Pictures and pages as a user makes them: files, bad input, the evaluation and the command line."""
+"""Pictures and pages as users make them: files, bad input, the evaluation and the command line."""
 
 import json
 import subprocess

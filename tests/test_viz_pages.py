@@ -1,4 +1,4 @@
-"""The pages: complete in themselves, harmless whatever the text, small, and the same every time."""
+"""Pages are self-contained, harmless whatever the text, small, and always the same bytes."""
 
 import base64
 import dataclasses
@@ -84,7 +84,7 @@ def test_report_tells_each_cells_score(side):
     data = data_of(report([GroundedQuery("s", MOMENTS, None, map_)], 12.0))["queries"][0]["map"]
     steps = np.frombuffer(base64.b64decode(data["scores"]), "<u2")
     scores = data["low"] + (data["high"] - data["low"]) * steps / 65534
-    assert np.abs(scores - map_.scores).max() <= 1 / 65534  # a step, of which rounding takes half
+    assert np.abs(scores - map_.scores).max() <= 1 / 65534  # one step; rounding alone takes half of it
 
 
 def test_report_bounds_the_video_it_carries():
@@ -119,7 +119,7 @@ def test_evaluation_page_stays_small_and_says_what_it_leaves_out():
     results = [result(f"video{n}", n / 3000) for n in range(3000)]
     page = evaluation_report(EVALUATION, results)
     assert len(page.html) < 3000 * 200 + 60_000
-    assert len(Reader(page).tags("tr")) < 10  # rows are built in the browser
+    assert len(Reader(page).tags("tr")) < 10  # the browser builds the rows
     short = evaluation_report(EVALUATION, results, max_rows=100)
     assert len(data_of(short)["rows"]) == 100
     assert "The hardest 100 are listed, 2900 are left out." in short.html

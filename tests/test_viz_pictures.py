@@ -1,4 +1,4 @@
-"""The pictures: maps, timelines and the pixels in them show what they were given, at its place."""
+"""Pictures: maps, timelines and their pixels show the given values at the right places."""
 
 import base64
 import re
@@ -99,7 +99,7 @@ def test_timeline_takes_queries_without_moments_or_truth():
     words = "".join(parse(timeline(queries(), duration_s=12.0)).itertext())
     assert "no moment found" in words
     assert "nothing is known" in words
-    assert words.count("true") == 1  # of two true spans on a lane neither has room for words
+    assert words.count("true") == 1  # two true spans share a lane, which leaves no room for words
     parse(timeline([], duration_s=12.0))
     parse(timeline([], (1, 2), duration_s=12.0))
 

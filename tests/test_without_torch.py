@@ -1,4 +1,4 @@
-"""Commands that need no PyTorch do not import it, and start fast: each runs where PyTorch cannot be imported."""
+"""Commands that need no PyTorch do not import it and start fast; here an import of PyTorch fails."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ finally:
 
 
 def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-    """`mmn-fast` where PyTorch cannot be imported."""
+    """Run `mmn-fast` in a process that cannot import PyTorch."""
     command = [sys.executable, "-c", MAIN, *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small data set of shapes, made without PyTorch too, and features of one video in a file of their own."""
+    """A small data set of shapes, also made without PyTorch, and a separate file with one video's features."""
     folder = tmp_path_factory.mktemp("world") / "shapes"
     done = run(*f"data shapes -o {folder} --train 1 --val 1 --test 2 --test-unseen 1 --workers 1".split())
     assert done.returncode == 0, done.stderr

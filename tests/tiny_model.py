@@ -15,14 +15,14 @@ from tests.training_task import PRESET, TEXT, WORDS
 
 
 def vocabulary(path: Path) -> Path:
-    """A vocabulary of the size of `TEXT`."""
+    """Write a vocabulary of `TEXT`'s size."""
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "the", "dog", *WORDS]
     path.write_text("\n".join(words + [f"[unused{n}]" for n in range(TEXT.vocab_size - len(words))]) + "\n")
     return path
 
 
 def tiny_model(root: Path, seed: int = 0, **text: Any) -> LoadedModel:
-    """The model; its vocabulary is written to `root`."""
+    """Make the model; its vocabulary is written to `root`."""
     sizes, rng = dataclasses.replace(TEXT, **text), np.random.default_rng(seed)
     state = {name: rng.standard_normal(shape, np.float32) for name, shape in state_shapes(PRESET, sizes).items()}
     for name in state:
@@ -33,7 +33,7 @@ def tiny_model(root: Path, seed: int = 0, **text: Any) -> LoadedModel:
 
 
 def assert_same(one: LoadedModel, other: LoadedModel) -> None:
-    """The same bits, values, words and fingerprint."""
+    """Check that two models have the same bits, values, words and fingerprint."""
     assert one.state.keys() == other.state.keys()
     for name, array in one.state.items():
         assert array.dtype == other.state[name].dtype, name

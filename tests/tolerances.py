@@ -27,7 +27,7 @@ TOLERANCES: dict[tuple[str, str], Tolerance] = {
         1e-7, 2e-6, "against float64: a float32 norm of D squares and sums of at most 128 rows; seen 5e-7 relative"
     ),
     ("golden_maps", "fp64"): Tolerance(
-        2e-6, 0, "float64 rounded to float32 at each seam, and truths that are stored as float32; seen 1.2e-7"
+        2e-6, 0, "float64 rounded to float32 at each seam, and truths stored as float32; seen 1.2e-7"
     ),
     ("golden_maps_iou", "fp64"): Tolerance(2e-6, 0, "as golden_maps; sigmoid(10 cosine) has a slope of 2.5"),
     ("golden_maps", "fp32"): Tolerance(
@@ -36,10 +36,10 @@ TOLERANCES: dict[tuple[str, str], Tolerance] = {
     ("golden_maps_iou", "fp32"): Tolerance(
         5e-5, 0, "as golden_maps, times 2.5, the slope of sigmoid(10 cosine); seen 7.2e-6 (charades_conv_small)"
     ),
-    # Where PyTorch adds a layer's n = k^2 C terms in one chain (its float32 convolution on AVX2), each partial sum is
-    # rounded to 2^-24 of itself: sqrt(n) 2^-24 of the sum of absolute terms (Higham and Mary 2019, a bound that fails
-    # with a small probability), and that sum is sqrt(n) times the size of a sum of terms of random sign. So a layer
-    # is off by up to n 2^-24 of its output: 7.6e-4 for 25 x 512 terms, more for larger kernels.
+    # PyTorch's float32 convolution on AVX2 adds a layer's n = k^2 C terms in one chain. Each partial sum is rounded to
+    # 2^-24 of itself, which gives an error of sqrt(n) 2^-24 of the sum of absolute terms (Higham and Mary 2019, a bound
+    # that fails with a small probability). The sum of absolute terms is sqrt(n) times as large as a sum of terms of
+    # random sign. So a layer is off by up to n 2^-24 of its output: 7.6e-4 for 25 x 512 terms, more for larger kernels.
     ("torch_maps", "fp32"): Tolerance(
         7.6e-4,
         0,
@@ -132,12 +132,12 @@ TOLERANCES: dict[tuple[str, str], Tolerance] = {
         0,
         "the same sums in float64; folding BatchNorm rounds each weight to float32 once more; seen 5e-7",
     ),
-    ("onnx_backend", "fp32"): Tolerance(2e-5, 0, "the issue's bound for fp32; float32 sums in another order"),
-    ("onnx_backend", "fp16"): Tolerance(2e-3, 0, "the issue's bound for fp16, mixed with float32 where that is needed"),
-    ("onnx_backend", "bf16"): Tolerance(1e-2, 0, "operands of 8 bits, mixed with float32 where that is needed"),
-    ("golden_losses", "fp32"): Tolerance(0, 1e-5, "the issue's bound: float32 means of some thousand terms"),
+    ("onnx_backend", "fp32"): Tolerance(2e-5, 0, "the promised bound for fp32; float32 sums in another order"),
+    ("onnx_backend", "fp16"): Tolerance(2e-3, 0, "the promised bound for fp16, mixed with float32 where needed"),
+    ("onnx_backend", "bf16"): Tolerance(1e-2, 0, "operands of 8 bits, mixed with float32 where needed"),
+    ("golden_losses", "fp32"): Tolerance(0, 1e-5, "the promised bound: float32 means of some thousand terms"),
     ("golden_gradients", "fp32"): Tolerance(
-        2e-7, 1e-5, "the issue's bound; entries near 0 are float32 sums of terms of both signs, up to 0.3; seen 9e-8"
+        2e-7, 1e-5, "the promised bound; entries near 0 are float32 sums of terms of both signs, up to 0.3; seen 9e-8"
     ),
     ("losses", "fp64"): Tolerance(1e-11, 1e-11, "the same terms in float64, summed in another order"),
     ("torch_backend", "bf16"): Tolerance(6e-2, 0, "8 layers of operands of 8 bits; seen 4.0e-2 (charades_small)"),
@@ -157,7 +157,7 @@ TOLERANCES: dict[tuple[str, str], Tolerance] = {
 def check_close(
     actual: npt.ArrayLike, expected: npt.ArrayLike, op: str, precision: str = "fp32", what: str = ""
 ) -> None:
-    """Fail with the largest difference seen and the reason of the tolerance."""
+    """Compare two arrays; a failure states the largest difference and the reason of the tolerance."""
     tolerance = TOLERANCES[op, precision]
     actual, expected = np.asarray(actual), np.asarray(expected)
     assert actual.shape == expected.shape, f"{what}: shape {actual.shape}, expected {expected.shape}"

@@ -1,4 +1,4 @@
-"""Runs on the task of `training_task.py`: their options, their command line, and what two runs have in common."""
+"""Helpers for training runs on the task of `training_task.py`: options, command line, comparison of two runs."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def options(task: dict[str, Path], output: Path, **changes: Any) -> TrainOptions
 
 
 def lines(run: Path) -> list[dict[str, Any]]:
-    """The log without what the clock says."""
+    """Read a run's log without the times."""
     found = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     for line in found:
         del line["seconds"]
@@ -63,8 +63,8 @@ def compare(one: Any, two: Any) -> None:
         assert one == two
 
 
-class Crash(Exception):  # noqa: N818 - a power cut is no error of the program
-    """Stands for a power cut: nothing gets to tidy up."""
+class Crash(Exception):  # noqa: N818 - a power cut is not an error of the program
+    """Stands for a power cut, after which no code can tidy up."""
 
 
 def crash_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
@@ -86,7 +86,7 @@ def data_of(task: dict[str, Path], **changes: Any) -> TrainingData:
 
 
 def write_yaml(path: Path) -> Path:
-    """The tiny preset as an official configuration file."""
+    """Write the tiny preset as an official configuration file."""
     model = {
         "NUM_CLIPS": PRESET.num_clips,
         "JOINT_SPACE_SIZE": PRESET.joint_size,

@@ -1,5 +1,5 @@
-"""A grounding task that a tiny model learns in seconds: each word has a direction in feature space, which a video's
-clips take on while what the word names is happening.
+"""A grounding task that a tiny model learns in seconds: each word has a direction in feature space, and a video's
+clips point in that direction during the word's event.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ assert "tiny" not in PRESETS
 
 
 def write_task(root: Path, num_videos: int, seed: int, name: str = "train") -> dict[str, Path]:
-    """Annotations (official layout), features (one .npy per video) and a vocabulary.
+    """Write annotations (official layout), features (one .npy per video) and a vocabulary.
 
     Args:
         root: directory to write to.
         num_videos: videos, each with two events of different words.
-        seed: of everything.
-        name: prefix of the videos' names and the annotations' name.
+        seed: seed of all random choices.
+        name: prefix of the videos' names, and the name of the annotation file.
 
     Returns:
         Paths: annotations, features, tokenizer.

@@ -1,6 +1,6 @@
 """A double of `triton_python_backend_utils`: the documented interface of Triton's Python backend.
 
-Models of the repository run on ONNX Runtime; inputs and outputs are held to their config.pbtxt, as the server does.
+ONNX Runtime runs the repository's models. Like in the server, inputs and outputs are checked against config.pbtxt.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ MEMORY_CPU = 0
 
 
 def read_config(path: Path) -> Any:
-    """A config.pbtxt, parsed by the official protobuf."""
+    """Parse a config.pbtxt with the official protobuf."""
     from google.protobuf import text_format
     from tritonclient.grpc import model_config_pb2
 
@@ -26,7 +26,7 @@ def read_config(path: Path) -> Any:
 
 
 def check_tensors(specs: Sequence[Any], arrays: dict[str, npt.NDArray[Any]], batch: int) -> None:
-    """Hold arrays to the inputs or outputs of a config; a server refuses what differs."""
+    """Check arrays against the inputs or outputs of a config; a server would refuse others."""
     from tritonclient.grpc import model_config_pb2
 
     for spec in specs:
@@ -91,7 +91,7 @@ def get_output_tensor_by_name(response: InferenceResponse, name: str) -> Tensor 
 
 
 def make_utils(repository: Path) -> Any:
-    """The module `triton_python_backend_utils` of a server with a repository of ONNX models."""
+    """Make the module `triton_python_backend_utils` of a server with a repository of ONNX models."""
     import onnxruntime
 
     utils: Any = ModuleType("triton_python_backend_utils")

@@ -1,4 +1,4 @@
-"""What tests of pictures and pages draw, and readers of what is drawn."""
+"""Pictures and pages for tests, and readers that take them apart."""
 
 import base64
 import io
@@ -64,7 +64,7 @@ EVALUATION = EvaluationReport(
 
 
 class Reader(HTMLParser):
-    """Collects the elements of a page, and complains about those that are not closed in order."""
+    """Collects the elements of a page; fails if an element is not closed in order."""
 
     VOID = frozenset({"meta", "input", "br", "img", "link"})
 
@@ -106,7 +106,7 @@ def parse(picture):
 
 
 def pixels_of(uri):
-    """Decode one of our own PNG files: 8 bits, unfiltered or differences to the row above."""
+    """Decode a PNG file that the package wrote: 8 bits, unfiltered or differences to the row above."""
     stream = io.BytesIO(base64.b64decode(uri.removeprefix("data:image/png;base64,")))
     assert stream.read(8) == b"\x89PNG\r\n\x1a\n"
     packed, header = b"", ()

@@ -1,1 +1,1 @@
-"""The golden cases: models and inputs that tests and benchmarks share, with what the official code computes of them."""
+"""The golden cases: models and inputs that tests and benchmarks share, with the official code's outputs."""

@@ -1,7 +1,7 @@
-"""Golden cases: rebuild the official model, its features and its files, to compare with its recorded outputs.
+"""Golden cases: rebuilds official models, their features and files, to compare results with recorded outputs.
 
-The official code computed the recorded outputs in float64, from float32 weights and from pre-clips that its own
-float32 loader made; they are stored as float32. `VOCAB` is the vocabulary of their `token_ids`.
+The official code computed the recorded outputs in float64, from float32 weights and from pre-clips of its own float32
+loader. The outputs are stored as float32. `VOCAB` is the vocabulary of the cases' `token_ids`.
 """
 
 from __future__ import annotations
@@ -58,13 +58,13 @@ class GoldenVideo:
 
     @property
     def truth(self) -> Float32:
-        """The scores that rank proposals, [S, P]; the official code stores no product of a tube's branches."""
+        """The scores that rank proposals, [S, P]; for tubes the product of both branches, which is not recorded."""
         return self.contrastive * self.iou if self.fused is None else self.fused
 
 
 @dataclass(frozen=True, eq=False)
 class GoldenCase:
-    """A case by name; see `load`."""
+    """A golden case; `load` finds one by name."""
 
     name: str
     spec: dict[str, Any]
@@ -72,7 +72,7 @@ class GoldenCase:
 
     @cached_property
     def preset(self) -> Preset:
-        """The case's sizes on the conventions of its dataset."""
+        """The preset of the case's dataset, with the case's sizes."""
         base, model = PRESETS[_CONVENTIONS[self.name.split("_")[0]]], self.spec["model"]
         return dataclasses.replace(
             base,
@@ -97,7 +97,7 @@ class GoldenCase:
 
     @property
     def text(self) -> TextEncoderConfig:
-        """Sizes of its text encoder."""
+        """Sizes of the case's text encoder."""
         bert = self.spec["bert"]
         return TextEncoderConfig(
             num_layers=bert.get("n_layers", 6),
@@ -114,7 +114,7 @@ class GoldenCase:
 
     @cached_property
     def videos(self) -> list[GoldenVideo]:
-        """The case's videos; of a tube case every tube is a video of its own."""
+        """The case's videos; in a tube case every tube is a separate video."""
         return self._tube_videos() if self.is_tubes else self._plain_videos()
 
     def _plain_videos(self) -> list[GoldenVideo]:
@@ -172,7 +172,7 @@ class GoldenCase:
         ]
 
     def write_checkpoint(self, path: Path, training_state: bool = False) -> Path:
-        """An official checkpoint: a dict with "model", as saved from DistributedDataParallel.
+        """Write an official checkpoint: a dict with "model", as saved from DistributedDataParallel.
 
         Args:
             path: file to write.
@@ -192,7 +192,7 @@ class GoldenCase:
         return path
 
     def write_features(self, path: Path) -> Path:
-        """The features in the published HDF5 layout of the case's dataset."""
+        """Write the features in the published HDF5 layout of the case's dataset."""
         import h5py
 
         key = self.preset.feature_key
@@ -203,11 +203,11 @@ class GoldenCase:
 
 
 def load(name: str) -> GoldenCase:
-    """The golden case of that name, one of `SMALL` and `FULL`."""
+    """Load a golden case by its name in `SMALL` or `FULL`."""
     with np.load(HERE / f"{name}.npz") as arrays:
         return GoldenCase(name, json.loads((HERE / f"{name}.json").read_text()), dict(arrays))
 
 
 def truths(name: str) -> list[Float32]:
-    """The official fused scores [S, P] of every video of a case."""
+    """Official fused scores [S, P] of every video of a case."""
     return [video.truth for video in load(name).videos]

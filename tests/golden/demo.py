@@ -1,8 +1,8 @@
-"""`make demo`: official files in, moments out, beside what the official implementation gave.
+"""A part of `make demo`: grounds official files and prints the moments beside the official implementation's.
 
-Rebuilds the golden case charades_small as an official checkpoint and a feature file, converts the checkpoint and
-grounds the case's sentences, with nothing but public calls. Its weights are random: the point is that both
-implementations agree, not that the moments make sense.
+It rebuilds the golden case charades_small as an official checkpoint and a feature file, converts the checkpoint and
+grounds the case's sentences, with public calls only. The weights are random: the demo shows that both implementations
+agree, not that the moments make sense.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Grounds golden cases by backend native in this process, for a test that forces the process's instruction set.
+"""Grounds golden cases by backend native, for a test that starts this program with a forced instruction set.
 
     python -m tests.golden.grounded OUTPUT.npz CASE=MODEL [CASE=MODEL ...]
 
@@ -23,7 +23,7 @@ TOP_K = 20
 
 
 def batch_of(case: cases.GoldenCase) -> list[mmn_fast.Query]:
-    """The case's videos with their sentences."""
+    """Make queries of the case's videos and sentences."""
     return [
         mmn_fast.Query(mmn_fast.Video(video.features, video.duration_s, video.video_id), video.sentences)
         for video in case.videos
@@ -32,7 +32,7 @@ def batch_of(case: cases.GoldenCase) -> list[mmn_fast.Query]:
 
 @contextmanager
 def _videos_encoded_once(engine: Engine) -> Iterator[None]:
-    """Let the backend encode equal videos once: a full-size video takes float64 half a minute."""
+    """Let the backend encode equal videos once: in float64, one full-size video takes half a minute."""
     backend: Any = engine._backend
     encode: Callable[[np.ndarray], Any] = backend.encode_video
     kept: dict[bytes, Any] = {}
@@ -51,7 +51,7 @@ def _videos_encoded_once(engine: Engine) -> Iterator[None]:
 
 
 def grounded(engine: Engine, case: cases.GoldenCase) -> list[dict[str, np.ndarray]]:
-    """For each video of a case contrastive, iou and fused [S, P], cells [P, 2] and moments [S, 20, 2]."""
+    """Ground each video of a case: contrastive, iou and fused [S, P], cells [P, 2] and moments [S, 20, 2]."""
     batch = batch_of(case)
     with _videos_encoded_once(engine):
         both = list(zip(engine.score_maps(batch), engine.ground(batch, top_k=TOP_K), strict=True))
@@ -65,7 +65,7 @@ def grounded(engine: Engine, case: cases.GoldenCase) -> list[dict[str, np.ndarra
 
 
 def main(output: str, *models: str) -> None:
-    """Ground every case that is named and write what came."""
+    """Ground every named case and write the results."""
     arrays: dict[str, Any] = {}
     for item in models:
         name, _, model = item.partition("=")

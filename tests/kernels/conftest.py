@@ -1,4 +1,4 @@
-"""What the tests of the GPU engine's operators run on: the kernels' twins on the CPU, and the kernels on a device."""
+"""Devices for tests of the GPU engine's operators: the kernels' twins on the CPU, and the kernels on a device."""
 
 from __future__ import annotations
 

@@ -16,20 +16,20 @@ from mmn_fast.kernels.gpu.conv.crop import ConvSettings
 from mmn_fast.kernels.gpu.conv.stack import ConvStack
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-"""In one process Triton compiles or interprets, not both."""
+"""The device of all tests in a process, because one process of Triton either compiles or interprets."""
 on_device: Callable[[Any], Any] = pytest.mark.gpu if DEVICE.type == "cuda" else lambda test: test
-"""Marks a test that takes the device where there is one."""
+"""Marks a test as "gpu" if there is a device, because the test then uses it."""
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 
 
 class ConvCase:
-    """Weights scaled so that layers keep their size, inputs rounded to the dtype, and the output in float64.
+    """Weights scaled so that values keep their size from layer to layer, inputs rounded to the dtype, float64 output.
 
     Args:
         plan: geometry.
         sizes: C_0, C, B.
         precision: a key of `DTYPES`.
-        rounded: whether the expected output is that of weights rounded to the dtype.
+        rounded: compute the expected output from weights that are rounded to the dtype.
     """
 
     def __init__(self, plan: ProposalPlan, sizes: tuple[int, int, int], precision: str, rounded: bool = True) -> None:
@@ -53,12 +53,12 @@ class ConvCase:
         return ConvSettings(self.weights, self.biases, self.plan, self.dtype, DEVICE)
 
     def padded(self, conv: ConvStack, inputs: torch.Tensor | None = None, outside: float = 0.0) -> torch.Tensor:
-        """The inputs, or others, on their map, with a value wherever the plan needs none."""
+        """Put the inputs (or others) on their map; `outside` fills the cells that the plan does not need."""
         return padded_map(conv, self.inputs if inputs is None else inputs, outside)
 
 
 def padded_map(conv: ConvStack, inputs: torch.Tensor, outside: float = 0.0) -> torch.Tensor:
-    """Inputs [B, R_0, C_0] on the map that a convolution takes."""
+    """Put inputs [B, R_0, C_0] on a map in the form that a convolution takes."""
     layout = conv.layout
     out = torch.full((layout.side**2, len(inputs), layout.channels), outside, dtype=inputs.dtype)
     rows = (conv.plan.inputs + layout.border) @ [layout.side, 1]

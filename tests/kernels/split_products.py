@@ -1,8 +1,8 @@
-"""What AMX would compute, on any host: FFT layers whose operands are bf16 terms, emulated in NumPy.
+"""Emulates AMX in NumPy, on any host: FFT layers whose operands are bf16 terms.
 
-Operands are rounded as gemm.h in csrc says (x = high + low, each to bf16; the product of both low terms is left out),
-spectra are float32, products of terms are exact in float32 and their sums float32. What is not emulated is the order of
-those sums, whose rounding is of float32's size on every instruction set.
+Operands are rounded like in csrc's gemm.h (x = high + low, each to bf16; the product of both low terms is left out).
+Spectra are float32; products of terms are exact in float32, and their sums are float32. The order of these sums is not
+emulated; its rounding is of float32's size on every instruction set.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ _POINTS_AT_ONCE = 16
 
 
 def round_to_bf16(x: Float32) -> Float32:
-    """The nearest bf16 values, ties to even, as float32."""
+    """Round to the nearest bf16 values, ties to even; the result is float32."""
     bits = np.ascontiguousarray(x, np.float32).view(np.uint32)
     rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) & np.uint32(0xFFFF0000)
     return rounded.view(np.float32)
 
 
 def split(x: Float32, terms: int) -> list[Float32]:
-    """The bf16 terms of float32 values, as float32, the largest first; with 0 terms the values themselves."""
+    """Split float32 values into bf16 terms, as float32, the largest first; 0 terms give the values themselves."""
     if terms == 0:
         return [x]
     found, rest = [], np.asarray(x, np.float32)
@@ -37,7 +37,7 @@ def split(x: Float32, terms: int) -> list[Float32]:
 
 
 def product(a: list[Float32], b: list[Float32]) -> Float32:
-    """a @ b of operands in terms, without the product of both low ones."""
+    """Compute a @ b of operands in terms, without the product of both low terms."""
     total = a[0] @ b[0]
     for low in a[1:]:
         total = low @ b[0] + total
@@ -49,13 +49,13 @@ def product(a: list[Float32], b: list[Float32]) -> Float32:
 def spectral_layer(
     x: Float32, weight: Float32, bias: Float32, plan: ProposalPlan, number: int, terms: tuple[int, int]
 ) -> Float32:
-    """One layer by FFT tiles.
+    """Compute one layer by FFT tiles.
 
     Args:
-        x: [B, R, C_in], the cells before it.
+        x: [B, R, C_in], the input cells.
         weight: [C_out, C_in, k, k].
         bias: [C_out].
-        plan: what to compute.
+        plan: the proposal plan.
         number: the layer's index.
         terms: bf16 terms of inputs and weights; (0, 0) for float32 operands.
 
@@ -66,7 +66,7 @@ def spectral_layer(
     cover = cover_with_tiles(plan, number, fourier(k).m)
     batch, _, c_in = x.shape
     c_out = len(weight)
-    padded = np.concatenate([x, np.zeros((batch, 1, c_in), np.float32)], axis=1)  # cell -1 is zero
+    padded = np.concatenate([x, np.zeros((batch, 1, c_in), np.float32)], axis=1)  # index -1 reads the zero
     tiles = padded[:, cover.inputs].reshape(batch, len(cover.inputs), n, n, c_in)
     spectra = np.fft.rfft2(tiles, axes=(2, 3)).astype(np.complex64).reshape(-1, n * (n // 2 + 1), c_in)
     taps = weight.transpose(2, 3, 1, 0).astype(np.float64)
@@ -94,7 +94,7 @@ def spectral_stack(
     plan: ProposalPlan,
     terms: Sequence[tuple[int, int]],
 ) -> Float32:
-    """All layers, each with its own number of terms; [B, R_0, C_0] to float32 [B, P, C]."""
+    """Compute all layers, each with its own number of terms: [B, R_0, C_0] to float32 [B, P, C]."""
     for number, (weight, bias, count) in enumerate(zip(weights, biases, terms, strict=True)):
         x = spectral_layer(x, weight, bias, plan, number, count)
     return x

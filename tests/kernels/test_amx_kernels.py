@@ -1,4 +1,4 @@
-"""The AMX products on any host with AVX-512: their source compiled on tiles of plain memory, see amx_double.cc."""
+"""The AMX products on any host with AVX-512: amx_double.cc compiles their source with tiles in plain memory."""
 
 from __future__ import annotations
 
@@ -77,13 +77,13 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
 
 
 def to_bf16(x: np.ndarray) -> np.ndarray:
-    """The nearest bf16, ties to even, as uint16."""
+    """Round to the nearest bf16, ties to even; return the bits as uint16."""
     bits = x.astype(np.float32).view(np.uint32).astype(np.uint64)
     return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
 
 
 def terms_of(x: np.ndarray, count: int) -> list[np.ndarray]:
-    """The bf16 terms of float32 values, as float32."""
+    """Split float32 values into bf16 terms, as float32."""
     found, rest = [], x.astype(np.float32)
     for _ in range(count):
         found.append((to_bf16(rest).astype(np.uint32) << 16).view(np.float32))
@@ -92,7 +92,7 @@ def terms_of(x: np.ndarray, count: int) -> list[np.ndarray]:
 
 
 def pack(b: np.ndarray, terms: int) -> np.ndarray:
-    """[k, columns] in panels of 32 columns, as csrc/cpu/kernels/products/gemm.h has it."""
+    """Pack [k, columns] into panels of 32 columns, in the layout of csrc/cpu/kernels/products/gemm.h."""
     k, columns = b.shape
     padded = np.zeros((-(-k // 32) * 32, columns), np.float32)
     padded[:k] = b
@@ -103,7 +103,7 @@ def pack(b: np.ndarray, terms: int) -> np.ndarray:
 
 
 def product(a: np.ndarray, b: np.ndarray, terms: tuple[int, int]) -> np.ndarray:
-    """a @ b of the operands' terms in float64, without the product of both low ones."""
+    """Compute a @ b from the operands' terms in float64, without the product of both low terms."""
     left, right = (terms_of(x, count) for x, count in zip((a, b), terms, strict=True))
     total = left[0].astype(np.float64) @ right[0]
     if terms[0] == 2:

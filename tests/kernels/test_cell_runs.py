@@ -1,4 +1,4 @@
-"""Runs of cells: every needed cell and tap once, from the right input, and no more tiles than there must be."""
+"""Runs of cells: they compute every needed cell and tap once, from the right input, in few tiles."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ def test_runs_read_what_the_plan_says(name: str) -> None:
         np.testing.assert_array_equal(np.sort(cells), np.arange(len(layer.cells)))
         slots = (runs.starts[tile] + lane * runs.stride)[:, None] + runs.tap_offsets
         read = np.where(runs.tile_taps[tile], runs.slots[slots], -1)
-        # A tap that the tile skips is one that none of its cells needs.
+        # A tile skips only taps that none of its cells needs.
         neighbours = layer.neighbours[cells]
         np.testing.assert_array_equal(read[neighbours >= 0], neighbours[neighbours >= 0])
-        # What a tile reads beyond that is zero, or has to be multiplied by the definition of a convolution anyway.
+        # All other slots that a tile reads are empty, that is zero.
         assert (runs.slots[slots][neighbours < 0] == -1).all()
         assert runs.products >= layer.taps.sum()
 

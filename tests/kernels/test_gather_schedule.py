@@ -1,4 +1,4 @@
-"""The gathering convolution's work list, simulated: every needed cell x tap once, and as few as predicted."""
+"""The gathering convolution's work list, simulated: every needed cell x tap runs once, few others do."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from mmn_fast.kernels.gpu.conv.gather_schedule import (
 )
 from mmn_fast.presets import PRESETS
 
-# (preset, B) -> fraction of the dense products in tiles of 128 rows, and what was predicted before the order was chosen
-# per layer: 0.553, 0.438 and 0.420 for one video, 0.417, 0.382 and 0.403 for eight.
+# (preset, B) -> fraction of the dense products in tiles of 128 rows. Predicted before the order of cells was chosen per
+# layer: 0.553, 0.438 and 0.420 for one video, 0.417, 0.382 and 0.403 for eight.
 FRACTIONS = {
     ("charades-sta", 1): (0.5437, 0.553),
     ("activitynet-captions", 1): (0.4317, 0.438),
@@ -40,13 +40,13 @@ PLANS = {**{name: plan_for(preset) for name, preset in PRESETS.items()}, **ODD_P
 
 
 def taps_of(words: np.ndarray) -> np.ndarray:
-    """Tap numbers in a kernel's order, lowest bit of the lowest word first."""
+    """List tap numbers in a kernel's order: lowest bit of the lowest word first."""
     bits = (words[:, None] >> np.arange(WORD_BITS)) & 1
     return np.flatnonzero(bits.ravel())
 
 
 def simulate(plan: ProposalPlan, number: int, schedule: LayerSchedule, videos: int) -> tuple[np.ndarray, int]:
-    """How often each (cell in work-list order, video, tap) is multiplied, and products with those of filling rows."""
+    """Count how often each (cell in work-list order, video, tap) is multiplied, and all products, padding rows too."""
     done = np.zeros((schedule.rows, plan.kernel**2), np.int32)
     executed = 0
     for item in schedule.items:
@@ -78,7 +78,7 @@ def test_every_needed_tap_is_executed_once(name: str, videos: int, block_rows: i
         last = number + 1 == len(plan.layers)
         expected = np.arange(len(layer.cells)) if last else layer.cells @ [layer.side, 1]
         assert np.array_equal(schedule.cells_out[order], expected)
-        # A tap beyond a row's own must read a cell inside the map that no layer writes: one known to be zero.
+        # A tap that a row does not need must read a cell inside the map that no layer writes, because it is zero.
         written = plan.layers[number - 1].cells if number else plan.inputs + (side_in - plan.num_clips) // 2
         is_written = np.zeros(side_in**2, bool)
         is_written[written @ [side_in, 1]] = True

@@ -1,4 +1,4 @@
-"""Gathering and FFT tiles side by side: which one a layer gets, that both can follow each other, what is measured."""
+"""Gathering and FFT tiles in one stack: the choice per layer, any order of layers, and the measurements."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_any_layer_can_follow_any_other(names: tuple[str, ...], precision: str) 
     scale = case.expected.abs().max()
     out = conv(case.padded(conv))
     check_close(out.cpu().double() / scale, case.expected / scale, "fourier_conv", precision)
-    alone = conv(case.padded(conv, case.inputs[:1]))  # by other kernels
+    alone = conv(case.padded(conv, case.inputs[:1]))  # one video takes other kernels
     check_close(alone.cpu().double() / scale, case.expected[:, :1] / scale, "fourier_conv", precision, "alone")
     held = sum(tensor.nbytes for tensor in (*conv._maps[2], *conv._filled[2]) if tensor is not None)
     gather, *tiles = (conv._stacks[name] for name in ("gather", *(name for name in names if name in TILES)))
@@ -86,7 +86,7 @@ def test_the_plan_counts_what_the_kernels_execute(name: str, tiles: str, product
 
 
 def test_predictions_are_those_that_are_written_down() -> None:
-    """benchmarks/NOTES.md: one Charades-STA video is better gathered, large maps go through spectra of large tiles."""
+    """benchmarks/NOTES.md predicts gathering for one Charades-STA video, and large FFT tiles for large maps."""
     letters = {"gather": "g", "fft12": "a", "fft16": "b", "fft24": "c"}
     chosen, milliseconds = {}, {}
     for name in ("charades-sta", "activitynet-captions", "tacos"):
@@ -155,7 +155,7 @@ def test_the_fastest_wins_and_what_does_not_fit_is_passed_over(caplog: pytest.Lo
 
 
 class _Clock:
-    """A clock that runs by what is asked of it: the n-th run takes 100 - n ms."""
+    """A clock by which the n-th timed run takes 100 - n ms."""
 
     def __init__(self) -> None:
         self.asked: list[Any] = []
@@ -165,14 +165,14 @@ class _Clock:
         return 100.0 - len(self.asked)
 
     def layers_ms(self, runs: Sequence[Callable[[], Any]], whole_ms: float) -> list[float]:
-        """The first layer takes as much as all the others."""
+        """The first layer takes as long as all others together."""
         self.asked += runs
         return [whole_ms / 2, *[whole_ms / 2 / (len(runs) - 1)] * (len(runs) - 1)] if len(runs) > 1 else [whole_ms]
 
 
 @pytest.fixture
 def tuner(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[], tuple[Tuner, list[Any]]]:
-    """Makes tuners for a device of sm_90 with a `_Clock`."""
+    """A function that makes tuners for a device of sm_90 with a `_Clock`."""
     monkeypatch.setenv("MMN_FAST_CACHE", str(tmp_path))
     monkeypatch.setattr(autotune, "capability_of", lambda _: (9, 0))
 
@@ -195,9 +195,9 @@ def test_block_sizes_are_measured_once_and_kept(tuner: Callable[[], tuple[Tuner,
         assert len(asked) == before + len(every)
         assert asked[-1].func.config_for(2) == found == every[-1]  # the last one was the fastest
         assert found.max_splits == splits
-        assert block_sizes.chosen_config(algorithm, (9, 0), plan, 70, 3, "fp32") == found  # of the same bucket
+        assert block_sizes.chosen_config(algorithm, (9, 0), plan, 70, 3, "fp32") == found  # the same bucket of videos
         assert block_sizes.chosen_config(algorithm, (9, 0), plan, 70, 1, "fp32") == known
-        assert block_sizes.chosen_config(algorithm, (9, 0), plan, 70, 2, "fp16").block_k == 64  # of others
+        assert block_sizes.chosen_config(algorithm, (9, 0), plan, 70, 2, "fp16").block_k == 64  # not measured
         again, untouched = tuner()
         assert again.config_for(algorithm, 3) == found
         assert not untouched
@@ -213,10 +213,10 @@ def test_layers_are_timed_once_and_kept(
     assert first.times(1) == {"gather": [99.0], **tiles, "crop": [91.0], "mixed": [93.0]}
     gather, _, tiles_of_12, *_, crop = asked
     for queue in (gather, tiles_of_12, crop):
-        queue()  # what was timed runs; larger tiles do so too, more slowly
+        queue()  # timed work really runs; larger tiles are left out, because they are slow here
     first, _ = tuner(2, 7)
     times = first.times(1)
-    # Two layers are asked for after each stack; the tiles of 24 are the fastest for both, so nothing is left to mix.
+    # Two layers are timed after each stack. Tiles of 24 are the fastest for both, so "mixed" equals them.
     tiles = {"fft12": [48.0, 48.0], "fft16": [46.5, 46.5], "fft24": [45.0, 45.0]}
     assert times == {"gather": [49.5, 49.5], **tiles, "crop": [87.0], "mixed": [90.0]}
     plan = proposal_plan(3, (2,), 3, 2)
@@ -266,7 +266,7 @@ def test_each_way_that_was_not_timed_is_named(missing: str) -> None:
 def test_the_fastest_whole_stack_is_taken_not_the_least_sum_of_layers() -> None:
     times = {"crop": [9.0], "gather": [1.0, 3.0], "fft16": [3.0, 0.5], "mixed": [1.6]}
     assert fastest_stack(times, ALGORITHMS) == (("gather", "fft16"), 1.6)
-    times["mixed"] = [3.6]  # more than 1.0 + 0.5: the layers disturb each other
+    times["mixed"] = [3.6]  # more than 1.0 + 0.5, as if the layers slowed each other down
     assert fastest_stack(times, ALGORITHMS) == (("fft16", "fft16"), 3.5)
     assert fastest_stack(times, ("gather",)) == (("gather", "gather"), 4.0)
     assert fastest_stack({"crop": [9.0], "gather": [1.0, 3.0], "fft16": [1.0, 3.0]}, ALGORITHMS) == (

@@ -1,4 +1,4 @@
-"""The transforms of FFT tiles against PyTorch's in float64: the kernels' twins on the CPU, the kernels on a device."""
+"""The transforms of FFT tiles equal PyTorch's in float64: the kernels' twins on the CPU, the kernels on a device."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def _random(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 def _matrix(n: int) -> torch.Tensor:
-    """float64 [n * n, n * n], the transform: orthogonal rows, by the planes' order of `transforms`."""
-    points = torch.from_numpy(fourier(n, n).weight_points.copy())  # one place: the conjugate spectrum of every tap
+    """Make the transform's matrix, float64 [n * n, n * n]: orthogonal rows in the planes' order of `transforms`."""
+    points = torch.from_numpy(fourier(n, n).weight_points.copy())  # each tap's conjugate spectrum for one output
     points[1:-REAL_POINTS:2] *= -1
     points[:-REAL_POINTS] *= 2**0.5
     return points / n
@@ -51,7 +51,7 @@ def test_tiles_become_orthogonal_spectra(n: int, tiles: int, B: int, C: int, pre
 
 @tiles_of_each_size
 def test_the_planes_are_those_of_the_library_transform(n: int, device: str) -> None:
-    """F(u, v) and F(u, -v) of every inner pair, and the mean, from torch.fft: the order is not this test's own."""
+    """torch.fft gives F(u, v) and F(u, -v) of every inner pair, and the mean; so it confirms the planes' order."""
     tile = _random(n, n)
     spectra = torch.empty(n * n, 1, 1, 1, device=device)
     inputs = torch.arange(n * n, dtype=torch.int32)[None]
@@ -74,7 +74,7 @@ def test_the_planes_are_those_of_the_library_transform(n: int, device: str) -> N
 def test_spectra_become_cells(n: int, m: int, tiles: int, B: int, C: int, precision: str, device: str) -> None:
     dtype = PRECISIONS[precision]
     spectra = (_random(n * n, tiles, B, C) / 4).to(dtype)
-    # Each row once, some places without one.
+    # Each row appears once; some places have none.
     order = torch.randperm(tiles * m * m + 3, generator=torch.Generator().manual_seed(m))[: tiles * m * m]
     outputs = torch.where(order % 5 == 4, -1, order).int().view(tiles, m * m)
     cells = tiles * m * m + 3

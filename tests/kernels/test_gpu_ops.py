@@ -1,4 +1,4 @@
-"""The GPU engine's operators against PyTorch in float64: the kernels' twins on the CPU, the kernels on a device."""
+"""The GPU engine's operators agree with PyTorch in float64: the kernels' twins on the CPU, the kernels on a device."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.tolerances import check_close
 
 @pytest.fixture(autouse=True)
 def _unwritten_memory_is_nan(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What an operator allocates holds NaN, or the least integer, until it is written."""
+    """Fill memory that an operator allocates with NaN, or with the least integer."""
     made = torch.Tensor.new_empty
 
     def poisoned(self: torch.Tensor, *size: Any, **kwargs: Any) -> torch.Tensor:
@@ -57,9 +57,9 @@ def test_feature_pool_makes_the_pre_clips_of_every_video(
 ) -> None:
     width, dtype = sum(streams), PRECISIONS[precision]
     features = [_random(n, width, seed=n) for n in rows]
-    features[0][0] = 0  # a row without a direction stays zero
+    features[0][0] = 0  # a zero row stays zero
     if len(features) > 1:
-        features[1][0] *= 1e30  # its squares overflow
+        features[1][0] *= 1e30  # the row's squares overflow
     spans = [pre_clip_spans(n, pre_clip_count, clamp) for n in rows]
     offsets = np.cumsum([0, *rows])
     starts, ends = (
@@ -156,7 +156,7 @@ def test_conv_epilogue_puts_each_cell_in_its_place_and_writes_nothing_else(
 def test_heads_are_unit_vectors_of_each_branch(P: int, B: int, J: int, precision: str, device: str) -> None:
     products, bias = _random(P, B, 2 * J).to(PRECISIONS[precision]), _random(2 * J, seed=1)
     if P > 1:
-        bias[:J], products[0, 0, :J] = 0, 0  # no direction: zeros, not NaN
+        bias[:J], products[0, 0, :J] = 0, 0  # a zero vector stays zero and does not become NaN
     found = video_ops.heads(products.to(device), bias.to(device))
     expected = (products.double() + bias).chunk(2, -1)
     for ours, exact in zip(found, expected, strict=True):
@@ -171,7 +171,7 @@ def test_pair_scores_match_the_reference(
     dtype = PRECISIONS[precision]
     video = [F.normalize(_random(B, P, J, seed=n), dim=-1).to(dtype) for n in range(2)]
     text = [F.normalize(_random(S, J, seed=2 + n), dim=-1).to(dtype) for n in range(2)]
-    text[0][0] = -video[0][0, 0]  # a cosine of -1, where the power's base may fall below 0
+    text[0][0] = -video[0][0, 0]  # at a cosine of -1, rounding may bring the power's base below 0
     pairs = torch.tensor([(b, s) for b in range(B) for s in range(S)] + [(-1, 0)], dtype=torch.int32)
     columns = [column.contiguous().to(device) for column in pairs.unbind(1)]
     power = 0.3
@@ -187,7 +187,7 @@ def test_pair_scores_match_the_reference(
         fused = c * u if product else (0.5 * c + 0.5).clamp(min=0) ** power * u
         check_close(found[0][row], c, "match_scores")
         check_close(found[1][row], u, "match_scores")
-        near = (0.5 * c + 0.5) > 1e-3  # at 0 the power is infinitely steep
+        near = (0.5 * c + 0.5) > 1e-3  # the power is infinitely steep at 0
         check_close(found[2][row][near], fused[near], "gpu_fused")
         assert found[2][row].isfinite().all()
 
@@ -248,7 +248,7 @@ def test_temporal_nms_takes_nan_for_no_candidate(device: str) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_the_twins_round_to_elements_as_torch_does(dtype: torch.dtype) -> None:
-    """Every float32 exponent, values at and beside ties, infinities and NaN, through conv_epilogue with weight 1."""
+    """The op conv_epilogue with weight 1 rounds every exponent, ties and their neighbours, infinities and NaN."""
     bits = torch.arange(0, 2**31, 2**11 - 1, dtype=torch.int64).int()
     values = torch.cat([bits.view(torch.float32), (bits & ~0x1FFF | 0x1000).view(torch.float32)])
     clips = torch.zeros(len(values), 1, 1, dtype=dtype)
@@ -351,7 +351,7 @@ def test_operators_refuse_bad_arguments_with_a_sentence(
     ],
 )
 def test_what_cuda_refuses_is_an_exception_that_names_the_op(op: str, binding: str, arguments: list[Any]) -> None:
-    """A device that is not there, with or without a driver: nothing is launched."""
+    """The named device does not exist, with or without a driver, so nothing is launched."""
     with pytest.raises(RuntimeError, match=f"^{op}: CUDA says cudaError"):
         getattr(host.extension, binding)(*arguments, 4096, 0)
 

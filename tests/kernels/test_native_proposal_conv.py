@@ -1,4 +1,4 @@
-"""proposal_conv in C++: the packed reference in float64, in every algorithm, on every instruction set of the host."""
+"""proposal_conv in C++ agrees with the float64 reference, by every algorithm, on every instruction set of the host."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.tolerances import check_close
 
 ISAS = _C.available_cpu_isas()
 
-# N, pooling_counts, k, L, C_0, C, B: odd sizes, and every kind of geometry.
+# N, pooling_counts, k, L, C_0, C, B: odd sizes and every kind of geometry.
 CASES = {
     "one-cell": (1, (), 1, 1, 5, 7, 1),
     "one-cell-k5": (1, (), 5, 2, 3, 5, 3),
@@ -35,13 +35,13 @@ CASES = {
     "k9-wide": (5, (4,), 9, 1, 300, 34, 2),
     "k5-batch": (8, (7,), 5, 2, 16, 32, 17),
 }
-# Every algorithm on an instruction set that has it.
+# Every algorithm on every instruction set that has it.
 BOTH = [(name, isa) for isa in ISAS for name, known in ALGORITHMS.items() if known.isas is None or isa in known.isas]
 DIRECT = [name for name, algorithm in ALGORITHMS.items() if algorithm.transform is None]
 
 
 class Case:
-    """Plan, weights scaled so that layers keep their size, inputs, and the reference's output in float64."""
+    """A plan, weights scaled so that values keep their size from layer to layer, inputs, and the float64 output."""
 
     def __init__(self, name: str) -> None:
         N, pooling_counts, k, L, C_0, C, B = CASES[name]

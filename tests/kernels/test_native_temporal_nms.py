@@ -1,4 +1,4 @@
-"""temporal_nms in C++: the reference in float32, index by index, on every instruction set of the host."""
+"""temporal_nms in C++ equals the float32 reference, index by index, on every instruction set of the host."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ def reference_nms(scores: np.ndarray, moments: np.ndarray, iou_threshold: float,
 
 
 def moments_of(P: int, rng: np.random.Generator) -> np.ndarray:
-    """Moments on a grid, so that equal IoUs, equal moments and empty moments occur."""
+    """Draw moments on a grid, so that equal IoUs, equal moments and empty moments occur."""
     start = rng.integers(0, 24, P)
     return np.stack([start, start + rng.integers(0, 12, P)], 1).astype(np.float32) * np.float32(1.37)
 
@@ -64,7 +64,7 @@ def test_temporal_nms_suppresses_strictly_above_the_float32_threshold(isa):
     moments = np.array([[0, 10], [0, 5], [0, 7]], np.float32)  # IoU 0.5 exactly, and float32(0.7) exactly
     scores = np.array([[3, 2, 1]], np.float32)
     assert run(scores, moments[[0, 1, 1]], 0.5, 2, isa).tolist() == [[0, 1]]
-    assert run(scores, moments, 0.7, 3, isa).tolist() == [[0, 1, -1]]  # [0, 7] goes by 5/7 with [0, 5], not by 7/10
+    assert run(scores, moments, 0.7, 3, isa).tolist() == [[0, 1, -1]]  # [0, 5] drops [0, 7]: IoU 5/7, not 7/10
     assert run(scores[:, :2], moments[[0, 2]], 0.7, 2, isa).tolist() == [[0, 1]]
     below = float(np.nextafter(np.float32(0.7), np.float32(0)))
     assert run(scores[:, :2], moments[[0, 2]], below, 2, isa).tolist() == [[0, -1]]
@@ -88,7 +88,7 @@ def test_temporal_nms_keeps_equal_empty_moments_since_their_iou_is_nan(isa):
 @pytest.mark.parametrize("threads", [2, 5])
 def test_temporal_nms_is_bit_equal_over_isas_and_threads(rng, isa, threads):
     moments = np.sort(rng.random((1104, 2), np.float32) * 90, axis=1)
-    scores = rng.standard_normal((29, 1104), np.float32)  # 1.6 M cell visits: worth five threads
+    scores = rng.standard_normal((29, 1104), np.float32)  # 1.6 M cell visits, enough work for five threads
     expected = run(scores, moments, 0.5, 50, "generic")
     np.testing.assert_array_equal(run(scores, moments, 0.5, 50, isa, threads), expected)
     alone = np.concatenate([run(scores[s : s + 1], moments, 0.5, 50, isa) for s in range(29)])

@@ -1,4 +1,4 @@
-"""text_encoder in C++: the PyTorch reference in float64, on odd sizes, on every instruction set of the host."""
+"""text_encoder in C++ agrees with the float64 reference, on odd sizes, on every instruction set of the host."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Ids = list[np.ndarray]
 
 
 def config(width: int, heads: int, ffn: int, layers: int = 2, max_tokens: int = 40) -> TextEncoderConfig:
-    """The kernels take no layers and check heads themselves; a model's sizes refuse both, so that is passed by."""
+    """Make sizes that a model would refuse: the kernels accept 0 layers, and check the heads themselves."""
     sizes = TextEncoderConfig(60, max_tokens, width, 1, 1, ffn)
     object.__setattr__(sizes, "num_layers", layers)
     object.__setattr__(sizes, "num_heads", heads)
@@ -50,7 +50,7 @@ CASES: dict[str, tuple[TextEncoderConfig, int, list[int]]] = {
 
 
 class Case:
-    """A text encoder with weights that keep rows at their size, sentences, and the reference's output in float64."""
+    """A text encoder whose weights keep values at their size, sentences, and the reference's output in float64."""
 
     def __init__(self, sizes: TextEncoderConfig, state: dict[str, np.ndarray], joint: int, ids: Ids) -> None:
         self.sizes, self.state, self.joint, self.ids = sizes, state, joint, ids
@@ -59,14 +59,14 @@ class Case:
         return NativeTextEncoder(self.state, self.sizes, precision, isa)
 
     def run(self, encoder: NativeTextEncoder, threads: int = 1, rows: Sequence[int] | None = None) -> np.ndarray:
-        """Both branches [2, S, J] of the sentences at `rows`, into outputs that held NaN."""
+        """Encode the sentences at `rows` into outputs that held NaN: both branches [2, S, J]."""
         ids = self.ids if rows is None else [self.ids[row] for row in rows]
         out = np.full((2, len(ids), self.joint), np.nan, np.float32)
         encoder(ids, threads, (out[0], out[1]))
         return out
 
     def expected(self, bf16: bool = False) -> np.ndarray:
-        """The reference in float64; with `bf16` the operands of every linear map are rounded to bf16."""
+        """Compute the reference in float64; `bf16` rounds the operands of every linear map to bf16."""
         net = TextEncoder(self.sizes, self.joint).double().eval()
         net.load_state_dict({name: torch.from_numpy(array) for name, array in self.state.items()})
         for module in net.modules():
@@ -101,7 +101,7 @@ def test_text_encoder_matches_the_reference(name: str, isa: str) -> None:
 
 @pytest.mark.parametrize("isa", ISAS)
 def test_gelu_and_softmax_saturate_as_the_reference(isa: str) -> None:
-    """Inner rows of up to +-67, and queries of up to +-120: most exponentials vanish."""
+    """Inner rows reach +-67 and queries +-120, so most exponentials vanish."""
     c = case("as-demo")
     state = dict(c.state)
     for key, factor in (("attention.q_lin.weight", 30), ("ffn.lin1.weight", 15)):
@@ -198,7 +198,7 @@ def test_there_is_a_cuda_device_where_pytorch_sees_one() -> None:
 
 
 def run_with(**changes: Any) -> None:
-    """A call of the native object with one argument changed."""
+    """Call the native object with changed arguments."""
     c = case("odd")
     arguments: dict[str, Any] = {
         "token_ids": np.array([1, 2, 3, 4]),
@@ -211,7 +211,7 @@ def run_with(**changes: Any) -> None:
     try:
         c.encoder()._native.run(**arguments)
     finally:
-        for name in ("contrastive", "iou"):  # refused before any work
+        for name in ("contrastive", "iou"):  # untouched: the call is refused before any work
             assert np.isnan(arguments[name]).all()
 
 

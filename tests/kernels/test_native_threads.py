@@ -1,4 +1,4 @@
-"""The thread pool of the native kernels: many callers at once, forks, and how many threads a call uses."""
+"""The thread pool of the native kernels: many callers at once, forks, and the number of threads per call."""
 
 import subprocess
 import sys
@@ -13,7 +13,7 @@ from mmn_fast.process.cores import usable_cores
 
 
 def vectors_of(seed: int) -> list[np.ndarray]:
-    """Arguments of `match_scores`: a million cell visits, worth several threads."""
+    """Draw arguments for `match_scores`: a million cell visits, enough work for several threads."""
     rng = np.random.default_rng(seed)
     video, text = rng.standard_normal((256, 256), np.float32), rng.standard_normal((32, 256), np.float32)
     return [video, video, text, text]

@@ -1,4 +1,4 @@
-"""top_moments in C++: the reference's scores, fusion and choice, on every instruction set of the host."""
+"""top_moments in C++ equals the reference's scores, fusion and choice, on every instruction set of the host."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CLOSE = TOLERANCES["score_ties", "fp32"].atol
 
 
 def preset_of(fusion: str, power: float) -> Preset:
-    """The kernel takes any finite power; a preset refuses negative ones, so its check is passed by."""
+    """Make a preset without the check of its power: the kernel takes any finite one, presets refuse negative ones."""
     preset = dataclasses.replace(PRESET, score_fusion=fusion)
     object.__setattr__(preset, "score_power", power)
     return preset
@@ -36,7 +36,7 @@ def embeddings(P: int, S: int, J: int, seed: int = 0) -> list[np.ndarray]:
 
 
 def moments_of(P: int, seed: int = 0) -> np.ndarray:
-    """Moments on a grid, so that IoUs at the threshold and empty moments occur."""
+    """Draw moments on a grid, so that IoUs at the threshold and empty moments occur."""
     rng = np.random.default_rng(seed)
     start = rng.integers(0, 40, P)
     return np.stack([start, start + rng.integers(0, 12, P)], 1).astype(np.float32) * np.float32(1.37)
@@ -66,7 +66,7 @@ def fused_in_float64(arrays, preset) -> np.ndarray:
 
 
 def check_choice(cells, scores, fused, moments, iou_threshold) -> None:
-    """Every pick is, within rounding, the best of what its predecessors leave over; and nothing is left at the end."""
+    """Check that every pick is, within rounding, the best that earlier picks left, and that none is left at the end."""
     for row, values, exact in zip(cells, scores, fused, strict=True):
         free = exact != 0
         for p, value in zip(row, values, strict=True):
@@ -101,7 +101,7 @@ def test_top_moments_chooses_what_float64_chooses(P, S, J, fusion, power, isa):
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("name", list(PRESETS))
 def test_top_moments_equals_the_separate_ops_on_every_preset(name, isa):
-    """The same cosines and sigmoids bit for bit; the power alone may differ from NumPy's in the last bits."""
+    """Cosines and sigmoids are equal bit for bit; only the power may differ from NumPy's in the last bits."""
     preset = PRESETS[name]
     moments = cells_to_moments(plan_for(preset).cells, 97.3, preset.num_clips)
     arrays = embeddings(len(moments), 9, preset.joint_size, seed=3)
@@ -122,13 +122,13 @@ def test_top_moments_equals_the_separate_ops_on_every_preset(name, isa):
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("power", [0.1, 0.3, 0.75, 1.0, 3.0])
 def test_the_power_is_as_near_float64_as_promised(power, isa):
-    """One component each: the cosine is the product, exactly, and an iou of 0 makes u one half, exactly."""
+    """Vectors have one component: the cosine is exactly the product, and an iou of 0 makes u exactly one half."""
     cosine = np.concatenate([np.linspace(-1, 1, 20001), -1 + 2.0 ** -np.arange(1, 25), [-1.5]]).astype(np.float32)
     P = len(cosine)
     apart = np.arange(2 * P, dtype=np.float32).reshape(P, 2)
     arrays = [cosine[:, None], np.zeros((P, 1), np.float32), np.ones((1, 1), np.float32), np.ones((1, 1), np.float32)]
     cells, scores = run(arrays, apart, preset_of("power", power), P, isa)
-    # The sum 0.5 c + 0.5 is rounded once, like the official one: that is the base to judge the power by.
+    # The expected power starts from the base 0.5 c + 0.5 rounded once to float32, like the official code's.
     base = np.maximum(cosine * np.float32(0.5) + np.float32(0.5), np.float32(0)).astype(np.float64)
     some = base > 0
     found = np.zeros(P)
@@ -182,7 +182,7 @@ def test_ten_thousand_sentences_are_chosen_in_bounded_memory():
     cells, scores = ops.top_moments(*arrays, moments, **options)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < cells.nbytes + scores.nbytes + 2**16  # 400 kB, where [S, P] would take 5.4 MB
+    assert peak < cells.nbytes + scores.nbytes + 2**16  # 400 kB; an array [S, P] would take 5.4 MB
     check_choice(
         cells[::977],
         scores[::977],

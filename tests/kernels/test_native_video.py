@@ -1,4 +1,4 @@
-"""The video branch in C++: the 2D map's cells, pooled from the clips on every instruction set of the host."""
+"""The video branch in C++ pools the 2D map's cells from the clips, on every instruction set of the host."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ N = 11
 @pytest.mark.parametrize("isa", _C.available_cpu_isas())
 @pytest.mark.parametrize("broken", [[], [0], [6], [3, 10]])
 def test_a_moment_that_holds_a_nan_clip_is_nan_and_no_other(broken: list[int], isa: str) -> None:
-    """One channel through layers that change nothing: a proposal is 1, its unit vector, or NaN."""
+    """One channel goes through identity layers, so a proposal is its unit vector 1, or NaN."""
     one, zero = np.ones((1, 1), np.float32), np.zeros(1, np.float32)
     cells = np.ascontiguousarray(np.argwhere(np.triu(np.ones((N, N)))), np.int32)
     conv = _C.ProposalConv(isa=isa)

@@ -1,4 +1,4 @@
-"""Where fp32 multiplies bf16 terms on AMX: the rule, and what the emulation of such products shows on any host."""
+"""In fp32 on AMX, some models multiply bf16 terms: tests of the rule, and of emulated products on any host."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.tolerances import check_close
 
 @pytest.fixture
 def amx(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The choice that a host with AMX makes."""
+    """Let this host choose like a host with AMX."""
     monkeypatch.setattr(conv, "cpu_isa", lambda: "amx")
 
 
@@ -74,7 +74,7 @@ def test_emulated_layers_are_the_reference_up_to_their_terms() -> None:
 @pytest.mark.long
 @pytest.mark.parametrize("name", ["activitynet_full", "hcstvg_full"])
 def test_emulated_products_stay_within_the_tolerance_of_float32(name: str) -> None:
-    """The first video; TACoS takes most of an hour here and was measured on AMX (benchmarks/results)."""
+    """Only the first video runs. TACoS would take most of an hour here; it was measured on AMX (benchmarks/results)."""
     case = cases.load(name)
     video, plan, state = case.videos[0], plan_for(case.preset), case.state()
     net = build_model(case.preset, case.text, state).double()

@@ -1,4 +1,4 @@
-"""A cache of tunings that cannot be written costs another measurement, not this one."""
+"""If the cache of tunings cannot be written, this call still works, and the next one measures again."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.training_task import PRESET
 def test_a_tuning_that_cannot_be_kept_is_a_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    (tmp_path / "cache").touch()  # no directory, so nothing can be kept in it
+    (tmp_path / "cache").touch()  # a file, so no cache can be written there
     monkeypatch.setenv("MMN_FAST_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(autotune, "_measure", lambda *_: 1.0)
     plan = plan_for(PRESET)
@@ -45,7 +45,7 @@ def test_without_a_home_directory_there_is_a_warning_and_no_cache(
     def home() -> Path:
         raise RuntimeError(
             "Could not determine home directory."
-        )  # as Python's, where HOME is unset and the user unknown
+        )  # Python's error if HOME is unset and the user unknown
 
     for name in ("MMN_FAST_CACHE", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
