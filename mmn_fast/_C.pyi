@@ -54,6 +54,17 @@ def top_moments(
     threads: int,
     isa: str | None = None,
 ) -> None: ...
+def target_iou(
+    boxes: npt.NDArray[np.float64],  # [rows, 4], one tube after another
+    starts: npt.NDArray[np.int64],  # [K + 1]
+    first_frames: npt.NDArray[np.int64],  # [K]
+    bounds: npt.NDArray[np.int64],  # [K, N + 1], rows within the tube
+    truth: npt.NDArray[np.float64],  # [frames, 4]
+    truth_first_frame: int,
+    half_open: bool,
+    out: npt.NDArray[np.float32],  # [K, N, N]
+    threads: int,
+) -> None: ...
 
 class ProposalConv:
     def __init__(self, isa: str | None = None) -> None: ...

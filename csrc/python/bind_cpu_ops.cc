@@ -119,6 +119,38 @@ void top_moments(const py::array& video_contrastive, const py::array& video_iou,
   top_moments_cpu(args, chosen, threads);
 }
 
+void target_iou(const py::array& boxes, const py::array& starts, const py::array& first_frames, const py::array& bounds,
+                const py::array& truth, int64_t truth_first_frame, bool half_open, py::array& out, int threads) {
+  check_array<double>(boxes, "boxes", "float64 [rows, 4]", 2);
+  check_array<int64_t>(starts, "starts", "int64 [K + 1]", 1);
+  check_array<int64_t>(first_frames, "first_frames", "int64 [K]", 1);
+  check_array<int64_t>(bounds, "bounds", "int64 [K, N + 1]", 2);
+  check_array<double>(truth, "truth", "float64 [frames, 4]", 2);
+  check_array<float>(out, "out", "float32 [K, N, N]", 3, true);
+  const py::ssize_t K = out.shape(0), N = out.shape(1), rows = boxes.shape(0), truth_rows = truth.shape(0);
+  check_shape(out, "out", "float32", {K, N, N});
+  check_shape(boxes, "boxes", "float64", {rows, 4});
+  check_shape(truth, "truth", "float64", {truth_rows, 4});
+  check_shape(starts, "starts", "int64", {K + 1});
+  check_shape(first_frames, "first_frames", "int64", {K});
+  check_shape(bounds, "bounds", "int64", {K, N + 1});
+  check_threads(threads);
+  const TargetIouArgs args = {static_cast<const double*>(boxes.data()),
+                              static_cast<const int64_t*>(starts.data()),
+                              static_cast<const int64_t*>(first_frames.data()),
+                              static_cast<const int64_t*>(bounds.data()),
+                              static_cast<const double*>(truth.data()),
+                              static_cast<float*>(out.mutable_data()),
+                              K,
+                              N,
+                              rows,
+                              truth_rows,
+                              truth_first_frame,
+                              half_open ? 0.0 : 1.0};
+  py::gil_scoped_release released;
+  target_iou_cpu(args, threads);
+}
+
 }  // namespace
 
 void register_cpu_ops(py::module_& m) {
@@ -150,6 +182,10 @@ void register_cpu_ops(py::module_& m) {
         py::arg("fusion"), py::arg("power"), py::arg("iou_threshold"), py::arg("top_k"), py::arg("cells").noconvert(),
         py::arg("scores").noconvert(), py::arg("threads"), py::arg("isa") = py::none(),
         "Fills cells and scores [S, top_k] from embeddings and moments [P, 2]; see csrc/ops/top_moments.h.");
+  m.def("target_iou", &target_iou, py::arg("boxes").noconvert(), py::arg("starts").noconvert(),
+        py::arg("first_frames").noconvert(), py::arg("bounds").noconvert(), py::arg("truth").noconvert(),
+        py::arg("truth_first_frame"), py::arg("half_open"), py::arg("out").noconvert(), py::arg("threads"),
+        "Fills out [K, N, N] from boxes [rows, 4] and truth [frames, 4]; see csrc/ops/target_iou.h.");
 }
 
 }  // namespace mmn_fast

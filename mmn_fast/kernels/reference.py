@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mmn_fast.arrays import Float64, Int64
 from mmn_fast.geometry import ProposalPlan, pool_steps, proposal_diagonals
 
 
@@ -170,3 +172,39 @@ def temporal_nms(scores: Tensor, moments: Tensor, iou_threshold: float, top_k: i
             hull = torch.maximum(end, moments[best, 1]) - torch.minimum(start, moments[best, 0])
             candidates = rest[~(overlap.clamp(min=0) / hull > iou_threshold)].tolist()
     return kept
+
+
+def target_iou(
+    tubes: Sequence[tuple[Int64, Float64]], truth: tuple[Int64, Float64], num_clips: int, half_open: bool = False
+) -> Float64:
+    """Compute the vIoU of every span of every tube with the true tube, frame by frame, in NumPy.
+
+    Args:
+        tubes: K pairs of consecutive frames [n] and boxes [n, 4], x1, y1, x2, y2.
+        truth: such a pair.
+        num_clips: N.
+        half_open: the width of a box is x2 - x1; otherwise x2 - x1 + 1. Its height likewise.
+
+    Returns:
+        [K, N, N]; 0 where a cell stands for no row.
+    """
+    extent, true_frames = 0.0 if half_open else 1.0, truth[0].tolist()
+    target = np.zeros((len(tubes), num_clips, num_clips))
+    for t, (frames, boxes) in enumerate(tubes):
+        for i in range(num_clips):
+            for j in range(i, num_clips):
+                ends = np.array([i, j + 1], np.float32) / np.float32(num_clips) * np.float32(len(frames))
+                start, end = np.rint(ends).astype(int)
+                rows = [row for row in range(start, end) if frames[row] in true_frames]
+                ious = [_box_iou(boxes[row], truth[1][true_frames.index(frames[row])], extent) for row in rows]
+                if ious:
+                    hull = max(frames[end - 1], true_frames[-1]) - min(frames[start], true_frames[0]) + 1
+                    target[t, i, j] = len(ious) / hull * np.mean(ious)
+    return target
+
+
+def _box_iou(a: Float64, b: Float64, extent: float) -> float:
+    sides = np.maximum(np.minimum(a[2:], b[2:]) + extent - np.maximum(a[:2], b[:2]), 0)
+    overlap = float(sides.prod())
+    union = float((a[2:] - a[:2] + extent).prod() + (b[2:] - b[:2] + extent).prod()) - overlap
+    return overlap / union if union > 0 else 0.0

@@ -10,7 +10,7 @@ import operator
 
 import numpy as np
 
-from mmn_fast.arrays import Float32, Int32
+from mmn_fast.arrays import Float32, Float64, Int32, Int64
 from mmn_fast.kernels.host import _C, num_threads
 
 
@@ -172,6 +172,54 @@ def top_moments(
         threads=num_threads(threads),
     )
     return cells, scores
+
+
+def target_iou(
+    boxes: Float64,
+    starts: Int64,
+    first_frames: Int64,
+    bounds: Int64,
+    truth: Float64,
+    truth_first_frame: int,
+    half_open: bool = False,
+    threads: int | None = None,
+) -> Float32:
+    """Compute the vIoU of every span of every tube with the video's true tube.
+
+    Equivalent to `kernels.reference.target_iou`, which holds tubes as pairs of frames and boxes.
+
+    Args:
+        boxes: float64 [rows, 4], x1, y1, x2, y2 of all tubes, one tube after another.
+        starts: int64 [K + 1]: tube t has rows starts[t] : starts[t + 1].
+        first_frames: int64 [K]: frame number of each tube's first row.
+        bounds: int64 [K, N + 1], rising: cell (i, j) of tube t stands for its rows bounds[t, i] : bounds[t, j + 1].
+        truth: float64 [frames, 4], boxes of the true tube.
+        truth_first_frame: frame number of its first row.
+        half_open: boxes end before x2 and y2; otherwise these pixels belong to them.
+        threads: See `num_threads`. The result does not depend on it.
+
+    Returns:
+        float32 [K, N, N], 0 where a span is empty: float64 sums, rounded once.
+
+    Raises:
+        TypeError: An argument is no array, or of another dtype.
+        ValueError: A shape, layout or value differs from the above, or a box is not finite or ends before it begins.
+    """
+    _require_arrays(boxes=boxes, starts=starts, first_frames=first_frames, bounds=bounds, truth=truth)
+    sides = bounds.shape[-1] - 1 if bounds.ndim else 0
+    out = np.empty((*first_frames.shape[:1], max(sides, 0), max(sides, 0)), np.float32)
+    _C.target_iou(
+        boxes=boxes,
+        starts=starts,
+        first_frames=first_frames,
+        bounds=bounds,
+        truth=truth,
+        truth_first_frame=truth_first_frame,
+        half_open=half_open,
+        out=out,
+        threads=num_threads(threads),
+    )
+    return out
 
 
 def _require_arrays(**arrays: object) -> None:
