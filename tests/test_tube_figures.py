@@ -83,7 +83,10 @@ def random_tube(rng: np.random.Generator, rows: int, first: int) -> Tube:
 @pytest.mark.parametrize("half_open", [False, True])
 def test_target_is_the_definition_in_loops(half_open: bool) -> None:
     rng = np.random.default_rng(5)
-    tubes = [random_tube(rng, rows, int(first)) for rows, first in zip([1, 3, 7, 17, 40], rng.integers(-5, 30, 5))]
+    tubes = [
+        random_tube(rng, rows, int(first))
+        for rows, first in zip([1, 3, 7, 17, 40], rng.integers(-5, 30, 5), strict=True)
+    ]
     tubes.append(random_tube(rng, 4, 900))  # far from the truth
     truth = random_tube(rng, 23, 4)
     for num_clips in (1, 5, 8):
@@ -107,7 +110,8 @@ def test_target_writes_every_element_and_splits_over_threads() -> None:
     found = target_iou(tubes, (truth.frames, truth.boxes), 16, threads=2)
     np.testing.assert_array_equal(found, target_iou(tubes, (truth.frames, truth.boxes), 16, threads=1))
     assert np.isfinite(found).all()
-    assert (found[:, *np.tril_indices(16, -1)] == 0).all()
+    rows, columns = np.tril_indices(16, -1)
+    assert (found[:, rows, columns] == 0).all()
     assert target_iou([], (truth.frames, truth.boxes), 16).shape == (0, 16, 16)
 
 

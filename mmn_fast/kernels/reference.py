@@ -188,17 +188,17 @@ def target_iou(
     Returns:
         [K, N, N]; 0 where a cell stands for no row.
     """
-    extent, true_frames = 0.0 if half_open else 1.0, truth[0].tolist()
-    target = np.zeros((len(tubes), num_clips, num_clips))
+    extent, target = 0.0 if half_open else 1.0, np.zeros((len(tubes), num_clips, num_clips))
+    true_boxes = dict(zip(truth[0].tolist(), truth[1], strict=True))
     for t, (frames, boxes) in enumerate(tubes):
         for i in range(num_clips):
             for j in range(i, num_clips):
                 ends = np.array([i, j + 1], np.float32) / np.float32(num_clips) * np.float32(len(frames))
                 start, end = np.rint(ends).astype(int)
-                rows = [row for row in range(start, end) if frames[row] in true_frames]
-                ious = [_box_iou(boxes[row], truth[1][true_frames.index(frames[row])], extent) for row in rows]
+                rows = zip(frames[start:end].tolist(), boxes[start:end], strict=True)
+                ious = [_box_iou(box, true_boxes[frame], extent) for frame, box in rows if frame in true_boxes]
                 if ious:
-                    hull = max(frames[end - 1], true_frames[-1]) - min(frames[start], true_frames[0]) + 1
+                    hull = max(frames[end - 1], truth[0][-1]) - min(frames[start], truth[0][0]) + 1
                     target[t, i, j] = len(ious) / hull * np.mean(ious)
     return target
 
