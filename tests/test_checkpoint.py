@@ -281,7 +281,10 @@ def _cut(path: Path) -> None:
             lambda d: _edit_config(d, lambda c: c.update(source="x"), sign=False),
             "config.json has changed since it was written",
         ),
-        (lambda d: _edit_config(d, lambda c: c["preset"].update(nms_iou=0.4)), "fingerprint: expected .*, which"),
+        (
+            lambda d: _edit_config(d, lambda c: c["preset"].update(nms_iou=0.4)),
+            "as computed from the files, got",
+        ),
         (lambda d: _edit_config(d, lambda c: c["text_encoder"].update(num_heads=6)), "fingerprint: expected"),
         (lambda d: _edit_config(d, lambda c: c["text_encoder"].update(num_heads=5)), "num_heads"),
         (

@@ -30,7 +30,7 @@ def _same_maps(one: Any, other: Any) -> bool:
 
 
 @pytest.mark.slow
-def test_results_do_not_depend_on_thebatch_of(golden_engine: Engines) -> None:
+def test_results_do_not_depend_on_the_batch(golden_engine: Engines) -> None:
     for name in cases.SMALL:
         case, engine = cases.load(name), golden_engine(name)
         batch = batch_of(case)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import json
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ import numpy.typing as npt
 from benchmarks.golden import recipe
 from mmn_fast.arrays import Float32, Int64
 from mmn_fast.presets import PRESETS, Preset, TextEncoderConfig
+from mmn_fast.process.once import kept_property
 from mmn_fast.tubes import Tube, TubeQuery
 from mmn_fast.weights.state import state_shapes
 
@@ -70,7 +70,7 @@ class GoldenCase:
     spec: dict[str, Any]
     arrays: dict[str, npt.NDArray[Any]]
 
-    @cached_property
+    @kept_property
     def preset(self) -> Preset:
         """The preset of the case's dataset, with the case's sizes."""
         base, model = PRESETS[_CONVENTIONS[self.name.split("_")[0]]], self.spec["model"]
@@ -112,7 +112,7 @@ class GoldenCase:
         buffers = {name.removeprefix("buffer."): a for name, a in self.arrays.items() if name.startswith("buffer.")}
         return {name: np.asarray(array, np.float32) for name, array in (state | buffers).items()}
 
-    @cached_property
+    @kept_property
     def videos(self) -> list[GoldenVideo]:
         """The case's videos; in a tube case every tube is a separate video."""
         return self._tube_videos() if self.is_tubes else self._plain_videos()
@@ -138,7 +138,7 @@ class GoldenCase:
             )
         return videos
 
-    @cached_property
+    @kept_property
     def tube_queries(self) -> list[TubeQuery]:
         """The videos of a tube case as they are asked; `arrays` has their truths as `video<v>.<name>`."""
         queries, seed = [], self.spec["seed"]
