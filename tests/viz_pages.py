@@ -13,8 +13,10 @@ import numpy as np
 
 from mmn_fast.evaluation import EvaluationReport, Protocol, QueryResult
 from mmn_fast.geometry import proposal_cells
+from mmn_fast.tubes import Tube, TubeMoment
 from mmn_fast.types import Moment
 from mmn_fast.viz import GroundedQuery, ScoreMap, evaluation_report, report
+from mmn_fast.viz.tube_page import GroundedTubes, tube_report
 
 SVG = "{http://www.w3.org/2000/svg}"
 NASTY = "<script>alert('1')</script> & \"quoted\" --> ]]> \x00\x1b \ud800 </svg> <img src=x onerror=alert(1)>"
@@ -37,6 +39,33 @@ def queries(sentence="the red square grows", side=16):
 
 def frames(count=10, height=6, width=8):
     return np.random.default_rng(1).integers(0, 256, (count, height, width, 3), dtype=np.uint8)
+
+
+def moving_tube(first=2, rows=6, step=1.0):
+    """A box of 4 by 3 pixels that moves right."""
+    left = 1 + step * np.arange(rows)
+    return Tube(first + np.arange(rows), np.stack([left, left * 0 + 1, left + 3, left * 0 + 3], axis=1))
+
+
+def tube_moment(tube, number, start, end, score):
+    return TubeMoment(
+        number, start, end, int(tube.frames[start]), int(tube.frames[end - 1]), tube.boxes[start:end], score
+    )
+
+
+def tube_page(sentence="the red square grows", **options):
+    """Two tubes, of which the second has fewer rows than its map has clips; four sentences, one without answers."""
+    tubes = [moving_tube(), moving_tube(0, 3)]
+    found = (tube_moment(tubes[1], 1, 0, 2, 0.8), tube_moment(tubes[0], 0, 1, 5, 0.3))
+    truth = (tubes[1].frames[1:], tubes[1].boxes[1:])
+    elsewhere = (tubes[1].frames, tubes[1].boxes + 100)
+    queries = [
+        GroundedTubes(sentence, found, truth, full_map(4)),
+        GroundedTubes(sentence, found, elsewhere, full_map(4)),
+        GroundedTubes("nothing is found", (), truth, full_map(4)),
+        GroundedTubes("nothing is known", found[:1]),
+    ]
+    return tube_report(queries, tubes, frames(), 2.0, **options)
 
 
 def result(name="v", iou=0.5, score=0.5, **changes):
@@ -135,6 +164,8 @@ def every_page():
         report(queries(NASTY), 12.0, title=NASTY, video_id=NASTY, frames=frames(), fps=2.5, notes=[NASTY]),
         report(queries(NASTY), 12.0),
         report([], 12.0),
+        tube_page(NASTY, title=NASTY, video_id=NASTY, notes=[NASTY]),
+        tube_report([], [], frames(), 2.0),
         report([], 12.0, frames=frames(1), fps=1),
         evaluation_report(EVALUATION, [result(NASTY, sentence=NASTY), result()], title=NASTY, notes=[NASTY]),
         evaluation_report(EVALUATION, []),

@@ -13,11 +13,13 @@ from mmn_fast.viz.dataset_page import evaluation_report
 from mmn_fast.viz.html import Page
 from mmn_fast.viz.pictures import moment_map, timeline
 from mmn_fast.viz.svg import Svg
+from mmn_fast.viz.tube_page import GroundedTubes, tube_report
 from mmn_fast.viz.values import GroundedQuery, ScoreMap, grounded
 from mmn_fast.viz.video_page import report
 
 __all__ = [
     "GroundedQuery",
+    "GroundedTubes",
     "Page",
     "ScoreMap",
     "Svg",
@@ -27,4 +29,5 @@ __all__ = [
     "refuse_existing",
     "report",
     "timeline",
+    "tube_report",
 ]

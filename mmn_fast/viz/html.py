@@ -51,14 +51,14 @@ class Page:
         return write_whole(path, self.html.encode("utf-8"), overwrite)
 
 
-def build_page(title: str, body: str, data: Any, script: str) -> Page:
+def build_page(title: str, body: str, data: Any, *scripts: str) -> Page:
     """Put a page together.
 
     Args:
         title: plain text.
         body: HTML of the main part, already escaped.
         data: JSON values that the script reads from the element "data".
-        script: name of a file in static/.
+        scripts: names of files in static/, run in this order as one script.
     """
     css = palette_css(":root") + picture_css() + static("page.css")
     html = f"""<!DOCTYPE html>
@@ -79,7 +79,7 @@ def build_page(title: str, body: str, data: Any, script: str) -> Page:
 <footer>Made by mmn_fast {text(__version__)}. This page is complete in itself and loads nothing.</footer>
 <script type="application/json" id="data">{json_block(data)}</script>
 <script>
-{static(script)}</script>
+{"".join(map(static, scripts))}</script>
 </body>
 </html>
 """

@@ -183,6 +183,7 @@ def moment_map(
     limits: tuple[float, float] = (0.0, 1.0),
     max_moments: int = 5,
     label: str = "",
+    start_s: float = 0.0,
 ) -> Svg:
     """Draw the 2D map of one sentence: a proposal's start from top to bottom, its end from left to right.
 
@@ -194,7 +195,7 @@ def moment_map(
         score_map: float [P], the score of each proposal.
         cells: int [P, 2], the proposals (i, j).
         num_clips: N, side of the map.
-        duration_s: length of the video in seconds.
+        duration_s: seconds that the map covers: the video's length, or that of a tube.
         moments: chosen moments, best first.
         truth: the true span (start, end) in seconds, or several.
         limits: scores at the two ends of the colour scale; scores beyond take the end's colour. The default is the
@@ -202,6 +203,7 @@ def moment_map(
             shape.
         max_moments: most moments to mark.
         label: description of the map for screen readers.
+        start_s: time at which the map's first clip starts.
 
     Returns:
         The picture.
@@ -220,13 +222,14 @@ def moment_map(
         f'<polygon fill="url(#@ID@)" points="{_staircase(num_clips)}"/>',
         f'<image x="{_LEFT}" y="{_TOP}" width="{_PLOT}" height="{_PLOT}" href="{png_uri(_heat(map_, low, high))}"/>',
         f'<rect class="mmn-frame" x="{_LEFT}" y="{_TOP}" width="{_PLOT}" height="{_PLOT}"/>',
-        _map_axes(num_clips, duration_s),
+        _map_axes(num_clips, duration_s, start_s),
         _colour_bar(low, high, scores[np.isfinite(scores)]),
     ]
 
-    def place(start_s: float, end_s: float) -> tuple[float, float]:
-        x = min(max(end_s / duration_s * num_clips - 0.5, 0), num_clips) * unit + _LEFT
-        return x, min(max(start_s / duration_s * num_clips + 0.5, 0), num_clips) * unit + _TOP
+    def place(begin_s: float, end_s: float) -> tuple[float, float]:
+        begin, end = ((time - start_s) / duration_s * num_clips for time in (begin_s, end_s))
+        x = min(max(end - 0.5, 0), num_clips) * unit + _LEFT
+        return x, min(max(begin + 0.5, 0), num_clips) * unit + _TOP
 
     spans = windows(truth)
     points = [place(start, end) for start, end in spans]
@@ -292,11 +295,11 @@ def _staircase(side: int) -> str:
     return " ".join(f"{number(x)},{number(y)}" for x, y in corners)
 
 
-def _map_axes(side: int, duration_s: float) -> str:
+def _map_axes(side: int, duration_s: float, start_s: float) -> str:
     unit, parts = _PLOT / side, []
     bottom = _TOP + _PLOT
-    for time in ticks(duration_s, 7):
-        clip = time / duration_s * side
+    for time in ticks(duration_s, 7, start_s):
+        clip = (time - start_s) / duration_s * side
         if clip - 0.5 >= 0:
             x = number(_LEFT + (clip - 0.5) * unit)
             parts.append(f'<line class="mmn-grid" x1="{x}" x2="{x}" y1="{bottom}" y2="{bottom + 5}"/>')

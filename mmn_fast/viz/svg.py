@@ -59,14 +59,13 @@ def span(start_s: float, end_s: float) -> str:
     return f"{start_s:.1f}–{end_s:.1f} s"
 
 
-def ticks(duration_s: float, at_most: int) -> list[float]:
-    """Round times from 0 to the duration, at most `at_most` + 1 of them."""
+def ticks(duration_s: float, at_most: int, start_s: float = 0.0) -> list[float]:
+    """Round times within `duration_s` seconds from the start on, at most `at_most` + 1 of them, at least one."""
     step = next((step for step in _STEPS_S if duration_s / step <= at_most), 0.0)
     if not step:
         step = 3600.0 * 2 ** math.ceil(math.log2(duration_s / 3600 / at_most))
-    if duration_s / step < 1:  # a video shorter than the first step
-        return [0.0]
-    return [round(step * count, 6) for count in range(int(duration_s / step + 1e-9) + 1)]
+    first, last = math.ceil(start_s / step - 1e-9), math.floor((start_s + duration_s) / step + 1e-9)
+    return [round(step * count, 6) for count in range(first, last + 1)] or [round(start_s, 6)]
 
 
 def palette_css(selector: str) -> str:

@@ -26,11 +26,15 @@ class ScoreMap:
         scores: float [P].
         cells: int [P, 2], the proposals (i, j): clips i to j, both included.
         num_clips: N, side of the map.
+        start_s: time at which the first clip starts; a tube's map starts with the tube.
+        duration_s: seconds that the N clips cover; None for the whole video.
     """
 
     scores: npt.NDArray[np.floating]
     cells: npt.NDArray[np.integer]
     num_clips: int
+    start_s: float = 0.0
+    duration_s: float | None = None
 
     def __repr__(self) -> str:
         return f"ScoreMap({described(self.scores)}, num_clips={self.num_clips})"

@@ -55,7 +55,7 @@ def report(
     for position, query in enumerate(queries):
         if not isinstance(query, GroundedQuery):
             raise InputError(f"queries[{position}]: expected GroundedQuery, got {type(query).__name__}")
-    video = None if frames is None else _video(check_frames(frames), fps)
+    video = None if frames is None else video_data(check_frames(frames), fps)
     maps = [number for number, query in enumerate(queries) if query.map is not None]
     count = len(queries)
     facts = [video_id, f"{number(duration_s)} s", f"{count} {'sentence' if count == 1 else 'sentences'}"]
@@ -64,21 +64,21 @@ def report(
     body = [f"<header><h1>{text(title)}</h1>{facts_line([*facts, *notes])}</header>"]
     if video is not None or maps:
         both = " both" if video is not None and maps else ""
-        player = "" if video is None else _player(duration_s)
-        pictures = _maps(queries, duration_s, max_moments) if maps else ""
-        body.append(f'<div class="stage{both}">{player}{pictures}</div>')
+        screen = "" if video is None else player(duration_s)
+        pictures = maps_panel(queries, duration_s, max_moments) if maps else ""
+        body.append(f'<div class="stage{both}">{screen}{pictures}</div>')
     body.append(_table(queries, seekable=video is not None))
-    body.append(_timelines(queries, duration_s, frames, video is not None, max_moments))
+    body.append(timelines_panel(queries, duration_s, frames, video is not None, max_moments))
     data = {
         "duration_s": duration_s,
         "video": video,
         "plot": PLOT,
-        "queries": [_query_data(query, max_moments) for query in queries],
+        "queries": [query_data(query, duration_s, max_moments) for query in queries],
     }
     return build_page(title, "\n".join(body), data, "video.js")
 
 
-def _video(frames: Uint8, fps: float | None) -> dict[str, Any]:
+def video_data(frames: Uint8, fps: float | None) -> dict[str, Any]:
     """Put the frames on one sheet, for the player."""
     if fps is None or isinstance(fps, bool) or not (math.isfinite(fps) and fps > 0):
         raise InputError(f"fps: expected a finite number > 0 with frames, got {fps!r}")
@@ -95,7 +95,8 @@ def _video(frames: Uint8, fps: float | None) -> dict[str, Any]:
     }
 
 
-def _player(duration_s: float) -> str:
+def player(duration_s: float, below: str = "") -> str:
+    """The player's panel: screen and controls, and `below` them more HTML."""
     end = number(duration_s, 3)
     return f"""<section class="panel player" aria-label="Video">
 <canvas id="screen" role="img" aria-label="The frame at the chosen time"></canvas>
@@ -106,10 +107,11 @@ def _player(duration_s: float) -> str:
 <input id="scrub" type="range" min="0" max="{end}" step="any" value="0" aria-label="Time in seconds">
 <output id="clock" for="scrub">0.0 s</output>
 </div>
-</section>"""
+{below}</section>"""
 
 
-def _maps(queries: Sequence[GroundedQuery], duration_s: float, max_moments: int) -> str:
+def maps_panel(queries: Sequence[GroundedQuery], duration_s: float, max_moments: int) -> str:
+    """The panel with a moment map per sentence, of which one shows."""
     options, pictures = [], []
     key = "<span><i class='k-rank'>1</i>chosen, by rank</span>"
     if any(query.truth_s for query in queries):
@@ -126,11 +128,12 @@ def _maps(queries: Sequence[GroundedQuery], duration_s: float, max_moments: int)
                 map_.scores,
                 map_.cells,
                 map_.num_clips,
-                duration_s,
+                map_.duration_s or duration_s,
                 moments=query.moments,
                 truth=query.truth_s,
                 max_moments=max_moments,
                 label=query.sentence,
+                start_s=map_.start_s,
             ).markup()
         hidden = " hidden" if place else ""
         pictures.append(f'<div class="map" data-map="{place}"{hidden}>{picture}</div>')
@@ -142,7 +145,8 @@ def _maps(queries: Sequence[GroundedQuery], duration_s: float, max_moments: int)
 </section>"""
 
 
-def _seek(start_s: float, end_s: float, seekable: bool, kind: str) -> str:
+def seek_button(start_s: float, end_s: float, seekable: bool, kind: str) -> str:
+    """A span of time in words, of kind "pred" or "true"; `seekable`, it plays the span."""
     where = span(start_s, end_s)
     if not seekable:
         return f'<span class="span {kind}">{where}</span>'
@@ -158,8 +162,8 @@ def _table(queries: Sequence[GroundedQuery], seekable: bool) -> str:
     rows = []
     for place, query in enumerate(queries):
         best = query.moments[0] if query.moments else None
-        predicted = "–" if best is None else _seek(best.start_s, best.end_s, seekable, "pred")
-        true = " ".join(_seek(start, end, seekable, "true") for start, end in query.truth_s) or "–"
+        predicted = "–" if best is None else seek_button(best.start_s, best.end_s, seekable, "pred")
+        true = " ".join(seek_button(start, end, seekable, "true") for start, end in query.truth_s) or "–"
         iou = query.iou
         meter = "" if iou is None else f'<i class="meter" style="--v:{number(iou, 3)}"></i>'
         name = f'<button type="button" class="pick" data-pick="{place}">{text(query.sentence)}</button>'
@@ -180,13 +184,15 @@ def _table(queries: Sequence[GroundedQuery], seekable: bool) -> str:
 </section>"""
 
 
-def _timelines(
+def timelines_panel(
     queries: Sequence[GroundedQuery],
     duration_s: float,
     frames: Uint8 | None,
     seekable: bool,
     max_moments: int,
+    note: str = "",
 ) -> str:
+    """The panel with a timeline per sentence, below a strip of frames; `note` stands in its key."""
     if not queries and frames is None:
         return ""
     strip = "" if frames is None else draw_timeline([], duration_s, frames).markup()
@@ -201,12 +207,13 @@ def _timelines(
     head = '<div id="head" class="playhead" aria-hidden="true"></div>' if seekable else ""
     return f"""<section class="panel">
 <div class="bar"><h2>Timelines</h2><p class="key"><span><i class="k-pred"></i>predicted, best first</span>\
-{true}<span>time in seconds.{hint}</span></p></div>
+{true}<span>time in seconds.{note}{hint}</span></p></div>
 <div class="scroll"><div class="tracks">{head}<div class="strip">{strip}</div>{"".join(blocks)}</div></div>
 </section>"""
 
 
-def _query_data(query: GroundedQuery, max_moments: int) -> dict[str, Any]:
+def query_data(query: GroundedQuery, duration_s: float, max_moments: int) -> dict[str, Any]:
+    """What video.js reads about a sentence."""
     best = query.moments[0] if query.moments else None
     data: dict[str, Any] = {
         "sentence": query.sentence,
@@ -226,6 +233,8 @@ def _query_data(query: GroundedQuery, max_moments: int) -> dict[str, Any]:
         upper = dense[np.triu_indices(query.map.num_clips)]
         data["map"] = {
             "num_clips": int(query.map.num_clips),
+            "start_s": round(query.map.start_s, 3),
+            "duration_s": query.map.duration_s or duration_s,
             "low": low,
             "high": high,
             "scores": base64.b64encode(upper.tobytes()).decode("ascii"),

@@ -8,8 +8,10 @@
   /* Choosing a sentence: the table's row, the map and the timeline's heading go together. */
   const choose = one("choose");
   let chosen = 0;
+  let repaint = () => {};
   function pick(index) {
     chosen = index;
+    repaint();
     all("[data-query]").forEach((e) => e.classList.toggle("chosen", Number(e.dataset.query) === index));
     all("[data-pick]").forEach((e) => e.setAttribute("aria-pressed", String(Number(e.dataset.pick) === index)));
     all("[data-map]").forEach((e) => { e.hidden = Number(e.dataset.map) !== index; });
@@ -24,8 +26,12 @@
     const video = data.video, times = video.times_s, last = data.duration_s;
     const screen = one("screen"), scrub = one("scrub"), clock = one("clock"), now = one("now"), head = one("head");
     const play = one("play"), pen = screen.getContext("2d");
-    screen.width = video.width;
-    screen.height = video.height;
+    /* Boxes are drawn finer than the frames' pixels. */
+    const boxes = typeof boxesOf === "function" ? boxesOf(data, screen) : null;
+    const zoom = boxes ? Math.max(1, Math.round(768 / video.width)) : 1;
+    screen.width = video.width * zoom;
+    screen.height = video.height * zoom;
+    pen.imageSmoothingEnabled = zoom === 1;
     screen.classList.toggle("small", video.width <= 160);
     const sheet = new Image();
     let time = 0, shown = -1, stop = last, running = false, before = 0;
@@ -44,13 +50,15 @@
       if (frame !== shown && sheet.complete && sheet.naturalWidth) {
         shown = frame;
         pen.drawImage(sheet, (frame % video.columns) * video.width, Math.floor(frame / video.columns) * video.height,
-          video.width, video.height, 0, 0, video.width, video.height);
+          video.width, video.height, 0, 0, screen.width, screen.height);
+        if (boxes) boxes.paint(pen, frame, chosen);
       }
       scrub.value = String(time);
       scrub.setAttribute("aria-valuetext", seconds(time));
       clock.textContent = seconds(time) + " / " + seconds(last);
       head.style.left = (100 * time / last) + "%";
-      const found = data.queries.filter((q) => q.best && q.best[0] <= time && time < q.best[1]);
+      const found = boxes ? data.queries.slice(chosen, chosen + 1)
+        : data.queries.filter((q) => q.best && q.best[0] <= time && time < q.best[1]);
       now.textContent = found.map((q) => q.sentence).join(" · ");
     }
     function run(on) {
@@ -94,6 +102,8 @@
         show(time + (event.key === "ArrowLeft" ? -0.5 : 0.5));
       }
     });
+    repaint = () => { shown = -1; show(time); };
+    if (boxes) boxes.watch(repaint);
     sheet.addEventListener("load", () => show(time));
     sheet.src = video.sheet;
     show(0);
@@ -132,7 +142,7 @@
       const at = 2 * (i * n - i * (i - 1) / 2 + j - i);
       const step = bytes.charCodeAt(at) + 256 * bytes.charCodeAt(at + 1);
       const score = step === 65535 ? null : map.low + (map.high - map.low) * step / 65534;
-      return { start: i * data.duration_s / n, end: (j + 1) * data.duration_s / n, score };
+      return { start: map.start_s + i * map.duration_s / n, end: map.start_s + (j + 1) * map.duration_s / n, score };
     }
     svg.addEventListener("pointermove", (event) => {
       const cell = cellAt(event);
