@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import mmn_fast
-from mmn_fast.backends.base import Selection
+from mmn_fast.backends.base import Selection, Settings
 from mmn_fast.backends.native_cpu import NativeBackend
 from mmn_fast.checkpoint import load_model
 from mmn_fast.engine import Engine
@@ -80,7 +80,7 @@ def test_the_engine_hands_every_backend_the_same_request() -> None:
             return chosen, np.zeros(chosen.shape, np.float32)
 
     model = load_model("demo")
-    engine = Engine(model, Own(model, "cpu", "auto", 1))
+    engine = Engine(model, Own(model, Settings("cpu", threads=1)))
     video = mmn_fast.Video(np.ones((7, engine.preset.input_size)), 30.0)
     result = engine.ground([mmn_fast.Query(video, ["a", "b"]), mmn_fast.Query(video, [])], top_k=2)
     ((request, top_k),) = seen
