@@ -1,4 +1,4 @@
-"""Static sizes: choose the size for a request, split and pad the request. NumPy only."""
+"""Static sizes: chooses the size for a request, splits and pads the request. NumPy only."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from mmn_fast.arrays import Float32, Int32, Int64
 VIDEO_BUCKETS = (1, 2, 4, 8, 16, 32, 48)
 QUERY_BUCKETS = (1, 8, 32, 128)
 TOKEN_BUCKETS = (16, 32, 64)
-# Source rows of all videos of a request. Rows beyond the given ones cost a read of up to three times as many rows, but
-# are not copied to the device. With finer buckets, a video slightly longer than the last one would cost a capture.
+# Source rows of all videos of a request. A bucket can have up to four times the given rows: the device reads the extra
+# rows, but they are not copied to it. With finer buckets, a video slightly longer than the last would cost a capture.
 ROW_BUCKETS = (64, 256, 1024, 4096, 16384)
 
 
@@ -31,7 +31,7 @@ def bucket_for(count: int, buckets: Sequence[int]) -> int | None:
 
 
 def split(count: int, buckets: Sequence[int]) -> list[Piece]:
-    """Cut a request into pieces of the largest bucket; the rest goes into the smallest bucket that holds it.
+    """Cut a request into pieces of the largest bucket and one rest in the smallest bucket that holds it.
 
     Args:
         count: items, >= 0.

@@ -1,7 +1,7 @@
-"""Models: read from official `.pth` files, converted directories (`directory`) and exports; written as directories.
+"""Reads models from official `.pth` files, converted directories (`directory`) and exports; writes them as directories.
 
-Reading a directory or an export needs no torch. Every file that carries checksums is verified against them, and the
-model's fingerprint is computed from the values that were read.
+Reading a directory or an export needs no torch. Files that carry checksums are verified, and the model's fingerprint is
+computed from the values that were read.
 """
 
 from __future__ import annotations
@@ -42,18 +42,18 @@ DEMO_MODEL = Path(__file__).parent / "demo" / "model"
 
 @dataclass(frozen=True, eq=False)
 class LoadedModel:
-    """A model's values, before a backend takes them.
+    """A model's values, independent of any backend.
 
     Attributes:
         preset: sizes and conventions.
         text: sizes of the text encoder.
         state: float32 arrays under the official state-dict keys.
         tokenizer: the word pieces of the text encoder's training.
-        source: name of what was loaded, for messages.
-        exported: directory of the graphs if an export was loaded (`mmn-fast export`). An export has no weights, so
-            `state` is empty then.
+        source: name of the loaded file or directory, for messages.
+        exported: directory of an export's graphs (`mmn-fast export`), else None. An export has no weights: its `state`
+            is empty.
         weights_sha256: SHA-256 of the weights behind the export; None without an export.
-        manifest_sha256: SHA-256 of the export's manifest, which has every file's SHA-256; None without an export.
+        manifest_sha256: SHA-256 of the export's manifest, which lists every file's SHA-256; None without an export.
     """
 
     preset: Preset
@@ -67,7 +67,7 @@ class LoadedModel:
 
     @kept_property
     def fingerprint(self) -> str:
-        """Hash of everything that decides results (`weights.fingerprint.fingerprint_of`), computed from these values.
+        """Hash of all values that affect results (`weights.fingerprint.fingerprint_of`).
 
         A checkpoint, its converted directory and its export have the same fingerprint.
         """
@@ -84,8 +84,8 @@ class LoadedModel:
         return dataclasses.replace(self, source=source)._knowing(self.fingerprint)
 
     def _knowing(self, fingerprint: str) -> LoadedModel:
-        """Store the fingerprint that was computed while the model was read; return the model."""
-        self.__dict__["fingerprint"] = fingerprint  # where the cached property keeps it; a copy by `replace` lacks it
+        """Store the fingerprint that was computed during reading; return the model."""
+        self.__dict__["fingerprint"] = fingerprint  # the cached property's place; a copy by `replace` computes it anew
         return self
 
 
@@ -257,7 +257,7 @@ def _from_recorded(
 
 
 def _insist(held: Preset, preset: str | Path | Preset | None, made: str) -> None:
-    """Refuse a preset that gives other answers than the model's own."""
+    """Refuse a preset whose results differ from those of the model's own."""
     if preset is None:
         return
     wanted = get_preset(preset)
@@ -314,7 +314,7 @@ def _from_export(path: Path, preset: str | Path | Preset | None, tokenizer: str 
 
 
 def _check_export(path: Path, manifest_sha256: str | None) -> None:
-    """Refuse an export other than the pickled one; the pickle does not contain the graphs."""
+    """Refuse an export that changed since it was pickled; the pickle does not contain the graphs."""
     from mmn_fast.artifact.manifest import MANIFEST, check_files, read_manifest
 
     manifest = read_manifest(path)

@@ -51,7 +51,7 @@ class _Embeddings:
         return (self[i] for i in range(len(self)))
 
     def __getitem__(self: _Self, index: int | slice | Sequence[int] | Sequence[bool]) -> _Self:
-        """The selected items, as new embeddings (an integer selects one item and keeps the axis).
+        """Select items, as new embeddings; an integer selects one item and keeps the axis.
 
         Args:
             index: an item's number, a slice, numbers of items, or one bool per item.
@@ -73,10 +73,10 @@ class _Embeddings:
         """Join embeddings of one model, item after item; `a + b` joins two.
 
         Args:
-            parts: at least one part, all made by the same model. The result is read-only if all parts are read-only.
+            parts: at least one part, all made by one model. The result is read-only if all parts are read-only.
 
         Raises:
-            InputError: no part, other values than embeddings of this kind, or embeddings of several models.
+            InputError: there is no part, a part is no embeddings of this kind, or two parts come from different models.
         """
         parts = list(parts)
         if not parts:
@@ -153,7 +153,7 @@ class _Embeddings:
 
     @classmethod
     def _from_file(cls: type[_Self], arrays: Mapping[str, Any], meta: Mapping[str, str], where: str) -> _Self:
-        """Make embeddings from a file's content; each part is checked."""
+        """Check a file's content and make embeddings from it."""
         check_keys(arrays, ("contrastive", "iou"), where)
         meta = check_keys(meta, ("kind", "fingerprint", *cls._per_item), where)
         shape = arrays["contrastive"].shape

@@ -56,11 +56,11 @@ def load(
         preset: for a `.pth` file: a preset's name, an official YAML file's path, or a `Preset`.
         tokenizer: for a `.pth` file: a directory, tokenizer.json, vocab.txt or hub id.
         device: "auto", "cpu", "cuda" or "cuda:N".
-        precision: "auto", "fp64" (backend "torch"), "fp32", "bf16", "fp16", "fp8" or "int8"; what a backend
-            cannot do, it refuses.
+        precision: "auto", "fp64" (backend "torch"), "fp32", "bf16", "fp16", "fp8" or "int8"; a backend refuses
+            precisions that it does not have.
         backend: "auto" or a name of `available_backends()`.
-        threads: CPU threads; None takes `MMN_FAST_NUM_THREADS`, else one per core that the process may keep busy: of
-            its affinity mask, and no more than OMP_NUM_THREADS and the CPU quota of its control group.
+        threads: CPU threads; None takes `MMN_FAST_NUM_THREADS`, else one per core of the process's affinity mask, at
+            most OMP_NUM_THREADS and the CPU quota of its control group.
         progress: show a progress bar during long calls.
         backend_options: settings of the chosen backend alone, see its `OPTIONS`.
 
@@ -72,7 +72,7 @@ def load(
     backend_options = {} if backend_options is None else backend_options
     if not isinstance(backend_options, Mapping):
         raise InputError(f"backend_options: expected a mapping, got {type(backend_options).__name__}")
-    host.cpu_isa()  # refuses MMN_FAST_CPU_ISA before any work; every backend on the CPU chooses moments with it
+    host.cpu_isa()  # refuses a wrong MMN_FAST_CPU_ISA before any work: every backend on the CPU chooses moments with it
     choice = registry.choose(backend, device, precision, exported=is_export(model))
     chosen, loaded = choice.backend, load_model(model, preset, tokenizer)
     if chosen.takes_exports and loaded.exported is None:
@@ -108,23 +108,23 @@ def load(
 
 
 class Engine:
-    """A loaded model. Safe to call from several threads. Immutable: `copy.copy` and `copy.deepcopy` give itself.
+    """A loaded model, safe to call from several threads. It is immutable: `copy.copy` and `copy.deepcopy` return it.
 
-    It pickles as what it was loaded from, in a few hundred bytes: the model's absolute path (or "demo", or a hub id),
-    its fingerprint, the backend that was chosen and its options. Unpickling loads the model again, once per process for
-    as long as one of its engines is in use, and raises InputError if the model there is another one now,
-    BackendUnavailable if the backend or its kind of device is not there. Results have the same bits on the same kind of
-    processor. An engine that was made of a `LoadedModel` pickles the weights.
+    A pickle takes a few hundred bytes: the model's absolute path (or "demo", or a hub id), its fingerprint, the chosen
+    backend and its options. Unpickling loads the model again, once per process while one of its engines is in use. It
+    raises InputError if the path now holds another model, BackendUnavailable if the backend or its kind of device is
+    missing. Results have the same bits on the same kind of processor. An engine made from a `LoadedModel` pickles the
+    weights.
 
-    A result does not depend on what else is in the call: a video or sentence gives the same numbers alone and
-    in any batch (on CUDA in fp16 and bf16 with backend "native": the same within what the precision promises).
+    A result does not depend on the rest of the call: a video or sentence gives the same numbers alone and in any batch
+    (with backend "native" on CUDA in fp16 and bf16: the same within the precision's error bound).
 
     Args:
         model: the model's values.
-        backend: what runs it.
-        passed_over: why "auto" did not take the backends that it tried before.
+        backend: runs the model.
+        passed_over: why "auto" skipped the backends that it tried earlier.
         progress: show a progress bar during long calls.
-        origin: what `load` loaded it from; None: the engine pickles as its model's values.
+        origin: where `load` found the model; with None the engine pickles the model's values.
     """
 
     def __init__(
@@ -160,12 +160,12 @@ class Engine:
         """Find the moments that sentences describe.
 
         Args:
-            batch: any number of queries; a video that occurs several times is encoded once.
+            batch: any number of queries; a repeated video is encoded once.
             top_k: moments per sentence, >= 1.
 
         Returns:
-            `result[v][s]`: moments of sentence s of query v, best first, after non-maximum suppression; fewer than
-            top_k where suppression leaves fewer.
+            `result[v][s]`: moments of sentence s of query v, best first, after non-maximum suppression; it can leave
+            fewer than top_k.
 
         Raises:
             InputError: a query cannot be used; the message names the query and what is wrong with it.
@@ -181,13 +181,13 @@ class Engine:
         ]
 
     def score_maps(self, batch: Iterable[Query]) -> list[ScoreMaps]:
-        """Score every proposal, without choosing any.
+        """Score every proposal of every query, without selection.
 
         Args:
             batch: any number of queries.
 
         Returns:
-            Per query its maps, see `ScoreMaps`.
+            One `ScoreMaps` per query.
 
         Raises:
             InputError: a query cannot be used.
@@ -201,7 +201,7 @@ class Engine:
         return [ScoreMaps(*maps, cells=self._plan.cells.copy()) for maps in scores]
 
     def encode_video(self, videos: Iterable[Video]) -> VideoEmbeddings:
-        """Embed every proposal of some videos; once per video, for any number of sentences later.
+        """Embed every proposal of some videos; the embeddings serve any number of sentences later.
 
         Args:
             videos: any number of videos.
@@ -231,7 +231,7 @@ class Engine:
         """Embed sentences.
 
         Args:
-            sentences: any number of sentences; one beyond the encoder's limit is cut, with a warning.
+            sentences: any number of sentences; a sentence beyond the encoder's limit is cut, with a warning.
 
         Returns:
             Embeddings in the order given.
@@ -254,8 +254,8 @@ class Engine:
         """Ground every sentence in every video from their embeddings.
 
         Args:
-            video: what `encode_video` made, here or in another process.
-            text: what `encode_text` made.
+            video: embeddings from `encode_video`, made here or in another process.
+            text: embeddings from `encode_text`.
             top_k: moments per sentence, >= 1.
 
         Returns:
@@ -288,37 +288,35 @@ class Engine:
         top_k: int = 5,
         rows: Sequence[int] = (64, 256),
     ) -> None:
-        """Prepare for requests of these sizes, every combination; a backend with nothing to prepare does nothing.
+        """Prepare for requests of every combination of these sizes; a backend with nothing to prepare does nothing.
 
         Args:
             videos: distinct videos in a call of `ground`, each >= 1.
-            sentences: distinct sentences in it, each >= 1.
-            tokens: word pieces of its longest sentence, [CLS] and [SEP] included, each >= 1.
+            sentences: distinct sentences in the call, each >= 1.
+            tokens: word pieces of the call's longest sentence, [CLS] and [SEP] included, each >= 1.
             top_k: moments per sentence.
-            rows: clip features (n_src) of each of these videos, each >= 1.
+            rows: clip features (n_src) of each video, each >= 1.
 
         Raises:
             InputError: a size is no whole number >= 1.
-            MemoryError: the device has too little memory for one of them.
+            MemoryError: the device has too little memory for one of the sizes.
         """
         check_sizes(videos=videos, sentences=sentences, tokens=tokens, rows=rows)
         self._backend.warmup(videos, sentences, tokens, rows, self._moments_wanted(top_k))
 
     @property
     def max_tokens(self) -> int:
-        """Word pieces of a sentence that the text encoder takes, [CLS] and [SEP] included."""
+        """Most word pieces of a sentence that the text encoder takes, [CLS] and [SEP] included."""
         return self._model.text.max_tokens
 
     def cut_sentences(self, sentences: Sequence[str]) -> dict[str, int]:
-        """The sentences that are longer than `max_tokens`, with their numbers of word pieces.
-
-        Every other call cuts them, with a warning that counts them.
+        """Find the sentences that are longer than `max_tokens`; other methods cut them and warn with their count.
 
         Args:
             sentences: any number of sentences.
 
         Returns:
-            Each of them once, in their order.
+            Sentence -> its number of word pieces; each sentence once, in the given order.
 
         Raises:
             InputError: not a sequence of str.
@@ -326,7 +324,7 @@ class Engine:
         return self._model.tokenizer.cut_sentences(check_sentences(sentences))
 
     def info(self) -> dict[str, Any]:
-        """What was chosen (backend, device, ISA, precision, threads) and why other backends were not."""
+        """The engine's backend, device, ISA, precision and threads, and why other backends were skipped."""
         text = self._model.text
         return {
             "model": self._model.source,
@@ -356,7 +354,7 @@ class Engine:
         }
 
     def _moments_wanted(self, top_k: int) -> int:
-        """`top_k`, checked, and no more than there are proposals: memory is taken for each of them."""
+        """Check `top_k` and limit it to the number of proposals, because each moment takes memory."""
         return min(check_top_k(top_k), self._plan.num_proposals)
 
     def _request(self, batch: Iterable[Query], video_input: VideoInput) -> Request:
@@ -371,11 +369,11 @@ class Engine:
 
 
 _unpickled: weakref.WeakValueDictionary[str, Engine] = weakref.WeakValueDictionary()
-"""Engines of this process that have been pickled or unpickled, by their origin: each task of a worker finds its own."""
+"""Origin -> engine of this process that has been pickled or unpickled: each task of a worker finds its own."""
 
 
 def _loaded_again(origin: Origin) -> Engine:
-    """The engine of this origin in this process, loaded if there is none."""
+    """Return this process's engine of an origin; load it if there is none."""
     engine = _unpickled.get(repr(origin))
     if engine is None:
         found = load(**origin.arguments())
@@ -396,7 +394,7 @@ _engines: Once[tuple[Any, ...], Engine] = Once()
 def ground(
     batch: Iterable[Query], model: str | Path | None = None, top_k: int = 5, **options: Any
 ) -> list[list[list[Moment]]]:
-    """Find the moments that sentences describe, with an engine that is loaded on the first call and kept.
+    """Find the moments that sentences describe; the engine is loaded on the first call and kept.
 
     Args:
         batch: any number of queries.

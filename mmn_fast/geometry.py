@@ -20,7 +20,7 @@ from mmn_fast.process.once import kept_property
 
 
 def proposal_diagonals(num_clips: int, pooling_counts: Sequence[int]) -> list[tuple[range, range]]:
-    """The diagonals of valid cells besides the main one, in the order in which pooling makes them.
+    """The diagonals of valid cells besides the main one, in the order of pooling.
 
     Level l keeps `pooling_counts[l]` diagonals at stride 2^l (2D-TAN, section 3.2): offsets grow by the stride, and
     along a diagonal only every stride-th cell exists.
@@ -42,7 +42,7 @@ def proposal_diagonals(num_clips: int, pooling_counts: Sequence[int]) -> list[tu
 
 
 def pool_steps(pooling_counts: Sequence[int]) -> list[tuple[int, int]]:
-    """Kernel and stride of the pool, or learned convolution, that makes each diagonal from the one before it.
+    """Kernel and stride of the pool or learned convolution that makes each diagonal from the previous one.
 
     The step into every level after the first is (3, 2), a step within a level is (2, 1) (2D-TAN, section 3.2).
 
@@ -132,7 +132,7 @@ def temporal_iou(moments: npt.NDArray[np.floating], moment: npt.NDArray[np.float
 
 @dataclass(frozen=True, eq=False)
 class LayerPlan:
-    """Cells that one layer of the proposal convolution computes, and the inputs that they read.
+    """The cells that one layer of the proposal convolution computes, and their inputs.
 
     Layers are numbered 1 to L; layer 0 is the 2D map itself. Layer l's map has side N + (k-1)(L-l); its cell
     (y, x) lies over cell (y - margin, x - margin) of the final map.
@@ -216,8 +216,7 @@ class TileCover:
     Attributes:
         outputs: int32 [tiles, m * m], per tile the rows of the layer's `cells` in row-major order; -1 means that the
             cell is not needed. Every needed cell is in exactly one tile.
-        inputs: int32 [tiles, n * n], n = m + k - 1, rows of the previous layer's `cells`; -1 means that the input is
-            zero.
+        inputs: int32 [tiles, n * n], n = m + k - 1, rows of the previous layer's `cells`; -1 means a zero input.
     """
 
     outputs: Int32
@@ -323,7 +322,7 @@ def proposal_plan(num_clips: int, pooling_counts: tuple[int, ...], kernel: int, 
 
     needed = [mask & valid[-1]]
     for below in reversed(valid[:-1]):
-        # An input is needed when it is not known to be zero and some needed output has it under its kernel.
+        # An input is needed if it is not known to be zero and lies under the kernel of some needed output.
         under = np.zeros_like(below)
         rows, columns = np.nonzero(needed[0])
         for tap in range(kernel**2):
@@ -350,5 +349,5 @@ def proposal_plan(num_clips: int, pooling_counts: tuple[int, ...], kernel: int, 
 
 
 def plan_for(preset: Preset) -> ProposalPlan:
-    """The proposal plan of a preset; the same object for the same geometry."""
+    """The proposal plan of a preset; presets of the same geometry share one object."""
     return proposal_plan(preset.num_clips, preset.pooling_counts, preset.conv_kernel, preset.conv_layers)

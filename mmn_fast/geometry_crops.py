@@ -1,4 +1,4 @@
-"""Boxes that hold every needed cell of a layer, for dense convolutions that are cropped to these boxes."""
+"""Boxes that hold every needed cell of a layer: dense convolutions are cropped to them."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ class CroppedLayer:
 
 @dataclass(frozen=True)
 class Crops:
-    """All layers in rectangles: a Conv node of an exported graph computes a band and reads a frame of the layer below.
+    """All layers in rectangles: each Conv node of an exported graph computes a band from a frame of the layer below.
 
     Attributes:
         input_frame: the part of the padded 2D map that the first layer's bands read.

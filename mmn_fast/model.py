@@ -1,7 +1,7 @@
-"""The Mutual Matching Network, as the paper describes it and under its official state-dict keys.
+"""The Mutual Matching Network as in the paper, under its official state-dict keys.
 
-The file follows the data flow from top to bottom: pre-clips -> clips -> 2D map -> proposals, sentences -> joint space,
-and the match of both. Every fast path is compared with this reference.
+The file follows the data flow from top to bottom: pre-clips -> clips -> 2D map -> proposals; sentences -> joint space;
+then the match of both. Every fast path is compared with this reference.
 
 Symbols: B videos, S sentences, T pre-clips, N clips (side of the 2D map), D input width, C hidden width,
 J joint width, P valid proposals, M_l side of layer l's map, k kernel, L layers.

@@ -43,7 +43,7 @@ def select_moments(
         threads: CPU threads; None takes the default.
 
     Returns:
-        int32 [S, top_k]: indices into P, best first, then -1 if fewer are left (`kernels.reference.temporal_nms`).
+        int32 [S, top_k]: indices into P, best first, then -1 (`kernels.reference.temporal_nms`).
     """
     return ops.temporal_nms(fused, moments, iou_threshold, top_k, threads=threads)
 
@@ -61,7 +61,7 @@ def to_moments(chosen: Int32, scores: Float32, moments: Float32) -> list[list[Mo
     """
     if not len(moments):
         return [[] for _ in chosen]
-    # All numbers are converted to Python at once: one by one, conversion takes longer than finding the moments.
+    # tolist() converts all numbers at once; one by one, conversion takes longer than finding the moments.
     spans = moments[np.maximum(chosen, 0)].tolist()
     return [
         [_moment(start, end, score) for p, (start, end), score in zip(row, ends, values, strict=True) if p >= 0]

@@ -31,7 +31,7 @@ from mmn_fast.checks import (
 from mmn_fast.errors import InputError
 from mmn_fast.official_yaml import LOSS_KEYS, PRESET_KEYS, RECIPE_KEYS, read_official
 from mmn_fast.recipes import LOSS_RULES, RECIPE_RULES
-from mmn_fast.recipes import LossParams as LossParams  # a preset's values are one vocabulary
+from mmn_fast.recipes import LossParams as LossParams  # re-exported: one import gives all types of a preset's values
 from mmn_fast.recipes import Recipe as Recipe
 from mmn_fast.storage.files import check_name
 
@@ -219,7 +219,7 @@ class Preset:
         return self.num_pre_clips // self.num_clips
 
     def to_dict(self) -> dict[str, Any]:
-        """All values, nested, as plain JSON types; `Preset.from_dict` reads them back."""
+        """All values as nested plain JSON types; `Preset.from_dict` reads them back."""
         return dataclasses.asdict(self)
 
     @classmethod
@@ -359,7 +359,7 @@ PRESETS: dict[str, Preset] = {
     )
 }
 
-# DATASETS.NAME of the official configuration files -> the preset with the same conventions (evaluation, file layout).
+# DATASETS.NAME in official configuration files -> the preset with the same conventions (evaluation, file layout).
 _OFFICIAL_NAMES = {
     "charades": "charades-sta",
     "activitynet": "activitynet-captions",
@@ -369,7 +369,7 @@ _OFFICIAL_NAMES = {
 
 
 def get_preset(preset: str | Path | Preset) -> Preset:
-    """Get the preset of a name, read one from an official YAML file, or pass a preset through.
+    """Find a preset by name, read one from an official YAML file, or pass a preset through.
 
     Args:
         preset: a key of `PRESETS`, the path of an official MMN or MMN-STVG YAML file, or a `Preset`.

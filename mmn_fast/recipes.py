@@ -1,4 +1,4 @@
-"""Training of a preset: parameters of the losses and the official schedule, as values."""
+"""Training values of a preset: parameters of the losses and the official schedule."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class Recipe:
         epochs: number of epochs.
         milestones: epochs after which the rate is divided by ten.
         freeze_text_epochs: epochs in which DistilBERT is not updated.
-        all_losses_epochs: epochs with full contrastive terms; later ones weigh them by another 0.01.
+        all_losses_epochs: epochs with full contrastive terms; later epochs multiply these terms by another 0.01.
         contrastive_weight: weight of the two contrastive terms relative to the iou loss.
         test_batch_size: videos per evaluation batch.
     """

@@ -1,4 +1,4 @@
-"""A request: which sentences to ground in which videos, checked before any work, every distinct one held once."""
+"""A request: the sentences to ground and their videos, checked before any work, each distinct item held once."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from mmn_fast.features import check_duration
 from mmn_fast.tokenizer import check_text
 from mmn_fast.types import Query, Video
 
-# Videos that a block holds: it bounds the memory of their embeddings, results do not depend on it.
+# Most videos in a block. This bounds the memory of their embeddings; results do not depend on it.
 VIDEOS_AT_ONCE = 16
 
 VideoInput = Callable[[Any, str], Float32]
-"""Checks a video's features, whose name in messages comes second, and makes the array that encodes the video."""
+"""(features, their name in messages) -> the checked array that a backend encodes."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +42,7 @@ class Block(NamedTuple):
 
     Attributes:
         videos: at most `VIDEOS_AT_ONCE` arrays.
-        queries: row in `videos` and number of each query.
+        queries: (row in `videos`, number of the query) per query.
     """
 
     videos: Sequence[Float32]
@@ -51,13 +51,13 @@ class Block(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Request:
-    """Queries without repetition.
+    """Checked queries; each distinct video and sentence occurs once.
 
     Attributes:
-        videos: one array per distinct video that has sentences, as the backend takes them (`Backend.video_input`).
+        videos: one array from `Backend.video_input` per distinct video that has sentences.
         token_ids: int64 [L_s] per distinct sentence, not padded.
-        pairs: Q pairs of a video and a sentence, those of the first query first.
-        spans: per query its pairs; an empty slice for a query without sentences.
+        pairs: Q pairs of a video and a sentence, in the order of the queries.
+        spans: per query its slice of the pairs; empty for a query without sentences.
         progress: whether to show a progress bar while blocks are worked on.
     """
 
@@ -68,7 +68,7 @@ class Request:
     progress: bool = False
 
     def blocks(self) -> Iterable[Block]:
-        """All videos in blocks; with `progress` a bar on stderr counts two blocks or more."""
+        """Yield all videos in blocks; `progress` shows a bar on stderr if there are two blocks or more."""
         blocks = [
             Block(self.videos[first : first + VIDEOS_AT_ONCE], [])
             for first in range(0, len(self.videos), VIDEOS_AT_ONCE)
@@ -91,7 +91,7 @@ def make_request(
     tokenize: Callable[[Sequence[str]], Sequence[Int64]],
     progress: bool = False,
 ) -> Request:
-    """Check queries and make them a request.
+    """Check queries and make a request from them.
 
     Args:
         batch: any number of queries.
@@ -129,14 +129,14 @@ def make_request(
 def distinct_videos(
     videos: Sequence[tuple[str, Video]], video_input: VideoInput
 ) -> tuple[Sequence[Float32], Sequence[int]]:
-    """Check videos, all of them before the first is encoded, and find those that are equal.
+    """Check all videos before the first is encoded, and find equal ones.
 
     Args:
-        videos: name in messages and video.
+        videos: (name in messages, video) per video.
         video_input: called once per array of features.
 
     Returns:
-        What `video_input` made of each distinct video, and per video given the number of its own.
+        The array from `video_input` for each distinct video, and per given video the number of its array.
 
     Raises:
         InputError: a duration or features cannot be used.
@@ -159,10 +159,10 @@ def distinct_videos(
 
 
 def listed(items: Iterable[Any], where: str, expected: str) -> list[Any]:
-    """The items of a list or of whatever else has them in an order.
+    """The items of a list or of another ordered iterable.
 
     Raises:
-        InputError: text, a mapping, a set, or nothing that can be iterated over.
+        InputError: `items` is text, a mapping, a set, or not iterable.
     """
     if isinstance(items, (str, bytes, Mapping, Set)) or not isinstance(items, Iterable):
         raise InputError(f"{where}: expected a list of {expected}, got {type(items).__name__}")
@@ -173,7 +173,7 @@ def check_videos(videos: Iterable[Video]) -> list[Video]:
     """The videos as a list.
 
     Raises:
-        InputError: no list, or an entry is no `Video`.
+        InputError: `videos` is no list, or an entry is no `Video`.
     """
     return [_check_video(video, f"videos[{number}]") for number, video in enumerate(listed(videos, "videos", "Video"))]
 
@@ -182,7 +182,7 @@ def check_sentences(sentences: Sequence[str], where: str = "sentences") -> list[
     """The sentences as a list.
 
     Raises:
-        InputError: no list, or an entry is no text.
+        InputError: `sentences` is no list, or an entry is no text.
     """
     if isinstance(sentences, str):
         raise InputError(f"{where}: expected a list of str, got one str; put it in a list")
@@ -195,7 +195,7 @@ def check_sizes(**sizes: Sequence[int]) -> None:
     """Refuse sizes of `Engine.warmup` that are no whole numbers >= 1.
 
     Raises:
-        InputError: such a size; the message names the argument.
+        InputError: a size is no whole number >= 1; the message names the argument.
     """
     for name, numbers in sizes.items():
         for size in listed(numbers, name, "integers >= 1"):
@@ -204,10 +204,10 @@ def check_sizes(**sizes: Sequence[int]) -> None:
 
 
 def check_top_k(top_k: int) -> int:
-    """The number of moments that is wanted.
+    """The wanted number of moments per sentence, as an int.
 
     Raises:
-        InputError: no whole number >= 1.
+        InputError: `top_k` is no whole number >= 1.
     """
     if isinstance(top_k, bool) or not isinstance(top_k, (int, np.integer)) or top_k < 1:
         raise InputError(f"top_k: expected an integer >= 1, got {top_k!r}")

@@ -1,7 +1,7 @@
 """The sentence side: DistilBERT, mean over the real tokens, LayerNorm, two projections.
 
-DistilBERT (Sanh et al., 2019) is implemented here under its published state-dict keys, so that neither inference nor
-export depends on a version of transformers; a test compares it with transformers' output.
+This file implements DistilBERT (Sanh et al., 2019) under its published state-dict keys, so that neither inference nor
+export depends on a version of transformers. A test compares it with transformers' output.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ class TextEncoder(nn.Module):
     Args:
         config: sizes of DistilBERT.
         joint_size: J.
-        dropout: dropout of DistilBERT while training; the published value.
+        dropout: dropout of DistilBERT while training; the default is the published value.
     """
 
     def __init__(self, config: TextEncoderConfig, joint_size: int, dropout: float = 0.1) -> None:
@@ -148,7 +148,7 @@ class TextEncoder(nn.Module):
 def build_text_encoder(
     config: TextEncoderConfig, joint_size: int, state: Mapping[str, npt.NDArray[Any]]
 ) -> TextEncoder:
-    """Build only the text encoder, with the given weights, in evaluation mode, on the CPU.
+    """Build the text encoder alone, with the given weights, in evaluation mode, on the CPU.
 
     Args:
         config: sizes of DistilBERT.
@@ -167,7 +167,7 @@ def fuse_attention(encoder: TextEncoder) -> TextEncoder:
     """Compute Q, K and V of every layer in one product, for inference.
 
     Args:
-        encoder: the encoder; it is changed in place, and its parameters lose their published names.
+        encoder: changed in place; its parameters lose their published names.
 
     Returns:
         `encoder`.

@@ -1,4 +1,4 @@
-"""Cuts sentences into word pieces; uses only the tokenizers library."""
+"""Cuts sentences into word pieces, with the tokenizers library alone."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def check_text(sentences: Sequence[str], where: str) -> None:
 
     Raises:
         InputError: an entry is no str, or holds a lone surrogate (Python's form of non-UTF-8 bytes on a command line).
-            The entry's index is named.
+            The message names the entry's index.
     """
     for index, sentence in enumerate(sentences):
         if not isinstance(sentence, str):
@@ -74,7 +74,7 @@ class Tokenizer:
 
     Args:
         inner: a `tokenizers.Tokenizer`; its own padding and truncation are switched off.
-        max_tokens: longest result; longer sentences are cut ([SEP] is kept), and each call warns once with their count.
+        max_tokens: longest result. Longer sentences are cut ([SEP] is kept); each call warns once with their count.
     """
 
     def __init__(self, inner: object, max_tokens: int = 512) -> None:
@@ -115,7 +115,7 @@ class Tokenizer:
         return encoded
 
     def cut_sentences(self, sentences: Sequence[str]) -> dict[str, int]:
-        """The sentences that `encode` cuts, each once and in the given order, with their numbers of word pieces.
+        """Find the sentences that `encode` cuts: sentence -> number of word pieces, each once, in the given order.
 
         Args:
             sentences: any number of str.
@@ -141,8 +141,8 @@ class Tokenizer:
     def digest(self) -> str:
         """SHA-256, hexadecimal, of the vocabulary and of the ids of some probing sentences.
 
-        A vocab.txt and the tokenizer.json made from it have the same digest, whatever version of the tokenizers library
-        wrote the file. The text of tokenizer.json depends on that version.
+        A vocab.txt and the tokenizer.json made from it have the same digest. The version of the tokenizers library
+        changes the text of tokenizer.json, but not the digest.
         """
         vocabulary = self._inner.get_vocab(with_added_tokens=True)  # type: ignore[attr-defined]
         words, ids = list(vocabulary), np.fromiter(vocabulary.values(), np.int64)
@@ -192,7 +192,7 @@ def load_tokenizer(source: str | Path, max_tokens: int = 512) -> Tokenizer:
 
 
 def tokenizer_from_json(text: str, where: str, max_tokens: int) -> Tokenizer:
-    """Make a tokenizer from the text that `Tokenizer.to_json` gave.
+    """Make a tokenizer from the text of `Tokenizer.to_json`.
 
     Args:
         text: content of a tokenizer.json.

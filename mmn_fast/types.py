@@ -1,6 +1,6 @@
-"""Inputs and outputs of the engine: videos, queries, moments and score maps.
+"""Inputs and outputs of the engine: videos, queries, moments and score maps. Nothing here computes.
 
-Nothing here computes. Arrays are NumPy, so results of every backend can be pickled, saved and moved between processes.
+Arrays are NumPy, so results of every backend can be pickled, saved and moved between processes.
 Symbols: B videos, S sentences, P proposals, J joint width.
 """
 
@@ -68,9 +68,7 @@ class Query:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class ScoreMaps:
-    """Every proposal's scores for the sentences of one video, packed.
-
-    It also behaves as a mapping, so `np.savez(path, **maps)` stores it.
+    """The scores of every proposal of one video for its sentences, packed; also a mapping for `np.savez(path, **maps)`.
 
     Attributes:
         contrastive: float32 [S, P], cosine of the contrastive branch, -1 to 1.
@@ -99,7 +97,7 @@ class ScoreMaps:
 
 
 def described(array: Any) -> str:
-    """Describe an array in few words, such as "float32 [2, 136, 256]"; for other values, give the type's name."""
+    """Describe an array briefly, such as "float32 [2, 136, 256]"; for other values, give the type's name."""
     shape, dtype = getattr(array, "shape", None), getattr(array, "dtype", None)
     if shape is None or dtype is None:
         return type(array).__name__

@@ -1,1 +1,1 @@
-"""Backends: one file each behind `base.Backend`, one row each in `registry.BACKENDS`."""
+"""Backends: each has one file, which implements `base.Backend`, and one row in `registry.BACKENDS`."""

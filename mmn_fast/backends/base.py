@@ -1,4 +1,4 @@
-"""What a backend is: the model's three seams on one device, in one precision."""
+"""The interface of a backend: the model's three seams on one device, in one precision."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ Branches = tuple[Float32, Float32]
 """A contrastive and an iou array of equal shape."""
 
 Selection = tuple[Int32, Float32]
-"""Per sentence the chosen proposals, int32 [S, top_k], -1 where fewer are left, and their fused scores [S, top_k]."""
+"""Chosen proposals of each sentence, int32 [S, top_k], best first, then -1, and their fused scores [S, top_k]."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What a backend is asked to run on, and how.
+    """The device, precision, threads and options of a backend.
 
     Attributes:
-        device: "cpu", "cuda" or "cuda:N", or "auto"; a device that `unavailable_reason` accepts.
+        device: "cpu", "cuda", "cuda:N" or "auto"; a device that `unavailable_reason` accepts.
         precision: a precision that `unavailable_reason` accepts, or "auto" for the backend's default.
         threads: CPU threads, >= 1; None leaves the process's setting alone.
-        options: settings of one backend alone, named in its `OPTIONS`; `read_options` checks their values.
+        options: the backend's own settings, by their names in `OPTIONS`; `read_options` checks their values.
     """
 
     device: str = "auto"
@@ -45,19 +45,19 @@ class Settings:
         object.__setattr__(self, "options", dict(self.options))  # a mapping proxy cannot be pickled
 
     def precision_or(self, default: str) -> str:
-        """The precision, `default` for "auto"."""
+        """The precision; `default` if it is "auto"."""
         return default if self.precision == "auto" else self.precision
 
 
 @dataclass(frozen=True)
 class Option:
-    """A setting that one backend takes beside the common ones.
+    """A setting of one backend, in addition to the common settings.
 
     Attributes:
-        meaning: what it does, in a phrase.
-        default: its value where none is given.
-        expected: what a value must be, for messages.
-        accepts: whether a value is that.
+        meaning: its effect, in a phrase.
+        default: its default value.
+        expected: the accepted values in words, for messages.
+        accepts: whether a value is accepted.
     """
 
     meaning: str
@@ -93,21 +93,21 @@ def _number(value: Any, kind: Any) -> bool:
 
 
 class Backend(ABC):
-    """Runs a model. Results do not depend on what else is in the call.
+    """Runs a model. An item's result does not depend on the rest of the call.
 
     Args:
         model: the model's values.
-        settings: what to run on, and how.
+        settings: the device, precision, threads and options.
 
     Raises:
-        InputError: a value of an option is not what the option expects.
+        InputError: an option does not accept its value.
     """
 
     name: ClassVar[str]
     OPTIONS: ClassVar[Mapping[str, Option]] = {}
-    """Settings that this backend takes beside the common ones."""
+    """This backend's own settings, in addition to the common settings."""
     takes_exports: ClassVar[bool] = False
-    """Whether it runs the graphs of an export (`LoadedModel.exported`) instead of weights."""
+    """Whether this backend runs the graphs of an export (`LoadedModel.exported`) instead of weights."""
     only_by_name: ClassVar[str | None] = None
     """Why "auto" never takes this backend, in one sentence; None if it may."""
 
@@ -118,13 +118,13 @@ class Backend(ABC):
         self.options = self.read_options(settings.options)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """A backend pickles as its arguments: what it made of them belongs to its process."""
+        """Pickle the constructor's arguments; everything made from them belongs to this process."""
         return type(self), self._arguments
 
     @classmethod
     @abstractmethod
     def unavailable_reason(cls, device: str, precision: str) -> str | None:
-        """Why this backend cannot run so here, as a sentence; None if it can.
+        """Why this backend cannot run here on this device in this precision, as a sentence; None if it can.
 
         Args:
             device: "auto", "cpu", "cuda" or "cuda:N".
@@ -145,10 +145,10 @@ class Backend(ABC):
 
     @classmethod
     def read_options(cls, options: Mapping[str, Any]) -> dict[str, Any]:
-        """The value of every setting of `OPTIONS`, as given or by default.
+        """The given or default value of every setting in `OPTIONS`.
 
         Raises:
-            InputError: a value is not what its option expects.
+            InputError: an option does not accept its value.
         """
         values = {name: options.get(name, option.default) for name, option in cls.OPTIONS.items()}
         for name, value in values.items():
@@ -200,18 +200,18 @@ class Backend(ABC):
             top_k: moments per sentence, >= 1.
 
         Returns:
-            What `select_moments` chooses from the fused scores, and those scores (0 where nothing is left).
+            The choice of `select_moments`, and the fused scores of the chosen moments (0 where the choice is -1).
         """
         fused = fuse_scores(*self.score(video, text), self.preset)
         chosen = select_moments(fused, moments, self.preset.nms_iou, top_k, self.threads)
         return chosen, np.where(chosen >= 0, np.take_along_axis(fused, np.maximum(chosen, 0), 1), np.float32(0))
 
     def video_input(self, features: Any, name: str) -> Float32:
-        """Check a video's features and make what `ground` takes of them: by default the pre-clips.
+        """Check a video's features and make the array that `ground` takes: by default the pre-clips.
 
         Args:
             features: float [n_src, D], see `features.check_features`.
-            name: their name in messages.
+            name: the features' name in messages.
 
         Returns:
             float32 [T, D], C-contiguous.
@@ -225,10 +225,10 @@ class Backend(ABC):
         """Encode a request's videos, block by block, and its sentences.
 
         Args:
-            request: its videos are pre-clips, float32 [T, D].
+            request: a request whose videos are pre-clips, float32 [T, D].
 
         Yields:
-            number of a query that has sentences, its video float32 [P, J] twice, its sentences float32 [S, J] twice.
+            Per query with sentences: its number, its video float32 [P, J] twice, its sentences float32 [S, J] twice.
         """
         rows = request.pairs.sentences
         text = [branch[rows] for branch in self.encode_text(request.token_ids)]
@@ -241,18 +241,18 @@ class Backend(ABC):
     def ground(self, request: Request, top_k: int) -> Selection:
         """Choose the best moments of every pair of a video and a sentence, by default query by query.
 
-        A backend that keeps a whole request on its device overrides this.
+        A backend that keeps a whole request on its device overrides this method.
 
         Args:
-            request: its videos are what `video_input` made.
+            request: a request whose videos are arrays from `video_input`.
             top_k: moments per pair, >= 1.
 
         Returns:
             As `top_moments`, int32 [Q, top_k] and float32 [Q, top_k].
 
         Raises:
-            InputError: the precision cannot hold the model's values, so that scores are not finite.
-            MemoryError: the device has too little memory; the message says for what, and the backend stays usable.
+            InputError: scores are not finite, because the precision cannot hold the model's values.
+            MemoryError: the device has too little memory; the message names the program, and the backend stays usable.
         """
         cells, durations = plan_for(self.preset).cells, request.pairs.durations
         chosen = np.empty((len(durations), top_k), np.int32)
@@ -266,16 +266,16 @@ class Backend(ABC):
     def warmup(  # noqa: B027 - most backends have nothing to prepare
         self, videos: Sequence[int], sentences: Sequence[int], tokens: Sequence[int], rows: Sequence[int], top_k: int
     ) -> None:
-        """Prepare for requests of these sizes, every combination, so that the first one is not slow.
+        """Prepare for requests of every combination of these sizes, so that the first request is not slow.
 
         Args:
             videos: distinct videos in a request.
-            sentences: distinct sentences in it.
-            tokens: word pieces of its longest sentence.
+            sentences: distinct sentences in a request.
+            tokens: word pieces of a request's longest sentence.
             rows: clip features of each video.
             top_k: moments per sentence.
         """
 
     @abstractmethod
     def info(self) -> dict[str, Any]:
-        """What was chosen: at least device and precision."""
+        """Facts about this backend for `Engine.info`: at least device and precision."""

@@ -28,14 +28,14 @@ _PRECISIONS = ("fp32", "bf16")
 
 
 class NativeBackend(Backend):
-    """C++ kernels; BatchNorm is folded and weights are packed once.
+    """Runs the C++ kernels; BatchNorm is folded and weights are packed once.
 
-    Scores in fp32 are within 2e-5 of float64, iou's within 5e-5. Where there is AMX, fp32 multiplies operands of two
-    bf16 terms, 16 bits, with float32 sums, in models that stay within that; option `exact` forbids it. In bf16 the
-    proposal convolution's weights have one term, and its inputs one or two, and the text encoder's linear maps multiply
-    bf16; everything else stays float32.
+    In fp32, contrastive and fused scores are within 2e-5 of float64, iou scores within 5e-5. With AMX, fp32 multiplies
+    operands of two bf16 terms (16 bits) and sums in float32, if the model stays within these bounds; option `exact`
+    forbids it. In bf16, the proposal convolution multiplies weights of one bf16 term by inputs of one or two, and the
+    text encoder's linear maps multiply bf16; everything else stays float32.
 
-    A video or a sentence gives the same embeddings alone and in any batch, with any number of threads, bit for bit.
+    A video or sentence gives bit-identical embeddings alone, in any batch and with any number of threads.
     """
 
     name = "native"
@@ -78,7 +78,7 @@ class NativeBackend(Backend):
         algorithms = [choice.algorithm for choice in self._choices]
         prefix = "text_encoder."
         text = {name.removeprefix(prefix): array for name, array in model.state.items() if name.startswith(prefix)}
-        with fork_waits:  # weights are transformed with NumPy's BLAS: a fork in its threads leaves a child that hangs
+        with fork_waits:  # NumPy's BLAS transforms the weights: a child forked meanwhile would hang in its threads
             self._conv = NativeProposalConv(weights, biases, self._plan, algorithms)
             self._video = _video_encoder(model.preset, model.state, self._plan, self._conv)
             self._text = NativeTextEncoder(text, model.text, self.precision)

@@ -1,8 +1,8 @@
-"""The native backend on a CUDA device: raw features and word pieces in, moments out, nothing waited for in between.
+"""The native backend on a CUDA device: raw features and word pieces in, moments out, without a wait in between.
 
-A request is padded to static sizes (`buckets`), each of which is captured as a CUDA graph once
-(`runtime.programs`). One that fits a single size is one graph, text and video on two streams that join before the
-scores; a larger one is split into a graph per piece of text, of videos and of pairs.
+A request is padded to static sizes (`buckets`); each size is captured once as a CUDA graph (`runtime.programs`). A
+request that fits one size is one graph: text and video run on two streams that join before the scores. A larger request
+is split into a graph per piece of text, of videos and of pairs.
 """
 
 from __future__ import annotations
@@ -46,14 +46,14 @@ from mmn_fast.text_encoder import build_text_encoder, fuse_attention
 
 
 class NativeGpuBackend(Backend):
-    """CUDA kernels of our own around the library's products; fp16 by default.
+    """Runs CUDA kernels of this package around the library's matrix products; fp16 by default.
 
     In fp32 (no TF32) every video and every sentence is encoded at a size of its own, so that its bits do not depend on
-    the rest of the call. In fp16 and bf16 the library may take another algorithm for another batch, within what the
-    precision promises.
+    the rest of the call. In fp16 and bf16 the library may choose another algorithm for another batch; results stay
+    within the precision's error bound.
 
-    Constructed with device "cpu" it runs the same path on the kernels' twins, for tests; `unavailable_reason` offers
-    that to nobody.
+    With device "cpu" the constructor runs the same path on the kernels' twins. This is for tests:
+    `unavailable_reason` refuses it.
     """
 
     name = "native"
@@ -146,7 +146,7 @@ class NativeGpuBackend(Backend):
                 blocks.append([branch[:count].float().cpu().numpy() for branch in branches])
         contrastive, iou = (np.concatenate(branch) for branch in zip(*blocks, strict=True))
         for branch in (contrastive, iou):
-            branch.setflags(write=False)  # so that `top_moments` may keep a copy
+            branch.setflags(write=False)  # `top_moments` keeps device copies of read-only arrays only
         return contrastive, iou
 
     def encode_text(self, token_ids: Sequence[Int64]) -> Branches:
@@ -170,7 +170,7 @@ class NativeGpuBackend(Backend):
             return np.empty((0, top_k), np.int32), np.empty((0, top_k), np.float32)
         with self._runner.running():
             pieces = split(len(text[0]), QUERY_BUCKETS)
-            # Copied to the device once: by the only graph launch, or before several.
+            # The sentences are copied to the device once: by the single graph launch, or before several launches.
             take = self._runner.pinned if len(pieces) == 1 else self._runner.upload
             copies = [self._copies.take(branch) for branch in video]
             fixed = [take(branch) if copy is None else copy for branch, copy in zip(video, copies, strict=True)]
@@ -242,7 +242,7 @@ class NativeGpuBackend(Backend):
         return self._selected(found, np.argsort(np.concatenate(rows)))
 
     def _embed_videos(self, features: Sequence[Float32]) -> list[Tensor]:
-        """dtype [B, P, J] twice."""
+        """Embed videos: dtype [B, P, J] twice."""
         blocks = []
         for first, count, bucket in split(len(features), self._video_buckets):
             branches = self._programs.run("features", self._rows(features[first : first + count], bucket))
@@ -250,7 +250,7 @@ class NativeGpuBackend(Backend):
         return [torch.cat(branch) for branch in zip(*blocks, strict=True)]
 
     def _embed_sentences(self, token_ids: Sequence[Int64]) -> list[Tensor]:
-        """dtype [S, J] twice; sentences of like lengths go together."""
+        """Embed sentences, batched by padded length: dtype [S, J] twice."""
         order = sorted(range(len(token_ids)), key=lambda row: len(token_ids[row]))
         blocks = []
         for first, count, bucket in split(len(order), self._sentence_buckets):
@@ -261,7 +261,7 @@ class NativeGpuBackend(Backend):
         return [torch.cat(branch)[back] for branch in zip(*blocks, strict=True)]
 
     def _rows(self, features: Sequence[Float32], bucket: int) -> list[Input]:
-        """Rows of all videos, and starts and ends of their pre-clips; videos that fill up are the first one again."""
+        """Rows of all videos, and starts and ends of their pre-clips; filler videos repeat the first one."""
         preset = self.preset
         spans = [pre_clip_spans(len(rows), preset.num_pre_clips, preset.clamp_pre_clips) for rows in features]
         offsets = np.cumsum([0, *(len(rows) for rows in features)])
@@ -280,14 +280,14 @@ class NativeGpuBackend(Backend):
         return [Input(self._runner.pinned(array)) for array in padded_pairs(videos, sentences, durations)]
 
     def _selected(self, found: Sequence[Sequence[Tensor]], order: Int64 | slice = slice(None)) -> Selection:
-        """What programs selected, of all pieces and in this order, on the host; the first wait of a call."""
+        """Join the selections of all pieces on the host, in this order; this is a call's first wait."""
         parts = zip(*found, strict=True)
         chosen, scores, finite = (np.concatenate([tensor.cpu().numpy() for tensor in part])[order] for part in parts)
         self._require_finite(finite)
         return chosen, scores
 
     def _require_finite(self, finite: Bool) -> None:
-        """Suppression passes over NaN: without this, values beyond fp16 would come out as moments that are missing."""
+        """Refuse scores that are not finite: suppression skips NaN, so moments would be missing without an error."""
         if not finite.all():
             raise InputError(
                 f"precision: expected one that holds this model's values, got {self.precision!r}:"

@@ -27,7 +27,7 @@ _CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 
 
 def _how_to_get_cuda() -> str:
-    """What to install; both distributions hold one package, so that the later one is written over the earlier."""
+    """What to install. Both distributions hold the same package, so the later installation overwrites the earlier."""
     both = []
     for name in ("onnxruntime", "onnxruntime-gpu"):
         with suppress(PackageNotFoundError):
@@ -41,10 +41,10 @@ def _how_to_get_cuda() -> str:
 
 
 class OnnxBackend(Backend):
-    """The three graphs of `mmn-fast export`, in the precision that they were exported in.
+    """Runs the three graphs of an export, in the export's precision.
 
-    Videos and sentences go through one at a time and unpadded, and are scored one sentence at a time: ONNX Runtime
-    picks its algorithms by shape, so that is what makes a result independent of the rest of the batch, bit for bit.
+    Videos and sentences are encoded one at a time, unpadded, and scored one sentence at a time. ONNX Runtime picks its
+    algorithms by shape, so this makes a result independent of the rest of the batch, bit for bit.
     """
 
     name = "onnx"
@@ -98,7 +98,7 @@ class OnnxBackend(Backend):
             raise BackendUnavailable(f"backend 'onnx': {reason}")
         self._takes_duration = manifest.top_k is not None
         self._device: tuple[str, int] = kind, int(number or 0)
-        self._not_cuda: str | None = None  # why auto is the CPU
+        self._not_cuda: str | None = None  # why device "auto" became the CPU
         if kind == "auto":
             self._not_cuda = self.unavailable_reason("cuda", self.precision)
             self._device = ("cpu" if self._not_cuda else "cuda"), 0
@@ -133,12 +133,12 @@ class OnnxBackend(Backend):
     def score(self, video: Branches, text: Branches) -> Branches:
         graph = self._graphs["score"]
         contrastive, iou = np.empty((2, len(text[0]), self._sizes[0]), np.float32)
-        # The video's side goes to the device once.
+        # The video's embeddings go to the device once.
         given: dict[str, Any] = {
             name: graph.take(array) for name, array in zip(("video_contrastive", "video_iou"), video, strict=True)
         }
         if self._takes_duration:
-            given["duration_s"] = graph.take(np.ones(1, np.float32))  # of moments that the engine chooses itself
+            given["duration_s"] = graph.take(np.ones(1, np.float32))  # any value: the engine chooses moments itself
         for row in range(len(text[0])):
             graph(
                 {**given, "text_contrastive": text[0][row : row + 1], "text_iou": text[1][row : row + 1]},
@@ -168,7 +168,7 @@ def _open_graphs(
 class _Graph:
     """One session, its inputs and outputs bound to the caller's memory or to the device's.
 
-    A session's threads are not there in a forked child, which opens a session of its own when it first needs one.
+    A forked child lacks the session's threads, so it opens its own session at its first call.
     """
 
     def __init__(
@@ -188,7 +188,7 @@ class _Graph:
 
         Raises:
             BackendUnavailable: this process was forked after a session on CUDA was opened.
-            InputError: it was forked, and the export has changed since the parent opened it.
+            InputError: this process was forked, and the export has changed since the parent opened it.
         """
         if self._device[0] == "cuda":
             self._opened.check()
@@ -200,7 +200,7 @@ class _Graph:
             return self._session
 
     def _abandon(self) -> None:
-        """In a forked child: a session that ends waits for its threads, so it must not end."""
+        """Leak the parent's session in a forked child: its destructor would wait for threads that do not exist."""
         if self._session is not None and (self._threads != 1 or self._device[0] == "cuda"):
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._session))
             self._session = None
@@ -208,7 +208,7 @@ class _Graph:
     def _open(self) -> Any:
         onnxruntime, path = onnxruntime_module(), self._directory / self._file
         settings = onnxruntime.SessionOptions()
-        settings.log_severity_level = 3  # errors; what does not load is raised below
+        settings.log_severity_level = 3  # errors alone; a failure to load is raised below
         if self._threads is not None:
             settings.intra_op_num_threads = self._threads
         wanted: list[Any] = [_CPU]
@@ -219,9 +219,9 @@ class _Graph:
             wanted.insert(0, (_CUDA, {"device_id": str(self._device[1]), "use_tf32": "0"}))
         try:
             with fork_waits:
-                # With its fallback it would print what CUDA said, and run on the CPU.
+                # With its fallback, ONNX Runtime would print CUDA's error and run on the CPU.
                 session = onnxruntime.InferenceSession(str(path), settings, providers=wanted, enable_fallback=0)
-        except Exception as error:  # ONNX Runtime's own classes, by kind of failure
+        except Exception as error:  # ONNX Runtime has its own class for each kind of failure
             raise BackendUnavailable(
                 f"backend 'onnx': {path}: ONNX Runtime does not load it on {self._device[0]}"
                 f" ({str(error).splitlines()[0]})"
@@ -238,10 +238,10 @@ class _Graph:
         return onnxruntime_module().OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), *self._device)
 
     def __call__(self, inputs: Mapping[str, Any], outputs: Mapping[str, Float32]) -> None:
-        """Run the graph and write the named outputs, contiguous arrays of the right shapes; the others are dropped."""
+        """Run the graph and write the named outputs, contiguous arrays of the right shapes; drop the other outputs."""
         session = self.session
         binding = session.io_binding()
-        kept = []  # a binding does not own what is bound
+        kept = []  # a binding does not own its values
         for name, value in inputs.items():
             value = self.take(value) if isinstance(value, np.ndarray) else value
             kept.append(value)
@@ -262,7 +262,7 @@ class _Graph:
 
 
 def _why_no_cuda() -> str:
-    """What the system's loader says to ONNX Runtime's CUDA library, which ONNX Runtime only logs."""
+    """The system loader's error for ONNX Runtime's CUDA library; ONNX Runtime itself only logs it."""
     spec = find_spec("onnxruntime")
     assert spec is not None
     assert spec.origin is not None

@@ -1,4 +1,4 @@
-"""The table of backends and the choice among them."""
+"""The table of backends, and the choice of one."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ BACKENDS: dict[str, str | dict[str, str]] = {
 
 
 def check_device(device: str, precision: str) -> None:
-    """Refuse what names no device or no precision.
+    """Refuse an unknown device or precision.
 
     Raises:
         InputError: `device` is not "auto", "cpu", "cuda" or "cuda:N"; `precision` not "auto" or one of `PRECISIONS`.
@@ -44,7 +44,7 @@ def backend_class(name: str, device: str = "auto", precision: str = "auto") -> t
 
     Args:
         name: a key of `BACKENDS`.
-        device: "auto", "cpu", "cuda" or "cuda:N"; "auto" takes the class for CUDA if that can run, else the CPU's.
+        device: "auto", "cpu", "cuda" or "cuda:N"; "auto" takes the class for CUDA if it can run, else the CPU's.
         precision: "auto" or a precision.
 
     Raises:
@@ -66,18 +66,18 @@ def backend_class(name: str, device: str = "auto", precision: str = "auto") -> t
 
 def _imported(location: str) -> type[Backend]:
     module, _, attribute = location.partition(":")
-    with fork_waits:  # a module that another thread was importing is never imported in a forked child
+    with fork_waits:  # a fork during an import would leave the import's lock held for ever in the child
         found: type[Backend] = getattr(import_module(module), attribute)
     return found
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What `choose` chose.
+    """The result of `choose`.
 
     Attributes:
         backend: the class.
-        passed_over: why each backend that comes before it was not taken, one sentence each.
+        passed_over: earlier backend -> why it was skipped, in one sentence.
     """
 
     backend: type[Backend]
@@ -85,18 +85,17 @@ class Choice:
 
 
 def choose(backend: str, device: str, precision: str, *, exported: bool) -> Choice:
-    """The named backend, or with "auto" the first that may run such a model; the others are not imported.
+    """Choose the named backend, or with "auto" the first one that can run such a model; import no later one.
 
     Args:
         backend: "auto" or a key of `BACKENDS`.
         device: "auto", "cpu", "cuda" or "cuda:N".
         precision: "auto" or a precision.
-        exported: whether the model is an export: "auto" takes a backend that runs those, for any other model one that
-            runs weights.
+        exported: whether the model is an export; "auto" takes a backend that runs exports, else one that runs weights.
 
     Raises:
         InputError: no such backend, device or precision.
-        BackendUnavailable: the named backend cannot run so, or none can; there is no fallback.
+        BackendUnavailable: the named backend, or with "auto" every backend, cannot run; there is no fallback.
     """
     check_device(device, precision)
     passed_over: dict[str, str] = {}
@@ -120,16 +119,16 @@ def _misfit(found: type[Backend], exported: bool) -> str | None:
 
 
 def _found(name: str, device: str, precision: str) -> tuple[type[Backend], str | None] | tuple[None, str]:
-    """A backend's class and why it cannot run, None if it can; no class where a package that it needs is absent."""
+    """A backend's class, and why it cannot run or None; the class is None if a package that it needs is missing."""
     try:
         found = backend_class(name, device, precision)
         return found, found.unavailable_reason(device, precision)
-    except ModuleNotFoundError as error:  # PyTorch, which runs no export
+    except ModuleNotFoundError as error:  # PyTorch is optional: exports run without it
         return None, f"{error.name} is not installed (pip install {error.name})"
 
 
 def available_backends(device: str = "auto", precision: str = "auto") -> dict[str, str | None]:
-    """Every backend, with None if it can run here or the sentence that says why it cannot.
+    """Every backend's name -> None if it can run here, else why it cannot, as a sentence.
 
     Args:
         device: "auto", "cpu", "cuda" or "cuda:N".

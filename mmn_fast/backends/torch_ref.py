@@ -1,4 +1,4 @@
-"""The reference backend: the model in plain PyTorch, which is imported when a model is loaded or CUDA is asked for."""
+"""The reference backend: the model in plain PyTorch. Loading a model or asking for CUDA imports PyTorch."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ _PRECISIONS = ("fp64", "fp32", "bf16", "fp16")
 
 
 class TorchBackend(Backend):
-    """Plain PyTorch, in float32 unless another precision is asked for.
+    """Runs the model in plain PyTorch; fp32 by default.
 
-    fp64 is the reference that every other backend and precision is measured against: weights, sums and functions are
-    float64, and results are rounded to float32 once, where a seam hands them on. It computes the proposal convolution
-    on the plan's cells and taps alone (`reference.proposal_conv_packed`), 36 to 40 % of the dense map's work.
+    fp64 is the reference for every other backend and precision: weights, sums and functions are float64, and each seam
+    rounds its results to float32 once. fp64 computes the proposal convolution on the plan's cells and taps alone
+    (`reference.proposal_conv_packed`), 36 to 40 % of the dense map's work.
 
-    For bf16 and fp16 the operands of every convolution and linear layer are rounded to that precision and multiplied
-    in float32: slower than fp32, and the yardstick for what a fast path in that precision may lose.
+    bf16 and fp16 round the operands of every convolution and linear layer to that precision and multiply in float32.
+    They are slower than fp32, and show how much a fast path in that precision may lose.
 
-    Videos and sentences go through one at a time and unpadded: PyTorch picks its algorithms by shape, so that is
-    what makes a result independent of the rest of the batch, bit for bit.
+    Videos and sentences are encoded one at a time, unpadded. PyTorch picks its algorithms by shape, so this makes a
+    result independent of the rest of the batch, bit for bit.
     """
 
     name = "torch"
@@ -51,7 +51,7 @@ class TorchBackend(Backend):
 
     def __init__(self, model: LoadedModel, settings: Settings) -> None:
         super().__init__(model, settings)
-        with fork_waits:  # a module that another thread was importing is never imported in a forked child
+        with fork_waits:  # a fork during an import would leave the import's lock held for ever in the child
             from mmn_fast.runtime.torch_runner import TorchRunner
 
         self._runner = TorchRunner(model, settings.device, settings.precision_or("fp32"), settings.threads)

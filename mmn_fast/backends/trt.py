@@ -24,10 +24,10 @@ _PRECISIONS = ("fp32", "fp16", "bf16")
 
 
 class TensorRTBackend(Backend):
-    """Plans on the GPU; values go in and out as NumPy arrays.
+    """Runs plans on the GPU; values go in and out as NumPy arrays.
 
-    A batch is padded to the profile that takes it (`artifact.sidecar.BUCKETS`), and each profile has kernels of its own
-    choosing: a result keeps within the precision's bound whatever else is in the call, but not to the bit.
+    A batch is padded to the profile that takes it (`artifact.sidecar.BUCKETS`), and TensorRT picks kernels per profile.
+    So a result can differ in bits with the rest of the call, but stays within the precision's error bound.
     """
 
     name = "tensorrt"
@@ -90,7 +90,7 @@ class TensorRTBackend(Backend):
         most = max(profile.sizes["S"] for profile in plan.profiles)
         given: Arrays = {"video_contrastive": video[0], "video_iou": video[1]}
         if len(plan.signature.inputs) > 4:
-            given["duration_s"] = np.ones(1, np.float32)  # of the graph's own moments, which are not used here
+            given["duration_s"] = np.ones(1, np.float32)  # any value: the engine chooses moments itself
         parts = []
         for start in range(0, len(text[0]), most):
             rows = slice(start, start + most)

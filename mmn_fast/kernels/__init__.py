@@ -1,1 +1,1 @@
-"""Kernels behind one set of signatures: `reference` specifies them, `cpu` and `gpu` are fast."""
+"""The model's kernels: `reference` specifies every op, `cpu` and `gpu` implement the same signatures fast."""

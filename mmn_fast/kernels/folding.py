@@ -1,4 +1,4 @@
-"""BatchNorm folded into the proposal convolution: what every fast path multiplies with. NumPy only."""
+"""Folds BatchNorm into the proposal convolution, for every fast path. NumPy only."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _BATCH_NORM_EPS = 1e-5  # of torch.nn.BatchNorm2d
 
 
 def folded_layers(state: Mapping[str, npt.NDArray[Any]], num_layers: int) -> tuple[list[Float32], list[Float32]]:
-    """Weights and biases of the proposal convolution with BatchNorm folded in, in float64 until the last rounding.
+    """Fold BatchNorm into the proposal convolution's weights and biases; float64 until one last rounding.
 
     Args:
-        state: official state-dict keys.
+        state: arrays under official state-dict keys.
         num_layers: L.
 
     Returns:

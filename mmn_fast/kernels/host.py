@@ -1,4 +1,4 @@
-"""The compiled extension and what this host offers it: instruction set, threads, CUDA."""
+"""The compiled extension, and this host's instruction set, threads and CUDA devices."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def cpu_isa() -> str:
     """The instruction set in use, one of the words of `MMN_FAST_CPU_ISA` (`environment`).
 
     Raises:
-        InputError: `MMN_FAST_CPU_ISA` names none, or one that this host or build lacks.
+        InputError: `MMN_FAST_CPU_ISA` names no instruction set, or one that this host or build lacks.
     """
     try:
         return _C.cpu_isa()
@@ -36,13 +36,13 @@ def num_threads(threads: int | None = None) -> int:
     """Threads that an op uses: `threads`, else `MMN_FAST_NUM_THREADS`, else `process.cores.usable_cores()`.
 
     Raises:
-        InputError: It is no whole number from 1 to 4096.
+        InputError: the number is no whole number from 1 to 4096.
     """
     return requested_threads(threads) or usable_cores()
 
 
 def has_cuda_device() -> bool:
-    """Whether the CUDA driver is there and shows this process a device. Asks the driver itself, not PyTorch."""
+    """Whether the CUDA driver shows this process a device. Asks the driver itself, not PyTorch."""
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError:

@@ -105,7 +105,7 @@ def proposal_conv_packed(
         plan: what to compute; see `geometry.ProposalPlan`.
 
     Returns:
-        [B, P, C]: the last layer's output at `plan.cells`, what the dense layers give there.
+        [B, P, C]: the last layer's output at `plan.cells`, equal to the dense layers' output there.
     """
     x = inputs
     for layer, weight, bias in zip(plan.layers, weights, biases, strict=True):
@@ -123,8 +123,8 @@ def match_scores(
 ) -> tuple[Tensor, Tensor]:
     """Match every sentence with every proposal of one video (paper, section 3.2).
 
-    Sentences are scored one at a time and each score is a sum over J alone, so that a score does not depend on
-    which other sentences are in the call.
+    Sentences are scored one at a time and each score is a sum over J alone, so a score does not depend on the other
+    sentences in the call.
 
     Args:
         video_contrastive: [P, J], unit norm over J.
@@ -142,11 +142,11 @@ def match_scores(
 
 
 def temporal_nms(scores: Tensor, moments: Tensor, iou_threshold: float, top_k: int) -> Tensor:
-    """The best moments of each sentence after greedy non-maximum suppression, as the official evaluation has it.
+    """The best moments of each sentence after greedy non-maximum suppression, as in the official evaluation.
 
     Scores of exactly 0 are no candidates. Candidates are visited by descending score, equal scores by ascending
-    index; one is dropped if its IoU with a kept one is strictly greater than the threshold. IoU divides the overlap
-    by the hull of both spans, in the dtype of `moments`.
+    index. A candidate is dropped if its IoU with a kept candidate is strictly greater than the threshold. IoU divides
+    the overlap by the hull of both spans, in the dtype of `moments`.
 
     Args:
         scores: [S, P].
@@ -155,7 +155,7 @@ def temporal_nms(scores: Tensor, moments: Tensor, iou_threshold: float, top_k: i
         top_k: moments to return per sentence.
 
     Returns:
-        int64 [S, top_k]: indices into P, best first, -1 where fewer are left.
+        int64 [S, top_k]: indices into P, best first, then -1.
     """
     kept = torch.full((len(scores), top_k), -1, dtype=torch.int64)
     for row, score in enumerate(scores):

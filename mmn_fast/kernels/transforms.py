@@ -1,12 +1,12 @@
-"""Transforms in whose domain a convolution over a tile is a product per point: Winograd's, with exact matrices, and the
-discrete Fourier transform's.
+"""Transforms that turn a convolution over a tile into one product per point: Winograd's, with exact matrices, and the
+discrete Fourier transform.
 
 A transform of tile n and kernel k gives m = n - k + 1 outputs a side. With `bt` [n, n] and `at` [m, n],
 
-    outputs = at ((g_points w) * (bt x bt^T)) at^T
+    outputs = at ((weight_points w) * (bt x bt^T)) at^T
 
-where `weight_points` is the map from k x k weights to points. Spectral points pair up to complex numbers: their order
-is that of csrc/cpu/kernels/tile_transform.h.
+`weight_points` maps k x k weights to points. Spectral points pair up to complex numbers, in the order of
+csrc/cpu/kernels/tile_transform.h.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ import numpy as np
 
 from mmn_fast.arrays import Float32, Float64, Int64
 
-# Besides infinity. Small and of both signs, so that the matrices' entries stay near 1 (Barabasz et al., arXiv
-# 1803.10986); with 7/4 in place of 2 the rounding errors of a layer are a fifth smaller.
+# Interpolation points besides infinity. They are small and of both signs, so that the matrices' entries stay near 1
+# (Barabasz et al., arXiv 1803.10986); with 7/4 in place of 2 the rounding errors of a layer are a fifth smaller.
 _WINOGRAD_POINTS = [Fraction(p) for p in ("0", "1", "-1", "1/2", "-1/2", "7/4", "-7/4")]
 SPECTRAL_TILE = 16
 """Inputs a side of a spectral tile on a CPU; on a GPU one of `SPECTRAL_TILES`."""
 SPECTRAL_TILES = (12, 16, 24)
 REAL_POINTS = 4
-"""The last ones of a spectrum."""
+"""Real points of a spectrum; they come last."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +39,7 @@ class TileTransform:
         bt: float64 [n, n].
         at: float64 [m, n].
         weight_points: float64 [n * n, k * k].
-        pairs: points that are complex, two real values each; all others are real.
+        pairs: number of complex points, two real values each; the other points are real.
     """
 
     tile: int
@@ -51,12 +51,12 @@ class TileTransform:
 
     @property
     def points_per_tile(self) -> int:
-        """Real values that a tile and a channel become."""
+        """Real values per tile and channel after the transform."""
         return self.tile**2
 
     @property
     def products(self) -> int:
-        """Real multiplications per tile and channel pair: a complex one is four."""
+        """Real multiplications per tile and channel pair; a complex multiplication counts as four."""
         return self.points_per_tile + 2 * self.pairs
 
     def points(self, weight: Float32) -> Float32:
@@ -67,7 +67,7 @@ class TileTransform:
 
 @cache
 def winograd(kernel: int) -> TileTransform:
-    """Winograd's F(m, k) on tiles of 8, m = 9 - k: exact in rationals, rounded once."""
+    """Winograd's F(m, k) on tiles of 8, m = 9 - k; computed exactly in rationals, rounded once."""
     n, m = len(_WINOGRAD_POINTS) + 1, len(_WINOGRAD_POINTS) + 2 - kernel
     if m < 1:
         raise ValueError(f"kernel: expected 1 to {n}, got {kernel}")
@@ -105,7 +105,7 @@ def fourier(kernel: int, tile: int = SPECTRAL_TILE) -> TileTransform:
         raise ValueError(f"kernel: expected 1 to {n}, got {kernel}")
     angles = 2 * np.pi * np.outer(np.arange(last + 1), np.arange(n)) / n
     bt = np.concatenate([np.cos(angles), np.sin(angles[1:-1])])
-    once = np.isin(np.arange(n), (0, last))  # these two cosines stand for one frequency each, the others for a pair
+    once = np.isin(np.arange(n), (0, last))  # these two cosines stand for one frequency each, every other for a pair
     at = (np.where(once, 1, 2)[:, None] * bt / n).T[:m]
     # The product with the conjugate spectrum correlates, as a convolution layer does.
     frequencies = _frequencies(last)

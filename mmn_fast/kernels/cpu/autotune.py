@@ -1,4 +1,4 @@
-"""The one-time autotune of proposal_conv: what every algorithm takes for each layer on this host, kept on disk."""
+"""One-time autotune of proposal_conv: times every algorithm for each layer on this host and keeps the times on disk."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _LOG = logging.getLogger(__name__)
 _REPEATS = 3
 _FLUSH_BYTES = (
     64 * 2**20
-)  # more than a core's share of the last-level cache: weights come from memory, as between layers
+)  # more than a core's share of the last-level cache, so that weights come from memory, as they do between layers
 
 _KEPT_RULES: dict[str, Rule] = {
     "isa": Text(),
@@ -52,8 +52,8 @@ def tuned_seconds(
         threads: CPU threads.
 
     Returns:
-        For `choose_algorithms`. The file lies in `MMN_FAST_CACHE`, else in the user's cache directory; a damaged one is
-        measured and written again.
+        The seconds that `choose_algorithms` takes. The file is in `MMN_FAST_CACHE`, else in the user's cache directory;
+        a damaged file is measured and written again.
     """
     path: Path | None = None
     names = [candidates(plan, c_in, precision, exact) for c_in, _ in widths]

@@ -1,4 +1,4 @@
-"""Runs of needed cells: what the direct loop on AMX tiles multiplies at a time.
+"""Runs of needed cells for the direct loop on AMX tiles, which multiplies one run at a time.
 
 See csrc/cpu/kernels/products/run_products.h.
 """
@@ -15,23 +15,23 @@ from mmn_fast.arrays import Bool, Int32
 from mmn_fast.geometry import ProposalPlan, input_cells
 
 RUN_CELLS = 16
-_DIRECTIONS = ((0, 1), (1, 1))  # along a row, along a diagonal; runs along a column mirror those along a row
-# A tile product's cost by its cells, as a share of a full one's; below 7 it stays the same. benchmarks/NOTES.md.
+_DIRECTIONS = ((0, 1), (1, 1))  # along a row, along a diagonal; runs along a column mirror runs along a row
+# A tile product's cost by its number of cells, as a share of a full tile's (benchmarks/NOTES.md).
 _TILE_COST = tuple(0.6 + 0.4 * cells / RUN_CELLS for cells in range(RUN_CELLS + 1))
 
 
 @dataclass(frozen=True, eq=False)
 class CellRuns:
-    """One layer's needed cells in tiles of up to 16 cells of a run, tiles in pairs.
+    """One layer's needed cells in tiles of up to 16 consecutive cells of a run; tiles come in pairs.
 
     Attributes:
-        slots: int32 [slots], the grid that the inputs lie on: rows of the previous layer's `cells`, -1 for a zero.
-        outputs: int32 [tiles, 16], rows of the layer's `cells`, -1 past the last of a tile. Tiles 2 p and 2 p + 1 are a
-            pair, chosen to need the same taps; the last may be empty.
-        starts: int32 [tiles], the slot that the first cell reads under tap 0.
-        tile_taps: bool [tiles, taps], where some input of the tile is not known to be zero.
-        tap_offsets: int32 [taps], slots from tap 0.
-        stride: slots from a cell of a run to the next.
+        slots: int32 [slots], the grid of the inputs: rows of the previous layer's `cells`, -1 for a zero.
+        outputs: int32 [tiles, 16], rows of the layer's `cells`, -1 after a tile's last cell. Tiles 2 p and 2 p + 1 are
+            a pair with similar taps; the last tile may be empty.
+        starts: int32 [tiles], the slot that a tile's first cell reads under tap 0.
+        tile_taps: bool [tiles, taps], true if some input of the tile is not known to be zero.
+        tap_offsets: int32 [taps], distance of each tap from tap 0, in slots.
+        stride: slots from a cell of a run to the next cell.
     """
 
     slots: Int32
@@ -43,19 +43,19 @@ class CellRuns:
 
     @property
     def products(self) -> int:
-        """Cell x tap products that are executed."""
+        """Executed cell x tap products."""
         return int(((self.outputs >= 0).sum(1) * self.tile_taps.sum(1)).sum())
 
     @property
     def cost(self) -> float:
-        """Products that would take as long in full tiles."""
+        """The time, as a number of products in full tiles."""
         cells = (self.outputs >= 0).sum(1)
         return float((np.take(_TILE_COST, cells) * self.tile_taps.sum(1)).sum()) * RUN_CELLS
 
 
 @lru_cache(maxsize=128)
 def cell_runs(plan: ProposalPlan, number: int) -> CellRuns:
-    """Cut one layer's needed cells into runs, in the direction that costs least.
+    """Cut one layer's needed cells into runs, in the cheaper direction.
 
     Args:
         plan: the plan.
@@ -74,7 +74,7 @@ def _along(plan: ProposalPlan, number: int, direction: tuple[int, int]) -> CellR
 
     origin = layer.cells.min(0)
     height, width = layer.cells.max(0) - origin + k
-    width |= 1  # odd: rows of a power of two would meet in the same sets of a cache
+    width |= 1  # odd: rows of a power of two would share the same sets of a cache
     row_of = np.full((height, width), -1, np.int32)
     inputs = input_cells(plan, number) - origin
     inside = ((inputs >= 0) & (inputs < (height, width))).all(1)
@@ -93,14 +93,14 @@ def _along(plan: ProposalPlan, number: int, direction: tuple[int, int]) -> CellR
 
 
 def _tiles(cells: Int32, taps: Bool, direction: tuple[int, int]) -> list[npt.NDArray[np.intp]]:
-    """Tiles of at most 16 consecutive cells that cover all cells once, at the least cost."""
+    """Cut all cells into tiles of at most 16 consecutive cells, at the least cost."""
     line = cells[:, 0] * direction[1] - cells[:, 1] * direction[0]
     order = np.lexsort((cells[:, 1], line))
-    joined = np.zeros(len(cells), np.bool_)  # to the cell before
+    joined = np.zeros(len(cells), np.bool_)  # whether a cell continues the previous cell's run
     joined[1:] = (np.diff(cells[order], axis=0) == direction).all(1)
 
     union, alive = taps[order], np.ones(len(cells), np.bool_)
-    costs = np.full((RUN_CELLS + 1, len(cells)), np.inf)  # of the tile of so many cells that ends here
+    costs = np.full((RUN_CELLS + 1, len(cells)), np.inf)  # [size, cell]: cost of the tile of this size that ends here
     for size in range(1, RUN_CELLS + 1):
         if size > 1:
             alive = alive & np.roll(joined, size - 2)
@@ -122,7 +122,7 @@ def _tiles(cells: Int32, taps: Bool, direction: tuple[int, int]) -> list[npt.NDA
 
 
 def _pairs(tile_taps: Bool) -> list[int]:
-    """The tiles' numbers, each beside the one that has most taps in common with it."""
+    """Order tiles so that each pair shares many taps: every first tile is followed by its best match."""
     common = tile_taps.astype(np.int32) @ tile_taps.T.astype(np.int32)
     np.fill_diagonal(common, -1)
     order: list[int] = []

@@ -1,4 +1,4 @@
-"""proposal_conv in C++: which algorithm each layer takes, and its weights packed for it once."""
+"""proposal_conv in C++: chooses an algorithm for each layer and packs the layer's weights for it once."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from mmn_fast.kernels.transforms import TileTransform, fourier, winograd
 
 
 class Algorithm(NamedTuple):
-    """How a layer multiplies.
+    """An algorithm for one layer.
 
     Attributes:
-        transform: None for tap by tap or over runs of cells, else the transform of a kernel width.
+        transform: kernel width -> transform; None for direct algorithms (tap by tap, or over runs of cells).
         terms: bf16 terms of the inputs and of the weights, (0, 0) for float32; see csrc/cpu/kernels/products/gemm.h.
-        kernels: kernel widths that it is for.
-        precisions: where it may be chosen.
+        kernels: kernel widths that it supports.
+        precisions: precisions that may choose it.
         isas: instruction sets that have it; None for all.
     """
 
@@ -37,8 +37,8 @@ _BF16_ISAS = _C.bf16_isas()
 _TILE_ISAS = _C.bf16_isas(tiles=True)
 
 _ANY_KERNEL = range(1, 2**31)
-_WINOGRAD_KERNELS = (3, 5)  # its accuracy falls quickly with k
-_FOURIER_KERNELS = range(3, 12)  # a tile of 16 gains little above
+_WINOGRAD_KERNELS = (3, 5)  # Winograd's accuracy falls quickly with k
+_FOURIER_KERNELS = range(3, 12)  # tiles of 16 gain little for wider kernels
 _ONE_TERM_KERNELS = (3, 5, 9)  # not 7: on hcstvg_small twice as far off as direct-bf16
 
 ALGORITHMS = {
@@ -52,28 +52,29 @@ ALGORITHMS = {
     "fft-bf16": Algorithm(fourier, (1, 1), _ONE_TERM_KERNELS, ("bf16",), _BF16_ISAS),
 }
 
-# Products a second on two cores, per instruction set, benchmarks/NOTES.md. Their ratios decide, so that slower cores
+# Products a second on two cores, per instruction set (benchmarks/NOTES.md). Only their ratios decide, so slower cores
 # with slower memory choose alike. A product of two terms counts once.
 _FLOAT32_RATES = {"direct": 200e9, "winograd": 185e9, "fft": 180e9}
 _DOT_RATES = {"direct-bf16": 400e9, "fft-bf16": 340e9, "fft-bf16x2": 185e9, "fft-bf16x3": 120e9}
-# AMX: fft-bf16x2 and fft-bf16x3 at the ratio of an older measurement.
+# AMX; fft-bf16x2 and fft-bf16x3 keep their ratio in an older measurement.
 _TILE_RATES = {"direct-bf16": 1600e9, "runs-bf16": 3500e9, "fft-bf16": 1000e9, "fft-bf16x2": 740e9, "fft-bf16x3": 520e9}
-_WEIGHT_BYTES_PER_S = 25e9  # from memory; a layer's weights up to this size are taken to stay in a cache
-_CACHED_MIB = 4.0
-_NEAR = 1.5  # Winograd has to be faster than the FFT by more than this, where both fit a cache: it is less accurate
-# Spectra of bf16 terms need so many channels: with 48 the fused scores of the small golden models are up to 2.5e-4 off
+_WEIGHT_BYTES_PER_S = 25e9  # read rate of weights from memory
+_CACHED_MIB = 4.0  # a layer's weights up to this size are assumed to stay in a cache
+_NEAR = 1.5  # Winograd must beat an FFT whose weights stay in a cache by more than this factor: it is less accurate
+# Fewest channels for spectra of bf16 terms: with 48 the fused scores of the small golden models are up to 2.5e-4 off
 # with fft-bf16x3, and there is next to nothing to gain.
 _SPECTRAL_CHANNELS = 128
-# Products of two bf16 terms lose 2^-17 of each. Where fp32 may take them, scores have to stay within 2e-5 of float64
-# and iou's within 5e-5. Measured on AMX, all layers so: embeddings of TACoS 4.0e-6 and of ActivityNet Captions 5.5e-6
-# off (exact float32: 2.3e-6 and 2.0e-6). Emulated, against float64: ActivityNet Captions 6.2e-6 and iou 8.5e-6, HC-STVG
-# (16 clips, 7 x 7) 6.6e-6 and iou 1.6e-5. A 5 x 5 kernel on 16 clips is too far off: charades_small 1.0e-4, iou 1.4e-4.
+# Products of two bf16 terms lose 2^-17 of each operand. fp32 may take them only if scores stay within 2e-5 of float64
+# and iou scores within 5e-5. Errors of embeddings measured on AMX, with such products in all layers: TACoS 4.0e-6,
+# ActivityNet Captions 5.5e-6 (exact float32: 2.3e-6 and 2.0e-6). Errors of scores, emulated, from float64: ActivityNet
+# Captions 6.2e-6 and iou 8.5e-6, HC-STVG (16 clips, 7 x 7) 6.6e-6 and iou 1.6e-5. A 5 x 5 kernel on 16 clips errs too
+# much: charades_small 1.0e-4, iou 1.4e-4.
 _SPLIT_KERNEL, _SPLIT_CLIPS = 7, 64  # a kernel of at least this width, or a map of at least so many clips
 _PACK_CHANNELS = 32  # output channels transformed at a time: bounds the float64 intermediates
 
 
 def can_use(algorithm: str, kernel: int) -> bool:
-    """Whether there is such an algorithm for this kernel width on this process's instruction set."""
+    """Whether an algorithm supports this kernel width on this process's instruction set."""
     isas = ALGORITHMS[algorithm].isas
     return kernel in ALGORITHMS[algorithm].kernels and (isas is None or cpu_isa() in isas)
 
@@ -85,7 +86,7 @@ def has_bf16() -> bool:
 
 @dataclass(frozen=True)
 class LayerChoice:
-    """What was chosen for one layer: the algorithm, products of one channel pair for a video, packed MiB."""
+    """The choice for one layer: the algorithm, its products per video and channel pair, its packed weights in MiB."""
 
     algorithm: str
     products: int
@@ -93,7 +94,7 @@ class LayerChoice:
 
 
 Rated = dict[LayerChoice, float]
-"""What can do a layer, and the seconds that it takes for one video."""
+"""Possible choice for a layer -> seconds for one video."""
 
 
 def choose_algorithms(
@@ -105,20 +106,20 @@ def choose_algorithms(
     exact: bool = False,
     seconds: Sequence[Mapping[str, float]] | None = None,
 ) -> list[LayerChoice]:
-    """The cheapest algorithm of every layer for one video.
+    """Choose the fastest algorithm of every layer for one video.
 
     Args:
         plan: the plan.
         widths: (C_in, C_out) of every layer.
         precision: "fp32" or "bf16".
-        max_packed_mib: where all packed weights would take more, layers fall to direct, those first that gain least per
-            MiB; None for no limit. Direct weights take what they take.
+        max_packed_mib: limit of all packed weights; above it, layers fall to direct, first those that gain least per
+            MiB. Direct weights are not limited. None for no limit.
         exact: fp32 multiplies float32 alone, see `candidates`.
-        seconds: per layer the measured time of every candidate (`autotune`); None rates them by work counts:
+        seconds: per layer the measured time of every candidate (`autotune`); None rates candidates by work counts:
             arithmetic plus one pass over the packed weights.
 
     Returns:
-        One choice per layer. Without `seconds` it depends on sizes and on the instruction set alone.
+        One choice per layer. Without `seconds` the choices depend on sizes and the instruction set alone.
     """
     rated = [_rate(plan, number, *width, precision, exact) for number, width in enumerate(widths)]
     if seconds is not None:
@@ -141,15 +142,15 @@ def choose_algorithms(
 
 
 def candidates(plan: ProposalPlan, c_in: int, precision: str, exact: bool = False) -> list[str]:
-    """The algorithms that may do a layer.
+    """The algorithms that may run a layer.
 
-    fp32 takes products of bf16 terms only where the scores stay within float32's tolerance, see `_SPLIT_KERNEL`.
+    fp32 takes products of bf16 terms only if the scores stay within float32's tolerance, see `_SPLIT_KERNEL`.
 
     Args:
         plan: the plan.
         c_in: C_in.
         precision: "fp32" or "bf16".
-        exact: leave out those that make fp32 of bf16 terms: 16 bits of an operand instead of 24.
+        exact: leave out fp32 from bf16 terms, which keeps 16 bits of an operand instead of 24.
     """
     far = plan.kernel < _SPLIT_KERNEL and plan.num_clips < _SPLIT_CLIPS
     return [
@@ -176,7 +177,7 @@ def _rate(plan: ProposalPlan, number: int, c_in: int, c_out: int, precision: str
     rated = {}
     for name in candidates(plan, c_in, precision, exact):
         algorithm = ALGORITHMS[name]
-        work: float | None = None  # products that take as long at the rate, where they are others than those executed
+        work: float | None = None  # products to charge at the rate; None charges the executed products
         if name == "runs-bf16":
             runs = cell_runs(plan, number)
             products, matrices, work = runs.products, plan.kernel**2, runs.cost
@@ -200,7 +201,7 @@ class NativeProposalConv:
     Args:
         weights: per layer float32 [C_out, C_in, k, k], BatchNorm folded in.
         biases: per layer float32 [C_out].
-        plan: what to compute.
+        plan: the cells and taps to compute.
         algorithms: per layer a key of `ALGORITHMS`; see `choose_algorithms`.
         isa: instruction set; None for the process's choice.
     """
@@ -245,11 +246,11 @@ class NativeProposalConv:
 def add_layer(
     native: _C.ProposalConv, plan: ProposalPlan, number: int, weight: Float32, bias: Float32, algorithm: str
 ) -> None:
-    """Pack one layer's weights and append it.
+    """Pack one layer's weights and append the layer.
 
     Args:
-        native: what to append to.
-        plan: what to compute.
+        native: the convolution to append to.
+        plan: the cells and taps to compute.
         number: index into `plan.layers`.
         weight: float32 [C_out, C_in, k, k].
         bias: float32 [C_out].

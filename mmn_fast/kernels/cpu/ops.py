@@ -1,7 +1,7 @@
-"""The ops in C++ on NumPy arrays: allocates outputs and hands everything to `mmn_fast._C`. Without torch.
+"""The C++ ops on NumPy arrays: allocates outputs and calls `mmn_fast._C`. Without torch.
 
-The extension checks arrays (dtype: TypeError; shape, layout and values: ValueError): the sentences are in csrc/python.
-A torch CPU tensor passes as `tensor.numpy()`.
+The extension checks arrays (dtype: TypeError; shape, layout and values: ValueError); its messages are in csrc/python.
+Pass a torch CPU tensor as `tensor.numpy()`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def temporal_nms(
     out: Int32 | None = None,
     threads: int | None = None,
 ) -> Int32:
-    """Find the `top_k` best moments of every sentence, greedily, none of which overlaps a better one too much.
+    """Select every sentence's `top_k` best moments, greedily; a moment that overlaps a better one too much is dropped.
 
     Equivalent to:
         order = scores[s].argsort(descending=True, stable=True)   # without the cells whose score is exactly 0
@@ -118,7 +118,7 @@ def top_moments(
 ) -> tuple[Int32, Float32]:
     """Choose every sentence's best moments in one video: `match_scores`, fusion and `temporal_nms` in one pass.
 
-    Nothing of size S x P is held: memory beside the outputs is 128 P bytes per thread, whatever S.
+    No array of size S x P is held: memory beside the outputs is 128 P bytes per thread, for any S.
 
     Equivalent to:
         c, u = match_scores(video_contrastive, video_iou, text_contrastive, text_iou)
@@ -133,8 +133,8 @@ def top_moments(
         text_iou: float32 [S, J], unit norm.
         moments: Start and end of every proposal, float32 [P, 2], finite seconds.
         fusion: "power" or "product".
-        power: Exponent of the power fusion, finite. 0.5 is a correctly rounded root; any other within
-            (2 + |power ln(base)|) 2^-23 of its value.
+        power: Exponent of the power fusion, finite. 0.5 gives a correctly rounded root; another exponent has a relative
+            error of at most (2 + |power ln(base)|) 2^-23.
         iou_threshold: A moment goes if its IoU with a better one is strictly greater, 0 to 1.
         top_k: At least 1; may exceed P.
         threads: See `num_threads`. The result does not depend on it.

@@ -1,4 +1,4 @@
-"""text_encoder in C++: DistilBERT, pooling and both projections, its weights packed once."""
+"""text_encoder in C++: DistilBERT, pooling and both projections; weights are packed once."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mmn_fast.arrays import Float32, Int64
 from mmn_fast.kernels.host import _C, num_threads
 from mmn_fast.presets import TextEncoderConfig
 
-_SENTENCE_EPS = 1e-5  # of torch.nn.LayerNorm, which the projections' norm leaves as it is
+_SENTENCE_EPS = 1e-5  # default epsilon of torch.nn.LayerNorm, which the norm before the projections keeps
 
 Pair = tuple[Float32, Float32]
 """Weight and bias."""
@@ -22,10 +22,10 @@ class NativeTextEncoder:
     """Sentences to the joint space; safe to call from several threads.
 
     Args:
-        state: float32 arrays under official keys without "text_encoder."; the embeddings are read in place, the rest
-            is copied.
+        state: float32 arrays under official keys without "text_encoder."; the embeddings are read in place, all others
+            are copied.
         config: sizes of DistilBERT.
-        precision: "fp32", or "bf16" to round the operands of the linear maps, where the instruction set multiplies so.
+        precision: "fp32", or "bf16" to round the operands of the linear maps, if the instruction set multiplies bf16.
         isa: instruction set; None for the process's choice.
 
     Raises:
@@ -43,7 +43,7 @@ class NativeTextEncoder:
             weights, biases = zip(*(pair(name) for name in names), strict=True)
             return np.concatenate(weights), np.concatenate(biases)
 
-        # Official checkpoints name them so: fc_out1 is the iou branch, fc_out2 the contrastive one.
+        # In official checkpoints fc_out1 is the iou branch, fc_out2 the contrastive branch.
         heads = stacked("fc_out2", "fc_out1")
         self._joint = len(heads[1]) // 2
         self._native = _C.TextEncoder(
@@ -96,7 +96,7 @@ class NativeTextEncoder:
 
         Raises:
             TypeError: an argument is of another dtype.
-            ValueError: a shape or value differs from the above; the sentence names it.
+            ValueError: a shape or value differs from the above; the message names it.
         """
         if out is None:
             contrastive, iou = np.empty((2, len(token_ids), self._joint), np.float32)
