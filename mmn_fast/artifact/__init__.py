@@ -1,1 +1,1 @@
-"""What an export directory contains: its manifest, its plans' sidecars, its stages. Below the backends; no torch."""
+"""The content of an export directory: its manifest, its plans' sidecars, its stages. Needs no torch."""

@@ -81,7 +81,7 @@ def signature(graph: str, preset: Preset, *, raw_features: bool = False, top_k: 
         preset: gives T, D, P and J.
         raw_features: video takes at most R source rows per video instead of pre-clips; the first `lengths` rows of each
             video are real.
-        top_k: score also chooses K moments per sentence by non-maximum suppression; None leaves this out.
+        top_k: the score graph also chooses K moments per sentence by non-maximum suppression; None leaves this out.
     """
     P, J, D = plan_for(preset).num_proposals, preset.joint_size, preset.input_size
     video = tuple(TensorSpec(f"video_{branch}", "float32", ("B", P, J)) for branch in ("contrastive", "iou"))
@@ -121,8 +121,8 @@ class Manifest:
         source: name of the exported model.
         weights_sha256: `storage.checksums.combined_sha256` of the model's weights; the fingerprint follows from it.
         precision: one of `precisions.EXPORTED`: weights and products of video and text; score is always float32.
-        fp32_stages: stages of the video graph (`artifact.stages`) that are float32 although the precision is fp16 or
-            bf16, because the graph was out of its bound without them.
+        fp32_stages: stages of the video graph (`artifact.stages`) that stay float32 in an fp16 or bf16 export, because
+            without them the graph exceeded its error bound.
         raw_features: see `signature`.
         top_k: see `signature`.
         opset: version of the standard operator set.

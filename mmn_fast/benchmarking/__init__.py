@@ -1,1 +1,1 @@
-"""Measuring: medians of candidates that take turns, each in a process of its own; `mmn-fast bench`."""
+"""Measures candidates that take turns, each in its own process, and reports medians; `mmn-fast bench`."""

@@ -1,4 +1,4 @@
-"""The latency of a loaded model's stages on this machine, by backend, precision and batch: `mmn-fast bench`."""
+"""Measures a model's stages on this machine, by backend, precision and batch: `mmn-fast bench`."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from mmn_fast.presets import Preset
 from mmn_fast.types import Video
 
 PEER = ("torch", "fp32")
-"""The backend and precision that ratios are over."""
+"""The backend and precision with ratio 1: its median is the numerator of every ratio."""
 EXACT = ("torch", "fp64")
-"""The backend and precision that errors are measured from, on the first `_EXACT_VIDEOS` videos of a batch."""
-_EXACT_VIDEOS = 2  # TACoS takes most of a minute a video in float64; a video has the same bits in any batch
+"""The backend and precision that give the exact results, of the first `_EXACT_VIDEOS` videos of a batch."""
+_EXACT_VIDEOS = 2  # TACoS takes most of a minute per video in float64; a video has the same bits in any batch
 TOP_K = 5
 DURATION_S = 60.0
 _WORDS = "a the person opens closes door window then walks to picks up puts down cup book red box while another sits"
@@ -38,17 +38,17 @@ _CAPTION = (
 
 @dataclass(frozen=True)
 class BenchOptions:
-    """What to measure.
+    """The settings of a measurement.
 
     Attributes:
-        load: arguments of `mmn_fast.load` beside backend and precision.
-        backends: names, or empty for all that can run here. Then backend torch takes part in fp32 alone: in bf16 it
-            rounds operands and multiplies in float32, a yardstick that is slower than fp32.
-        precisions: names, or empty for fp32 and bf16, of an export for its own.
+        load: arguments of `mmn_fast.load` besides backend and precision.
+        backends: names; empty for all that can run here. Then backend torch takes part in fp32 alone, because its bf16
+            rounds operands and multiplies in float32, which is slower than fp32.
+        precisions: names; empty for fp32 and bf16, or for an export's own precision.
         batches: videos per call of encode_video.
         sentences: sentences per call of encode_text and score.
-        repeats: timed calls of each.
-        limit_s: begin no further round of a stage after so many seconds.
+        repeats: timed calls of each candidate.
+        limit_s: seconds after which no further round of a stage begins.
     """
 
     load: Mapping[str, Any]
@@ -70,28 +70,28 @@ class BenchOptions:
 
 
 def bench_model(options: BenchOptions, on_event: Callable[[str], object] = lambda event: None) -> dict[str, Any]:
-    """Measure a model's stages beside PyTorch's, in turn, each backend and precision in a process of its own.
+    """Measure a model's stages, PyTorch's beside them; backends and precisions take turns, each in its own process.
 
-    Ratios are over backend torch in fp32, errors are from it in fp64. Torch cannot run an export: there both are from
-    the first of the backends that run it.
+    Backend torch gives the peer of all ratios, in fp32, and the exact results, in fp64. Torch cannot run an export:
+    there the first backend that runs it gives both.
 
-    Features are random and seeded, sentences made of common words: the time does not depend on what they say. Stages
-    are the engine's own calls, checks and hashing included: `encode_video` of each batch, `encode_text` and `score` of
-    all sentences on one video, top 5.
+    Features are random and seeded, and sentences are made of common words, because the time does not depend on their
+    content. Stages are the engine's own calls, checks and hashing included: `encode_video` of each batch, `encode_text`
+    and `score` of all sentences on one video, top 5.
 
     Args:
-        options: what to measure.
-        on_event: told what starts.
+        options: the settings.
+        on_event: receives a message when a step starts.
 
     Returns:
-        `machine`, `model` (source, preset, proposals), `peer` and `exact` (what ratios are over and errors are from, as
-        "torch fp32"), `unavailable` (why a backend and precision does not run here) and `rows`: stage, batch, backend,
+        `machine`, `model` (source, preset, proposals), `peer` (of ratios) and `exact` (of errors), such as "torch
+        fp32", `unavailable` (why a backend and precision does not run here) and `rows`: stage, batch, backend,
         precision, median_ms, p20_ms, p80_ms, repeats, ratio (the peer's median over this one), peak_mib and max_error,
         or failure.
 
     Raises:
         InputError: the model or an option cannot be used.
-        BackendUnavailable: nothing that was asked for can run here.
+        BackendUnavailable: none of the requested backends and precisions can run here.
     """
     chosen, unavailable = _choose(options, str(options.load.get("device", "auto")))
     backend, precision = chosen[0]
@@ -162,21 +162,21 @@ def make_stages(arguments: Mapping[str, Any], backend: str, precision: str, stag
 
 
 def make_exact_stages(arguments: Mapping[str, Any], stages: Sequence[str]) -> dict[str, Call]:
-    """The calls in float64, with few videos in a batch; for `Candidate`."""
+    """The calls in float64, with at most `_EXACT_VIDEOS` videos in a batch; for `Candidate`."""
     backend, precision = EXACT
     engine = load(**arguments, backend=backend, precision=precision)
     return {stage: _call(engine, stage, most_videos=_EXACT_VIDEOS) for stage in stages}
 
 
 def random_videos(preset: Preset, count: int) -> list[Video]:
-    """Videos of as many features as the preset has pre-clips, the same ones on every call."""
+    """Random videos with as many features as the preset has pre-clips; the same videos on every call."""
     rng = np.random.default_rng(0)
     shape = (preset.num_pre_clips, preset.input_size)
     return [Video(np.abs(rng.standard_normal(shape, np.float32)), DURATION_S, f"{n}") for n in range(count)]
 
 
 def made_sentences(count: int) -> list[str]:
-    """Sentences of 4 to 15 common words, the same ones on every call."""
+    """Random sentences of 4 to 15 common words; the same sentences on every call."""
     rng = np.random.default_rng(0)
     return [" ".join(rng.choice(_WORDS.split(), rng.integers(4, 16))) + "." for _ in range(count)]
 
@@ -203,7 +203,7 @@ def _call(engine: Engine, stage: str, most_videos: int | None = None) -> Call:
     video, text = engine.encode_video(random_videos(engine.preset, 1)), engine.encode_text(sentences)
 
     def score() -> Arrays:
-        """The scores in order: two moments that tie may change places."""
+        """The scores alone, in order, because two moments that tie may change places."""
         (result,) = engine.score(video, text, top_k=TOP_K)
         scores = np.zeros((count, TOP_K), np.float32)
         for row, moments in zip(scores, result, strict=True):
@@ -214,7 +214,7 @@ def _call(engine: Engine, stage: str, most_videos: int | None = None) -> Call:
 
 
 def _choose(options: BenchOptions, device: str) -> tuple[list[tuple[str, str]], dict[str, str]]:
-    """The pairs to measure, the peer first, and why the others that were asked for do not run here."""
+    """The (backend, precision) pairs to measure, the peer first, and why other requested pairs do not run here."""
     exported = _exported_precision(options.load)
     chosen: list[tuple[str, str]] = [] if exported else [PEER]
     unavailable, runs = {}, False
@@ -242,7 +242,7 @@ def _choose(options: BenchOptions, device: str) -> tuple[list[tuple[str, str]], 
 
 
 def _exported_precision(arguments: Mapping[str, Any]) -> str | None:
-    """The precision of an export, whose files are those of its manifest; None of another model."""
+    """The precision of an export, after a check of its files; None for another model."""
     if not is_export(Path(arguments["model"])):
         return None
     load_model(arguments["model"], arguments.get("preset"), arguments.get("tokenizer"))
@@ -250,7 +250,7 @@ def _exported_precision(arguments: Mapping[str, Any]) -> str | None:
 
 
 def _load_error(arguments: Mapping[str, Any], backend: str, precision: str) -> str | None:
-    """Why a backend does not take a model; None if it does."""
+    """Why a backend cannot load a model; None if it can."""
     try:
         load(**arguments, backend=backend, precision=precision)
     except (BackendUnavailable, InputError) as error:

@@ -1,4 +1,4 @@
-"""Timings, and what machine they are of."""
+"""Timings, and facts about the machine that gave them."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ class Timing:
 
 
 def alternate(candidates: Mapping[str, Callable[[], object]], repeats: int, warmup: int = 2) -> dict[str, Timing]:
-    """Time candidates of this process in turn, so that a slow spell of the machine meets them all.
+    """Time candidates in this process, in turn, so that a slow spell of the machine affects all of them.
 
     Args:
-        candidates: what to call, by name.
-        repeats: timed calls of each, at least 1.
-        warmup: calls of each before that.
+        candidates: name -> function to time.
+        repeats: timed calls of each candidate, at least 1.
+        warmup: earlier, untimed calls of each candidate.
     """
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
     for number in range(warmup + repeats):
@@ -51,7 +51,7 @@ def alternate(candidates: Mapping[str, Callable[[], object]], repeats: int, warm
 
 
 def machine() -> dict[str, Any]:
-    """The time, the processor and the versions that a figure is of."""
+    """The time, the processor and the versions, to store beside a figure."""
     from mmn_fast.kernels import host
     from mmn_fast.process import torch_build
     from mmn_fast.version import __version__
@@ -68,9 +68,9 @@ def machine() -> dict[str, Any]:
 
 
 def peak_memory_mib() -> float:
-    """The most memory that this process has held at a time, in MiB (resident, Python and its libraries included)."""
+    """This process's peak resident memory in MiB, Python and its libraries included."""
     try:
-        # Not getrusage: on Linux a new process starts with the peak of the one that started it.
+        # Not getrusage: on Linux a new process starts with its parent's peak.
         status = Path(f"/proc/{os.getpid()}/status").read_text()
     except OSError:
         import resource
@@ -80,7 +80,7 @@ def peak_memory_mib() -> float:
 
 
 def _cpu_name() -> str:
-    """Name of the processor and its family and model, which virtual machines leave when they hide the name."""
+    """The processor's name, family and model; virtual machines may hide the name but show family and model."""
     try:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:

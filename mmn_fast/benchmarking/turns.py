@@ -1,4 +1,4 @@
-"""Candidates that take turns, each in a process of its own: its threads and its memory are its own too."""
+"""Candidates that take turns, each in its own process, with its own threads and memory."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ Call = Callable[[], Arrays]
 
 @dataclass(frozen=True)
 class Candidate:
-    """What takes part.
+    """A participant in a measurement.
 
     Attributes:
-        name: how it is called in the results.
-        make: a function at a module's top level, called in the candidate's process; gives a call per stage, which
-            returns its result as arrays.
-        arguments: what `make` is called with.
+        name: its name in the results.
+        make: a function at a module's top level, called in the candidate's process. It returns a call per stage; each
+            call returns its result as arrays.
+        arguments: the arguments of `make`.
     """
 
     name: str
@@ -38,13 +38,13 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Measured:
-    """What came of one candidate in one stage.
+    """The measurement of one candidate in one stage.
 
     Attributes:
-        timing: of its calls; None if it could not run.
+        timing: timing of its calls; None if it could not run.
         peak_mib: peak memory of its process so far, MiB, libraries, weights and earlier stages included.
-        max_error: largest difference of its result, at the first call, from the truth's; None where that failed.
-        failure: why it could not run, one sentence.
+        max_error: largest difference of its first call's result from the truth's; None if the truth failed.
+        failure: why it could not run, in one sentence.
     """
 
     timing: Timing | None = None
@@ -62,23 +62,23 @@ def take_turns(
     limit_s: float | None = None,
     on_event: Callable[[str], object] = lambda event: None,
 ) -> dict[str, dict[str, Measured]]:
-    """Measure every stage of every candidate, one call at a time, the candidates in turn.
+    """Measure every stage of every candidate, one call at a time; the candidates take turns.
 
     Args:
-        candidates: at least one; a candidate that cannot run is reported as such and the others go on.
-        stages: keys of what `make` gives, in this order.
-        repeats: timed calls of each, at least 1.
-        warmup: calls before them, beside the first, which the result is taken from.
-        truth: what errors are measured from: it is asked for each result once and is never timed, and may give only
-            the first items of a result. None takes the first of the candidates.
-        limit_s: begin no further round of a stage after so many seconds, once every candidate has been timed.
-        on_event: told what starts.
+        candidates: at least one. A candidate that cannot run is reported as such, and the others go on.
+        stages: keys of the calls from `make`, in the order to measure.
+        repeats: timed calls of each candidate, at least 1.
+        warmup: untimed calls after the first call; the first call gives the result.
+        truth: gives the exact results. It makes each result once, is never timed, and may return only the first items
+            of a result. None takes the first candidate.
+        limit_s: seconds after which no further round of a stage begins, once every candidate has been timed.
+        on_event: receives a message when a step starts.
 
     Returns:
-        By stage, by candidate.
+        Stage -> candidate -> its measurement.
     """
     truth = candidates[0] if truth is None else truth
-    context = multiprocessing.get_context("spawn")  # a fork would share the parent's thread pools, and break them
+    context = multiprocessing.get_context("spawn")  # a fork would inherit broken thread pools
     expected: Mapping[str, Arrays | None] = {}
     workers: dict[str, _Worker] = {}
     try:
@@ -88,7 +88,7 @@ def take_turns(
         for candidate in candidates:
             on_event(f"starting {candidate.name}")
             workers[candidate.name] = _Worker(context, candidate)
-            workers[candidate.name].wait_until_ready()  # one after another: their preparations do not compete
+            workers[candidate.name].wait_until_ready()  # one after another, so that preparations do not compete
         found = {}
         for stage in stages:
             first = {name: worker.ask("result", stage) for name, worker in workers.items()}
@@ -104,7 +104,7 @@ def take_turns(
 
 
 def _results(worker: _Worker, stages: Sequence[str]) -> dict[str, Arrays | None]:
-    """A candidate's result of each stage, None where it cannot run; its process ends."""
+    """A candidate's result of each stage, None if it cannot run; then its process ends."""
     try:
         worker.wait_until_ready()
         return {stage: worker.ask("result", stage) for stage in stages}
@@ -120,7 +120,7 @@ def _timed(
     limit_s: float | None,
     on_event: Callable[[str], object],
 ) -> dict[str, list[float]]:
-    """Seconds of each candidate's calls, the candidates in turn."""
+    """Time calls of the candidates in turn: candidate -> seconds of its calls."""
     on_event(stage)
     start = time.monotonic()
     seconds: dict[str, list[float]] = {name: [] for name in workers}
@@ -147,7 +147,7 @@ def _measured(
 
 
 def _largest_difference(result: Arrays, exact: Arrays) -> float:
-    """The largest difference from the exact items, of which there may be fewer."""
+    """The largest difference from the exact items; there may be fewer exact items than results."""
     return max(
         (
             float(np.abs(a[: len(b)].astype(np.float64) - b.astype(np.float64)).max(initial=0.0))
@@ -171,7 +171,7 @@ class _Worker:
         self._receive()
 
     def ask(self, what: str, stage: str) -> Any:
-        """The answer, or None from a candidate that cannot run."""
+        """Ask the process for an answer; None if the candidate cannot run."""
         if self.failure is not None:
             return None
         self._pipe.send((what, stage))
@@ -196,7 +196,7 @@ class _Worker:
 
 
 def _serve(pipe: Connection, candidate: Candidate) -> None:
-    """The candidate's process: prepares, then answers (failure, answer) until told to end."""
+    """Run in the candidate's process: prepare, then answer (failure, answer) until told to end."""
     try:
         calls = candidate.make(*candidate.arguments)
         pipe.send((None, None))
@@ -212,6 +212,6 @@ def _serve(pipe: Connection, candidate: Candidate) -> None:
                 pipe.send((None, peak_memory_mib()))
     except (BackendUnavailable, InputError, ImportError) as reason:
         pipe.send((str(reason), None))
-    except Exception as error:  # whatever a peer raises is a row of the table, and the others go on
+    except Exception as error:  # any error of a candidate becomes a row of the table, and the others go on
         traceback.print_exc()
         pipe.send((f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}", None))

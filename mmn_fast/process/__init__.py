@@ -1,1 +1,1 @@
-"""What concerns the running process: its environment, cores and forks, values made once, and PyTorch's settings."""
+"""The running process: its environment, cores and forks, values made once, and PyTorch's settings."""

@@ -63,7 +63,7 @@ class Lock:
 
 
 class _ForkWaits:
-    """Calls during which no other thread forks: a fork waits until the calls end, and new calls wait for the fork.
+    """Marks calls during which no other thread forks: a fork waits until they end, and new calls wait for the fork.
 
     Use it for calls into libraries with internal locks (PyTorch, ONNX Runtime, the import system), because nobody can
     renew these locks in a child. Calls do not wait for each other, may be nested, and should end within seconds.
@@ -133,7 +133,7 @@ if hasattr(os, "register_at_fork"):  # not on Windows, which does not fork
 
 @dataclass(frozen=True)
 class Opened:
-    """The process that opened something which works in no other process.
+    """Records the process that opened something; the thing works in no other process.
 
     Attributes:
         what: name of the opened thing, for the message.

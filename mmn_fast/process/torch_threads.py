@@ -1,4 +1,4 @@
-"""Calls of PyTorch: settings of the process during a call, the thread that makes it, and safety of forks."""
+"""Calls of PyTorch: the process's settings during a call, the calling thread, and safety of forks."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ class _StrictSettings:
 
 
 strict_settings = _StrictSettings()
-"""A context that switches off settings which trade exactness for time, or time of one call for time of the next.
+"""A context that switches off settings that trade exactness for speed, or slow one call to speed up later ones.
 
 Off are TF32 (cuDNN would use it for float32), sums in 16 bits within cuBLAS, algorithms chosen by timing, and attention
 by cuDNN (the first choice on Hopper, but it builds a plan for every new shape).

@@ -1,1 +1,1 @@
-"""What runs kernels over time: captured graphs, plans, sessions, and the copies that they keep."""
+"""Runs kernels over time: captured graphs, plans, sessions, and the device copies that they keep."""

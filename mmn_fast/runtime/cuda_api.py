@@ -1,4 +1,4 @@
-"""Device memory, streams, copies and graphs through the CUDA runtime's Python bindings; no torch.
+"""Device memory, streams, copies and graphs, through the CUDA runtime's Python bindings; no torch.
 
 The bindings (`cuda.bindings.runtime`, package cuda-bindings) are imported when a device is opened.
 """
@@ -29,11 +29,11 @@ class Gpu:
 
 
 class Resource:
-    """Device memory, a stream or a graph, given back with the last reference to it.
+    """Device memory, a stream or a graph; given back when its last reference goes.
 
     Args:
-        handle: its address or handle.
-        give_back: the runtime's function for that; its error is of no use to anybody by then.
+        handle: the resource's address or handle.
+        give_back: the runtime's function that gives it back; the function's error is ignored.
     """
 
     def __init__(self, handle: Any, give_back: Callable[[Any], Any]) -> None:
@@ -42,12 +42,12 @@ class Resource:
 
 
 def _give_back(owner: int, give_back: Callable[[Any], Any], handle: Any) -> None:
-    if os.getpid() == owner:  # a forked process has the handle and no CUDA
+    if os.getpid() == owner:  # a forked process has the handle, but CUDA does not work there
         give_back(handle)
 
 
 def bindings() -> Any | None:
-    """The module `cuda.bindings.runtime`, or None where it is not installed."""
+    """The module `cuda.bindings.runtime`; None if it is not installed."""
     try:
         return import_module("cuda.bindings.runtime")
     except ImportError:
@@ -55,7 +55,7 @@ def bindings() -> Any | None:
 
 
 def unavailable_reason(number: int) -> str | None:
-    """Why the GPU of a number cannot be used, as a sentence; None if it can."""
+    """Why the GPU with this number cannot be used, as a sentence; None if it can."""
     runtime = bindings()
     if runtime is None:
         return INSTALL
@@ -66,13 +66,13 @@ def unavailable_reason(number: int) -> str | None:
 
 
 class Cuda:
-    """One GPU, made current for the calling thread by every call that needs it.
+    """One GPU. Every call that needs it makes it current for the calling thread.
 
     Args:
-        number: the GPU's.
+        number: the GPU's number.
 
     Raises:
-        BackendUnavailable: no bindings or no such GPU.
+        BackendUnavailable: the bindings or the GPU do not exist.
     """
 
     def __init__(self, number: int = 0) -> None:
@@ -109,7 +109,7 @@ class Cuda:
         self._call("cudaMemcpyAsync", address, array.ctypes.data, array.nbytes, kind, stream)
 
     def download(self, array: npt.NDArray[Any], address: int, stream: int) -> None:
-        """Enqueue a copy from the device to a contiguous array, which is filled when the stream is synchronised."""
+        """Enqueue a copy from the device to a contiguous array; it is filled when the stream is synchronised."""
         assert array.flags.c_contiguous
         kind = self._runtime.cudaMemcpyKind.cudaMemcpyDeviceToHost
         self._call("cudaMemcpyAsync", array.ctypes.data, address, array.nbytes, kind, stream)
@@ -124,7 +124,7 @@ class Cuda:
         self._call("cudaStreamBeginCapture", stream, mode)
 
     def end_capture(self, stream: int) -> Resource:
-        """End the recording and make what was recorded launchable."""
+        """End the recording and make it launchable."""
         graph = self._call("cudaStreamEndCapture", stream)
         try:
             return self._owned(self._call("cudaGraphInstantiate", graph, 0), "cudaGraphExecDestroy")
@@ -132,7 +132,7 @@ class Cuda:
             self._call("cudaGraphDestroy", graph)
 
     def abandon_capture(self, stream: int) -> None:
-        """End a recording that failed; what it holds is dropped."""
+        """End a recording that failed, and drop it."""
         with suppress(BackendUnavailable):  # a failed capture's end reports the failure again
             self._call("cudaGraphDestroy", self._call("cudaStreamEndCapture", stream))
 
@@ -144,7 +144,7 @@ class Cuda:
         return Resource(handle, getattr(self._runtime, give_back))
 
     def _call(self, name: str, *arguments: Any) -> Any:
-        """Call the runtime; every function returns its error first."""
+        """Call a function of the runtime; every function returns its error first."""
         error, *values = getattr(self._runtime, name)(*arguments)
         if int(error):
             raise BackendUnavailable(f"CUDA: {name} failed ({_words(self._runtime, error)})")
@@ -152,7 +152,7 @@ class Cuda:
 
 
 def device_number(device: str) -> int:
-    """N of "cuda:N"; 0 of "cuda" and "auto"."""
+    """N of "cuda:N"; 0 for "cuda" and "auto"."""
     return int(device.partition(":")[2] or 0)
 
 

@@ -1,4 +1,4 @@
-"""Device copies of host arrays that are used again and again. Nothing here calls CUDA: what uploads is handed in."""
+"""Device copies of host arrays that are used repeatedly. Nothing here calls CUDA; the caller passes the upload."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ class _Copy:
 
 
 class DeviceCopies:
-    """Keeps what it uploads of arrays that nobody can write, the least recently used out first.
+    """Keeps copies of read-only arrays; the least recently used copy leaves first.
 
-    An array can change between two calls unless it and the array that owns its memory are read-only, so of others
-    nothing is kept. A copy counts for nothing once the owner is gone: another array may then stand at its address.
+    An array can change between two calls unless it and the array that owns its memory are read-only, so copies of other
+    arrays are not kept. A copy is void once the owner is gone, because another array may then have its address.
 
     Args:
         upload: makes a tensor on the device.
-        limit_bytes: device memory that copies may hold together.
+        limit_bytes: device memory that all copies together may hold.
     """
 
     def __init__(self, upload: Callable[[Array], Tensor], limit_bytes: int) -> None:
@@ -45,10 +45,10 @@ class DeviceCopies:
         return sum(copy.tensor.nbytes for copy in self._held.values())
 
     def take(self, array: Array) -> Tensor | None:
-        """The copy of a read-only array, uploaded if it is not there.
+        """Get the copy of a read-only array; upload the array if there is no copy.
 
         Returns:
-            None for an array that may change, or is larger than the limit; the caller must not write the tensor.
+            A tensor, which the caller must not write; None if the array may change or is larger than the limit.
         """
         owner = array if array.base is None else array.base
         if not _cannot_change(array, owner) or array.nbytes > self.limit_bytes:
@@ -67,11 +67,11 @@ class DeviceCopies:
         return tensor
 
     def clear(self) -> None:
-        """Let go of every copy."""
+        """Drop every copy."""
         self._held.clear()
 
     def info(self) -> dict[str, Any]:
-        """Copies of videos' embeddings held, their memory and its limit in MiB."""
+        """The number of held copies of videos' embeddings, their memory and its limit in MiB."""
         return {
             "video_copies": len(self._held),
             "video_mib": round(self.num_bytes / MIB, 1),
@@ -80,6 +80,6 @@ class DeviceCopies:
 
 
 def _cannot_change(array: Array, owner: Any) -> bool:
-    # A base that is no array, or that has a base itself, is memory that something else may write.
+    # If the owner is no array, or has a base itself, something else may write the memory.
     owns = isinstance(owner, np.ndarray) and owner.base is None and owner.flags.owndata
     return bool(owns and not owner.flags.writeable and not array.flags.writeable)

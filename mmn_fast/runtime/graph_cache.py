@@ -1,4 +1,4 @@
-"""The bookkeeping of captured graphs. Nothing here calls CUDA: what captures is handed in."""
+"""The bookkeeping of captured graphs. Nothing here calls CUDA; the caller passes the capture."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ class Captured:
     """A captured program.
 
     Attributes:
-        run: takes the inputs, returns the outputs; the outputs are the caller's own.
-        num_bytes: device memory that it holds beyond what was held before it was captured.
+        run: takes the inputs, returns the outputs; the caller owns the outputs.
+        num_bytes: device memory that the capture added.
     """
 
     run: Callable[..., Any]
@@ -25,12 +25,12 @@ class Captured:
 class GraphCache:
     """Captured programs by key, within a limit of memory.
 
-    Programs share one pool, which gives memory back only as a whole. So when the next one would exceed the limit, all
-    are let go, and it is captured again in a new pool.
+    Programs share one pool, which gives memory back only as a whole. If the next program would exceed the limit, all
+    programs are dropped, and the next one is captured again in a new pool.
 
     Args:
-        limit_bytes: device memory that they may hold together.
-        release: called after programs were let go; returns the pool's memory to the device.
+        limit_bytes: device memory that all programs together may hold.
+        release: returns the pool's memory to the device; called after programs were dropped.
     """
 
     def __init__(self, limit_bytes: int, release: Callable[[], None]) -> None:
@@ -45,14 +45,14 @@ class GraphCache:
         return sum(captured.num_bytes for captured in self._held.values())
 
     def get(self, key: Hashable, capture: Callable[[], Captured]) -> Captured | None:
-        """The program of a key, captured if it is not there.
+        """Get the program of a key; capture it if there is none.
 
         Args:
-            key: what identifies it.
-            capture: makes it; what it raises goes through, and nothing is kept of it.
+            key: identifies the program.
+            capture: captures the program; its exceptions pass through, and nothing is kept then.
 
         Returns:
-            The program; None if it alone holds more than the limit: it then runs without a graph, and `info` names it.
+            The program; None if it alone exceeds the limit. It then runs without a graph, and `info` names it.
         """
         if key in self._too_large:
             return None
@@ -72,12 +72,12 @@ class GraphCache:
         return captured
 
     def clear(self) -> None:
-        """Let go of every program."""
+        """Drop every program."""
         self._held.clear()
         self._release()
 
     def info(self) -> dict[str, Any]:
-        """Programs held, their memory and its limit in MiB, and those too large for it."""
+        """The held programs, their memory and its limit in MiB, and the programs that exceed the limit alone."""
         return {
             "graphs": len(self._held),
             "graph_mib": round(self.num_bytes / MIB, 1),

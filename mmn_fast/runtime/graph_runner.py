@@ -1,7 +1,7 @@
-"""Runs programs on a device: by their CUDA graphs where those are on, one call at a time, within the device's memory.
+"""Runs programs on a device, one call at a time, within the device's memory, and by CUDA graphs if these are on.
 
-A program is a function of tensors of static sizes that queues work and never waits: the same operations with a graph
-and without.
+A program is a function of tensors of static sizes. It queues work and never waits; its operations are the same with a
+graph and without.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class Input:
 
     Attributes:
         tensor: the values, of the static size or with fewer rows.
-        rows: the static number of rows; None for those of `tensor`. In the rows that `tensor` lacks a graph sees zeros
-            or values of an earlier call, so nothing that is kept may depend on them.
+        rows: the static number of rows; None means `len(tensor)`. Rows beyond `tensor` are undefined (zeros or values
+            of an earlier call); results that are kept must not depend on them.
     """
 
     tensor: Tensor
@@ -49,24 +49,24 @@ class Input:
         place[: len(self.tensor)].copy_(self.tensor, non_blocking=True)
 
     def static(self, device: torch.device) -> Tensor:
-        """A new tensor of the static size that holds the values, and zeros behind them."""
+        """Make a tensor of the static size that holds the values, then zeros."""
         place = torch.zeros(self.shape, dtype=self.tensor.dtype, device=device)
         self.copy_to(place)
         return place
 
 
 class GraphRunner:
-    """Runs programs; a lack of memory is one sentence and leaves it usable.
+    """Runs programs. A lack of memory raises one sentence and leaves the runner usable.
 
-    Several runners may run in several threads, on one device or on many: their captures follow each other
+    Several runners may run in several threads, on one device or on many. Their captures follow each other
     (`recording.record`), each on its runner's own stream.
 
     Args:
-        device: where they run.
+        device: the device that runs the programs.
         graphs: whether to capture CUDA graphs.
         limit_bytes: device memory that graphs may hold.
-        describe: of a program's name and its inputs' static sizes the words for an error: which program, how large,
-            and how much memory it needs.
+        describe: words for an error, from a program's name and its inputs' static sizes: the program, its sizes, and
+            the memory that it needs.
     """
 
     def __init__(
@@ -76,24 +76,24 @@ class GraphRunner:
         self._on_cuda = device.type == "cuda"
         self._describe = describe
         self._opened = Opened.here(f"device {str(device)!r}")
-        self._lock = Lock()  # static inputs and outputs are one set
+        self._lock = Lock()  # calls share one set of static inputs and outputs
         self._graphs = GraphCache(limit_bytes, self._release_pool)
         self._pool: Any = None
         self._stream: torch.cuda.Stream | None = None  # captures all graphs, since they share a pool
-        self.on_release: list[Callable[[], None]] = []  # let go of what is kept between calls
+        self.on_release: list[Callable[[], None]] = []  # each frees memory that is kept between calls
         self._doing: tuple[str, Shapes] = ("load", ())
 
     def run(self, name: str, program: Program, inputs: Sequence[Input], arguments: tuple[int, ...]) -> Any:
-        """Run a program, by its graph if there are graphs; within `running`.
+        """Run a program, by its graph if graphs are on. Call this within `running`.
 
         Args:
-            name: what identifies the program.
+            name: identifies the program.
             program: takes the inputs' tensors and the arguments.
-            inputs: its tensors.
-            arguments: numbers that a graph holds for good.
+            inputs: the program's inputs.
+            arguments: numbers that are fixed in a graph.
 
         Returns:
-            Its outputs on the device, the caller's own.
+            The program's outputs on the device; the caller owns them.
         """
         shapes = [given.shape for given in inputs]
         self._doing = name, shapes
@@ -105,15 +105,15 @@ class GraphRunner:
         return program(*(given.tensor.to(self.device, non_blocking=True) for given in inputs), *arguments)
 
     def pinned(self, array: npt.NDArray[Any]) -> Tensor:
-        """A tensor of an array's values on the host, in pinned memory where there is a device."""
+        """Copy an array to a tensor on the host, in pinned memory if there is a CUDA device."""
         dtype = torch.from_numpy(np.empty(0, array.dtype)).dtype
-        # The allocator of pinned memory gives a block again only when the copies from it are done.
+        # The allocator of pinned memory reuses a block only when the copies from it are done.
         tensor = torch.empty(array.shape, dtype=dtype, pin_memory=self._on_cuda)
         np.copyto(tensor.numpy(), array)
         return tensor
 
     def upload(self, array: npt.NDArray[Any]) -> Tensor:
-        """A tensor of an array's values on the device, without waiting."""
+        """Copy an array to a tensor on the device, without waiting."""
         return self.pinned(array).to(self.device, non_blocking=True)
 
     def check_process(self) -> None:
@@ -126,11 +126,11 @@ class GraphRunner:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """What every use stands in.
+        """The context of every use: holds the lock and turns a lack of memory into one sentence.
 
         Raises:
-            MemoryError: the device had too little memory; says for which program, at which sizes, and how much that
-                needs. Graphs were let go, and the runner stays usable.
+            MemoryError: the device had too little memory; the message names the program, its sizes and the memory that
+                it needs. Graphs were dropped, and the runner stays usable.
             BackendUnavailable: as `check_process`.
         """
         self.check_process()
@@ -151,7 +151,7 @@ class GraphRunner:
                 ) from None
 
     def info(self) -> dict[str, Any]:
-        """The device, and the graphs and memory held on it, in MiB."""
+        """The device, its graphs and their memory in MiB."""
         self.check_process()
         facts: dict[str, Any] = {
             "device": str(self.device),
@@ -166,10 +166,10 @@ class GraphRunner:
         return facts
 
     def _capture(self, program: Program, inputs: Sequence[Input], arguments: tuple[int, ...]) -> Captured:
-        self._empty_cache()  # as the capture does: what it frees must not count against the graph
+        self._empty_cache()  # the capture empties it too; the freed memory must not count against the graph
         before = torch.cuda.memory_reserved(self.device)
         static = [given.static(self.device) for given in inputs]
-        program(*static, *arguments)  # libraries make their handles, and kernels are compiled, outside of the capture
+        program(*static, *arguments)  # before the capture: libraries make their handles, kernels are compiled
         if self._stream is None:
             self._stream = own_stream(self.device)
         if self._pool is None:
@@ -179,7 +179,7 @@ class GraphRunner:
         def run(*given: Input) -> tuple[Tensor, ...]:
             for place, one in zip(static, given, strict=True):
                 one.copy_to(place)
-            # Graphs share a pool: the next one may write where this one's outputs are.
+            # Graphs share a pool, so the next graph may overwrite these outputs.
             return tuple(output.clone() for output in recording.replay())
 
         return Captured(run, max(torch.cuda.memory_reserved(self.device) - before, 0))

@@ -1,6 +1,6 @@
-"""The model's steps at static sizes, as programs that a `GraphRunner` runs.
+"""The model's steps at static sizes, as programs for a `GraphRunner`.
 
-On CPU tensors they run the kernels' twins (`kernels.gpu.video_ops`).
+On CPU tensors the programs run the kernels' twins (`kernels.gpu.video_ops`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from mmn_fast.runtime.graph_runner import GraphRunner, Input, Program, Shapes
 from mmn_fast.runtime.video_branch import VideoBranch
 
 TextBranch = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-"""Token ids int64 [S, L] and lengths int64 [S] to contrastive and iou, dtype [S, J] each, not normalised."""
+"""Token ids int64 [S, L] and lengths int64 [S] -> contrastive and iou, dtype [S, J] each, not normalised."""
 
 # Where each size is read: program → size → (input number, axis).
 _SIZES: dict[str, dict[str, tuple[int, int]]] = {
@@ -43,21 +43,21 @@ class Programs:
     | video | pre-clips, dtype [B, T, D] | contrastive and iou, dtype [B, P, J] |
     | features | rows float32 [R, D], starts and ends int32 [B T] of pre-clips | the same |
     | text | ids int64 [S, L], lengths int64 [S] | contrastive and iou, dtype [S, J] |
-    | ground | of features; of text; videos, sentences int32 [Q], durations float32 [Q] | selection [Q] |
-    | score | outputs of video [B, P, J]; of text [S, J]; videos, sentences, durations [Q] | selection [Q] |
+    | ground | inputs of features and of text; videos, sentences int32 [Q], durations float32 [Q] | selection [Q] |
+    | score | outputs of video and of text; videos, sentences int32 [Q], durations float32 [Q] | selection [Q] |
     | moments | one video, float32 [P, J] twice; text float32 [S, J] twice; moments float32 [P, 2] | selection [S] |
 
-    A selection is chosen int32 and scores float32 [., top_k], as `moment_ops.pair_top_moments` gives them, and whether
-    all scores were finite, bool [.]. Sentences, videos and rows that no pair or pre-clip names are not read.
+    A selection is chosen int32 and scores float32 [., top_k] from `moment_ops.pair_top_moments`, and whether all scores
+    were finite, bool [.]. Sentences, videos and rows that no pair or pre-clip names are not read.
 
     Args:
         preset: sizes and scoring.
-        text: sizes of the sentence side, for the count of memory.
-        make_video: makes the video branch; called here, since loading may lack memory too.
-        make_text: makes the sentence side.
-        num_weights: values in both, for the count of memory.
-        dtype: of operands.
-        device: where they run.
+        text: sizes of the text encoder, to compute memory.
+        make_video: makes the video branch; called here, because loading may lack memory too.
+        make_text: makes the text encoder.
+        num_weights: number of weights of both, to compute memory.
+        dtype: dtype of the operands.
+        device: the device that runs the programs.
         graphs: whether to capture CUDA graphs.
         limit_bytes: device memory that graphs may hold.
 
@@ -95,15 +95,15 @@ class Programs:
             self._side = own_stream(device) if device.type == "cuda" else None
 
     def run(self, name: str, inputs: Sequence[Tensor | Input], top_k: int = 0) -> Any:
-        """Run a program, within `runner.running`.
+        """Run a program. Call this within `runner.running`.
 
         Args:
-            name: of a program.
+            name: the program's name.
             inputs: its inputs, on the device or in pinned memory.
-            top_k: moments per pair, of programs that give a selection.
+            top_k: moments per pair, for programs that return a selection.
 
         Returns:
-            Its outputs on the device, the caller's own.
+            The program's outputs on the device; the caller owns them.
         """
         given = [one if isinstance(one, Input) else Input(one) for one in inputs]
         return self.runner.run(name, self._programs[name], given, (top_k,) if top_k else ())
@@ -196,7 +196,7 @@ class Programs:
         return f"the program {name!r} for {words}, which needs about {self._needed_mib(name, sizes):,} MiB"
 
     def _needed_mib(self, name: str, sizes: dict[str, int]) -> int:
-        """What a program holds at most, counted: weights, rows, the map and two layers, what the convolution keeps, the
+        """Computed peak memory of a program: weights, rows, the map and two layers, the convolution's workspace, the
         feed-forward, scores.
         """
         preset, plan, text, size = self._preset, self._plan, self._text_config, self.dtype.itemsize

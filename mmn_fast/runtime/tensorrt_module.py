@@ -1,4 +1,4 @@
-"""Finds the TensorRT module, builder and runtime or runtime alone, of a version this package is written for."""
+"""Finds a TensorRT module (builder and runtime, or runtime alone) of a version that this package supports."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import logging
 from importlib import import_module
 from typing import Any
 
-# The first whose Python bindings set a context's working memory, and the first that nothing here was checked against.
+# The first version whose Python bindings set a context's working memory, and the first version that was not checked.
 FIRST_VERSION, UNKNOWN_VERSION = (10, 1), (12,)
 BUILDER = ("tensorrt",)
 RUNTIME = ("tensorrt", "tensorrt_lean")
@@ -14,13 +14,13 @@ _LOG = logging.getLogger(__name__)
 
 
 def tensorrt_module(names: tuple[str, ...]) -> tuple[Any, str | None]:
-    """The first module of `BUILDER` or `RUNTIME` that is installed, or None and why, as a sentence."""
+    """The first installed module among `names` (`BUILDER` or `RUNTIME`) and None, or None and why, as a sentence."""
     for name in names:
         try:
             module = import_module(name)
         except ModuleNotFoundError:
             continue
-        except (ImportError, OSError) as error:  # its libraries are another package's
+        except (ImportError, OSError) as error:  # another package holds its libraries
             return None, f"{name} does not load ({error})"
         version = tuple(int(part) for part in module.__version__.split(".")[:2])
         if not FIRST_VERSION <= version < UNKNOWN_VERSION:
@@ -30,10 +30,10 @@ def tensorrt_module(names: tuple[str, ...]) -> tuple[Any, str | None]:
 
 
 def make_logger(trt: Any) -> Any:
-    """A TensorRT logger that writes to this module's and keeps the last error for messages.
+    """Make a TensorRT logger that writes to this module's logger and keeps the last error for messages.
 
     Args:
-        trt: the module of `tensorrt_module`.
+        trt: the module from `tensorrt_module`.
 
     Returns:
         A `trt.ILogger` with the attribute `last_error`.

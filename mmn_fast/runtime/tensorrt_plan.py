@@ -28,25 +28,25 @@ Arrays = dict[str, npt.NDArray[Any]]
 
 
 class Plan:
-    """A plan on its GPU: `enqueue` on device pointers and the caller's stream, `run` on NumPy arrays.
+    """A plan on its GPU: `enqueue` takes device pointers and the caller's stream, `run` takes NumPy arrays.
 
-    Each profile has an execution context of its own, so that what one has captured stays valid while another runs; all
-    of them work in one scratch memory, so calls on different streams have to wait for each other.
+    Each profile has its own execution context, so that its captured graph stays valid while another profile runs. All
+    contexts share one scratch memory, so calls on different streams must wait for each other.
 
     Args:
         trt: the TensorRT module.
-        runtime: its runtime.
-        logger: of the runtime.
+        runtime: the module's runtime.
+        logger: the runtime's logger.
         cuda: the GPU.
         scratch: working memory, shared by the plans of a backend.
-        path: the plan.
-        signature: inputs and outputs of its graph.
-        profiles: as its sidecar says.
+        path: the plan's file.
+        signature: inputs and outputs of the plan's graph.
+        profiles: the profiles in the plan's sidecar.
         cuda_graphs: capture each profile on its second call.
 
     Raises:
         BackendUnavailable: TensorRT does not read the plan.
-        InputError: its inputs, outputs or profiles are not those expected.
+        InputError: the plan's inputs, outputs or profiles differ from the expected ones.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class Plan:
         self._engine = runtime.deserialize_cuda_engine(path.read_bytes())
         if self._engine is None:
             raise BackendUnavailable(f"{path}: TensorRT does not read the plan ({logger.last_error})")
-        self._runtime = runtime  # has to outlive its engines
+        self._runtime = runtime  # must outlive its engines
         self._check_tensors()
         self._slots: dict[int, _Slot] = {}
         self._inputs: dict[tuple[int, str], Resource] = {}
@@ -76,17 +76,17 @@ class Plan:
         """Enqueue one run on the caller's stream.
 
         Args:
-            addresses: per input the device address of a contiguous array of the profile's largest shape; it has to
-                stay as it is until the stream has run.
+            addresses: input -> device address of a contiguous array of the profile's largest shape; the array must not
+                change until the stream has run.
             profile: number of the profile.
             stream: handle of the caller's CUDA stream, not the default one.
 
         Returns:
-            Per output the device address of a contiguous array of that size, which the plan owns: it is overwritten
-            by the next run of the same profile.
+            Output -> device address of a contiguous array of that size. The plan owns the array, and the next run of
+            the same profile overwrites it.
 
         Raises:
-            BackendUnavailable: TensorRT refuses; the message has its own words.
+            BackendUnavailable: TensorRT refuses; the message quotes its error.
         """
         slot = self._slots.get(profile)
         if slot is None:
@@ -112,7 +112,7 @@ class Plan:
         """Pad a batch to the profile that takes it, run it and wait.
 
         Args:
-            inputs: as the signature says, the dynamic axes >= 1 and not beyond the largest profile.
+            inputs: the signature's inputs; each dynamic axis is at least 1 and within the largest profile.
             stream: handle of a CUDA stream.
 
         Returns:
@@ -127,7 +127,7 @@ class Plan:
         number = choose_profile(self.profiles, sizes)
         assert number is not None, (sizes, self.profiles)  # callers cut batches to the largest profile
         padded = self.profiles[number].sizes
-        held = []  # until the stream has run
+        held = []  # arrays that must live until the stream has run
         addresses = {}
         for spec in self.signature.inputs:
             array = _padded(inputs[spec.name], _shape(spec.shape, padded), np.dtype(spec.dtype))
@@ -138,7 +138,7 @@ class Plan:
         outputs = self.enqueue(addresses, number, stream)
         given: Arrays = {}
         for spec in self.signature.outputs:
-            given[spec.name] = np.empty(_shape(spec.shape, sizes), spec.dtype)  # the first rows of what was computed
+            given[spec.name] = np.empty(_shape(spec.shape, sizes), spec.dtype)  # the first rows of the padded output
             self._cuda.download(given[spec.name], outputs[spec.name], stream)
         self._cuda.synchronize(stream)
         return given
@@ -164,7 +164,7 @@ class Plan:
         return _Slot(context, outputs, self._engine.get_device_memory_size_for_profile_v2(number))
 
     def _execute(self, slot: _Slot, stream: int) -> None:
-        slot.outputs.error = None  # of an earlier run
+        slot.outputs.error = None  # forget an earlier run's error
         done = slot.context.execute_async_v3(stream)
         if slot.outputs.error is not None:
             raise slot.outputs.error
@@ -182,7 +182,7 @@ class Plan:
             try:
                 self._execute(slot, stream)
                 return self._cuda.end_capture(stream)
-            except BaseException as error:  # Ctrl-C too must not leave the stream recording
+            except BaseException as error:  # not even Ctrl-C may leave the stream recording
                 self._cuda.abandon_capture(stream)
                 if not isinstance(error, BackendUnavailable):
                     raise
@@ -196,7 +196,7 @@ class Plan:
             raise BackendUnavailable(f"{self._path}: TensorRT refuses {what} ({self._logger.last_error})")
 
     def _check_tensors(self) -> None:
-        """Hold the plan's own inputs, outputs and profiles to the graph's signature and to the sidecar."""
+        """Check the plan's own inputs, outputs and profiles against the graph's signature and the sidecar."""
         trt, engine = self._trt, self._engine
         types = {trt.DataType.FLOAT: "float32", trt.DataType.INT64: "int64"}
         modes = {trt.TensorIOMode.INPUT: "input", trt.TensorIOMode.OUTPUT: "output"}
@@ -234,7 +234,7 @@ class Plan:
 
 
 class _Slot:
-    """One profile at work: its context, where its inputs and outputs lie, and its captured graph."""
+    """The state of one profile: its context, its input and output memory, and its captured graph."""
 
     def __init__(self, context: Any, outputs: Any, scratch_size: int) -> None:
         self.context, self.outputs, self.scratch_size = context, outputs, scratch_size
@@ -245,7 +245,7 @@ class _Slot:
 
 
 class _Scratch:
-    """Working memory of all contexts. When it grows, its address changes and captured graphs are void."""
+    """Working memory that all contexts share. When it grows, its address changes and captured graphs are void."""
 
     def __init__(self, cuda: Cuda) -> None:
         self._cuda, self.size = cuda, 0
@@ -256,9 +256,9 @@ class _Scratch:
         return 0 if self.memory is None else int(self.memory.handle)
 
     def reserve(self, size: int) -> None:
-        """Have at least so many bytes; nothing may be running."""
+        """Grow to at least `size` bytes; nothing may be running."""
         if size > self.size:
-            self.memory, self.size = None, 0  # first, so that both are never held at once
+            self.memory, self.size = None, 0  # free the old memory first, so that both are never held at once
             self.memory, self.size = self._cuda.allocate(size), size
 
 
@@ -271,12 +271,12 @@ def open_plans(
     allow_host_code: bool = False,
     cuda_graphs: bool = True,
 ) -> tuple[dict[str, Plan], str]:
-    """Open plans of an export on a GPU; everything is checked before TensorRT reads the first of them.
+    """Open plans of an export on a GPU; everything is checked before TensorRT reads the first plan.
 
     Args:
         directory: the export.
-        manifest: its manifest.
-        graphs: which of its plans.
+        manifest: the export's manifest.
+        graphs: the graphs whose plans to open.
         cuda: the GPU.
         allow_host_code: run the code that a version-compatible plan holds.
         cuda_graphs: see `Plan`.
@@ -286,7 +286,7 @@ def open_plans(
 
     Raises:
         InputError: a graph, plan or sidecar is missing, or a plan is of another model.
-        BackendUnavailable: no TensorRT, or a plan is for another GPU or version or holds host code.
+        BackendUnavailable: TensorRT is missing, or a plan is for another GPU or version or holds host code.
     """
     trt, reason = tensorrt_module(RUNTIME)
     if reason is not None:
@@ -310,7 +310,7 @@ def open_plans(
 def _fitting_plans(
     directory: Path, manifest: Manifest, graphs: Sequence[str], version: str, gpu: Gpu, allow_host_code: bool
 ) -> dict[str, Sidecar]:
-    """The sidecars of some plans, each fit to run here."""
+    """Read the sidecars of some plans, and refuse plans that cannot run here."""
     found = {}
     for graph in graphs:
         if graph not in manifest.graphs:
@@ -327,7 +327,7 @@ def _fitting_plans(
 
 
 def _output_allocator(trt: Any, cuda: Cuda) -> Any:
-    """An allocator that keeps what it gave and only ever grows it, so that a captured run allocates nothing."""
+    """Make an allocator that keeps its memory and only ever grows it, so that a captured run allocates nothing."""
 
     class OutputAllocator(trt.IOutputAllocator):
         def __init__(self) -> None:
@@ -340,7 +340,7 @@ def _output_allocator(trt: Any, cuda: Cuda) -> Any:
             if size > self.sizes.get(tensor_name, 0) or tensor_name not in self.memory:
                 try:
                     self.memory[tensor_name] = cuda.allocate(max(size, 1)), ()
-                except BackendUnavailable as error:  # TensorRT's own frames are between here and the caller
+                except BackendUnavailable as error:  # it cannot pass through TensorRT's own frames
                     self.error = error
                     return 0
                 self.sizes[tensor_name] = size
@@ -360,8 +360,8 @@ def _shape(shape: tuple[int | str, ...], sizes: Mapping[str, int]) -> tuple[int,
 
 
 def _padded(array: npt.NDArray[Any], shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
-    """The array in the shape of a profile, contiguous: rows repeat the last one, since a row of zeros would be a
-    sentence without word pieces; further axes end in zeros, which are no word pieces.
+    """Pad an array to a profile's shape, contiguous. Filler rows repeat the last row, because a row of zeros would be a
+    sentence without word pieces; other axes are filled with zeros, which are no word pieces.
     """
     if array.shape == shape:
         return np.ascontiguousarray(array, dtype)

@@ -32,7 +32,7 @@ class TorchRunner:
         model: the model's values.
         device: "cpu", "cuda", "cuda:N", or "auto": CUDA if PyTorch sees a device.
         precision: "fp64", "fp32", "bf16" or "fp16".
-        threads: CPU threads; None takes PyTorch's setting, or a quota's number if that is less.
+        threads: CPU threads; None takes PyTorch's setting, or the cores of a smaller quota (`limited_cores`).
     """
 
     def __init__(self, model: LoadedModel, device: str, precision: str, threads: int | None) -> None:
@@ -42,7 +42,7 @@ class TorchRunner:
         self.precision = precision
         # PyTorch's waiting threads spin: with many more threads than cores, one addition can take minutes.
         self.threads = limited_cores() if threads is None else min(threads, usable_cores())
-        self.dtype = torch.float64 if precision == "fp64" else torch.float32  # of sums
+        self.dtype = torch.float64 if precision == "fp64" else torch.float32  # dtype of sums
         self.net = on_usable_thread(lambda: self._built(model))
         self._packed = on_usable_thread(lambda: _PackedVideoBranch(self.net)) if precision == "fp64" else None
         self._opened = Opened.here(f"device {str(self.device)!r}")

@@ -1,7 +1,7 @@
-"""The video branch on a device: pre-clips to the embeddings of every proposal, in operators and library products.
+"""The video branch on a device: pre-clips to the embeddings of every proposal, by operators and library products.
 
-Maps and rows are channels-last with the videos minor to the cells, [cells, B, C]: a kernel that gathers rows finds the
-same cell of all videos side by side. Runs on CPU tensors as well, through the kernels' twins (`kernels.gpu.video_ops`).
+Maps and rows are channels-last with videos minor to cells, [cells, B, C], so a kernel that gathers rows finds the same
+cell of all videos side by side. CPU tensors run the kernels' twins (`kernels.gpu.video_ops`).
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class VideoBranch:
     Args:
         preset: sizes and geometry.
         state: float32 arrays under official state-dict keys.
-        dtype: float32, float16 or bfloat16: of operands and of what is kept between products.
-        device: where to run.
+        dtype: float32, float16 or bfloat16; dtype of the operands and of all values between products.
+        device: the device that runs the branch.
         conv: the proposal convolution; None takes `CropProposalConv`.
     """
 
@@ -77,7 +77,7 @@ class VideoBranch:
         return self.embeddings(self.conv(self.moment_map(self.clips(pre_clips))))
 
     def clips(self, pre_clips: Tensor) -> Tensor:
-        """Clips of the 1x1 convolution, dtype [N, B, C], from pre-clips, dtype [B, T, D]."""
+        """Pool pre-clips, dtype [B, T, D], to clips, dtype [N, B, C]."""
         preset, products = self._preset, pre_clips @ self._clip_weight
         pooled: Tensor = video_ops.clip_pool(
             products, self._clip_bias, preset.clip_pool_kernel, preset.clip_pool_stride
@@ -85,7 +85,7 @@ class VideoBranch:
         return pooled
 
     def moment_map(self, clips: Tensor) -> Tensor:
-        """The zero-bordered map that `conv` takes, dtype [(N + 2 border)^2, B, C]."""
+        """Build the zero-bordered map that `conv` takes, dtype [(N + 2 border)^2, B, C]."""
         map_padded = clips.new_zeros((self._side**2, *clips.shape[1:]))
         if self._map_convs:
             self._learned_map(clips, map_padded)
@@ -99,7 +99,7 @@ class VideoBranch:
         return contrastive, iou
 
     def _learned_map(self, clips: Tensor, map_padded: Tensor) -> None:
-        """A learned convolution per diagonal instead of a max pool (`model.MomentMap`)."""
+        """Fill the map by a learned convolution per diagonal instead of max pools (`model.MomentMap`)."""
         diagonal = clips.permute(1, 2, 0)
         cells = [(clips, range(len(clips)), range(len(clips)))]
         spans = proposal_diagonals(self._preset.num_clips, self._preset.pooling_counts)

@@ -1,1 +1,1 @@
-"""Files on disk: written whole, summed, read with suspicion, and cleaned up after killed processes."""
+"""Files on disk: whole writes, checksums, reading of untrusted files, and removal of killed processes' remains."""

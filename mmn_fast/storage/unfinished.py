@@ -29,8 +29,8 @@ _held: set[int] = set()  # descriptors of this process's locks
 def unfinished(path: Path) -> Iterator[Path]:
     """Give a temporary name for an unfinished file or directory, free for use and safe from `remove_abandoned`.
 
-    A file or directory that still has this name when the block ends is removed: move it to `path` first. What killed
-    processes left of the same `path` is removed, too.
+    A file or directory that still has this name when the block ends is removed: move it to `path` first. Remains of
+    killed processes for the same `path` are removed, too.
 
     Args:
         path: the final name; its folder exists.

@@ -1,1 +1,1 @@
-"""A model's weights: where they are, what they are called, and how models are told apart."""
+"""A model's weights: their files, their official names, and the fingerprint that tells models apart."""

@@ -61,7 +61,7 @@ def write_directory(
     from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
-    digests = array_digests(state)  # computed from the arrays that are written, not taken from earlier
+    digests = array_digests(state)  # computed from the arrays to write, not taken from earlier
     weights = combined_sha256(digests)
     tokenizer.save(directory / TOKENIZER)
     config: dict[str, Any] = {

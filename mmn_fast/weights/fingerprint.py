@@ -1,6 +1,6 @@
 """The fingerprint of a model, so that embeddings of two models are never mixed.
 
-The fingerprint is a hash of everything that decides results: the weights, the text encoder's sizes, the preset's values
+The fingerprint is a hash of everything that affects results: the weights, the text encoder's sizes, the preset's values
 and the tokenizer's behaviour. It is computed from the values that were read, never copied from a file. It stays the
 same when a later version adds a value to presets (with the default that keeps results as they were) or when the
 tokenizers library writes its files differently.

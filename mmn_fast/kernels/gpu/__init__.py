@@ -1,1 +1,1 @@
-"""Kernels for CUDA devices, as PyTorch operators, and what their captures and timings need."""
+"""Kernels for CUDA devices as PyTorch operators, and tools to capture and time them."""

@@ -1,4 +1,4 @@
-"""Captures of CUDA graphs stand alone in a process: one at a time, and without garbage collection. Without torch."""
+"""Guards captures of CUDA graphs: one at a time per process, and without garbage collection. Needs no torch."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from contextlib import contextmanager
 from mmn_fast.process.forks import Lock, renew_in_child
 
 _captures = Lock()
-_held_off = False  # whether garbage collection was on before the capture that is under way
+_held_off = False  # whether a running capture has switched garbage collection off
 
 
 @contextmanager
 def between_captures() -> Iterator[None]:
-    """Work that must not meet a capture of another thread: waiting for a whole device, and giving cached memory back.
+    """Keep work apart from other threads' captures: waiting for a whole device, or giving cached memory back.
 
-    CUDA voids a capture whose device is waited for as a whole, by whatever thread, and PyTorch's allocator refuses to
-    empty its cache, which is that of all devices, while a graph is captured on one.
+    CUDA voids a capture when any thread waits for its whole device. PyTorch's allocator has one cache for all devices
+    and refuses to empty it during a capture on any of them.
     """
     with _captures:
         yield
@@ -25,10 +25,10 @@ def between_captures() -> Iterator[None]:
 
 @contextmanager
 def capturing() -> Iterator[None]:
-    """Capture a graph: no other capture of this process is under way meanwhile, and nothing is garbage-collected.
+    """Capture a graph; meanwhile this process has no other capture and no garbage collection.
 
-    PyTorch documents one capture at a time per process. What garbage collection finds may be another engine's graphs,
-    events and device memory; giving those back within a capture can void it.
+    PyTorch documents one capture at a time per process. Garbage collection may free another engine's graphs, events and
+    device memory, which can void the capture.
     """
     with between_captures(), _collection_held_off():
         yield
@@ -37,7 +37,7 @@ def capturing() -> Iterator[None]:
 @contextmanager
 def _collection_held_off() -> Iterator[None]:
     global _held_off
-    if not gc.isenabled():  # by the user, or by a capture around this one
+    if not gc.isenabled():  # the user, or a capture around this one, has switched it off
         yield
         return
     _held_off = True
@@ -50,7 +50,7 @@ def _collection_held_off() -> Iterator[None]:
 
 
 def _collect_in_child() -> None:
-    """A fork from another thread amid a capture copies a process without garbage collection, for good."""
+    """Switch garbage collection on again in a child that another thread forked during a capture."""
     global _held_off
     if _held_off:
         gc.enable()

@@ -1,8 +1,8 @@
 """Times GPU work without the time of its launches.
 
 One call between two events on an idle device also times its launch, 6 to 12 us. Here the device sleeps first, while the
-host queues an event, many calls and a last event. When the device wakes, everything is there already, so the time
-between the events is that of the calls alone.
+host queues an event, many calls and a last event. When the device wakes, everything is queued already, so the time
+between the events holds the calls alone.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from mmn_fast.kernels.gpu.recording import record
 Run = Callable[[], Any]
 """Queues work on the current stream and does not wait for it."""
 
-_SPAN_MS = 0.25  # a sample: twenty launches of 12 us, and 500 steps of the events' clock
-_MOST_CALLS = 512  # a queue takes some 1,000 launches before it makes the host wait
-_CYCLES_PER_MS = 2_000_000  # at 2 GHz, faster than the clocks of an A100 (1.4) and an H200 (2.0): sleeps last longer
+_SPAN_MS = 0.25  # least length of a sample: twenty launches of 12 us, and 500 steps of the events' clock
+_MOST_CALLS = 512  # a queue takes some 1,000 launches before the host has to wait
+_CYCLES_PER_MS = 2_000_000  # 2 GHz; an A100 (1.4 GHz) sleeps longer than asked, an H200 (2.0 GHz) about as long
 _SLEEP_MS, _MOST_SLEEP_MS = 0.2, 200.0
 
 
 @dataclass(frozen=True)
 class Timing:
-    """What was timed.
+    """The result of timing.
 
     Attributes:
-        milliseconds: of one call; a value per sample.
-        calls: calls of a sample.
-        clock: "device"; "device, with launches" where the device waited for the host; "host".
+        milliseconds: time of one call; a value per sample.
+        calls: calls per sample.
+        clock: "device"; "device, with launches" if the device waited for the host; "host".
     """
 
     milliseconds: list[float]
@@ -52,10 +52,10 @@ class DeviceClock:
     """Times work on the current CUDA device and stream.
 
     Args:
-        cuda: what makes events and sleeps, as `torch.cuda` does.
+        cuda: makes events and sleeps, like `torch.cuda`.
         now: the host's clock, in seconds.
-        seconds: time that samples may take together.
-        samples: at most so many.
+        seconds: limit of the time of all samples together.
+        samples: most samples.
     """
 
     def __init__(
@@ -69,13 +69,13 @@ class DeviceClock:
         self._sleep_ms = _SLEEP_MS
 
     def times(self, runs: Sequence[Run]) -> Timing:
-        """Time calls that follow each other.
+        """Time consecutive calls.
 
         Args:
             runs: the same work on different inputs, which take turns; at least one.
 
         Returns:
-            Up to `samples` samples after one that does not count; fewer where their time is up, but one at least.
+            Up to `samples` samples after a first one that does not count; fewer when `seconds` are over, at least one.
         """
         started, turns = self._now(), itertools.cycle(runs)
         self._sleep_ms = _SLEEP_MS
@@ -97,22 +97,22 @@ class DeviceClock:
         return Timing(found, calls, "device" if every else "device, with launches")
 
     def whole_ms(self, queue: Run) -> float:
-        """Milliseconds of what a function queues, replayed from a graph as the engine does: the median."""
-        queue()  # kernels are compiled, and whatever is laid out once is
+        """Median milliseconds of the work that a function queues, replayed from a graph as in the engine."""
+        queue()  # compiles kernels and lays out tables before the capture
         return self.times([record(queue).replay]).median_ms
 
     def layers_ms(self, runs: Sequence[Run], whole_ms: float) -> list[float]:
-        """Milliseconds of runs in their order, as shares of the time that they take together.
+        """Milliseconds of each run in order, as shares of their common time.
 
-        Each run finds the cache as the one before leaves it. Queued one by one, with an event in between, they take
-        somewhat longer than from one graph, so each is scaled by the same factor.
+        Each run finds the cache as the previous run leaves it. Runs that are queued one by one, with events in between,
+        take somewhat longer than in one graph, so all times are scaled by the same factor.
 
         Args:
             runs: a stack's layers in order.
-            whole_ms: what the stack takes from a graph.
+            whole_ms: the stack's time from a graph.
 
         Returns:
-            Per run a time; together `whole_ms`.
+            A time per run; their sum is `whole_ms`.
         """
         started, found, self._sleep_ms = self._now(), list[list[float]](), _SLEEP_MS
         self._spans([[run] for run in runs])
@@ -122,7 +122,7 @@ class DeviceClock:
         return [whole_ms * one / sum(medians) for one in medians]
 
     def _spans(self, groups: Sequence[Sequence[Run]]) -> tuple[list[float], bool]:
-        """Milliseconds of each group, and whether all was queued before the device began with the first."""
+        """Milliseconds of each group, and whether everything was queued before the device began the first group."""
         while True:
             events = [self._cuda.Event(enable_timing=True) for _ in range(len(groups) + 1)]
             if self._sleep_ms:
@@ -138,7 +138,7 @@ class DeviceClock:
             events[-1].synchronize()
             if ahead or not self._sleep_ms:
                 break
-            # Work that waits for the device, or fills the queue, is never ahead of it: no more sleeps then.
+            # Work that waits for the device, or fills the queue, never gets ahead of the device: stop sleeping then.
             longer = 2 * max(self._sleep_ms, queued_ms)
             self._sleep_ms = longer if longer <= _MOST_SLEEP_MS else 0.0
         return [first.elapsed_time(last) for first, last in itertools.pairwise(events)], ahead

@@ -1,4 +1,4 @@
-"""A CUDA device as PyTorch sees it: whether it can be used, how it calculates, what its errors mean."""
+"""A CUDA device as PyTorch sees it: availability, compute capability, strict arithmetic, errors of lacking memory."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import torch
 from mmn_fast.kernels import host
 from mmn_fast.process.torch_threads import cuda_lost_by_fork, strict_settings
 
-_LEAST_CAPABILITY = (8, 0)  # of the machine code in csrc/cuda
+_LEAST_CAPABILITY = (8, 0)  # csrc/cuda has no machine code for lower ones
 
 
 def device_index(device: str) -> int:
-    """N of "cuda:N"; of "cuda" and "auto" PyTorch's current device."""
+    """N of "cuda:N"; PyTorch's current device for "cuda" and "auto"."""
     if device in ("auto", "cuda"):
         return torch.cuda.current_device() if torch.cuda.is_available() else 0
     return int(device.partition(":")[2] or 0)
@@ -50,19 +50,19 @@ def unavailable_reason(device: str) -> str | None:
 
 
 def capability_of(device: torch.device) -> tuple[int, int]:
-    """A device's compute capability; (0, 0) of one that is none of CUDA's."""
+    """A device's compute capability; (0, 0) for a device other than CUDA's."""
     return torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
 
 
 @contextmanager
 def strict_arithmetic() -> Iterator[None]:
-    """Inference without TF32 and without algorithms that are picked by the clock."""
+    """Run inference without TF32 and without algorithms that are chosen by timing."""
     with torch.inference_mode(), strict_settings:
         yield
 
 
 def out_of_memory(error: BaseException | None) -> BaseException | None:
-    """The lack of memory behind an error: where a capture was under way, ending it raises another one over it."""
+    """The out-of-memory error behind an error, or None: the end of a failed capture raises another error over it."""
     while error is not None and not isinstance(error, torch.OutOfMemoryError):
         error = error.__context__
     return error

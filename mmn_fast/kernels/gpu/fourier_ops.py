@@ -2,7 +2,7 @@
 
 A spectrum of an n x n tile is n^2 real planes: real and imaginary parts of n^2 / 2 - 2 complex points, then four real
 points, in the order of `transforms.fourier`. The transform is orthogonal over n: rounding a spectrum costs as much
-as rounding the tile, and no plane exceeds the tile's largest value. Sums are float32, only what is stored is rounded.
+as rounding the tile, and no plane exceeds the tile's largest value. Sums are float32; only stored values are rounded.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _TILE_PLACES = f"n * n places of a tile, n one of {', '.join(map(str, SPECTRAL_T
 
 
 def _side(name: str, places: int, sides: Container[int], expected: str) -> int:
-    """The side of a square of places."""
+    """The side of a square with this many places."""
     side = isqrt(places)
     if side * side != places or side not in sides:
         raise ValueError(f"{name}: expected {expected}, got {places}")
@@ -35,7 +35,7 @@ def _side(name: str, places: int, sides: Container[int], expected: str) -> int:
 def fourier_tiles(rows: Tensor, inputs: Tensor, spectra: Tensor) -> None:
     """Spectra of the tiles that cover a map.
 
-    Equivalent to, but for the order of the planes:
+    Equivalent to the following, except for the order of the planes:
         tiles = rows[inputs].masked_fill((inputs < 0)[..., None, None], 0)
         spectra[...] = torch.view_as_real(torch.fft.rfft2(tiles, dim=(1, 2))) * scale
 
@@ -43,7 +43,7 @@ def fourier_tiles(rows: Tensor, inputs: Tensor, spectra: Tensor) -> None:
 
     Args:
         rows: float16 or float32 [R, B, C].
-        inputs: int32 [tiles, n * n], rows under the tile's places, -1 for zero; n 12, 16 or 24.
+        inputs: int32 [tiles, n * n], the row at each place of a tile, -1 for zero; n is 12, 16 or 24.
         spectra: dtype [n * n, tiles, B, C], written.
 
     Raises:
@@ -73,9 +73,9 @@ def fourier_tiles(rows: Tensor, inputs: Tensor, spectra: Tensor) -> None:
     mutates=["out"],
 )
 def fourier_cells(spectra: Tensor, outputs: Tensor, bias: Tensor, cell_weights: Tensor, out: Tensor) -> None:
-    """Spectra back to the first m x m places of every tile, then bias, ReLU and cell weight, each cell to its row.
+    """Turn spectra back to the first m x m places of every tile, apply bias, ReLU and cell weight, store cells as rows.
 
-    Equivalent to, with `places` [tiles, m * m, B, C] what undoes `fourier_tiles`:
+    Equivalent to, where `places` [tiles, m * m, B, C] is the inverse of `fourier_tiles`:
         here = outputs >= 0
         out[outputs[here]] = ((places + bias).relu() * cell_weights[outputs][..., None, None])[here]
 
@@ -84,7 +84,7 @@ def fourier_cells(spectra: Tensor, outputs: Tensor, bias: Tensor, cell_weights: 
         outputs: int32 [tiles, m * m], rows of `out`, each once, or -1; m 1 to n.
         bias: float32 [C].
         cell_weights: float32 [cells].
-        out: dtype [cells, B, C]; nothing but those rows is written.
+        out: dtype [cells, B, C]; only the rows in `outputs` are written.
 
     Raises:
         TypeError: an argument is no tensor, or of another dtype.

@@ -1,4 +1,4 @@
-"""Triton's interpreter, in which kernels run on the CPU without being compiled: for tests and rehearsals."""
+"""Triton's interpreter, which runs kernels on the CPU without compilation: for tests and rehearsals."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ _VARIABLE = "TRITON_INTERPRET"
 
 
 def enable() -> None:
-    """Run the kernels of modules imported from here on in the interpreter; the environment stays as it was.
+    """Run the kernels of modules that are imported later in the interpreter; the environment stays unchanged.
 
     Raises:
-        RuntimeError: Triton was imported before, without the interpreter: its own functions would be compiled.
+        RuntimeError: Triton is already imported without the interpreter; its own functions would be compiled.
     """
     if "triton" not in sys.modules:
         _import_interpreted()
@@ -26,7 +26,7 @@ def enable() -> None:
 
     def patch_lang_tensor(tensor: Any, scope: Any) -> None:
         patch(tensor, scope)
-        # Triton 3.6 holds a scalar as an array of one element, which NumPy 2.4 no longer turns into an int.
+        # Triton 3.6 holds a scalar as an array of one element; NumPy 2.4 no longer turns such an array into an int.
         scope.set_attr(tensor, "__index__", lambda self: self.handle.data.item())
 
     if patch.__name__ != patch_lang_tensor.__name__:
@@ -35,10 +35,10 @@ def enable() -> None:
 
 
 def _spare_repeated_work(interpreter: Any) -> None:
-    """Make the interpreter a third faster: what Triton 3.6 does anew with each call gives the same each time.
+    """Make the interpreter a third faster: Triton 3.6 repeats work with the same result in each call.
 
-    A function that a kernel calls looks through all of Triton's language for what to replace, which starting the kernel
-    has replaced already; and the type of every array is looked up in a table that is built for it.
+    Each function that a kernel calls patches all of Triton's language again, although the kernel's start has patched it
+    already. Each lookup of an array's type builds its table anew.
     """
     from triton import language
 
@@ -63,7 +63,7 @@ def _spare_repeated_work(interpreter: Any) -> None:
 
 
 def _import_interpreted() -> None:
-    """Import Triton and set its switch, which it first reads from the environment, and would write there."""
+    """Import Triton and set its switch. Triton reads the switch from the environment, and would also write it there."""
     before = os.environ.get(_VARIABLE)
     os.environ[_VARIABLE] = "1"
     try:

@@ -1,4 +1,4 @@
-"""The GPU engine's own ops, from embeddings to moments, as PyTorch operators `mmn_fast::*`; see `video_ops`.
+"""The GPU engine's own ops from embeddings to moments, as PyTorch operators `mmn_fast::*`; see `video_ops`.
 
 Symbols: B videos, P proposals, J joint width, S sentences, Q pairs of a video and a sentence.
 """
@@ -111,13 +111,13 @@ def pair_top_moments(
     Args:
         fused: float32 [Q, P]; 0 and NaN are no candidates.
         cells: int32 [P, 2] as (i, j).
-        durations: float32 [Q], seconds; the moments are those of `geometry.cells_to_moments`, bit for bit.
+        durations: float32 [Q], seconds; moments are computed as in `geometry.cells_to_moments`, bit for bit.
         top_k: at least 1; may exceed P.
         clips: N.
         iou_threshold: IoU above which the worse of two moments goes, 0 to 1.
 
     Returns:
-        chosen int32 [Q, top_k], best first, -1 where fewer are left; their fused scores float32 [Q, top_k], 0 there.
+        chosen int32 [Q, top_k], best first, then -1; their fused scores float32 [Q, top_k], then 0.
 
     Raises:
         TypeError: an argument is no tensor, or of another dtype.
@@ -157,12 +157,12 @@ def temporal_nms(scores: Tensor, moments: Tensor, top_k: int, iou_threshold: flo
 
     Args:
         scores: float32 [S, P]; 0 and NaN are no candidates.
-        moments: float32 [P, 2], start and end in seconds; that they are finite is the caller's word.
+        moments: float32 [P, 2], start and end in seconds; the caller guarantees finite values.
         top_k: at least 1; may exceed P.
         iou_threshold: IoU above which the worse of two moments goes, 0 to 1.
 
     Returns:
-        int32 [S, top_k], best first, -1 where fewer are left.
+        int32 [S, top_k], best first, then -1.
 
     Raises:
         TypeError: an argument is no tensor, or of another dtype.

@@ -1,4 +1,4 @@
-"""How the GPU engine's own ops become PyTorch operators `mmn_fast::*`, and what they check of their arguments."""
+"""Registers the GPU engine's own ops as PyTorch operators `mmn_fast::*`, and checks their arguments."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
-"""Types of elements, and their numbers in the extension."""
+"""Element type -> its number in the extension."""
 ELEMENTS = tuple(DTYPES)
 FLOAT = (torch.float32,)
 INT = (torch.int32,)
@@ -19,9 +19,9 @@ def operator(schema: str, fake: Callable[..., Any] | None = None, mutates: Seque
     """Register a function as `mmn_fast::<its name>`; the operator replaces it.
 
     Args:
-        schema: its signature.
+        schema: the operator's signature.
         fake: makes outputs of the right shape and dtype from the same arguments; None for an op without outputs.
-        mutates: arguments that it writes.
+        mutates: arguments that the operator writes.
     """
 
     def register(function: Callable[..., Any]) -> Any:
@@ -41,11 +41,11 @@ def check(
     shape: Sequence[int | None],
     device: torch.device | None = None,
 ) -> None:
-    """Check a tensor; `None` stands for any size in `shape`, and for any device as `device`.
+    """Check a tensor; None in `shape` accepts any size, None as `device` accepts any device.
 
     Raises:
-        TypeError: no tensor, or of another dtype.
-        ValueError: another device, shape or layout.
+        TypeError: the value is no tensor, or has another dtype.
+        ValueError: the tensor has another device, shape or layout.
     """
     dtype_names = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
     sizes = ", ".join("?" if size is None else str(size) for size in shape)
@@ -64,7 +64,7 @@ def check(
 
 
 def where(tensor: Tensor) -> dict[str, int]:
-    """Arguments `device` and `stream` of the extension; device -1 for the twin."""
+    """The arguments `device` and `stream` for the extension; device -1 runs the twin."""
     if not tensor.is_cuda:
         return {"device": -1, "stream": 0}
     return {"device": tensor.get_device(), "stream": torch.cuda.current_stream(tensor.device).cuda_stream}

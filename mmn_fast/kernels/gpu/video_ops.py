@@ -1,13 +1,13 @@
-"""The GPU engine's own ops, from features to embeddings, as PyTorch operators `mmn_fast::*`.
+"""The GPU engine's own ops from features to embeddings, as PyTorch operators `mmn_fast::*`.
 
-torch.compile and torch.export see through them; `moment_ops` has those from embeddings to moments.
+torch.compile and torch.export trace these operators. `moment_ops` has the ops from embeddings to moments.
 
-On CUDA tensors they queue kernels on torch's current stream and never wait. On CPU tensors they run the kernels' twins:
-the same source, compiled by the host compiler, so that everything above them can be tested without a device.
+On CUDA tensors the ops queue kernels on torch's current stream and never wait. On CPU tensors they run the kernels'
+twins: the same source, compiled by the host compiler, so that all callers can be tested without a device.
 
 Symbols: B videos, T pre-clips, N clips, C channels, P proposals, J joint width. `dtype` is float32, float16 or
-bfloat16, one for all tensors of a call that are marked so. What a kernel cannot check without waiting (that an index is
-in range) is the caller's word.
+bfloat16, the same for all tensors of a call that are marked `dtype`. A kernel cannot check index ranges without
+waiting, so the caller guarantees them.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ def feature_pool(features: Tensor, starts: Tensor, ends: Tensor, streams: list[i
     Args:
         features: float32 [rows, D], the rows of all videos.
         starts: int32 [B T], first row of each pre-clip.
-        ends: int32 [B T], one past its last row; larger than the start.
-        streams: widths of the streams side by side, 1 to 4 of them; their sum is D.
-        dtype: of the result.
+        ends: int32 [B T], one past each pre-clip's last row; larger than its start.
+        streams: widths of 1 to 4 streams side by side; their sum is D.
+        dtype: the result's dtype.
 
     Returns:
         dtype [B T, D].
@@ -79,7 +79,7 @@ def _clips_like(products: Tensor, bias: Tensor, kernel: int, stride: int) -> Ten
 
 @operator("(Tensor products, Tensor bias, int kernel, int stride) -> Tensor", _clips_like)
 def clip_pool(products: Tensor, bias: Tensor, kernel: int, stride: int) -> Tensor:
-    """Bias, ReLU and average over pre-clips, after the product of the 1x1 convolution (`reference.clip_pool`).
+    """Apply bias, ReLU and the average over pre-clips to the 1x1 convolution's product (`reference.clip_pool`).
 
     Equivalent to:
         F.avg_pool1d((products + bias).relu().mT, kernel, stride).permute(2, 0, 1)
@@ -123,7 +123,7 @@ def clip_pool(products: Tensor, bias: Tensor, kernel: int, stride: int) -> Tenso
 
 @operator("(Tensor clips, Tensor positions, Tensor(a!) map_padded) -> ()", mutates=["map_padded"])
 def sparse_max_pool(clips: Tensor, positions: Tensor, map_padded: Tensor) -> None:
-    """Lay the 2D map of max pools into a zero-bordered map (`reference.sparse_max_pool`); nothing else is written.
+    """Write the 2D map of max pools into a zero-bordered map (`reference.sparse_max_pool`); nothing else is written.
 
     Equivalent to:
         for i, j in (positions >= 0).nonzero():
@@ -131,7 +131,7 @@ def sparse_max_pool(clips: Tensor, positions: Tensor, map_padded: Tensor) -> Non
 
     Args:
         clips: dtype [N, B, C].
-        positions: int32 [N, N], for cell (i, j) its row of the map, each row once, or -1; nothing below the diagonal.
+        positions: int32 [N, N], the map's row for cell (i, j), each row once, or -1; -1 everywhere below the diagonal.
         map_padded: dtype [rows, B, C].
 
     Raises:
@@ -161,7 +161,7 @@ def sparse_max_pool(clips: Tensor, positions: Tensor, map_padded: Tensor) -> Non
 def conv_epilogue(
     products: Tensor, bias: Tensor, weights: Tensor, positions: Tensor, out: Tensor, videos_first: bool
 ) -> None:
-    """Bias, ReLU and cell weights after a convolution over a box, and each cell to its place; nothing else is written.
+    """Apply bias, ReLU and cell weights after a convolution over a box; write each cell to its place, nothing else.
 
     Equivalent to (videos_first):
         here = positions >= 0
@@ -209,13 +209,13 @@ def _heads_like(products: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
 
 @operator("(Tensor products, Tensor bias) -> (Tensor, Tensor)", _heads_like)
 def heads(products: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    """Bias and L2 normalisation after the product with both heads.
+    """Apply bias and L2 normalisation after the product with both heads.
 
     Equivalent to:
         tuple(F.normalize(head, dim=-1).transpose(0, 1) for head in (products + bias).chunk(2, -1))
 
     Args:
-        products: dtype [P, B, 2 J], contrastive then iou.
+        products: dtype [P, B, 2 J], first contrastive, then iou.
         bias: float32 [2 J].
 
     Returns:

@@ -1,1 +1,1 @@
-"""The proposal convolution on a GPU: by the library, by gathering in Triton, or through spectra of tiles."""
+"""The proposal convolution on a GPU: in the library, by a gathering product in Triton, or through spectra of tiles."""

@@ -1,4 +1,4 @@
-"""Block sizes and layer times of the proposal convolution, measured on a device once and kept (`block_sizes`)."""
+"""Measures block sizes and layer times of the proposal convolution once per device, and keeps them (`block_sizes`)."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ _SAMPLES = 5
 
 
 class Clock(Protocol):
-    """Times work on a device, as `clock.DeviceClock` does."""
+    """Times work on a device, like `clock.DeviceClock`."""
 
     def whole_ms(self, queue: Run) -> float:
-        """Milliseconds of what a function queues."""
+        """Milliseconds of the work that a function queues."""
 
     def layers_ms(self, runs: Sequence[Run], whole_ms: float) -> list[float]:
-        """Milliseconds of each run of a stack, in shares of what the stack takes."""
+        """Milliseconds of each run of a stack, as shares of the stack's time."""
 
 
 def candidates(algorithm: str, shared_bytes: int, width: int, precision: str = "fp16") -> list[GatherConfig]:
@@ -55,10 +55,10 @@ def candidates(algorithm: str, shared_bytes: int, width: int, precision: str = "
         algorithm: one of `costs.ALGORITHMS`.
         shared_bytes: shared memory that a block can have.
         width: C; no block is more than twice as wide.
-        precision: "fp16", "bf16" or "fp32", which has no tensor cores: small blocks.
+        precision: "fp16", "bf16" or "fp32". fp32 uses no tensor cores and takes small blocks.
     """
     single, gather = precision == "fp32", algorithm == "gather"
-    operands, splits = (1, 8) if gather else (2, 1)  # blocks of either operand, shares of a sum
+    operands, splits = (1, 8) if gather else (2, 1)  # blocks per operand, most shares of a sum
     if single:
         every = [GatherConfig(rows, cols, 16, 4, 3, splits) for rows, cols in product((32, 64), (32, 64))]
     elif gather:
@@ -79,17 +79,17 @@ def candidates(algorithm: str, shared_bytes: int, width: int, precision: str = "
 
 
 def _shared_bytes(device: torch.device) -> int:
-    """Shared memory that a block can have, as Triton holds compiled kernels to it."""
+    """Shared memory that a block can have: the limit that Triton applies to compiled kernels."""
     index = torch.cuda.current_device() if device.index is None else device.index
     found: int = triton.runtime.driver.active.utils.get_device_properties(index)["max_shared_mem"]
     return found
 
 
 def fastest(configs: Iterable[GatherConfig], time_ms: Callable[[GatherConfig], float]) -> GatherConfig:
-    """The configuration that takes least, the first one where several do; those that do not fit are passed over.
+    """The fastest configuration, the first of equal ones; configurations that do not fit are skipped.
 
     Raises:
-        ValueError: none fits.
+        ValueError: no configuration fits.
     """
     taken: dict[GatherConfig, float] = {}
     for config in configs:
@@ -103,7 +103,7 @@ def fastest(configs: Iterable[GatherConfig], time_ms: Callable[[GatherConfig], f
 
 
 def _keep(arch: str, key: str, found: GatherConfig | Times) -> None:
-    """Keep what was measured; a disk that does not take it costs another measurement, not this one."""
+    """Keep a measurement; if the disk refuses it, the next process measures again."""
     try:
         keep(arch, key, found)
     except (OSError, WriteError) as error:
@@ -111,11 +111,11 @@ def _keep(arch: str, key: str, found: GatherConfig | Times) -> None:
 
 
 class Tuner:
-    """Measures what was not measured before on such a device, and keeps it.
+    """Measures missing block sizes and times on a device, and keeps them.
 
     Args:
-        settings: the layers and where to measure. The weights' values do not matter, but they must not all be zero.
-        clock: how.
+        settings: the layers, and the device to measure on. The weights may have any values, but not all zero.
+        clock: times the work.
         shared_bytes: shared memory that a block can have; None asks the device.
     """
 
@@ -127,7 +127,7 @@ class Tuner:
         self._capability, self._precision = capability_of(device), precision_of(settings.dtype)
 
     def config_for(self, algorithm: str, videos: int) -> GatherConfig:
-        """The fastest block sizes of an algorithm for a number of videos, measured if none are kept."""
+        """The fastest block sizes of an algorithm for a number of videos; measured if none are kept."""
         key = config_key(algorithm, self._plan, self._width, videos, self._precision)
         found = kept_config(self._capability, key)
         if found is None:
@@ -137,13 +137,13 @@ class Tuner:
         return found
 
     def measure_config(self, algorithm: str, videos: int) -> GatherConfig:
-        """The fastest block sizes now."""
+        """Measure block sizes now; return the fastest."""
         known = chosen_config(algorithm, self._capability, self._plan, self._width, videos, self._precision)
         every = dict.fromkeys([known, *candidates(algorithm, self._shared_bytes, self._width, self._precision)])
         return fastest(every, lambda config: self._stack_ms(algorithm, videos, config))
 
     def times(self, videos: int) -> Times:
-        """What `costs.not_timed` asks for, measured if it is not all kept."""
+        """All times that `costs.not_timed` needs; measured unless all are kept."""
         key, arch = times_key(self._plan, self._width, videos, self._precision), arch_of(self._capability)
         found = kept_times(arch, key)
         if found is not None and not not_timed(found, self._plan.kernel, self._precision):
@@ -167,7 +167,7 @@ class Tuner:
         return found
 
     def measure(self, videos: Iterable[int]) -> None:
-        """Measure `times` for ascending numbers of videos, up to the first that the device's memory does not hold."""
+        """Measure `times` for ascending numbers of videos; stop at the first that does not fit the device's memory."""
         for number in videos:
             try:
                 self.times(number)
@@ -180,7 +180,7 @@ class Tuner:
         return self._clock.whole_ms(partial(stack, self._maps(stack, videos)[0]))
 
     def _maps(self, stack: ConvStack, videos: int) -> tuple[Tensor, Tensor]:
-        """A padded map of random values, since zeros are multiplied faster, and rows for the result."""
+        """A padded map of random values (zeros are multiplied faster), and rows for the result."""
         layout = stack.layout
         generator = torch.Generator(stack.device).manual_seed(0)
         shape = (layout.side**2, videos, layout.channels)

@@ -1,4 +1,4 @@
-"""Block sizes of the convolutions in Triton: shipped, and tuned ones kept on disk."""
+"""Block sizes and measured times of the convolutions in Triton: shipped with the package, or tuned and kept on disk."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _ABOUT = (
 )
 
 Times = dict[str, list[float]]
-"""Milliseconds per way to run the layers: "crop" and "mixed" as a whole, others per layer, in shares of the whole."""
+"""Way to run the layers -> milliseconds: of the whole stack for "crop" and "mixed", else per layer as shares of it."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class GatherConfig:
         block_k: input channels of a step.
         warps: warps of a block.
         stages: copies in flight.
-        max_splits: shares into which a tile's taps may be cut to fill the device, see `choose_splits`.
+        max_splits: most shares of a tile's taps, cut to fill the device, see `choose_splits`.
     """
 
     block_rows: int
@@ -55,7 +55,7 @@ class GatherConfig:
                 raise ValueError(f"{name}: expected a power of two (stages: any count), at least 1, got {value!r}")
 
     def shared_bytes(self, element_size: int = 2) -> int:
-        """Shared memory that the operands of all stages take; of products of spectra twice as much."""
+        """Shared memory for the operands of all stages; products of spectra take twice as much."""
         return self.stages * self.block_k * (self.block_rows + self.block_cols) * element_size
 
 
@@ -65,12 +65,12 @@ _INTERPRETED = {"gather": GatherConfig(1024, 64, 64, 4, 2, 1), "products": Gathe
 
 
 def choose_splits(work: int, programs: int, max_splits: int) -> int:
-    """Shares of each tile's taps: the smallest power of two with which the work fills the device once.
+    """Shares of each tile's taps: the smallest power of two that fills the device once.
 
     Args:
         work: tiles of a layer, rows x output channels.
         programs: blocks that run at once.
-        max_splits: at most so many.
+        max_splits: most shares.
     """
     splits = 1
     while splits < max_splits and work * splits < programs:
@@ -79,19 +79,19 @@ def choose_splits(work: int, programs: int, max_splits: int) -> int:
 
 
 def video_bucket(videos: int) -> int:
-    """The number of videos that choices are kept under: the largest of `VIDEO_BUCKETS` that is not larger."""
+    """The number of videos in keys of choices: the largest of `VIDEO_BUCKETS` that is not larger than `videos`."""
     return max(bucket for bucket in VIDEO_BUCKETS if bucket <= videos)
 
 
 def choice_key(plan: ProposalPlan, width: int, videos: int) -> str:
-    """What choices are kept under: the geometry, the width and the bucket of videos."""
+    """The key of a choice: the geometry, the width and the bucket of videos."""
     return (
         f"n{plan.num_clips}-k{plan.kernel}-l{len(plan.layers)}-p{plan.num_proposals}-c{width}-b{video_bucket(videos)}"
     )
 
 
 def config_key(algorithm: str, plan: ProposalPlan, width: int, videos: int, precision: str) -> str:
-    """What block sizes are kept under: those of the gathering kernel have no prefix, those of 16 bits no suffix."""
+    """The key of block sizes: a `choice_key`, with a prefix except for "gather" and a suffix only for "fp32"."""
     prefix = "" if algorithm == "gather" else f"{algorithm}-"
     suffix = f"-{precision}" if precision == "fp32" else ""
     return f"{prefix}{choice_key(plan, width, videos)}{suffix}"
@@ -100,12 +100,12 @@ def config_key(algorithm: str, plan: ProposalPlan, width: int, videos: int, prec
 def chosen_config(
     algorithm: str, capability: tuple[int, int], plan: ProposalPlan, width: int, videos: int, precision: str = "fp16"
 ) -> GatherConfig:
-    """The tuned choice of this machine if there is one, else the shipped one.
+    """This machine's tuned block sizes if there are any, else the shipped ones.
 
     Args:
-        algorithm: "gather", or the name of tiles for the products of their spectra, as in `costs.ALGORITHMS`.
-        capability: compute capability; one that no choice was shipped for takes that of the next lower one, and what is
-            not a CUDA device (0, 0) small blocks, for the interpreter.
+        algorithm: one of `costs.ALGORITHMS`: "gather", or the name of tiles for the products of their spectra.
+        capability: compute capability. Without shipped choices the next lower one's are taken; (0, 0), no CUDA device,
+            gives small blocks for the interpreter.
         plan: geometry.
         width: C.
         videos: B, at least 1.
@@ -133,7 +133,7 @@ def chosen_config(
 
 
 def kept_config(capability: tuple[int, int], key: str) -> GatherConfig | None:
-    """The choice that was tuned on such a device and kept on this machine."""
+    """The block sizes that were tuned on such a device and kept on this machine; None if there are none."""
     return _kept_here().choices.get(arch_of(capability), {}).get(key)
 
 
@@ -143,9 +143,9 @@ def arch_of(capability: tuple[int, int]) -> str:
 
 
 def shipped_choices() -> dict[str, dict[str, GatherConfig]]:
-    """Choices that come with the package, by architecture and key.
+    """Shipped choices, by architecture and key.
 
-    "few" and "many" stand for keys of the gathering kernel that are not listed, "products" for those of FFT tiles.
+    "few" and "many" stand for unlisted keys of the gathering kernel, "products" for unlisted keys of FFT tiles.
     """
     return _read(SHIPPED).choices
 
@@ -153,18 +153,18 @@ def shipped_choices() -> dict[str, dict[str, GatherConfig]]:
 def measured_times(
     arch: str, plan: ProposalPlan, width: int, videos: int, precision: str, usable: Callable[[Times], bool]
 ) -> Times | None:
-    """What layers took on such a device, tuned here or shipped, for this number of videos or the next lower one known.
+    """Kept or shipped times of the layers on such a device, for this number of videos or the next lower measured one.
 
     Args:
-        arch: as `arch_of` gives it; no other stands in.
+        arch: the name from `arch_of`; times of other architectures are not taken.
         plan: geometry.
         width: C.
         videos: B.
         precision: "fp16", "bf16" or "fp32".
-        usable: which times are; others are passed over, as if nothing had been measured.
+        usable: whether times can be used; others are skipped, as if nothing had been measured.
 
     Returns:
-        Milliseconds of all videos; None where nothing usable was measured.
+        Milliseconds of all videos; None without usable times.
     """
     buckets = [bucket for bucket in reversed(VIDEO_BUCKETS) if bucket <= videos]
     found = (kept_times(arch, times_key(plan, width, bucket, precision)) for bucket in buckets)
@@ -172,18 +172,18 @@ def measured_times(
 
 
 def kept_times(arch: str, key: str) -> Times | None:
-    """What is kept under a key of `times_key`, on this machine or else in the package."""
+    """The times under a key of `times_key`, from this machine, else from the package."""
     kept = (choices.times.get(arch, {}).get(key) for choices in (_kept_here(), _read(SHIPPED)))
     return next((times for times in kept if times is not None), None)
 
 
 def times_key(plan: ProposalPlan, width: int, videos: int, precision: str) -> str:
-    """What times are kept under."""
+    """The key of measured times."""
     return f"{choice_key(plan, width, videos)}-{precision}"
 
 
 def cache_path() -> Path:
-    """Where tuned choices are kept: in `MMN_FAST_CACHE`, else in the user's cache directory.
+    """The file of tuned choices: in `MMN_FAST_CACHE`, else in the user's cache directory.
 
     Raises:
         OSError: the user has no home directory.
@@ -192,20 +192,20 @@ def cache_path() -> Path:
 
 
 def keep(arch: str, key: str, found: GatherConfig | Times, path: Path | None = None) -> Path:
-    """Write a tuned choice, or measured times, beside those already kept.
+    """Add a tuned choice or measured times to the file.
 
     Args:
-        arch: as `arch_of` gives it.
-        key: of `config_key` for block sizes, of `times_key` for times.
+        arch: the name from `arch_of`.
+        key: `config_key` for block sizes, `times_key` for times.
         found: block sizes or times.
-        path: the file; None for that of this machine.
+        path: the file; None for this machine's file.
 
     Returns:
         The file.
 
     Raises:
         ValueError: the file cannot be read.
-        OSError, WriteError: it cannot be written.
+        OSError, WriteError: the file cannot be written.
     """
     path = path or cache_path()
     kept = deepcopy(_read(path))
@@ -228,7 +228,7 @@ class _Kept:
 
 
 def _kept_here() -> _Kept:
-    """What was tuned on this machine; nothing where there is no place for it or none to look at, as `keep` says."""
+    """Choices that were tuned on this machine; empty without a file, a home directory or the permission to look."""
     try:
         return _read(cache_path())
     except OSError:

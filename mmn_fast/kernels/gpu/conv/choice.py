@@ -1,4 +1,4 @@
-"""The proposal convolutions that a GPU engine can take, and which one "auto" means."""
+"""The proposal convolutions of a GPU engine, and the choice that "auto" makes among them."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from mmn_fast.kernels.transforms import SPECTRAL_TILES
 from mmn_fast.precisions import precision_of
 
 CONVS = {
-    "auto": "what was measured to be fastest on this kind of GPU, and crop where not every way was measured",
+    "auto": "the fastest measured way on this kind of GPU, crop unless every way was measured",
     "crop": "the library's convolutions, cropped to boxes of needed cells",
     "gather": "needed cells and taps alone, in Triton",
-    "fft": "products of spectra of tiles of 12, 16 or 24 a side, by measured times, else predicted ones; fp16 and fp32",
-    "mixed": "every layer by gather or by fft, by the same times",
+    "fft": "products of spectra of tiles; measured, else predicted times choose a side of 12, 16 or 24; fp16 and fp32",
+    "mixed": "every layer by gather or by fft; the same times choose",
 }
 _MOST_KERNEL = {"gather": math.isqrt(MAX_TAPS), "fft": max(SPECTRAL_TILES), "mixed": math.isqrt(MAX_TAPS)}
 
@@ -42,9 +42,9 @@ def unavailable_reason(conv: str, dtype: torch.dtype, kernel: int, device: torch
 
     Args:
         conv: a key of `CONVS`.
-        dtype: of operands.
+        dtype: dtype of the operands.
         kernel: k.
-        device: where it is to run.
+        device: the device that would run it.
     """
     if conv in ("auto", "crop"):
         return None
@@ -69,11 +69,11 @@ def make_conv(
     """Make a proposal convolution.
 
     Args:
-        conv: a key of `CONVS` for which `unavailable_reason` has none.
-        settings: the layers and where they run.
-        buckets: numbers of videos that it will run for.
-        autotune: whether "auto", "fft" and "mixed" now measure what was not measured before, and each kernel its block
-            sizes when a number of videos comes for the first time.
+        conv: a key of `CONVS` for which `unavailable_reason` returns None.
+        settings: the layers and their device.
+        buckets: numbers of videos per call.
+        autotune: "auto", "fft" and "mixed" measure missing times now, and each kernel measures its block sizes when a
+            number of videos comes for the first time.
     """
     plan, dtype, device = settings.plan, settings.dtype, settings.device
     if conv == "auto" and unavailable_reason("gather", dtype, plan.kernel, device):
@@ -103,19 +103,19 @@ def layer_choices(
     device: torch.device,
     buckets: Sequence[int] = VIDEO_BUCKETS,
 ) -> dict[int, tuple[str, ...]] | None:
-    """What every layer runs by for every bucket of videos, by what is known now.
+    """Choose the algorithm of every layer for every bucket of videos, from the times known now.
 
     Args:
         conv: a key of `CONVS`.
-        plan: which cells are needed.
+        plan: the needed cells and taps.
         widths: channels of the map and of every layer, L + 1.
-        dtype: of operands.
-        device: where it is to run.
-        buckets: of `buckets.VIDEO_BUCKETS`.
+        dtype: dtype of the operands.
+        device: the device that will run it.
+        buckets: some of `buckets.VIDEO_BUCKETS`.
 
     Returns:
-        Per bucket names of `costs.ALGORITHMS`; None where layers are not chosen: for "crop" and "gather", and
-        for "auto" where the crop stays.
+        Bucket -> a name of `costs.ALGORITHMS` per layer. None if layers are not chosen: for "crop", "gather", and
+        "auto" when it means the crop.
     """
     if conv in ("crop", "gather"):
         return None
@@ -124,7 +124,7 @@ def layer_choices(
     arch = arch_of(capability)
 
     def in_full(times: Times) -> bool:
-        # What was not timed may be the fastest: the rest says nothing.
+        # An algorithm without a time may be the fastest, so an incomplete set decides nothing.
         return not not_timed(times, plan.kernel, precision)
 
     times = {bucket: measured_times(arch, plan, widths[-1], bucket, precision, in_full) for bucket in buckets}
@@ -137,14 +137,14 @@ def layer_choices(
 def measured_choices(
     times: Mapping[int, Times | None], among: Collection[str] = ALGORITHMS
 ) -> dict[int, tuple[str, ...]] | None:
-    """Per bucket of videos the fastest whole stack, if it beats the crop for every bucket.
+    """Choose the fastest whole stack for each bucket of videos, if it beats the crop in every bucket.
 
     Args:
-        times: per bucket what was measured in full.
-        among: which may be chosen.
+        times: bucket -> complete measured times, or None.
+        among: algorithms that may be chosen.
 
     Returns:
-        None where a bucket was not measured in full, or the crop is faster for one.
+        Bucket -> the algorithm of every layer. None if some bucket lacks complete times, or is faster with the crop.
     """
     choices = {}
     for videos, measured in times.items():
@@ -157,6 +157,6 @@ def measured_choices(
 
 
 def spectral_values(choices: Mapping[int, Sequence[str]] | None, widths: Sequence[int]) -> int:
-    """Values of the spectral weights that layers chosen like this hold, but for channels filled up to whole blocks."""
+    """Number of spectral weights that these choices hold, without the channels that fill up whole blocks."""
     used = {(number, name) for names in (choices or {}).values() for number, name in enumerate(names) if name in TILES}
     return sum(TILES[name] ** 2 * widths[number] * widths[number + 1] for number, name in used)

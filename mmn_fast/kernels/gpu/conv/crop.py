@@ -1,4 +1,4 @@
-"""The place of the proposal convolution on a device, and the one that the library's dense convolutions take."""
+"""The interface of a proposal convolution on a device, and its implementation by the library's dense convolutions."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from mmn_fast.kernels.gpu import video_ops
 
 @dataclass(frozen=True, eq=False)
 class ConvSettings:
-    """The layers of a proposal convolution, and where they run.
+    """The layers of a proposal convolution, and their device.
 
     Attributes:
         weights: per layer float32 [C_out, C_in, k, k], BatchNorm folded in.
         biases: per layer float32 [C_out].
-        plan: which cells are needed.
-        dtype: of operands.
-        device: where to run.
+        plan: the needed cells and taps.
+        dtype: dtype of the operands.
+        device: the device that runs the layers.
     """
 
     weights: Sequence[Float32]
@@ -42,10 +42,10 @@ class ConvSettings:
 
 
 class GpuProposalConv(Protocol):
-    """The place of the proposal convolution.
+    """The interface of a proposal convolution on a device.
 
-    Its call takes the zero-bordered map [(N + 2 border)^2, B, C_0], contiguous, with border = (k-1)L/2, and returns the
-    last layer at the plan's cells, [P, B, C], contiguous, of the map's dtype. It queues work on torch's current stream,
+    A call takes the zero-bordered map [(N + 2 border)^2, B, C_0], contiguous, with border = (k-1)L/2. It returns the
+    last layer at the plan's cells, [P, B, C], contiguous, in the map's dtype. It queues work on torch's current stream,
     does not wait, and can be captured in a graph.
     """
 
@@ -54,20 +54,20 @@ class GpuProposalConv(Protocol):
     def __call__(self, map_padded: Tensor) -> Tensor: ...
 
     def workspace_bytes(self, videos: int) -> int:
-        """Memory that it keeps between calls for a number of videos, beside weights and tables; counted."""
+        """Computed size of the memory kept between calls for a number of videos, without weights and tables."""
 
     def release(self) -> None:
-        """Let go of that memory; no graph that was captured may be replayed any more."""
+        """Free that memory; graphs captured before must not be replayed any more."""
 
     def info(self) -> dict[str, Any]:
-        """What `Engine.info` says of it, its name as "proposal_conv"."""
+        """Facts for `Engine.info`; the key "proposal_conv" holds the name."""
 
 
 class CropProposalConv:
     """Dense convolutions by the library, cropped to boxes that hold the needed cells; for any device.
 
     Args:
-        settings: its layers; sums are float32 in the library's kernels.
+        settings: the layers; the library's kernels sum in float32.
     """
 
     name = "crop"
@@ -100,8 +100,8 @@ class CropProposalConv:
         for number, layer in enumerate(plan.layers):
             weight = self._weights[number]
             last = number + 1 == len(plan.layers)
-            # Cells outside the boxes stay 0: each is known to be 0 or read by no needed cell. So are, inside, those
-            # that are not needed.
+            # Cells outside the boxes, and unneeded cells inside, stay 0: each is known to be 0 or no needed cell reads
+            # it.
             shape = (plan.num_proposals, videos) if last else (videos, layer.side**2)
             out = x.new_zeros((*shape, weight.shape[0]))
             for box, cell_weights, positions in zip(
@@ -117,7 +117,7 @@ class CropProposalConv:
 
 
 def _epilogue_tables(plan: ProposalPlan, number: int, box: Box) -> tuple[Float32, Int32]:
-    """Weight and place of each cell of a box: float32 and int32 [cells], -1 for a cell that is not needed."""
+    """Weight and place of each cell of a box: float32 and int32 [cells]; an unneeded cell has place -1."""
     layer = plan.layers[number]
     place = np.full((layer.side, layer.side), -1, np.int32)
     if number + 1 == len(plan.layers):

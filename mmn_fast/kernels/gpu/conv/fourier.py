@@ -1,7 +1,7 @@
 """proposal_conv through discrete Fourier transforms of tiles of 12, 16 or 24 places a side.
 
-Per layer three kernels: windows to spectra (`fourier_ops`), one matrix product per spectral point, in Triton on
-tensor cores, and spectra to needed cells.
+Each layer runs three kernels: windows to spectra (`fourier_ops`), one matrix product per spectral point (in Triton, on
+tensor cores), and spectra to needed cells (`fourier_ops`).
 """
 
 from __future__ import annotations
@@ -45,18 +45,19 @@ def product_kernel(
     BLOCK_K: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
-    """Both values of a complex point's product, or the products of two real points.
+    """Compute both values of a complex point's product, or the products of two real points.
 
-    Four products of four blocks: half of what each value by itself would read, which is what bounds them.
+    A complex point takes four products of four loaded blocks. Computing each value alone would load twice as much, and
+    loads bound the speed.
     """
     tl.static_assert(C_IN // _CHANNELS * _CHANNELS == C_IN, "expected a width of whole CHANNELS")
     if OVERLAP:
-        # These blocks may start as those of the transform leave; they wait here for its spectra.
+        # The next kernel's blocks may start early; this kernel's blocks wait here for the transform's spectra.
         tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()
     point = tl.program_id(2)
     row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-    held = tl.minimum(row, tile_rows - 1).to(tl.int64)  # rows beyond the last repeat it, and are not stored
+    held = tl.minimum(row, tile_rows - 1).to(tl.int64)  # rows beyond the last one repeat it and are not stored
     col = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     offs_k = tl.arange(0, BLOCK_K)
     rows = tile_rows.to(tl.int64)
@@ -72,7 +73,7 @@ def product_kernel(
             x1 = _load_channels(x1_ptr, k, offs_k, C_IN, BLOCK_K)
             w0 = tl.load(w0_ptr + k * N_PAD)
             w1 = tl.load(w1_ptr + k * N_PAD)
-            # In this order the last two are still at work when the next step begins.
+            # In this order the last two products still run when the next step begins.
             sum0 = tl.dot(-x1, w1, sum0, input_precision="ieee")
             sum1 = tl.dot(x1, w0, sum1, input_precision="ieee")
             sum0 = tl.dot(x0, w0, sum0, input_precision="ieee")
@@ -98,14 +99,14 @@ def _load_channels(pointers, k, offs_k, C_IN: tl.constexpr, BLOCK_K: tl.constexp
 
 
 def spectral_weights(weight: Tensor, transform: TileTransform) -> tuple[Tensor, float]:
-    """Weights at every spectral point, and the power of two that was divided out to bring the largest to 1 or less.
+    """Transform weights to spectral points, divided by a power of two so that the largest value is at most 1.
 
     Args:
         weight: float32 [C_out, C_in, k, k].
-        transform: the points, of k x k.
+        transform: a transform for kernels of k x k.
 
     Returns:
-        float32 [n * n, C_in, C_out] on its device, in the order of `transforms`; and the power of two.
+        float32 [n * n, C_in, C_out] on the weight's device, in the order of `transforms`; and the power of two.
     """
     matrix = torch.from_numpy(transform.weight_points).to(weight.device)
     points = torch.tensordot(matrix, weight.flatten(2).permute(2, 1, 0).double(), 1).float()
@@ -116,7 +117,7 @@ def spectral_weights(weight: Tensor, transform: TileTransform) -> tuple[Tensor, 
 
 
 class _Layer:
-    """One layer on the device: its spectral weights, bias, and which rows its tiles read and write."""
+    """One layer on the device: its spectral weights, its bias, and the rows that its tiles read and write."""
 
     def __init__(
         self,
@@ -144,24 +145,24 @@ class _Layer:
         self._packed = {tuple(points.shape[1:]): points.to(dtype)}
 
     def packed(self, config: GatherConfig) -> Tensor:
-        """The spectral weights, zero beyond the channels up to whole blocks."""
+        """The spectral weights, filled up with zero channels to whole blocks."""
         key = round_up(self.c_in, config.block_k), round_up(self.c_out, config.block_cols)
         if key not in self._packed:
             known = next(iter(self._packed.values()))[:, : self.c_in, : self.c_out]
             padded = known.new_zeros((len(known), *key))
             padded[:, : self.c_in, : self.c_out] = known
-            self._packed[key] = padded  # a captured graph may read the others
+            self._packed[key] = padded  # earlier packings stay, because a captured graph may read them
         return self._packed[key]
 
 
 class FourierProposalConv(ConvStack):
-    """The stacked layers through spectra of tiles that cover the needed cells: `ConvStack` in float16 or float32.
+    """A `ConvStack` that multiplies spectra of tiles that cover the needed cells, in float16 or float32.
 
     A NaN or infinity spreads over its tiles. Block sizes apply to the products; `max_splits` is ignored.
 
     Args:
         layers: numbers of the layers that will run; None for all.
-        tile: places of a tile's side, one of `transforms.SPECTRAL_TILES`, at least the kernel's.
+        tile: side of a tile in places, one of `transforms.SPECTRAL_TILES`, at least k.
     """
 
     dtypes = (torch.float16, torch.float32)
@@ -203,7 +204,7 @@ class FourierProposalConv(ConvStack):
         self._prepared.clear()
 
     def _spectra_values(self, numbers: Sequence[int], videos: int) -> tuple[int, int]:
-        """Values of the spectra of a layer's input and output that hold those of any of some layers."""
+        """Values in the input and output spectra that are large enough for each of some layers."""
         layers, points = [self._layers[number] for number in numbers], self.transform_of_tiles.points_per_tile
         return (
             max((layer.tiles * layer.c_in for layer in layers), default=0) * videos * points,
@@ -220,7 +221,7 @@ class FourierProposalConv(ConvStack):
         self.transform_back(number, out)
 
     def spectra(self, number: int, videos: int) -> tuple[Tensor, Tensor]:
-        """Where the spectra of a prepared layer's input and output lie, [n * n, tiles, B, C] each."""
+        """The buffers of a prepared layer's input and output spectra, [n * n, tiles, B, C] each."""
         layer, (_, *both) = self._layers[number], self._prepared[videos]
         points = self.transform_of_tiles.points_per_tile
         shapes = [(points, layer.tiles, videos, channels) for channels in (layer.c_in, layer.c_out)]
@@ -230,11 +231,11 @@ class FourierProposalConv(ConvStack):
         return spectra_in, spectra_out
 
     def transform(self, number: int, x: Tensor) -> None:
-        """Queue the first kernel of a prepared layer: the spectra of a map's windows."""
+        """Queue the first kernel of a prepared layer: a map's windows to spectra."""
         fourier_tiles(x, self._layers[number].inputs, self.spectra(number, x.shape[1])[0])
 
     def multiply(self, number: int, videos: int) -> None:
-        """Queue the second one: the products of those spectra."""
+        """Queue the second kernel: the products of the spectra."""
         layer, transform = self._layers[number], self.transform_of_tiles
         config, spectra_in, spectra_out = self._prepared[videos]
         tile_rows = layer.tiles * videos
@@ -259,7 +260,7 @@ class FourierProposalConv(ConvStack):
         )
 
     def transform_back(self, number: int, out: Tensor) -> None:
-        """Queue the third one: those products back to the cells of a map, or the rows of the plan's cells."""
+        """Queue the third kernel: the products back to the cells of a map, or to the rows of the plan's cells."""
         layer = self._layers[number]
         products = self.spectra(number, out.shape[1])[1]
         fourier_cells(products, layer.outputs, layer.bias, layer.cell_weights, out)

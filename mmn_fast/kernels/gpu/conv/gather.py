@@ -1,9 +1,9 @@
 """proposal_conv as a gathering matrix product on tensor cores, in Triton.
 
-Each tile of rows (cells x videos, `gather_schedule`) multiplies only the taps that some row of it needs. Activations
-are dense, channels-last, with videos minor to cells, and hold zeros wherever a cell is known to be zero; so the
-neighbour of a row under a tap is that row plus one offset for the whole tile, and no table is read inside the loop: a
-load that feeds an address there would halve the depth of the copy pipeline.
+Each tile of rows (cells x videos, `gather_schedule`) multiplies only the taps that some row of the tile needs.
+Activations are dense, channels-last, with videos minor to cells, and hold a zero wherever a cell is known to be zero.
+So a row's neighbour under a tap is the row plus one offset for the whole tile, and the loop reads no table: a load that
+feeds an address would halve the depth of the copy pipeline.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _CHANNELS: tl.constexpr = tl.constexpr(CHANNELS)
 
 @triton.jit
 def _meet_other_layers(OVERLAP: tl.constexpr):
-    """The next layer's blocks may start as this one's leave; they wait here for its results."""
+    """Overlap layers: the next layer's blocks may start early; this layer's blocks wait here for the previous layer."""
     if OVERLAP:
         tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()
@@ -37,7 +37,7 @@ def _meet_other_layers(OVERLAP: tl.constexpr):
 
 @triton.jit
 def _load_words(item, WORDS: tl.constexpr):
-    """The words of an item's taps, one bit a tap; 0 for those beyond WORDS."""
+    """The words of an item's taps, one bit per tap; words beyond WORDS are 0."""
     word0 = tl.load(item + _ITEM_WORDS)
     word1 = 0
     word2 = 0
@@ -68,7 +68,7 @@ def _sum_of_taps(
     BLOCK_K: tl.constexpr,
     DESCRIPTOR: tl.constexpr,
 ):
-    """The rows' products with the weights of the taps in the words, summed: float32 [BLOCK_M, BLOCK_N]."""
+    """Sum the rows' products with the weights of the taps in the words: float32 [BLOCK_M, BLOCK_N]."""
     word0, word1, word2 = words
     acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
     k0 = 0
@@ -83,7 +83,7 @@ def _sum_of_taps(
             in_third = (word0 | word1) == 0
             word = tl.where(in_third, word2, word)
             first_bit = tl.where(in_third, 2 * _WORD_BITS, first_bit)
-        # The exponent of a power of two is its bit's number.
+        # The lowest set bit as a float32 is a power of two, whose exponent is the bit's number.
         tap = first_bit + ((word & -word).to(tl.float32).to(tl.int32, bitcast=True) >> 23) - 127
         shift = ((tap // KERNEL) * side_in + tap % KERNEL) * videos * C_IN + k0
         if C_IN % BLOCK_K == 0:
@@ -107,7 +107,7 @@ def _sum_of_taps(
     return acc
 
 
-# Sizes that change from layer to layer are compiled in by none: C_IN alone says how rows are aligned.
+# Sizes that change from layer to layer are not compiled in; C_IN alone tells the compiler how rows are aligned.
 @triton.jit(do_not_specialize=["rows", "videos", "side_in", "n_items"])
 def gather_conv_kernel(
     x_ptr,  # [side_in^2, B, C_IN]
@@ -135,7 +135,7 @@ def gather_conv_kernel(
     DESCRIPTOR: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
-    """One layer: every needed cell's sum over its taps, then bias, ReLU and cell weight, or a share of the sum."""
+    """Run one layer: sum every needed cell over its taps, then apply bias, ReLU and cell weight, or store the share."""
     tl.static_assert(C_IN // _CHANNELS * _CHANNELS == C_IN, "expected a width of whole CHANNELS")
     _meet_other_layers(OVERLAP)
     N_BLOCKS: tl.constexpr = N_PAD // BLOCK_N
@@ -147,7 +147,7 @@ def gather_conv_kernel(
         n_taps = tl.load(item + 2)
         words = _load_words(item, WORDS)
         row = tl.load(item) + tl.arange(0, BLOCK_M)
-        # Rows beyond the last repeat it: their reads stay inside the map, and they are not stored.
+        # Rows beyond the last one repeat it, so their reads stay inside the map; they are not stored.
         held = tl.minimum(row, rows - 1)
         cell = held // videos
         video = held - cell * videos
@@ -162,7 +162,7 @@ def gather_conv_kernel(
         if SPLITS == 1:
             bias = tl.load(bias_ptr + offs_n, mask=offs_n < C_OUT, other=0.0)
             scale = tl.load(cell_weights_ptr + cell)
-            # Not maximum(): it may drop a NaN, which a ReLU keeps.
+            # Not maximum(): it may drop a NaN, but a ReLU keeps it.
             sums = acc + bias[None, :]
             sums = tl.where(sums < 0, 0.0, sums) * scale[:, None]
             place = (tl.load(cells_out_ptr + cell) * videos + video).to(tl.int64) * C_OUT
@@ -187,7 +187,7 @@ def add_splits_kernel(
     BLOCK_N: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
-    """Add the shares of every sum, always in the same order, then bias, ReLU and cell weight."""
+    """Add the shares of every sum, always in the same order, then apply bias, ReLU and cell weight."""
     _meet_other_layers(OVERLAP)
     row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     offs_n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -207,7 +207,7 @@ def add_splits_kernel(
 
 
 class _Ready:
-    """One layer for one number of videos: its schedule on the device and where its output goes."""
+    """One layer for one number of videos: its schedule on the device, and its output."""
 
     def __init__(self, schedule: LayerSchedule, device: torch.device) -> None:
         def take(array: Any) -> Tensor:
@@ -219,14 +219,14 @@ class _Ready:
 
 
 class _Prepared:
-    """The layers for one number of videos, and the partial sums of split ones."""
+    """The layers for one number of videos, and the partial sums of split layers."""
 
     def __init__(self, config: GatherConfig, layers: dict[int, _Ready], partial: Tensor | None) -> None:
         self.config, self.layers, self.partial = config, layers, partial
 
 
 class GatherProposalConv(ConvStack):
-    """The stacked layers on the cells and taps that matter: `ConvStack` in float16, bfloat16 or float32."""
+    """A `ConvStack` that multiplies needed cells and taps alone, in float16, bfloat16 or float32."""
 
     name = "gather"
     dtypes = (torch.float16, torch.bfloat16, torch.float32)
@@ -269,7 +269,7 @@ class GatherProposalConv(ConvStack):
         return choose_splits(work, self.programs, config.max_splits)
 
     def _pack(self, number: int, config: GatherConfig) -> Tensor:
-        """A layer's weights as [k*k * C_pad, N_pad], tap-major, zero beyond the channels."""
+        """A layer's weights as [k*k * C_pad, N_pad], tap-major, filled up with zero channels."""
         weight = self._weights[number]
         c_out, c_in = weight.shape[:2]
         key = (number, round_up(c_in, config.block_k), round_up(c_out, config.block_cols))
@@ -348,7 +348,7 @@ class GatherProposalConv(ConvStack):
 
 
 def weight_descriptor(packed: Tensor, config: GatherConfig) -> Any:
-    """The packed weights for the copy engine, in blocks of the configuration."""
+    """Describe the packed weights to the copy engine, in blocks of the configuration."""
     from triton.tools.tensor_descriptor import TensorDescriptor
 
     return TensorDescriptor.from_tensor(packed, [config.block_k, config.block_cols])

@@ -1,8 +1,8 @@
-"""The work list of the gathering convolution: which taps each tile of rows multiplies, and in which order tiles run.
+"""The work list of the gathering convolution: the taps that each tile of rows multiplies, and the order of the tiles.
 
-A row is one needed cell of one video; rows are cell-major and video-minor, as activations are stored. A tile of rows
-multiplies the union of its rows' taps: a row that does not need one of them reads a cell that is known to be zero.
-Cells are therefore ordered so that neighbours in the list need the same taps.
+A row is one needed cell of one video; rows are cell-major and video-minor, like activations. A tile of rows multiplies
+the union of its rows' taps; under a tap that a row does not need, the row reads a cell that is known to be zero. Cells
+are therefore ordered so that neighbours in the list need the same taps.
 """
 
 from __future__ import annotations
@@ -18,27 +18,28 @@ from mmn_fast.arrays import Bool, Float32, Int32
 from mmn_fast.geometry import LayerPlan, ProposalPlan
 from mmn_fast.process.once import kept_property
 
-# A word's lowest bit is found through the exponent of a float32, so that words stay positive; 81 taps fill three.
+# The kernel finds a word's lowest bit through the exponent of a float32, so words must stay positive. 81 taps fill
+# three words.
 WORD_BITS = 27
 MAX_TAPS = 3 * WORD_BITS
 ITEM_FIRST, ITEM_SPLIT, ITEM_TAPS, ITEM_WORDS = range(4)
-"""Columns of `LayerSchedule.items`: first row, which share of the tile's taps, how many, and their bits from there."""
+"""Columns of `LayerSchedule.items`: first row, number of the share, number of taps, first word of the taps' bits."""
 
 
 @dataclass(frozen=True, eq=False)
 class LayerSchedule:
-    """What one layer's kernel reads.
+    """The tables that one layer's kernel reads.
 
     Attributes:
-        side_in: side of the dense map it reads; tap t of a cell lies (t // k) * side_in + t % k cells further.
-        cells_in: int32 [R], first cell under the kernel, in the order of the work list.
-        cells_out: int32 [R], place of the result: a cell of the layer's dense map, in the last layer a row of the
+        side_in: side of the layer's dense input map; tap t of a cell lies (t // k) * side_in + t % k cells further.
+        cells_in: int32 [R], first input cell under the kernel, in the order of the work list.
+        cells_out: int32 [R], place of the result: a cell of the layer's dense map, or in the last layer a row of the
             plan's cells.
         cell_weights: float32 [R].
         items: int32 [tiles * splits, 3 + words], most taps first.
         rows: R * B.
         block_rows: rows of a tile.
-        splits: shares into which each tile's taps are cut, consecutive and as equal as can be; one may be empty.
+        splits: consecutive shares of each tile's taps, as equal as possible; a share may be empty.
     """
 
     side_in: int
@@ -57,19 +58,19 @@ class LayerSchedule:
 
     @kept_property
     def executed_taps(self) -> int:
-        """Row x tap products, rows that fill the last tile included: to compare with `ProposalPlan.dense_taps` * B."""
+        """Executed row x tap products, filler rows included; compare with `ProposalPlan.dense_taps` * B."""
         return int(self.items[:, ITEM_TAPS].sum()) * self.block_rows
 
 
 def side_of_input(plan: ProposalPlan, number: int) -> int:
-    """Side of the dense map that a layer reads; the first layer's is the 2D map with its zero border."""
+    """Side of the dense map that a layer reads; the first layer reads the 2D map with its zero border."""
     return plan.layers[number].side + plan.kernel - 1
 
 
 def _orders(layer: LayerPlan) -> Iterator[npt.NDArray[np.signedinteger]]:
-    """Orders of cells worth trying: by taps, by taps as a Gray code, along rows and along diagonals.
+    """Yield orders of cells worth trying: by taps, by taps as a Gray code, along rows and along diagonals.
 
-    Sorting by taps is best where many rows share a cell's tile; small maps of one video gain from staying near.
+    Sorting by taps is best when a tile holds few cells of many videos; small maps of one video gain from near cells.
     """
     taps = layer.taps
     yield np.lexsort(taps.T[::-1])
@@ -80,7 +81,7 @@ def _orders(layer: LayerPlan) -> Iterator[npt.NDArray[np.signedinteger]]:
 
 
 def _tile_taps(taps: Bool, videos: int, block_rows: int) -> Bool:
-    """Taps that any row of each tile needs, bool [tiles, k*k], for cells in the order given."""
+    """The taps that some row of each tile needs, bool [tiles, k*k], for cells in the given order."""
     first = np.arange(0, len(taps) * videos, block_rows)
     last = np.minimum(first + block_rows, len(taps) * videos) - 1
     sums = np.concatenate([np.zeros((1, taps.shape[1]), np.int32), np.cumsum(taps, axis=0, dtype=np.int32)])
@@ -98,7 +99,7 @@ def _pack_words(taps: Bool) -> Int32:
 
 @lru_cache(maxsize=256)
 def schedule_layer(plan: ProposalPlan, number: int, videos: int, block_rows: int, splits: int = 1) -> LayerSchedule:
-    """Work out one layer's work list.
+    """Compute one layer's work list.
 
     Args:
         plan: the plan.
@@ -108,7 +109,7 @@ def schedule_layer(plan: ProposalPlan, number: int, videos: int, block_rows: int
         splits: shares of each tile's taps.
 
     Returns:
-        The schedule, of that order of cells which needs the fewest products; shared, treat it as read-only.
+        The schedule with the order of cells that needs the fewest products; shared: treat it as read-only.
 
     Raises:
         ValueError: the kernel has more than `MAX_TAPS` taps, or a count is below 1.
@@ -148,7 +149,7 @@ def schedule_layer(plan: ProposalPlan, number: int, videos: int, block_rows: int
 
 
 def work_fraction(plan: ProposalPlan, videos: int, block_rows: int) -> float:
-    """Products that the schedules of all layers execute, of those of the dense convolutions."""
+    """Products that the schedules of all layers execute, as a share of the dense convolutions' products."""
     layers = range(len(plan.layers))
     executed = sum(schedule_layer(plan, number, videos, block_rows).executed_taps for number in layers)
     return executed / (plan.dense_taps * videos)

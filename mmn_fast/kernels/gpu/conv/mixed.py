@@ -1,4 +1,4 @@
-"""The proposal convolution with each layer by the kernels that are the fastest for it."""
+"""The proposal convolution in which each layer runs by its fastest kernels."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ def make_stack(
     config: GatherConfig | ConfigFor | None = None,
     layers: Collection[int] | None = None,
 ) -> ConvStack:
-    """The stacked layers by one of `costs.ALGORITHMS`.
+    """Make the stack of one algorithm.
 
     Args:
-        algorithm: its name.
-        settings: the stack's.
-        config: block sizes, as of `ConvStack`.
-        layers: numbers of those that will run, for algorithms that prepare weights of each; None for all.
+        algorithm: one of `costs.ALGORITHMS`.
+        settings: the layers and their device.
+        config: block sizes, see `ConvStack`.
+        layers: numbers of the layers that will run, for algorithms that prepare each layer's weights; None for all.
     """
     if algorithm == "gather":
         return GatherProposalConv(settings, config)
@@ -35,14 +35,14 @@ def make_stack(
 
 
 class MixedProposalConv(ConvStack):
-    """The stacked layers, each by gathering or by FFT tiles of some size: `ConvStack` in float16 or float32.
+    """A `ConvStack` in which each layer runs by gathering or by FFT tiles of some size, in float16 or float32.
 
     Args:
-        choices: per number of videos one of `costs.ALGORITHMS` for every layer; a call takes those of the
-            largest number that is not larger than its own.
-        stacks: of the same settings, per name; those that are missing are made. Their scratch memory is shared.
-        configs: block sizes of those that are made, per name; None takes those that are shipped or were tuned.
-        name: what `info` calls it.
+        choices: number of videos -> one of `costs.ALGORITHMS` per layer; a call takes the largest number that is not
+            above its own.
+        stacks: name -> stack of the same settings; missing stacks are made. All stacks share their scratch memory.
+        configs: name -> block sizes of a stack that is made; None takes tuned or shipped ones.
+        name: the name in `info`.
     """
 
     dtypes = FourierProposalConv.dtypes
@@ -66,7 +66,7 @@ class MixedProposalConv(ConvStack):
                 self._stacks[algorithm] = make_stack(algorithm, settings, config, layers)
 
     def algorithms_for(self, videos: int) -> tuple[str, ...]:
-        """What a call with so many videos runs each layer by."""
+        """The algorithm of each layer in a call with so many videos."""
         return self.choices[max(known for known in self.choices if known <= videos)]
 
     def prepare_layers(self, numbers: Sequence[int], videos: int) -> None:
@@ -88,7 +88,7 @@ class MixedProposalConv(ConvStack):
         return {**super().info(), "proposal_conv_layers": {n: list(names) for n, names in self.choices.items()}}
 
     def _parts(self, numbers: Sequence[int], videos: int) -> list[tuple[ConvStack, list[int]]]:
-        """The stacks that run any of some layers, and which."""
+        """Some layers, grouped by the stack that runs them."""
         names = self.algorithms_for(videos)
         parts = [(stack, [n for n in numbers if names[n] == name]) for name, stack in self._stacks.items()]
         return [part for part in parts if part[1]]
@@ -98,7 +98,7 @@ class MixedProposalConv(ConvStack):
 
 
 def layers_by_algorithm(choices: Mapping[int, Sequence[str]]) -> dict[str, set[int]]:
-    """Per algorithm the layers that run by it for some number of videos."""
+    """Algorithm -> layers that run by it for at least one number of videos."""
     layers: dict[str, set[int]] = {}
     for names in choices.values():
         for number, name in enumerate(names):

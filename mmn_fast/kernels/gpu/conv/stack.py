@@ -1,4 +1,4 @@
-"""What convolutions in Triton have in common: a stack of layers over dense maps, any layer by any kernels."""
+"""The common base of convolutions in Triton: a stack of layers over dense maps; any kernels can run any layer."""
 
 from __future__ import annotations
 
@@ -22,22 +22,23 @@ from mmn_fast.kernels.gpu.device import capability_of
 from mmn_fast.precisions import precision_of
 
 ConfigFor = Callable[[int], GatherConfig]
-"""From a number of videos to block sizes."""
+"""Number of videos -> block sizes."""
 
 INDEX_LIMIT = 2**31
 CHANNELS = 16
 """Kernels here are compiled for widths that are multiples of this; other layers are filled up with zeros.
 
-Then every row begins at 32 bytes or more, and operands reach shared memory by asynchronous copies. At odd widths in 16
-bits there are none: threads store operands themselves, and for sm_90 Triton 3.6 places the fence that shows those
-stores to the tensor cores after the barrier, in threads that did not store them. Whether that is enough is not said.
+Then every row is aligned to 32 bytes or more, and asynchronous copies bring operands to shared memory. At odd widths in
+16 bits there are no such copies: threads store operands themselves. For sm_90, Triton 3.6 then places the fence that
+shows these stores to the tensor cores after the barrier, in threads that did not store. No documentation says that this
+is enough.
 """
 _PROGRAMS_INTERPRETED = 2  # few, so that tests loop over a work list as a device does
 
 
 @dataclass(frozen=True)
 class MapLayout:
-    """The map that a convolution here takes: [side^2, B, channels], contiguous, zero outside the plan's cells.
+    """The layout of a convolution's input map: [side^2, B, channels], contiguous, zero outside the plan's cells.
 
     Cell (i, j) stands at row (i + border) * side + j + border.
     """
@@ -47,7 +48,7 @@ class MapLayout:
     channels: int
 
     def check(self, map_padded: Tensor, dtype: torch.dtype, device: torch.device) -> None:
-        """Raise ValueError unless a map is laid out like this, in this dtype and on such a device."""
+        """Raise ValueError unless a map has this layout and dtype and is on this device."""
         expected = (self.side**2, self.channels)
         if map_padded.ndim != 3 or (map_padded.shape[0], map_padded.shape[2]) != expected:
             raise ValueError(f"map_padded: expected [{expected[0]}, B, {expected[1]}], got {list(map_padded.shape)}")
@@ -58,23 +59,23 @@ class MapLayout:
 
 
 class ConvStack(ABC):
-    """The stacked layers, one after the other.
+    """Runs the stacked layers one after the other.
 
-    Every layer but the last writes the cells that it needs of a dense map [side^2, B, C], videos minor to cells, whose
-    other cells stay zero for good; the last writes the plan's cells, [P, B, C]. So any layer can run by any kernels.
+    Every layer but the last writes its needed cells into a dense map [side^2, B, C], videos minor to cells; the map's
+    other cells always stay zero. The last layer writes the plan's cells, [P, B, C]. So any kernels can run any layer.
 
-    Kernels see widths that are filled up with zeros to multiples of `CHANNELS`; a call's map and its result have the
-    model's own.
+    Kernels see widths that are filled up with zeros to multiples of `CHANNELS`; a call's map and result have the
+    model's own widths.
 
-    Calls of one object share the maps and the kernels' scratch memory, so they must be ordered, as calls on one stream
-    are. A video's rows do not depend on the other videos' values. A call queues work and does not wait; it can be
+    Calls of one object share the maps and the kernels' scratch memory, so they must be ordered, like calls on one
+    stream. A video's rows do not depend on the other videos' values. A call queues work and does not wait; it can be
     captured in a graph after `prepare`.
 
     Args:
-        settings: its layers. The dtype, which is that of maps too, is one of `dtypes`; float32 multiplies in float32,
-            without tensor cores. The device is a CUDA device, or the CPU in Triton's interpreter (`interpreter`).
-        config: block sizes for every number of videos, or what chooses them for a number of videos; None takes those
-            that are shipped or were tuned (`block_sizes`).
+        settings: the layers. Their dtype, also that of maps, is one of `dtypes`; float32 multiplies in float32, without
+            tensor cores. The device is a CUDA device, or the CPU in Triton's interpreter (`interpreter`).
+        config: block sizes for every number of videos, or a function that chooses them for a number of videos; None
+            takes tuned or shipped ones (`block_sizes`).
 
     Raises:
         ValueError: an argument cannot be used; the message says what was expected.
@@ -96,8 +97,8 @@ class ConvStack(ABC):
         self.plan, self.dtype, self.device = plan, dtype, device
         side = side_of_input(plan, 0)
         self.layout = MapLayout(side, (side - plan.num_clips) // 2, settings.widths[0])
-        self.channels = settings.widths  # the model's
-        self.widths = [round_up(channels, CHANNELS) for channels in self.channels]  # what kernels see
+        self.channels = settings.widths  # the model's widths
+        self.widths = [round_up(channels, CHANNELS) for channels in self.channels]  # the kernels' widths
         self._config, self._chosen = config, dict[int, GatherConfig]()
         self._maps: dict[int, list[Tensor]] = {}
         self._filled: dict[int, tuple[Tensor | None, Tensor | None]] = {}  # a map and rows of whole widths, if needed
@@ -107,13 +108,13 @@ class ConvStack(ABC):
             self.programs = torch.cuda.get_device_properties(device).multi_processor_count
 
     def config_for(self, videos: int) -> GatherConfig:
-        """The block sizes that a call with so many videos takes, the same ones until `release`."""
+        """The block sizes of a call with so many videos; they stay the same until `release`."""
         if videos not in self._chosen:
             self._chosen[videos] = self._config(videos) if callable(self._config) else self.known_config(videos)
         return self._chosen[videos]
 
     def known_config(self, videos: int) -> GatherConfig:
-        """What `config_for` said, or would say if nothing were measured now."""
+        """The result of `config_for`, but without measuring: chosen block sizes, else given, tuned or shipped ones."""
         if videos in self._chosen:
             return self._chosen[videos]
         if isinstance(self._config, GatherConfig):
@@ -122,13 +123,13 @@ class ConvStack(ABC):
         return chosen_config(self.name, self.capability, self.plan, self.channels[-1], videos, precision)
 
     def prepare(self, videos: int) -> None:
-        """Lay out tables, maps and scratch memory; a call does it by itself unless a graph is captured.
+        """Lay out tables, maps and scratch memory; a call outside a capture does this itself.
 
         Args:
             videos: B.
 
         Raises:
-            ValueError: below 1, or so many that a map has 2^31 values or more.
+            ValueError: `videos` is below 1, or so large that a map has 2^31 values or more.
         """
         if videos in self._maps:
             return
@@ -149,12 +150,12 @@ class ConvStack(ABC):
         self._filled[videos] = wide_map, wide_rows
 
     def workspace_bytes(self, videos: int) -> int:
-        """What `prepare` holds for a number of videos beside weights and tables: maps and scratch memory; counted."""
+        """Computed size of the maps and scratch memory that `prepare` holds for a number of videos."""
         values = sum(cells * width for cells, width in [*self._maps_between(), *self._ends()])
         return values * videos * self.dtype.itemsize + self.scratch_bytes(range(len(self.plan.layers)), videos)
 
     def release(self) -> None:
-        """Let go of what `prepare` holds; no graph that was captured may be replayed any more."""
+        """Free everything that `prepare` holds; graphs captured before must not be replayed any more."""
         self._maps.clear()
         self._filled.clear()
         self._chosen.clear()
@@ -169,7 +170,7 @@ class ConvStack(ABC):
             dtype [P, B, C]: the last layer at the plan's cells.
 
         Raises:
-            ValueError: the map's shape, dtype, device or strides are not those.
+            ValueError: the map's shape, dtype, device or strides differ from this.
         """
         self.layout.check(map_padded, self.dtype, self.device)
         videos = map_padded.shape[1]
@@ -181,7 +182,7 @@ class ConvStack(ABC):
         return rows
 
     def layer_runs(self, map_padded: Tensor, rows: Tensor) -> list[Callable[[], Any]]:
-        """What queues each layer, for a padded map as in a call and the rows of the plan's cells, [P, B, C]."""
+        """One function per layer that queues it, from a padded map as in a call to the plan's rows, [P, B, C]."""
         videos = map_padded.shape[1]
         self.prepare(videos)
         wide_map, wide_rows = self._filled[videos]
@@ -197,7 +198,7 @@ class ConvStack(ABC):
         return runs
 
     def info(self) -> dict[str, Any]:
-        """What `Engine.info` says of it."""
+        """Facts for `Engine.info`."""
         return {"proposal_conv": self.name}
 
     @abstractmethod
@@ -206,18 +207,18 @@ class ConvStack(ABC):
 
     @abstractmethod
     def scratch_bytes(self, numbers: Sequence[int], videos: int) -> int:
-        """Scratch memory that `prepare_layers` holds, counted with the block sizes of `known_config`."""
+        """Computed size of the scratch memory that `prepare_layers` holds, with the block sizes of `known_config`."""
 
     @abstractmethod
     def run_layer(self, number: int, x: Tensor, out: Tensor) -> None:
-        """Queue one prepared layer, from its input map to its output map or the rows of the plan's cells."""
+        """Queue one prepared layer, from its input map to its output map or to the rows of the plan's cells."""
 
     def _maps_between(self) -> list[tuple[int, int]]:
         """Cells and channels of the maps between layers."""
         return [(side_of_input(self.plan, n) ** 2, self.widths[n]) for n in range(1, len(self.plan.layers))]
 
     def _ends(self) -> list[tuple[int, int]]:
-        """Cells and channels of the filled-up map and rows; 0 cells where the model's own width is whole."""
+        """Cells and channels of the filled-up map and rows; 0 cells if the model's own width needs no filling."""
         ends = ((self.layout.side**2, 0), (self.plan.num_proposals, -1))
         return [(cells if self.channels[at] != self.widths[at] else 0, self.widths[at]) for cells, at in ends]
 
@@ -227,7 +228,7 @@ class ConvStack(ABC):
 
 
 def round_up(value: int, multiple: int) -> int:
-    """The least multiple that is not below a value."""
+    """Round a value up to a multiple."""
     return -(-value // multiple) * multiple
 
 
@@ -237,7 +238,7 @@ def _in_turn(*works: Callable[[], Any]) -> None:
 
 
 def whole_widths(weight: Float32, bias: Float32) -> tuple[Float32, Float32]:
-    """A layer's weights [C_out, C_in, k, k] and bias [C_out], zeros filled up to multiples of `CHANNELS`."""
+    """A layer's weights [C_out, C_in, k, k] and bias [C_out], filled up with zeros to multiples of `CHANNELS`."""
     out, into = (round_up(size, CHANNELS) - size for size in weight.shape[:2])
     if not out and not into:
         return weight, bias
