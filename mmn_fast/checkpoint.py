@@ -163,7 +163,7 @@ def convert(
         return save_model(_from_official(path, preset, tokenizer, text_heads), output)
     if text_heads is not None:
         raise InputError(
-            f"text_heads: expected none for the directory {path}, which says how many heads it has; only a .pth may not"
+            f"text_heads: expected none for the directory {path}: it records its number of heads; only a .pth may not"
         )
     return save_model(_from_directory(path, preset, tokenizer), output)
 
@@ -257,7 +257,7 @@ def _from_recorded(
 
 
 def _insist(held: Preset, preset: str | Path | Preset | None, made: str) -> None:
-    """Refuse a preset whose results differ from those of the model's own."""
+    """Refuse a preset that gives other results than the model's own preset."""
     if preset is None:
         return
     wanted = get_preset(preset)

@@ -143,7 +143,7 @@ def test_out_of_memory_is_one_sentence_and_leaves_the_engine_usable(
         message = (
             r"^native: out of device memory in the program 'ground' for 4 videos, 256 rows, 8 sentences, 16 tokens,"
             r" 8 pairs, which needs about [\d,]+ MiB:"
-            r" CUDA out of memory. Tried to allocate 9 GiB.; graphs were let go, the engine stays usable$"
+            r" CUDA out of memory. Tried to allocate 9 GiB.; graphs were dropped, the engine stays usable$"
         )
         with pytest.raises(MemoryError, match=message):
             engine.ground(batch)

@@ -1,4 +1,4 @@
-// Aligned floats that are grown, never shrunk, and not initialised.
+// A buffer of aligned floats that grows, never shrinks, and is not initialised.
 #pragma once
 
 #include <sys/mman.h>
@@ -12,7 +12,7 @@ namespace mmn_fast {
 
 class FloatBuffer {
  public:
-  // At least `size` floats; what they held is lost when this grows.
+  // Grows to at least `size` floats; the old values are lost when it grows.
   float* grow(int64_t size) {
     if (size <= size_) return data_.get();
     constexpr int64_t kHugePage = 1 << 21;
@@ -23,7 +23,7 @@ class FloatBuffer {
     data_.reset(static_cast<float*>(std::aligned_alloc(alignment, bytes)));
     if (data_ == nullptr) throw std::bad_alloc();
 #if defined(MADV_HUGEPAGE)
-    // Packed weights are streamed: with 4 KB pages each is a walk of the page table. A refusal costs speed only.
+    // Packed weights are streamed, and each 4 KB page would cost a walk of the page table. A refusal costs speed only.
     if (alignment == kHugePage) madvise(data_.get(), bytes, MADV_HUGEPAGE);
 #endif
     size_ = size;

@@ -19,7 +19,7 @@ std::string sentence(const Parts&... parts) {
 
 }  // namespace mmn_fast
 
-// MMN_CHECK(n > 0, "n: expected a positive number, got ", n): argument, expectation, what came.
+// MMN_CHECK(n > 0, "n: expected a positive number, got ", n): argument, expectation, given value.
 #define MMN_CHECK(condition, ...)                                                        \
   do {                                                                                   \
     if (!(condition)) throw std::invalid_argument(::mmn_fast::sentence(__VA_ARGS__));    \

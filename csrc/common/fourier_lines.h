@@ -1,5 +1,5 @@
-// The discrete Fourier transform of a line of 16 reals, written once over the arithmetic A of a vector of lines, for the
-// instruction sets of the CPU and for the device: A::F with set1, add, sub, mul, fma (a b + c) and fnma (c - a b).
+// The discrete Fourier transform of a line of 16 reals, for all instruction sets of the CPU and for the device. It is
+// written over A, the arithmetic of a vector of lines: A::F with set1, add, sub, mul, fma (a b + c), fnma (c - a b).
 #pragma once
 
 #include "common/device.h"
@@ -16,8 +16,8 @@ MMN_DEVICE F combine(float a, F x, float b, F y, float c, F z) {
   return A::fma(A::set1(a), x, A::fma(A::set1(b), y, A::mul(A::set1(c), z)));
 }
 
-// One line of 16 reals to its cosine sums C(0..8) and sine sums S(1..7): x[y] and x[16 - y] share their cosine and
-// differ in the sign of their sine, and so do y and 8 - y for even and odd frequencies.
+// Transforms one line of 16 reals to its cosine sums C(0..8) and sine sums S(1..7). Places y and 16 - y have the same
+// cosine and opposite sines; so have y and 8 - y, up to a sign, for even and for odd frequencies.
 template <class A, class F = typename A::F>
 MMN_DEVICE void fourier_line_forward(const F* in, int step, F* out) {
   F e[9], o[8];
@@ -59,7 +59,7 @@ MMN_DEVICE void fourier_line_forward(const F* in, int step, F* out) {
   sines[6 * step] = A::sub(outer, q[2]);
 }
 
-// The inverse of fourier_line_forward times 16, the same symmetries backwards; `out` takes outputs [0, m).
+// The inverse of fourier_line_forward, times 16, by the same symmetries backwards; `out` takes outputs [0, m).
 template <class A, class F = typename A::F>
 MMN_DEVICE void fourier_line_inverse(const F* in, int step, int m, F* out) {
   const F two = A::set1(2.0f);

@@ -23,7 +23,7 @@ struct Job {
 
 class Pool {
  public:
-  // False when the workers belong to another caller at the moment.
+  // Runs the job unless the workers serve another caller; then returns false.
   bool try_run(Job job) {
     std::unique_lock<std::mutex> turn(turn_, std::try_to_lock);
     if (!turn.owns_lock()) return false;
@@ -42,7 +42,7 @@ class Pool {
   }
 
  private:
-  // Returns how many of the wanted workers there are: fewer only where the system grants no more threads.
+  // Starts workers up to `wanted`; returns their number, which is smaller only if the system grants no more threads.
   int grow_to(int wanted) {
     try {
       while (workers_ < wanted) {
@@ -68,21 +68,21 @@ class Pool {
     }
   }
 
-  std::mutex turn_;  // held by the one caller that the workers serve
+  std::mutex turn_;  // held by the caller that the workers serve
   int workers_ = 0;  // guarded by turn_
 
-  std::mutex mutex_;  // guards what follows; round_ is only written under turn_ and mutex_
+  std::mutex mutex_;  // guards all members below; round_ is only written under turn_ and mutex_
   std::condition_variable wake_, done_;
   Job job_;
   int unfinished_ = 0;
   uint64_t round_ = 0;
 };
 
-// Never destroyed: detached workers may still sleep on its condition variables while the process exits.
+// The pool is never destroyed: detached workers may still sleep on its condition variables while the process exits.
 std::atomic<Pool*> shared_pool{nullptr};
 
-// A forked child inherits the pool's memory but none of its threads, and maybe a locked mutex: it abandons both.
-// Registered when the library is loaded: a static in a function would be one more lock that a fork may inherit.
+// A forked child inherits the pool's memory, perhaps with a locked mutex, but no thread; so it abandons the pool.
+// The handler is registered when the library is loaded: a static in a function would be one more lock to inherit.
 [[maybe_unused]] const int registered = pthread_atfork(nullptr, nullptr, [] { shared_pool.store(nullptr); });
 
 Pool& pool() {
@@ -90,7 +90,7 @@ Pool& pool() {
   if (current == nullptr) {
     Pool* fresh = new Pool;
     if (shared_pool.compare_exchange_strong(current, fresh)) return *fresh;
-    delete fresh;  // another thread was first; `current` is now its pool
+    delete fresh;  // another thread was first; `current` is now that thread's pool
   }
   return *current;
 }

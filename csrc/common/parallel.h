@@ -1,4 +1,4 @@
-// The only user of threads in csrc.
+// The parallel loop over threads; nothing else in csrc uses threads.
 #pragma once
 
 #include <cstdint>
@@ -10,12 +10,12 @@ namespace detail {
 void run_parts(int64_t n, int threads, void (*call)(void* context, int64_t first, int64_t last), void* context);
 }
 
-// Calls fn(first, last) on contiguous parts that cover [0, n) exactly once, at most `threads` of them, the first on the
-// calling thread; returns when all are done. fn must not throw, and its results must not depend on how [0, n) is cut.
+// Cuts [0, n) into at most `threads` contiguous parts and calls fn(first, last) once per part, the first part on the
+// calling thread; returns when all are done. fn must not throw, and its results must not depend on the cuts.
 //
-// Workers start on first need and then sleep between calls. Any thread may call at any time: when the workers are busy
-// with another caller (or fn itself calls parallel_for), the loop runs on the calling thread. A forked child starts
-// afresh.
+// Workers start at their first use and then sleep between calls. Any thread may call at any time: when the workers are
+// busy with another caller (or fn itself calls parallel_for), the loop runs on the calling thread. A forked child
+// starts a new pool.
 template <class Fn>
 void parallel_for(int64_t n, int threads, Fn&& fn) {
   detail::run_parts(n, threads, [](void* context, int64_t first, int64_t last) {

@@ -11,13 +11,13 @@
 namespace mmn_fast {
 namespace {
 
-// Rows of a direct layer that go through all taps together: their sums (1 MB at 512 channels) stay in the second-level
-// cache, and the weights are read once per block.
+// Rows of a direct layer in one block, which goes through all taps: its sums (1 MB at 512 channels) stay in the
+// second-level cache, and the weights are read once per block.
 constexpr int64_t kDirectRows = 2 * kRowBlock;
 
 constexpr int64_t kSplitColumns = 32;
 
-// To the nearest, ties to even; weights are finite.
+// Rounds to the nearest bf16, ties to even; weights are finite.
 uint16_t round_to_bf16(float x) {
   uint32_t bits;
   std::memcpy(&bits, &x, sizeof bits);
@@ -144,7 +144,7 @@ void ConvLayer::multiply(GemmArgs& gemm, bool complex, int64_t first_panel, int6
   (complex ? complex_kernel : real_kernel)(gemm, first_panel, last_panel);
 }
 
-// As pack_panels, in steps of 32 k: [panel][step][place][column / 16][k / 2 % 16][column % 16][k % 2].
+// Like pack_panels, in steps of 32 k: [panel][step][place][column / 16][k / 2 % 16][column % 16][k % 2].
 void ConvLayer::pack_split_panels(const float* matrix, const float* imaginary, int64_t channel_step, int64_t k_step,
                                   int64_t first, int64_t channels, float* packed, int64_t place, int64_t places) const {
   constexpr int64_t kStep = 32, kTile = 512;
@@ -168,8 +168,8 @@ void ConvLayer::pack_split_panels(const float* matrix, const float* imaginary, i
   }
 }
 
-// Packs matrix[c * channel_step + k * k_step] into the panels that hold channels [first, first + channels), and imaginary
-// parts into the second half of each panel. Zeros fill the last panel.
+// Packs matrix[c * channel_step + k * k_step] into the panels of channels [first, first + channels), and imaginary parts
+// into the second half of each panel. Zeros fill the last panel.
 void ConvLayer::pack_panels(const float* matrix, const float* imaginary, int64_t channel_step, int64_t k_step,
                             int64_t first, int64_t channels, float* packed) const {
   if (split()) {
@@ -217,7 +217,7 @@ void ConvLayer::run_direct(const float* in, int64_t in_stride, float* out, int64
   const int64_t columns = panel_columns(), panels = width_ / columns;
   const int64_t block_cells = std::max<int64_t>(1, kDirectRows / batch);
   const int64_t blocks = (cells + block_cells - 1) / block_cells;
-  // Few blocks: the threads share each block's columns, too.
+  // If there are few blocks, the threads also share each block's columns.
   const int64_t groups = blocks >= 8 * threads ? 1 : std::min<int64_t>(threads, panels);
   parallel_for(blocks * groups, threads, [&](int64_t first_item, int64_t last_item) {
     GemmArgs gemm = {};
@@ -272,7 +272,7 @@ void ConvLayer::run_cell_runs(const float* in, int64_t in_stride, float* out, in
                                     run_taps_.data(), run_stride_, bias_.data(), cell_weights_.data(), relu_, out,
                               width_, nullptr};
   const int64_t panels = width_ / kRunStep, pairs = static_cast<int64_t>(run_pairs_.size());
-  // Threads share out the panels, so that one thread reads a weight. Where panels do not come out even, pairs are shared.
+  // Each thread takes whole panels, so that one thread reads a weight. If panels do not divide evenly, pairs are shared.
   const int64_t groups = panels % threads == 0 ? 1 : std::min<int64_t>(2 * threads, pairs);
   parallel_for(panels * groups, threads, [&](int64_t first, int64_t last) {
     RunProductsArgs products = all;
@@ -293,7 +293,7 @@ void ConvLayer::run_tiled(const float* in, int64_t in_stride, float* out, int64_
   const int64_t point_row = spectral_ ? 2 * slot : slot;
   const int64_t complex = spectral_ ? kComplexPoints : 0;
   const int64_t num_points = spectral_ ? kComplexPoints + kRealPoints : points();
-  const int64_t point_stride = block_tiles * batch * point_row + 16;  // off the power of two, against set conflicts
+  const int64_t point_stride = block_tiles * batch * point_row + 16;  // no power of two, against set conflicts
   float* const data = scratch.points.grow(num_points * point_stride);
   const int64_t panels = width_ / panel_columns();
 

@@ -9,28 +9,28 @@
 
 namespace mmn_fast {
 
-// Memory of one call; whoever runs layers keeps it from call to call.
+// Scratch memory of one call; the caller keeps it from call to call.
 struct ConvScratch {
   FloatBuffer rows[2];  // the input and the output of a layer
-  FloatBuffer points;   // tiles in their transform's domain, or the slots of runs
+  FloatBuffer points;   // transformed tiles, or the slots of runs
   FloatBuffer clips;
 };
 
 class ConvLayer {
  public:
-  // Tap by tap. neighbours = nullptr: every row is its own and only input.
+  // Multiplies tap by tap. neighbours = nullptr: every row is its own and only input.
   ConvLayer(const ConvLayerArgs& layer, const CpuKernels& kernels);
-  // Over runs of cells, bf16 (terms 1, 1), where the kernels have run_products; layer.neighbours is not read.
+  // Multiplies over runs of cells in bf16 (terms 1, 1); needs kernels with run_products; layer.neighbours is not read.
   ConvLayer(const ConvLayerArgs& layer, const CellRunsArgs& runs, const CpuKernels& kernels);
-  // In a transform's domain; the weights follow through pack_points.
+  // Multiplies in a transform's domain; the weights follow through pack_points.
   ConvLayer(const ConvLayerArgs& layer, const TilingArgs& tiling, const CpuKernels& kernels);
 
-  // points[p, c, k]: transformed weights of output channels [first, first + channels). Complex points come first and as
-  // real, imaginary, real, ... rows. `first` is a multiple of kRowPad.
+  // Packs points[p, c, k], the transformed weights of output channels [first, first + channels). Complex points come
+  // first, as rows real, imaginary, real, ... `first` is a multiple of kRowPad.
   void pack_points(const float* points, int64_t first, int64_t channels, int threads);
 
-  // in [cells_in * batch, in_stride] -> out [cells * batch, width()]. `cells` may exceed the layer's where the layer has
-  // no neighbours. `width()` floats of a row are written.
+  // in [cells_in * batch, in_stride] -> out [cells * batch, width()]. In a layer without neighbours, `cells` may exceed
+  // the layer's number of cells. `width()` floats of a row are written.
   void run(const float* in, int64_t in_stride, float* out, int64_t cells, int64_t batch, int threads,
            ConvScratch& scratch) const;
 
@@ -39,11 +39,11 @@ class ConvLayer {
   int64_t width() const { return width_; }
   int64_t cells_in() const { return cells_in_; }
   int64_t cells() const { return cells_; }
-  int64_t points() const;  // rows of what pack_points takes; 0 for a direct layer
+  int64_t points() const;  // first size of the `points` that pack_points takes; 0 for a direct layer
   int64_t packed_bytes() const { return weights_.size() * static_cast<int64_t>(sizeof(float)); }
 
  private:
-  // The rows that a tap adds to, rising, and what it reads for each.
+  // The output rows that a tap adds to, rising, and the input row for each of them.
   struct Tap {
     std::vector<int32_t> outputs, inputs;
   };
@@ -55,7 +55,7 @@ class ConvLayer {
                  ConvScratch& scratch) const;
   void pack_panels(const float* matrix, const float* imaginary, int64_t channel_step, int64_t k_step, int64_t first,
                    int64_t channels, float* packed) const;
-  // Fills `terms_b_` of the `places` places that a step's column tiles have, from `place` on.
+  // A step's column tiles have `places` places; this fills `terms_b_` of them, from `place` on.
   void pack_split_panels(const float* matrix, const float* imaginary, int64_t channel_step, int64_t k_step,
                          int64_t first, int64_t channels, float* packed, int64_t place, int64_t places) const;
   bool split() const { return terms_b_ > 0; }
@@ -67,7 +67,7 @@ class ConvLayer {
   int64_t c_in_, c_out_, width_, cells_in_, cells_;
   bool relu_;
   int terms_a_, terms_b_;
-  FloatBuffer weights_;  // [tap or point], each packed as cpu/kernels/products/gemm.h has it
+  FloatBuffer weights_;  // [tap or point], each packed as in cpu/kernels/products/gemm.h
   FloatBuffer bias_;     // [width]
   std::vector<float> cell_weights_;
 

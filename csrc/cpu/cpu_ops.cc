@@ -13,12 +13,12 @@ namespace mmn_fast {
 namespace {
 
 // Waking a sleeping worker takes about 50 us. With AVX-512 a kernel visits some 2^18 cells in that time, so no thread
-// gets fewer: a single sentence is one thread's work, a long video's map is everybody's.
+// gets fewer: one thread handles a single sentence, all threads share a long video's map.
 int worthwhile_threads(int threads, int64_t cells) {
   return static_cast<int>(std::clamp<int64_t>(cells >> 18, 1, threads));
 }
 
-// Grown per thread and kept: no allocation after the first call of a size.
+// Each thread's scratch memory grows and is kept, so only the first call of a size allocates.
 TemporalNmsScratch nms_scratch(int64_t cells, int64_t rows_of_keys) {
   thread_local std::vector<float> bounds;
   thread_local std::vector<int32_t> keys;
@@ -28,7 +28,7 @@ TemporalNmsScratch nms_scratch(int64_t cells, int64_t rows_of_keys) {
   return {bounds.data(), bounds.data() + padded, keys.data(), padded};
 }
 
-// The cost of all comparisons in the cell visits of worthwhile_threads: one at J = 256 was measured to be worth 128.
+// The cost of all comparisons, in the cell visits of worthwhile_threads; one comparison at J = 256 takes 128 visits.
 int64_t cells_worth(const MatchInputs& inputs) {
   return inputs.sentences * inputs.proposals * std::max<int64_t>(inputs.joint / 2, 1);
 }
@@ -58,7 +58,7 @@ void temporal_nms_cpu(const TemporalNmsArgs& args, CpuIsa isa, int threads) {
   refuse_nan_scores(args);
   refuse_infinite_moments(args.moments, args.cells);
   const auto kernel = cpu_kernels(isa).temporal_nms_f32;
-  const int64_t passes = std::min(args.top_k, args.cells);  // at most: suppression may leave nothing earlier
+  const int64_t passes = std::min(args.top_k, args.cells);  // at most: suppression may end earlier
   parallel_for(args.queries, worthwhile_threads(threads, args.queries * args.cells * passes),
                [&](int64_t first, int64_t last) { kernel(args, nms_scratch(args.cells, 1), first, last); });
 }

@@ -11,8 +11,9 @@
 
 namespace mmn_fast {
 
-// Lends each call memory of its own and takes it back: calls of several threads do not meet, and none allocates once
-// the memory has grown, up to kKept of them at a time. Without a lock: a forked child would inherit it locked.
+// Lends scratch memory to each call and takes it back, so that calls of several threads do not share memory. Up to kKept
+// calls at a time allocate nothing once their memory has grown. There is no lock, because a forked child could inherit it
+// locked.
 class ConvScratchPool {
  public:
   ConvScratchPool() = default;
@@ -41,14 +42,14 @@ class ConvScratchPool {
   std::array<std::atomic<ConvScratch*>, kKept> free_{};
 };
 
-// Videos that share one pass over the weights: memory grows with them, results do not depend on them.
+// Videos that share one pass over the weights. More videos take more memory; results do not depend on the number.
 constexpr int64_t kVideosAtOnce = 16;
 
 class ProposalConv {
  public:
   explicit ProposalConv(CpuIsa isa);
 
-  // Layers run in the order in which they are added. Throws std::invalid_argument where one does not fit the last.
+  // Layers run in the order of their addition. Throws std::invalid_argument if the layer does not fit the last one.
   ConvLayer& add(ConvLayer layer);
 
   // Calls fill(rows) with the padded rows of the input to write, [cells_in * batch, padded c_in], then runs all layers.

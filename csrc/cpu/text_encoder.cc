@@ -9,11 +9,11 @@
 namespace mmn_fast {
 namespace {
 
-// Sentences go through all layers together until they have so many tokens: at DistilBERT's widths 28 MB of rows, and a
-// pass over the weights (170 MB in float32) for 87 GFLOP.
+// Most tokens of the sentences that go through all layers together. At DistilBERT's widths their rows take 28 MB, and a
+// pass over the weights (170 MB in float32) serves 87 GFLOP.
 constexpr int64_t kTokensAtOnce = 1024;
 
-// Waking a sleeping worker takes about 50 us, in which one core passes over some 2^17 floats of the cache.
+// Waking a sleeping worker takes about 50 us; in this time one core passes over some 2^17 floats in the cache.
 int worthwhile_threads(int threads, int64_t floats) {
   return static_cast<int>(std::clamp<int64_t>(floats >> 17, 1, threads));
 }
@@ -32,7 +32,7 @@ TextEncoder::Norm TextEncoder::norm(const NormArgs& args, float eps) const {
           std::vector<float>(args.bias, args.bias + args_.width), eps};
 }
 
-// Rows through one matrix: a layer whose every row is its own only input.
+// Makes a linear map of rows: a layer in which every row is its own only input.
 ConvLayer TextEncoder::linear(const LinearArgs& args, int64_t in, int64_t out) const {
   const int terms = args_.bf16 ? 1 : 0;
   return ConvLayer(ConvLayerArgs{args.weight, args.bias, nullptr, nullptr, in, out, 1, 0, 0, false, terms, terms},
@@ -70,13 +70,13 @@ void TextEncoder::run_some(const SentencesArgs& sentences, int threads) const {
   int64_t wide = heads_.width();
   for (const Layer& layer : layers_) wide = std::max({wide, layer.qkv.width(), layer.inner.width()});
 
-  // Kept from call to call: no allocation once it has grown. attend_f32 reads past the last row.
+  // Kept from call to call, so nothing is allocated once it has grown. attend_f32 reads past the last row.
   thread_local FloatBuffer memory;
   float* const rows = memory.grow(tokens * (3 * width + wide) + kRowPad);
   float* const attended = rows + tokens * width;
   float* const result = attended + tokens * width;
   float* const wide_rows = result + tokens * width;
-  ConvScratch none;  // of tiled layers only
+  ConvScratch none;  // only tiled layers use scratch memory
 
   const auto multiply = [&](const ConvLayer& layer, const float* in, int64_t in_stride, float* out) {
     layer.run(in, in_stride, out, tokens, 1, threads, none);

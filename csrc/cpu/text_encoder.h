@@ -1,4 +1,4 @@
-// text_encoder on the CPU: its packed weights and the loops around the kernels. See ops/text_encoder.h.
+// text_encoder on the CPU: packed weights, and the loops around the kernels. See ops/text_encoder.h.
 #pragma once
 
 #include <vector>
@@ -11,12 +11,12 @@ namespace mmn_fast {
 
 class TextEncoder {
  public:
-  // Throws std::invalid_argument where bf16 is asked for and `isa` does not multiply it.
+  // Throws std::invalid_argument if args.bf16 is set and `isa` does not multiply bf16.
   TextEncoder(const TextEncoderArgs& args, CpuIsa isa);
   TextEncoder(const TextEncoder&) = delete;  // its layers point to its kernels
   TextEncoder& operator=(const TextEncoder&) = delete;
 
-  // Layers run in the order in which they are added.
+  // Layers run in the order of their addition.
   void add_layer(const TextLayerArgs& layer, int64_t ffn);
 
   // May be called from several threads at once.

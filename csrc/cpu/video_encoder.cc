@@ -9,7 +9,7 @@
 namespace mmn_fast {
 namespace {
 
-// Rows through one matrix: a layer whose every row is its own only input.
+// Makes a linear map of rows: a layer in which every row is its own only input.
 ConvLayer linear(const float* weight, const float* bias, int64_t c_in, int64_t c_out, bool relu,
                  const CpuKernels& kernels) {
   return ConvLayer(ConvLayerArgs{weight, bias, nullptr, nullptr, c_in, c_out, 1, 0, 0, relu}, kernels);
@@ -56,7 +56,7 @@ VideoEncoder::VideoEncoder(std::shared_ptr<ProposalConv> conv, const ClipPoolWei
   }
 }
 
-// Rows of the clips' buffer: the clips, and the room for their maxima or learned convolutions.
+// Rows of the clips' buffer: the clips, then room for their maxima or for learned convolutions.
 int64_t VideoEncoder::clip_rows() const {
   if (!cells_.empty()) return clips_ * levels_of(clips_);
   int64_t rows = clips_;
@@ -95,7 +95,7 @@ void VideoEncoder::run_some(const float* pre_clips, int64_t batch, float* contra
   });
 }
 
-// [batch * T] rows to the first [N * batch] rows of clips.
+// Averages [batch * T] rows to the first [N * batch] rows of clips.
 void VideoEncoder::average(const float* rows, float* clips, int64_t batch, int threads) const {
   const int64_t width = clip_pool_.width();
   parallel_for(clips_ * batch, threads, [&](int64_t first, int64_t last) {
@@ -111,8 +111,8 @@ void VideoEncoder::average(const float* rows, float* clips, int64_t batch, int t
   });
 }
 
-// The maximum over clips i..j is that of two runs of 2^level clips, one from i, one up to j. Level l of the table
-// holds the runs of 2^l clips. Threads share the columns, since each level needs the one before.
+// Computes the maximum over clips i..j from two runs of 2^level clips, one that starts at i and one that ends at j. Level
+// l of the table holds the runs of 2^l clips. Threads share the columns, because each level needs the previous one.
 void VideoEncoder::pool_cells(float* clips, float* out, int64_t batch, int threads) const {
   const int64_t row = batch * clip_pool_.width(), level_size = clips_ * row;
   const auto max_rows = conv_->kernels().max_rows_f32;

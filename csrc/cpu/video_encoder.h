@@ -12,7 +12,7 @@ struct ClipPoolWeights {
   const float* weight;  // [c, d]
   const float* bias;    // [c]
   int64_t d, c;
-  int64_t pre_clips, kernel, stride;  // T, and how many make a clip; N = (T - kernel) / stride + 1
+  int64_t pre_clips, kernel, stride;  // T, pre-clips per clip, pre-clips between clips; N = (T - kernel) / stride + 1
 };
 
 struct HeadsWeights {
@@ -23,12 +23,12 @@ struct HeadsWeights {
 
 class VideoEncoder {
  public:
-  // cells [proposal_conv's input cells, 2] as (i, j): the map holds the maximum over clips i..j there.
+  // Builds the map by max pools: cells [proposal_conv's input cells, 2] as (i, j) hold the maximum over clips i..j.
   VideoEncoder(std::shared_ptr<ProposalConv> conv, const ClipPoolWeights& clip_pool, const int32_t* cells,
                const HeadsWeights& heads);
 
-  // The map holds learned convolutions' results instead: conv n reads what conv n - 1 made, the first one the clips.
-  // map_rows [proposal_conv's input cells]: rows of the clips and of all results, one after the other.
+  // Builds the map by learned convolutions instead: the first one reads the clips, conv n the result of conv n - 1.
+  // map_rows [proposal_conv's input cells] are rows of the clips followed by all results.
   VideoEncoder(std::shared_ptr<ProposalConv> conv, const ClipPoolWeights& clip_pool, std::vector<ConvLayer> map_convs,
                const int32_t* map_rows, const HeadsWeights& heads);
 

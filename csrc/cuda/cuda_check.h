@@ -1,4 +1,4 @@
-// Every CUDA call is checked; the error is a sentence that names the op.
+// Checks of CUDA calls; an error is a sentence that names the op.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -10,13 +10,13 @@ namespace mmn_fast {
 
 inline void cuda_check(cudaError_t status, const char* op) {
   if (status == cudaSuccess) return;
-  static_cast<void>(cudaGetLastError());  // else the next launch would be blamed for it
+  static_cast<void>(cudaGetLastError());  // clears the error, else the next launch would report it
   throw std::runtime_error(std::string(op) + ": CUDA says " + cudaGetErrorName(status) + ": " +
                            cudaGetErrorString(status));
 }
 
-// The runtime is linked statically, so its current device is not torch's: each launch selects its own. `op` is named
-// where CUDA refuses it.
+// Makes a device current for a launch. The runtime is linked statically, so its current device is not torch's. If CUDA
+// refuses, the error names `op`.
 class DeviceGuard {
  public:
   DeviceGuard(const char* op, int device) {

@@ -1,5 +1,5 @@
-// The ops on a CUDA device. All pointers are device memory of `device`; `stream` is a cudaStream_t of it. A launch
-// returns before the work is done and throws std::runtime_error if CUDA refuses it. Free of CUDA headers, for bindings.
+// The ops on a CUDA device. All pointers are in the memory of `device`; `stream` is one of its cudaStream_t. A launch
+// returns before the work is done, and throws std::runtime_error if CUDA refuses it. No CUDA headers, for the bindings.
 #pragma once
 
 #include <cstdint>
@@ -30,7 +30,7 @@ void launch_pair_top_moments(const PairTopMomentsArgs& args, int device, void* s
 // `keys` is scratch memory, [queries, cells].
 void launch_temporal_nms(const TemporalNmsArgs& args, uint32_t* keys, int device, void* stream);
 
-// The twins: the kernels' own source on host memory, one thread after another. For tests, not for speed.
+// The twins run the kernels' own source on host memory, one thread after another. For tests, not for speed.
 void twin_feature_pool(const FeaturePoolArgs& args);
 void twin_clip_pool(const ClipPoolArgs& args);
 void twin_sparse_max_pool(const SparseMaxPoolArgs& args);

@@ -1,6 +1,6 @@
-// How an op's bodies run: on a CUDA device, or as the twin on the host. A body is a struct with `items()` and a call
-// operator for one item, a template over element type and elements per access. The operator of a group body takes the
-// group (WarpGroup, BlockGroup) as well.
+// Runs an op's bodies: on a CUDA device, or as the twin on the host. A body is a struct template over element type and
+// elements per access, with `items()` and a call operator for one item. A group body's operator also takes the group
+// (WarpGroup, BlockGroup).
 #pragma once
 
 #include <algorithm>
@@ -28,7 +28,7 @@ void with_dtype(Dtype dtype, F f) {
   }
 }
 
-// Calls f(T(), integral_constant<int, V>) with V elements in 16 bytes if every row of `width` and every pointer allows.
+// Calls f(T(), integral_constant<int, V>) with V elements in 16 bytes if every pointer and every row of `width` allows.
 template <class F>
 void with_elements(Dtype dtype, int64_t width, std::initializer_list<const void*> pointers, F f) {
   const int64_t bytes = width * (dtype == Dtype::kFloat32 ? 4 : 2);
@@ -70,7 +70,7 @@ __global__ void __launch_bounds__(kRunThreads) block_kernel(Body body) {
   for (int64_t i = blockIdx.x; i < body.items(); i += gridDim.x) body(BlockGroup<kRunThreads>(), i);
 }
 
-// Queues kernels on a stream; `op` is named where CUDA refuses one.
+// Queues kernels on a stream; if CUDA refuses one, the error names `op`.
 class CudaRunner {
  public:
   CudaRunner(const char* op, int device, void* stream)
@@ -97,7 +97,7 @@ class CudaRunner {
 
  private:
   static unsigned blocks(int64_t items, int64_t per_block) {
-    constexpr int64_t kMostBlocks = 1 << 20;  // kernels stride over the rest
+    constexpr int64_t kMostBlocks = 1 << 20;  // kernels loop over further items
     return static_cast<unsigned>(std::min((items + per_block - 1) / per_block, kMostBlocks));
   }
 

@@ -1,4 +1,4 @@
-// The kernels' bodies on host memory, compiled by the host compiler: what tests run where there is no device.
+// The twins: the kernels' bodies on host memory, compiled by the host compiler, for tests without a device.
 #include "cuda/launch.h"
 
 #include "cuda/device/feature_pool.h"

@@ -3,7 +3,7 @@
 //   contrastive[s, p] = <text_contrastive[s], video_contrastive[p]>
 //   iou[s, p]         = 1 / (1 + exp(-10 <text_iou[s], video_iou[p]>))
 //
-// - A score depends on its own two vectors and the instruction set alone: neither on the rest of the call nor on threads.
+// - A score depends on its own two vectors and the instruction set alone, not on the rest of the call or on threads.
 // - No output overlaps an input. S, P = 0 is valid and touches nothing.
 //
 // Implemented by cpu/kernels/match_scores-inl.h, called by cpu/cpu_ops.cc.
@@ -13,7 +13,7 @@
 
 namespace mmn_fast {
 
-// The unit vectors over J that are compared.
+// The vectors to compare, of unit norm over J.
 struct MatchInputs {
   const float *video_contrastive, *video_iou;  // [proposals, joint]
   const float *text_contrastive, *text_iou;    // [sentences, joint]

@@ -5,11 +5,11 @@
 //   s      = norm(mean of x over the sentence's tokens)
 //   contrastive, iou = the two halves of heads(s), each divided by its length
 //
-// - Sentences are packed: the rows of all tokens lie one after the other, `starts` says where each sentence begins. There
-//   is no padding and no work on it; attention sees its own sentence alone.
-// - gelu is the exact one, x / 2 (1 + erf(x / sqrt 2)); attention divides by the root of the head's width.
-// - Every sum has one order that follows from the sizes and the sentence: a sentence's result depends neither on the other
-//   sentences, nor on the number of threads. NaN and infinity stay in the sentence that made them.
+// - Sentences are packed: the rows of all tokens lie one after the other, and `starts` holds each sentence's first row.
+//   There is no padding and no work on it; attention sees its own sentence alone.
+// - gelu is exact, x / 2 (1 + erf(x / sqrt 2)); attention divides by the root of the head's width.
+// - Every sum has one order that follows from the sizes and the sentence. So a sentence's result depends neither on the
+//   other sentences, nor on the number of threads. NaN and infinity stay in their sentence.
 // - In bf16 the operands of the linear maps are rounded to bf16; sums, attention, norms and gelu stay float32.
 //
 // Implemented by cpu/text_encoder.cc, its kernels by cpu/kernels/text-inl.h and cpu/kernels/products.
@@ -28,7 +28,7 @@ struct LinearArgs {
   const float* bias;    // [out]
 };
 
-// Views; a layer's matrices are copied.
+// Views of the caller's arrays; adding a layer copies them.
 struct TextLayerArgs {
   LinearArgs qkv;    // [3 width, width]: queries, keys, values, each head by head
   LinearArgs out;    // [width, width]
@@ -38,7 +38,7 @@ struct TextLayerArgs {
   NormArgs output_norm;
 };
 
-// Views; the embeddings are read in place and must outlive the encoder, all else is copied.
+// Views of the caller's arrays. The embeddings are read in place and must outlive the encoder; all others are copied.
 struct TextEncoderArgs {
   const float* word_embeddings;      // [vocab, width]
   const float* position_embeddings;  // [max_tokens, width]
@@ -46,13 +46,13 @@ struct TextEncoderArgs {
   NormArgs sentence_norm;
   LinearArgs heads;                  // [2 joint, width]: contrastive, iou
   int64_t vocab, max_tokens, width, num_heads, joint;
-  float bert_eps, sentence_eps;      // of the norms in DistilBERT, and of the one over the sentence
+  float bert_eps, sentence_eps;      // epsilons of the norms in DistilBERT and of the sentence's norm
   bool bf16;
 };
 
 struct SentencesArgs {
   const int64_t* token_ids;  // [tokens], 0 to vocab - 1
-  const int64_t* starts;     // [sentences + 1], rising, places in token_ids; a sentence has 1 to max_tokens
+  const int64_t* starts;     // [sentences + 1], rising, places in token_ids; a sentence has 1 to max_tokens tokens
   float *contrastive, *iou;  // [sentences, joint]
   int64_t sentences;
 };

@@ -1,4 +1,4 @@
-// Checks of NumPy arrays that the bindings share.
+// Checks of NumPy arrays, for all bindings.
 #pragma once
 
 #include <pybind11/numpy.h>
@@ -20,7 +20,7 @@ inline std::string describe(const pybind11::array& array) {
   return text + "]";
 }
 
-// `expected` is a dtype and the shape in symbols, "float32 [S, P]". Wrong dtype: TypeError; the rest: ValueError.
+// `expected` is a dtype and a shape in symbols, "float32 [S, P]". A wrong dtype raises TypeError, all else ValueError.
 inline void check_array(const pybind11::array& array, const char* argument, const char* expected, bool dtype_matches, int ndim,
                  bool written) {
   if (!dtype_matches) throw pybind11::type_error(sentence(argument, ": expected ", expected, ", got ", describe(array)));
@@ -35,7 +35,7 @@ void check_array(const pybind11::array& array, const char* argument, const char*
   check_array(array, argument, expected, pybind11::isinstance<pybind11::array_t<T>>(array), ndim, written);
 }
 
-// For an array that has passed check_array with ndim = shape.size().
+// Checks the shape of an array that has passed check_array with ndim = shape.size().
 inline void check_shape(const pybind11::array& array, const char* argument, const char* dtype,
                  std::initializer_list<pybind11::ssize_t> shape) {
   if (std::equal(shape.begin(), shape.end(), array.shape())) return;

@@ -1,4 +1,4 @@
-// What module.cc puts together.
+// Registration functions of the bindings; module.cc calls them.
 #pragma once
 
 #include <pybind11/pybind11.h>

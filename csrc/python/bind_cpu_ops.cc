@@ -1,4 +1,4 @@
-// NumPy arrays in, checked; the GIL is released while the kernels run.
+// Bindings of the CPU ops: NumPy arrays are checked, and the GIL is released while the kernels run.
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 
@@ -155,12 +155,12 @@ void target_iou(const py::array& boxes, const py::array& starts, const py::array
 
 void register_cpu_ops(py::module_& m) {
   m.def("cpu_isa", [] { return std::string(name(chosen_cpu_isa())); },
-        "The instruction set in use: MMN_FAST_CPU_ISA (ValueError if unusable), else the best that has kernels.");
+        "The instruction set in use: MMN_FAST_CPU_ISA (ValueError if unusable), else the highest that has kernels.");
   m.def("available_cpu_isas",
         [] { return words(available_cpu_isas()); },
         "The instruction sets that both this host and this build have, in rising order.");
   m.def("bf16_isas", [](bool tiles) { return words(bf16_isas(tiles)); }, py::arg("tiles") = false,
-        "The instruction sets of this build that multiply bf16, or that have tiles of bf16, whatever the host.");
+        "The instruction sets of this build that multiply bf16 (with `tiles`: by tiles), whatever the host.");
   m.def("kernel_isas",
         [](const std::optional<std::string>& isa) {
           py::dict sources;
@@ -168,7 +168,7 @@ void register_cpu_ops(py::module_& m) {
           return sources;
         },
         py::arg("isa") = py::none(),
-        "Op name -> the instruction set whose code runs it: a lower one where `isa` has no code of its own.");
+        "Op name -> the instruction set whose code runs it: a lower one if `isa` does not implement the op.");
   m.def("temporal_nms", &temporal_nms, py::arg("scores").noconvert(), py::arg("moments").noconvert(),
         py::arg("iou_threshold"), py::arg("top_k"), py::arg("out").noconvert(), py::arg("threads"),
         py::arg("isa") = py::none(),

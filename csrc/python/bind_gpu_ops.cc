@@ -1,5 +1,5 @@
-// The GPU engine's ops: addresses, sizes and a stream as integers. The owners of the tensors, mmn_fast/kernels/gpu/*_ops.py,
-// have checked them. A negative device means host memory and runs the twin.
+// Bindings of the GPU engine's ops: addresses, sizes and a stream are integers, which mmn_fast/kernels/gpu/*_ops.py has
+// checked. A negative device means host memory and runs the twin.
 #include <pybind11/stl.h>
 
 #include <cstdint>

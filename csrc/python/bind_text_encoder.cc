@@ -1,4 +1,4 @@
-// The sentence side's object: matrices are packed once, checked; the GIL is released while they pack and run.
+// Bindings of the text encoder: matrices are checked and packed once; the GIL is released during packing and runs.
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 
@@ -119,7 +119,7 @@ void run_encoder(const TextEncoder& encoder, const py::array& token_ids, const p
 }  // namespace
 
 void register_text_encoder(py::module_& m) {
-  py::class_<TextEncoder>(m, "TextEncoder", "The sentence side; see csrc/ops/text_encoder.h.")
+  py::class_<TextEncoder>(m, "TextEncoder", "The text encoder; see csrc/ops/text_encoder.h.")
       .def(py::init(&make_encoder), py::arg("word_embeddings").noconvert(), py::arg("position_embeddings").noconvert(),
            py::arg("embedding_norm"), py::arg("sentence_norm"), py::arg("heads"), py::arg("num_heads"),
            py::arg("bert_eps"), py::arg("sentence_eps"), py::arg("bf16") = false, py::arg("isa") = py::none(),

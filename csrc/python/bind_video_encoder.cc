@@ -1,4 +1,4 @@
-// The video branch's objects: weights are copied in once, checked; the GIL is released while they pack and run.
+// Bindings of the video branch: weights are checked and copied once; the GIL is released during packing and runs.
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 
@@ -261,10 +261,10 @@ void register_video_encoder(py::module_& m) {
       .def("add_tiled", &add_tiled, py::arg("c_in"), py::arg("bias").noconvert(), py::arg("cell_weights").noconvert(),
            py::arg("cells_in"), py::arg("bt").noconvert(), py::arg("at").noconvert(), py::arg("inputs").noconvert(),
            py::arg("outputs").noconvert(), py::arg("terms_a") = 0, py::arg("terms_b") = 0,
-           "Adds a layer that multiplies in a transform's domain; weights follow.")
+           "Adds a layer that multiplies in a transform's domain; pack_points takes its weights.")
       .def("pack_points", &pack_points, py::arg("points").noconvert(), py::arg("first"),
            py::arg("threads"),
-           "Hands the last added layer the transformed weights of some output channels.")
+           "Packs the transformed weights of some output channels of the last added layer.")
       .def("packed_bytes",
            [](const ProposalConv& conv) {
              std::vector<int64_t> bytes;

@@ -1,4 +1,4 @@
-// mmn_fast._C: what this build is, and its ops.
+// The module mmn_fast._C: facts about this build, and the ops.
 #include <string>
 
 #include "python/bind.h"

@@ -115,7 +115,9 @@ def _misfit(found: type[Backend], exported: bool) -> str | None:
     """Why a backend does not run this kind of model, as a sentence; None if it does."""
     if found.takes_exports == exported:
         return None
-    return "it runs weights, the model is an export" if exported else "it runs exports only; mmn-fast export makes them"
+    if exported:
+        return "it runs weights, but the model is an export"
+    return "it runs exports only; mmn-fast export makes them"
 
 
 def _found(name: str, device: str, precision: str) -> tuple[type[Backend], str | None] | tuple[None, str]:

@@ -5,7 +5,7 @@ A transform of tile n and kernel k gives m = n - k + 1 outputs a side. With `bt`
 
     outputs = at ((weight_points w) * (bt x bt^T)) at^T
 
-`weight_points` maps k x k weights to points. Spectral points pair up to complex numbers, in the order of
+`weight_points` maps k x k weights w to points. Spectral points pair up to complex numbers, in the order of
 csrc/cpu/kernels/tile_transform.h.
 """
 

@@ -146,7 +146,7 @@ class GraphRunner:
                 self._doing = "load", ()
                 self._graphs.clear()
                 raise MemoryError(
-                    f"native: out of device memory in {described}: {str(cause).splitlines()[0]}; graphs were let go,"
+                    f"native: out of device memory in {described}: {str(cause).splitlines()[0]}; graphs were dropped,"
                     " the engine stays usable"
                 ) from None
 

@@ -1,4 +1,4 @@
-"""Temporary names of unfinished files and directories, and removal of what killed processes left.
+"""Temporary names of unfinished files and directories, and removal of killed processes' remains.
 
 While `name` is being made, it stands next to its final place as `.name.partial-<12 hex digits>`. Its maker holds an
 exclusive `flock` on `.name.partial-<12 hex digits>.lock` during the work. The lock ends with the process, however the
@@ -57,7 +57,7 @@ def unfinished(path: Path) -> Iterator[Path]:
 
 
 def remove_abandoned(folder: str | Path, name: str | None = None) -> None:
-    """Remove unfinished files of ended processes, but never those of a living process on any host.
+    """Remove unfinished files of ended processes, but no file of a living process on any host.
 
     Args:
         folder: folder to search; may be missing.

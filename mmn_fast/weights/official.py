@@ -174,7 +174,7 @@ def _torch_load(path: Path) -> Any:
             f"checkpoint: {path} holds Python objects beside tensors ({_few(found)}) and is not loaded, since that"
             f" runs code; {_AGAIN}"
         )
-    raise InputError(f"checkpoint: {path} is damaged, or holds what cannot be read without running code; {_AGAIN}")
+    raise InputError(f"checkpoint: {path} is damaged, or reading it would run code that it holds; {_AGAIN}")
 
 
 def _refused_names(path: Path, error: Exception) -> list[str]:
@@ -248,7 +248,7 @@ def _arrays(tree: Mapping[Any, Any], path: Path) -> dict[str, npt.NDArray[Any]]:
             reason = str(error).splitlines()[0]
             raise InputError(f"checkpoint: {path}: {name}: expected a dense tensor ({reason})") from None
     if others:
-        logger.warning("checkpoint: %s: left out what is not under %s*: %s", path, prefix, _few(others))
+        logger.warning("checkpoint: %s: left out keys that do not start with %s: %s", path, prefix, _few(others))
     return state
 
 

@@ -48,14 +48,14 @@ namespace {
 
 constexpr bool all(uint64_t value, uint32_t bits) { return (value & bits) == bits; }
 
-// XCR0: which register states the operating system saves. Spelled out, since baseline flags lack -mxsave.
+// XCR0: the register states that the operating system saves. Read by assembly, since baseline flags lack -mxsave.
 uint64_t saved_states() {
   uint32_t low, high;
   __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
   return static_cast<uint64_t>(high) << 32 | low;
 }
 
-// Linux lends the 8 KiB of tile state on request only; without it the first tile instruction is a SIGILL.
+// Asks Linux for the 8 KiB of tile state; without it the first tile instruction raises SIGILL.
 bool request_amx_tiles() {
 #if defined(__linux__)
   constexpr int kArchReqXcompPerm = 0x1023, kXfeatureXtiledata = 18;
@@ -65,8 +65,8 @@ bool request_amx_tiles() {
 #endif
 }
 
-// What processor and operating system have; the permission to use tiles is asked for elsewhere. The bits tested here are
-// those that CMakeLists.txt lets the compiler use in kernels_<isa>.cc.
+// The instruction sets that processor and operating system support, without the permission to use tiles. It tests the
+// features that CMakeLists.txt lets the compiler use in kernels_<isa>.cc.
 std::vector<CpuIsa> detect() {
   constexpr uint32_t kYmm = 0x6, kZmm = 0xe6, kTiles = 0x60000;
   constexpr uint32_t kAmxBf16 = 1u << 22, kAmxTile = 1u << 24, kAmxInt8 = 1u << 25;  // not in every <cpuid.h>

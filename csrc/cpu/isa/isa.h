@@ -1,4 +1,4 @@
-// Which instruction sets the host runs. Compiled with baseline flags.
+// Detects the instruction sets that the host runs. Compiled with baseline flags.
 #pragma once
 
 #include <string>
@@ -18,11 +18,11 @@ const std::vector<CpuIsa>& all_cpu_isas();  // in rising order
 // "generic, avx2 or avx512" with `last` " or ".
 std::string names(const std::vector<CpuIsa>& isas, const char* last = ", ");
 
-// Throws std::invalid_argument, which names `source`, for a word that is none of them.
+// Parses the name of an instruction set. Throws std::invalid_argument, which names `source`, for any other word.
 CpuIsa parse_cpu_isa(const std::string& word, const char* source);
 
-// True where CPU and operating system both support it. Asking about amx also asks the operating system for the
-// permission to use the tiles.
+// True if CPU and operating system both support it. Asking about amx also asks the operating system for permission to
+// use the tiles.
 bool host_has(CpuIsa isa);
 
 }  // namespace mmn_fast

@@ -27,7 +27,7 @@ std::vector<CpuIsa> isas_where(Predicate predicate) {
   return isas;
 }
 
-// The highest row at or below `isa` that implements `op`. Ends at generic, which implements all.
+// The highest row at or below `isa` that implements `op`. The search ends at generic, which implements every such op.
 template <class Fn>
 CpuIsa source_of(Fn CpuKernels::*op, CpuIsa isa) {
   while (row(isa) == nullptr || row(isa)->*op == nullptr) {
@@ -51,7 +51,7 @@ CpuIsa choose() {
 }  // namespace
 
 CpuIsa chosen_cpu_isa() {
-  static const CpuIsa chosen = choose();  // a throw leaves it unset, so every use reports the same sentence
+  static const CpuIsa chosen = choose();  // a throw leaves `chosen` unset, so every use raises the same error
   return chosen;
 }
 
@@ -86,7 +86,7 @@ CpuKernels cpu_kernels(CpuIsa isa) {
   fill(&CpuKernels::attend_f32);
   fill(&CpuKernels::match_scores_f32);
   fill(&CpuKernels::top_moments_f32);
-  // No other row can stand in for these.
+  // bf16 only, with no fallback to a lower row.
   kernels.gemm_split_f32 = row(isa)->gemm_split_f32;
   kernels.gemm_complex_split_f32 = row(isa)->gemm_complex_split_f32;
   kernels.run_products = row(isa)->run_products;

@@ -1,5 +1,5 @@
-// What an instruction set implements. kernels_<isa>.cc includes this, so it holds declarations only: an inline function
-// compiled there with wide instructions could become the copy that the linker keeps for every host.
+// The functions that an instruction set implements. kernels_<isa>.cc includes this, so it holds declarations only: the
+// linker could keep an inline function's copy from there, with wide instructions, for every host.
 #pragma once
 
 #include <cstdint>
@@ -16,7 +16,7 @@
 
 namespace mmn_fast {
 
-// Per-thread memory of temporal_nms, each array of `padded` elements: cells rounded up to kScratchPad.
+// Per-thread memory of temporal_nms; each array has `padded` elements, the cells rounded up to kScratchPad.
 struct TemporalNmsScratch {
   float* starts;
   float* ends;
@@ -24,15 +24,15 @@ struct TemporalNmsScratch {
   int64_t padded;
 };
 constexpr int64_t kScratchPad = 16;  // lanes of the widest vector
-constexpr int64_t kScoredAtOnce = 32;  // sentences whose keys top_moments holds: `keys` then has as many rows
+constexpr int64_t kScoredAtOnce = 32;  // sentences that top_moments scores at once: its `keys` has as many rows
 
-// A row of the table, one function per op: it handles items [first, last) on the calling thread. nullptr where an
-// instruction set brings no code of its own for the op. kernels_<isa>.cc fills a row by name.
+// A row of the table, one function per op; each function handles items [first, last) on the calling thread. nullptr
+// means that the instruction set does not implement the op. kernels_<isa>.cc fills a row by name.
 struct CpuKernels {
   void (*temporal_nms_f32)(const TemporalNmsArgs& args, const TemporalNmsScratch& scratch, int64_t first_query,
                            int64_t last_query) = nullptr;
   // The three parts of proposal_conv: products, transforms, and the rows between them.
-  int64_t gemm_columns = 0;  // of one packed panel; belongs to gemm_f32 and gemm_complex_f32
+  int64_t gemm_columns = 0;  // columns of a packed panel for gemm_f32 and gemm_complex_f32
   void (*gemm_f32)(const GemmArgs& args, int64_t first_panel, int64_t last_panel) = nullptr;
   void (*gemm_complex_f32)(const GemmArgs& args, int64_t first_panel, int64_t last_panel) = nullptr;
   void (*tile_forward_f32)(const TileTransformArgs& args, int64_t first, int64_t last) = nullptr;

@@ -1,4 +1,4 @@
-// Kernels for hosts with AMX tiles of bf16, beside AVX-512. Flags: CMakeLists.txt; what is tested before use: isa.cc.
+// Kernels for hosts with AMX tiles of bf16 and AVX-512. Compiler flags: CMakeLists.txt; tests before use: isa.cc.
 #include <immintrin.h>
 
 #include <cstddef>

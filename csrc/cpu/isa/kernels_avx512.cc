@@ -1,4 +1,4 @@
-// Kernels for hosts with AVX-512 F, BW, DQ and VL. Flags: CMakeLists.txt; what is tested before use: isa.cc.
+// Kernels for hosts with AVX-512 F, BW, DQ and VL. Compiler flags: CMakeLists.txt; tests before use: isa.cc.
 #include <immintrin.h>
 
 #include <cstddef>
@@ -40,7 +40,7 @@ struct Vec {
   static F div(F a, F b) { return _mm512_div_ps(a, b); }
   static F sqrt(F a) { return _mm512_sqrt_ps(a); }
   static float sum(F a) {
-    // With a full mask, since GCC 12 warns about its own plain forms of these (GCC bug 105593).
+    // These have full masks, because GCC 12 warns about its own unmasked forms (GCC bug 105593).
     const __m256 eight = _mm256_add_ps(_mm512_maskz_extractf32x8_ps(0xff, a, 0), _mm512_maskz_extractf32x8_ps(0xff, a, 1));
     const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
     const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));

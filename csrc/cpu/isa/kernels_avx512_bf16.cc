@@ -1,4 +1,4 @@
-// Kernels for hosts with AVX-512 BF16 (VDPBF16PS). Flags: CMakeLists.txt; what is tested before use: isa.cc.
+// Kernels for hosts with AVX-512 BF16 (VDPBF16PS). Compiler flags: CMakeLists.txt; tests before use: isa.cc.
 #include <immintrin.h>
 
 #include <cstddef>

@@ -1,4 +1,4 @@
-// Kernels for any host: the compiler's own 16-byte vectors, which are SSE2 on x86-64 and NEON on AArch64.
+// Kernels for any host, on the compiler's own 16-byte vectors: SSE2 on x86-64, NEON on AArch64.
 #include <cstddef>
 #include <cstdint>
 
@@ -37,7 +37,7 @@ struct Vec {
     return F{__builtin_sqrtf(a[0]), __builtin_sqrtf(a[1]), __builtin_sqrtf(a[2]), __builtin_sqrtf(a[3])};
   }
   static float sum(F a) { return (a[0] + a[2]) + (a[1] + a[3]); }
-  static F min(F a, F b) { return a < b ? a : b; }  // as MINPS and MAXPS: b if either is NaN, b of two equals
+  static F min(F a, F b) { return a < b ? a : b; }  // like MINPS and MAXPS: b if either is NaN or both are equal
   static F max(F a, F b) { return a > b ? a : b; }
   static F max_or_nan(F a, F b) { return a != a ? a : max(a, b); }
   static M gt(F a, F b) { return a > b; }

@@ -1,18 +1,18 @@
-// Cosines, the sigmoid, the fusion and the choice of moments, written once over the Vec of the file that includes this,
-// after temporal_nms-inl.h. See ops/match_scores.h and ops/top_moments.h.
+// match_scores and top_moments: cosines, sigmoid, fusion and the choice of moments, over the Vec of the including file.
+// Include temporal_nms-inl.h first. See ops/match_scores.h and ops/top_moments.h.
 namespace mmn_fast::MMN_ISA {
 namespace {
 
-// The compiler's own integer vector of a Vec::F's size: bits of floats, without a wrapper per instruction.
+// The bits of a Vec::F, as the compiler's own integer vector: it needs no wrapper per instruction.
 using Bits = int32_t __attribute__((vector_size(sizeof(Vec::F))));
 
 constexpr int kTileProposals = 4;
-constexpr int kTileSentences = Vec::kWidth == 16 ? 4 : 2;  // 16 sums of AVX-512's 32 registers, else 8 of 16
-constexpr int64_t kProposalsAtOnce = 32;                   // of each branch, 32 KB at J = 256
+constexpr int kTileSentences = Vec::kWidth == 16 ? 4 : 2;  // sums take 16 of AVX-512's 32 registers, else 8 of 16
+constexpr int64_t kProposalsAtOnce = 32;                   // 32 KB per branch at J = 256
 static_assert(kProposalsAtOnce % kScratchPad == 0);
 
-// out[c * stride + r] = <rows[r], columns[c]>. Lane l of a sum takes the components l, l + kWidth, ... in order, then the
-// lanes are added in Vec::sum's order and the components left over one by one: the tile's size leaves no trace.
+// out[c * stride + r] = <rows[r], columns[c]>. Lane l of a sum takes the components l, l + kWidth, ... in order; then the
+// lanes are added in Vec::sum's order, then the remaining components one by one. So bits do not depend on the tile's size.
 template <int kRows, int kColumns>
 void multiply_vectors(const float* rows, const float* columns, int64_t joint, float* out, int64_t stride) {
   Vec::F sums[kRows][kColumns];
@@ -47,7 +47,7 @@ void multiply_sentences(const float* rows, const float* text, int64_t sentences,
   for (; s < sentences; ++s) multiply_vectors<kRows, 1>(rows, text + s * joint, joint, out + s * stride, stride);
 }
 
-// The cosines of all pairs, to out[s * stride + p].
+// Writes the cosines of all pairs to out[s * stride + p].
 void cosines(const float* video, int64_t proposals, const float* text, int64_t sentences, int64_t joint, float* out,
              int64_t stride) {
   int64_t p = 0;
@@ -57,16 +57,16 @@ void cosines(const float* video, int64_t proposals, const float* text, int64_t s
   for (; p < proposals; ++p) multiply_sentences<1>(video + p * joint, text, sentences, joint, out + p, stride);
 }
 
-// e^x for x from -87 to 88, within 2 ulp; beyond, the value at the nearer end. NaN stays NaN.
+// e^x within 2 ulp for x from -87 to 88; a smaller or larger x takes the value at the nearer end. NaN stays NaN.
 Vec::F exp_f32(Vec::F x) {
   constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it leaves the nearest integer in the low bits
-  x = Vec::max(Vec::set1(-87.0f), Vec::min(Vec::set1(88.0f), x));  // each takes its second operand on NaN
+  x = Vec::max(Vec::set1(-87.0f), Vec::min(Vec::set1(88.0f), x));  // both return their second operand on NaN
   const Vec::F shifted = Vec::fma(x, Vec::set1(1.44269504f), Vec::set1(kRound));
   const Vec::F n = Vec::sub(shifted, Vec::set1(kRound));
-  // ln 2 in two parts, the first of 9 bits: n times it is exact.
+  // ln 2 in two parts; the first has 9 bits, so n times it is exact.
   Vec::F r = Vec::fnma(n, Vec::set1(0.693359375f), x);
   r = Vec::fnma(n, Vec::set1(-2.12194440e-4f), r);
-  // The series to r^7: |r| <= 0.35, the next term is below 2^-27.
+  // The series up to r^7: |r| <= 0.35, so the next term is below 2^-27.
   Vec::F sum = Vec::set1(1.0f / 5040);
   constexpr float kSeries[] = {1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f};
   for (float coefficient : kSeries) sum = Vec::fma(sum, r, Vec::set1(coefficient));
@@ -76,11 +76,11 @@ Vec::F exp_f32(Vec::F x) {
 
 // ln x for normal x > 0, within 2 ulp or 2^-24 of the largest of its two terms.
 Vec::F log_f32(Vec::F x) {
-  constexpr int32_t kRootHalf = 0x3f3504f3;  // sqrt(0.5): x = m * 2^e with m from it to twice it
+  constexpr int32_t kRootHalf = 0x3f3504f3;  // sqrt(0.5); x = m * 2^e with m from sqrt(0.5) to sqrt(2)
   const Bits bits = (Bits)x;
   const Bits exponent = (bits - kRootHalf) >> 23;
   const Vec::F m = (Vec::F)(bits - (exponent << 23)), e = __builtin_convertvector(exponent, Vec::F);
-  // ln m = 2 artanh(t), t = (m - 1) / (m + 1): |t| <= 0.1716, the first term left out is below 2^-28 of it.
+  // ln m = 2 artanh(t), t = (m - 1) / (m + 1): |t| <= 0.1716, so the first omitted term is below 2^-28 of ln m.
   const Vec::F one = Vec::set1(1.0f);
   const Vec::F t = Vec::div(Vec::sub(m, one), Vec::add(m, one)), square = Vec::mul(t, t);
   Vec::F sum = Vec::set1(2.0f / 9);
@@ -107,14 +107,15 @@ struct Fusion {
   Vec::F operator()(Vec::F c, Vec::F u) const {
     if (kind == kProduct) return Vec::mul(c, u);
     const Vec::F half = Vec::set1(0.5f), zero = Vec::set1(0.0f);
-    const Vec::F base = Vec::max(zero, Vec::add(Vec::mul(half, c), half));  // max takes its second operand on NaN
+    const Vec::F base = Vec::max(zero, Vec::add(Vec::mul(half, c), half));  // max returns its second operand on NaN
     if (kind == kRoot) return Vec::mul(Vec::sqrt(base), u);
     const Vec::F raised = exp_f32(Vec::mul(power, log_f32(base)));
     return Vec::mul(Vec::select(Vec::gt(base, zero), raised, of_zero), u);
   }
 };
 
-// Keys (temporal_nms-inl.h) of sentences x all proposals, row by row `padded` apart. Sets nan[s] where a score is NaN.
+// Computes the keys (temporal_nms-inl.h) of some sentences and all proposals, rows `padded` apart. Sets nan[s] if a score
+// of sentence s is NaN.
 void score_keys(const TopMomentsArgs& args, int64_t first, int64_t sentences, int32_t* keys, int64_t padded,
                 bool* nan) {
   const MatchInputs& in = args.inputs;

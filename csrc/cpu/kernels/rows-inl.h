@@ -1,4 +1,4 @@
-// Work on rows between the products, written once over the Vec of the file that includes this. See cpu/kernels/rows.h.
+// Work on rows between the products, over the Vec of the including file. See cpu/kernels/rows.h.
 namespace mmn_fast::MMN_ISA {
 namespace {
 
@@ -16,19 +16,19 @@ void finish_rows_f32(const FinishRowsArgs& args, int64_t first, int64_t last) {
     const Vec::F weight = Vec::set1(args.weights == nullptr ? 1.0f : args.weights[i / args.group]);
     for (int64_t c = 0; c < args.width; c += Vec::kWidth) {
       const Vec::F x = Vec::load(row + c);
-      Vec::store(row + c, Vec::mul(args.relu ? Vec::max(zero, x) : x, weight));  // max takes its second operand on NaN
+      Vec::store(row + c, Vec::mul(args.relu ? Vec::max(zero, x) : x, weight));  // max returns its second operand on NaN
     }
   }
 }
 
-// out = max(earlier, later), NaN if either is; of two zeros the earlier.
+// out = max(earlier, later); NaN if either is NaN; the earlier one of two zeros.
 void max_rows_f32(const float* earlier, const float* later, float* out, int64_t width) {
   for (int64_t c = 0; c < width; c += Vec::kWidth) {
     Vec::store(out + c, Vec::max_or_nan(Vec::load(later + c), Vec::load(earlier + c)));
   }
 }
 
-// out = row / max(|row|, 1e-12), as torch.nn.functional.normalize; `width` may be any.
+// out = row / max(|row|, 1e-12), like torch.nn.functional.normalize, for any `width`.
 void normalize_row_f32(const float* row, float* out, int64_t width) {
   Vec::F squares = Vec::set1(0.0f);
   int64_t c = 0;

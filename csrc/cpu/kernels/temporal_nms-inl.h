@@ -1,8 +1,8 @@
-// temporal_nms, written once over the Vec of the file that includes this. See ops/temporal_nms.h.
+// temporal_nms, over the Vec of the including file. See ops/temporal_nms.h.
 namespace mmn_fast::MMN_ISA {
 namespace {
 
-// Scores become integers of the same order. The key of a NaN means "no candidate": scores are never NaN, and -infinity
+// Scores become integer keys of the same order. Scores are never NaN, so one NaN's key means "no candidate"; -infinity
 // stays an ordinary candidate.
 constexpr int32_t kGone = INT32_MIN;
 
@@ -42,7 +42,7 @@ Best drop_overlapping_and_find_best(const TemporalNmsScratch& scratch, float sta
     const Vec::M overlaps = Vec::gt(Vec::div(inter, hull), limit);
     const Vec::I key = Vec::select_i(overlaps, gone, Vec::load_i(scratch.keys + p));
     Vec::store_i(scratch.keys + p, key);
-    const Vec::M better = Vec::gt_i(key, best_key);  // strictly: each lane keeps its first cell among equals
+    const Vec::M better = Vec::gt_i(key, best_key);  // strictly greater: each lane keeps the first of equal cells
     best_key = Vec::select_i(better, key, best_key);
     best_cell = Vec::select_i(better, cell, best_cell);
     cell = Vec::add_i(cell, width);
@@ -65,16 +65,16 @@ float score_of(int32_t key) {
   return score;
 }
 
-// The greedy choice from keys, starts and ends that are in place: cells [top_k], and their scores where wanted.
+// Makes the greedy choice from the keys, starts and ends in `scratch`: cells [top_k], and their scores unless nullptr.
 void keep_best(const TemporalNmsScratch& scratch, float iou_threshold, int64_t top_k, int32_t* cells, float* scores) {
-  // Nothing is kept yet: no IoU exceeds infinity.
+  // Nothing is kept yet, so nothing must be dropped: no IoU exceeds infinity.
   Best best = drop_overlapping_and_find_best(scratch, 0.0f, 0.0f, __builtin_inff());
   int64_t k = 0;
   while (best.key != kGone) {
     if (scores != nullptr) scores[k] = score_of(best.key);
     cells[k++] = best.cell;
     if (k == top_k) break;
-    scratch.keys[best.cell] = kGone;  // by hand: its IoU with itself is 1, or NaN if empty, and need not exceed
+    scratch.keys[best.cell] = kGone;  // its IoU with itself, 1 (NaN if empty), need not exceed the threshold
     best = drop_overlapping_and_find_best(scratch, scratch.starts[best.cell], scratch.ends[best.cell], iou_threshold);
   }
   for (; k < top_k; ++k) {

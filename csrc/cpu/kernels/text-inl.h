@@ -1,8 +1,8 @@
-// Norms, gelu and attention, written once over the Vec of the file that includes this. See cpu/kernels/text.h.
+// Norms, gelu and attention, over the Vec of the including file. See cpu/kernels/text.h.
 namespace mmn_fast::MMN_ISA {
 namespace {
 
-// Bits of a Vec::F; the compiler's own vectors have the shift that Vec lacks.
+// The bits of a Vec::F, as the compiler's own vector: it has the shift that Vec lacks.
 using Bits = int32_t __attribute__((vector_size(Vec::kWidth * sizeof(float))));
 
 float sum_of_lanes(Vec::F x) {
@@ -13,7 +13,7 @@ float sum_of_lanes(Vec::F x) {
   return total;
 }
 
-// A polynomial; the first coefficient belongs to the highest power.
+// Evaluates a polynomial; the first coefficient belongs to the highest power.
 template <int kCount>
 Vec::F polynomial(const float (&coefficients)[kCount], Vec::F x) {
   Vec::F sum = Vec::set1(coefficients[0]);
@@ -22,23 +22,24 @@ Vec::F polynomial(const float (&coefficients)[kCount], Vec::F x) {
   return sum;
 }
 
-// e^x for x <= 0, relative error 2e-7; below -87 it stays at e^-87 (1.6e-38), the last one that is a normal number.
+// e^x for x <= 0, relative error 2e-7. Below -87 the result stays at e^-87 (1.6e-38): e^-88 is no normal number.
 Vec::F exp_of_negative(Vec::F x) {
-  // x = n ln 2 + r: adding 1.5 * 2^23 leaves n, rounded to nearest, in the low bits. ln 2 in two parts, n times the
-  // first is exact.
+  // x = n ln 2 + r: adding 1.5 * 2^23 leaves n, rounded to nearest, in the low bits. ln 2 has two parts, and n times the
+  // first part is exact.
   const Vec::F magic = Vec::set1(12582912.0f);
   const Vec::F clamped = Vec::max(Vec::set1(-87.0f), x);  // NaN stays
   const Vec::F shifted = Vec::fma(clamped, Vec::set1(1.44269504f), magic);
   const Vec::F n = Vec::sub(shifted, magic);
   const Vec::F r = Vec::fnma(n, Vec::set1(-2.12194440e-4f), Vec::fnma(n, Vec::set1(0.693359375f), clamped));
-  // Chebyshev fit on |r| <= ln(2) / 2, 2e-8.
+  // Chebyshev fit on |r| <= ln(2) / 2, error 2e-8.
   constexpr float kPowers[] = {0.00139486999f, 0.00837521255f, 0.0416662171f, 0.166664138f, 0.5f, 1.0f, 1.0f};
   const Vec::F p = polynomial(kPowers, r);
-  return (Vec::F)((Bits)p + ((Bits)shifted << 23));  // the bits above n leave at the top
+  return (Vec::F)((Bits)p + ((Bits)shifted << 23));  // the shift drops the bits above n
 }
 
-// erf(z) = z p(z^2) on |z| <= 3.8, where it is within 8e-8 of 1. p is a Chebyshev fit of degree 15 in u = 2 z^2 / 3.8^2 - 1,
-// whose coefficients' magnitudes sum to 1.13, so that float32 loses nothing: 1.4e-7 at most.
+// erf(z) = z p(z^2) on |z| <= 3.8; at 3.8 erf is within 8e-8 of 1. p is a Chebyshev fit of degree 15 in
+// u = 2 z^2 / 3.8^2 - 1. The magnitudes of p's coefficients sum to 1.13, so float32 loses little: the error is at most
+// 1.4e-7.
 Vec::F erf(Vec::F x) {
   const Vec::F limit = Vec::set1(3.8f);
   const Vec::F z = Vec::max(Vec::set1(-3.8f), Vec::min(limit, x));  // NaN stays
@@ -50,7 +51,7 @@ Vec::F erf(Vec::F x) {
   return Vec::mul(polynomial(kPowers, u), z);
 }
 
-// In place; `count` is a multiple of kRowPad.
+// Works in place; `count` is a multiple of kRowPad.
 void gelu_f32(float* data, int64_t count) {
   for (int64_t i = 0; i < count; i += Vec::kWidth) {
     const Vec::F x = Vec::load(data + i), half = Vec::mul(x, Vec::set1(0.5f));
@@ -58,8 +59,8 @@ void gelu_f32(float* data, int64_t count) {
   }
 }
 
-// out = (x - mean) / sqrt(variance + eps) * weight + bias with x = row + added, or row where added is nullptr. out may be
-// either.
+// out = (x - mean) / sqrt(variance + eps) * weight + bias with x = row + added, or x = row if added is nullptr. out may be
+// row or added.
 void layer_norm_row_f32(const float* row, const float* added, const LayerNormArgs& norm, float* out) {
   const int64_t vectors = norm.width / Vec::kWidth * Vec::kWidth;
   Vec::F sums = Vec::set1(0.0f);
@@ -89,7 +90,7 @@ void layer_norm_row_f32(const float* row, const float* added, const LayerNormArg
   for (int64_t c = vectors; c < norm.width; ++c) out[c] = (out[c] - mean) * scale * norm.weight[c] + norm.bias[c];
 }
 
-// scores[j], j < padded -> e^(scores[j] - their maximum), 0 from `tokens` on; returns their sum.
+// Replaces scores[j], j < padded, by e^(scores[j] - maximum), 0 from `tokens` on; returns the sum.
 float exponentials(float* scores, int64_t tokens, int64_t padded) {
   const Vec::F lowest = Vec::set1(-__builtin_inff());
   Vec::F best = lowest;
@@ -112,7 +113,7 @@ float exponentials(float* scores, int64_t tokens, int64_t padded) {
   return sum_of_lanes(sums);
 }
 
-// To [head_width][padded], zeros past the last token: a vector holds one number of several tokens.
+// Transposes keys to [head_width][padded], zeros past the last token: a vector holds one component of several tokens.
 void turn_keys(const float* keys, int64_t stride, int64_t tokens, int64_t padded, int64_t head_width, float scale,
                float* turned) {
   for (int64_t d = 0; d < head_width; ++d) {
@@ -140,7 +141,7 @@ void attend_f32(const AttentionArgs& args, float* scratch, int64_t first, int64_
     for (int64_t i = 0; i < tokens; i += kQueryBlock) {
       const float* query[kQueryBlock];
       for (int64_t r = 0; r < kQueryBlock; ++r) {
-        query[r] = queries + (i + r < tokens ? i + r : tokens - 1) * args.stride;  // past the last: once more, unused
+        query[r] = queries + (i + r < tokens ? i + r : tokens - 1) * args.stride;  // filler repeats the last, unused
       }
       for (int64_t j = 0; j < padded; j += Vec::kWidth) {
         Vec::F sums[kQueryBlock];

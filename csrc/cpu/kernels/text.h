@@ -5,7 +5,7 @@
 
 namespace mmn_fast {
 
-constexpr int64_t kQueryBlock = 4;  // queries that share a pass over a head's keys: their sums hide each other's latency
+constexpr int64_t kQueryBlock = 4;  // queries per pass over a head's keys; their sums hide each other's latency
 
 struct LayerNormArgs {
   const float *weight, *bias;  // [width]
@@ -14,10 +14,10 @@ struct LayerNormArgs {
 };
 
 // For every token t of sentence s and every head: out = softmax(q[t] k^T / sqrt(head width)) v over the tokens of s.
-// Item s * heads + h is head h of sentence s. Behind the last row of qkv 16 floats may be read.
+// Item s * heads + h is head h of sentence s. Up to 16 floats past the last row of qkv may be read.
 struct AttentionArgs {
   const float* qkv;       // [tokens, stride]: queries, keys, values of `width` each
-  int64_t stride, width;  // width: heads times the width of a head, which may be any
+  int64_t stride, width;  // width: heads times the width of a head, for any width of a head
   int64_t heads;
   const int64_t* starts;  // [sentences + 1]; row 0 is token starts[0]
   float* out;             // [tokens, out_stride]

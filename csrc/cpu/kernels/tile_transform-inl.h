@@ -1,11 +1,11 @@
-// The tile transforms, written once over the Vec of the file that includes this. See cpu/kernels/tile_transform.h.
+// The tile transforms, over the Vec of the including file. See cpu/kernels/tile_transform.h.
 #include "common/fourier_lines.h"
 
 namespace mmn_fast::MMN_ISA {
 namespace {
 
-// One line of a Winograd tile. Its points are 0, three pairs of opposite numbers, infinity. The points of a pair share
-// their even and odd halves, which the matrix gives; it is zero elsewhere.
+// Transforms one line of a Winograd tile. The points are 0, three pairs of opposite numbers, and infinity. The points of
+// a pair share their sums over even and over odd powers; `bt` gives the coefficients and is zero elsewhere.
 void winograd_forward(const float* bt, const Vec::F* in, int step, Vec::F* out) {
   const auto term = [&](int row, int i) { return Vec::mul(Vec::set1(bt[row * 8 + i]), in[i * step]); };
   const auto add = [&](int row, int i, Vec::F sum) { return Vec::fma(Vec::set1(bt[row * 8 + i]), in[i * step], sum); };
@@ -23,7 +23,7 @@ void winograd_forward(const float* bt, const Vec::F* in, int step, Vec::F* out) 
 }
 
 void winograd_inverse(const float* at, int m, const Vec::F* in, int step, Vec::F* out) {
-  Vec::F halves[2][3];  // the sum of each pair, for even powers, and its difference, for odd ones
+  Vec::F halves[2][3];  // each pair's sum (even powers) and difference (odd powers)
 #pragma GCC unroll 3
   for (int pair = 0; pair < 3; ++pair) {
     halves[0][pair] = Vec::add(in[(2 * pair + 1) * step], in[(2 * pair + 2) * step]);
@@ -42,7 +42,7 @@ void winograd_inverse(const float* at, int m, const Vec::F* in, int step, Vec::F
   }
 }
 
-// Visits every spectral point with the places of its real coefficients; see the order in cpu/kernels/tile_transform.h.
+// Visits every spectral point with the places of its real coefficients, in the order of cpu/kernels/tile_transform.h.
 template <class Pair, class Single, class Real>
 void for_each_spectral_point(Pair&& pair, Single&& single, Real&& real) {
   constexpr int kSin = 8;  // row of sin u is kSin + u
@@ -173,7 +173,7 @@ void inverse_tiles(const TileTransformArgs& args, int64_t first, int64_t last, b
   }
 }
 
-// Items [first, last): tile * group + video.
+// Transforms items [first, last); an item is tile * group + video.
 void tile_forward_f32(const TileTransformArgs& args, int64_t first, int64_t last) {
   if (args.tile == 8) {
     forward_tiles<8>(args, first, last, false);

@@ -1,4 +1,4 @@
-// The kernels that are written over Vec, and the row of the table that they fill; for kernels_<isa>.cc, after its Vec.
+// All kernels over Vec, and the table row that they fill. kernels_<isa>.cc includes this after defining its Vec.
 #include "cpu/kernels/products/gemm-inl.h"
 #include "cpu/kernels/rows-inl.h"
 #include "cpu/kernels/temporal_nms-inl.h"

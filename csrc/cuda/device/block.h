@@ -1,5 +1,5 @@
-// Element types, 16-byte packs, and a group of threads that works in phases. Kernels are written over these, so that one
-// source runs on the device and, compiled by the host compiler, as its twin. A twin does the same operations in the same
+// Element types, 16-byte packs, and groups of threads that work in phases. Kernels are written over these, so that one
+// source runs on the device and, compiled by the host compiler, as the twin. A twin does the same operations in the same
 // order; only exp and pow come from another library.
 #pragma once
 
@@ -53,11 +53,11 @@ MMN_DEVICE void from_float(float value, BFloat16& to) { to.bits = __bfloat16_as_
 inline float to_float(Half value) {
   const uint32_t sign = static_cast<uint32_t>(value.bits & 0x8000) << 16, rest = value.bits & 0x7fff;
   if (rest >= 0x7c00) return bits_to_float(sign | 0x7f800000 | (rest & 0x3ff) << 13);
-  // The 13-bit shift leaves the exponent 112 too small; multiplying by 2^112 mends it, subnormals included.
+  // The 13-bit shift leaves the exponent 112 too small; multiplying by 2^112 corrects it, for subnormals too.
   return bits_to_float(sign | float_to_bits(bits_to_float(rest << 13) * bits_to_float(0x77800000)));
 }
 
-// Round to nearest even, in both.
+// Rounds to nearest even, for both types.
 inline void from_float(float value, Half& to) {
   const uint32_t bits = float_to_bits(value), sign = bits >> 16 & 0x8000, rest = bits & 0x7fffffff;
   uint32_t half;
@@ -66,7 +66,7 @@ inline void from_float(float value, Half& to) {
   } else if (rest >= 0x477ff000) {
     half = 0x7c00;
   } else if (rest < 0x38800000) {
-    // Adding 0.5 lines the half's last bit, 2^-24, up with the float's last, and the addition rounds.
+    // Adding 0.5 aligns the half's last bit, 2^-24, with the float's last bit, and the addition rounds.
     half = float_to_bits(bits_to_float(rest) + 0.5f) - 0x3f000000;
   } else {
     half = (rest - 0x38000000 + 0xfff + (rest >> 13 & 1)) >> 13;
@@ -82,7 +82,7 @@ inline void from_float(float value, BFloat16& to) {
 
 #endif
 
-// V elements that are read and written in one access.
+// V elements, read and written in one access.
 template <class T, int V>
 struct alignas(sizeof(T) * V) Pack {
   T values[V];
@@ -92,7 +92,7 @@ struct alignas(sizeof(T) * V) Pack {
 
 #if defined(__CUDACC__)
 
-// The register type of so many bytes. nvcc never cuts an access to it into smaller ones, as it does with a struct.
+// The register type of so many bytes. nvcc may cut an access to a struct into smaller ones, but not an access to this.
 template <int kBytes>
 struct Word;
 template <>
@@ -134,7 +134,7 @@ MMN_DEVICE void store_pack(void* base, int64_t element, const Pack<T, V>& pack) 
   typename Word<sizeof(pack)>::Type word;
   memcpy(&word, &pack, sizeof(pack));
   if constexpr (sizeof(pack) == sizeof(uint4)) {
-    // All packs are global memory. An assignment would become four stores where the address is computed late.
+    // All packs are in global memory. An assignment would become four stores if its address is computed late.
     asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(word.x), "r"(word.y), "r"(word.z),
                  "r"(word.w));
   } else {
@@ -169,7 +169,7 @@ MMN_DEVICE T warp_tree(T value, Op op) {  // the result is in lane 0
   return value;
 }
 
-// A group is one warp or one block. `each` runs a phase: every thread does its part, and all have before the next one.
+// A group is one warp or one block. `each` runs a phase: every thread does its part, and all finish before the next one.
 struct WarpGroup {
   static constexpr int kThreads = kWarp;
   template <class T>
@@ -211,7 +211,7 @@ struct BlockGroup {
     }
     __syncthreads();
     const T result = of_warp[0];
-    __syncthreads();  // nobody overwrites it for the next call before all have read it
+    __syncthreads();  // all threads must read the result before the next call overwrites it
     return result;
   }
 };

@@ -8,7 +8,7 @@ namespace mmn_fast {
 
 constexpr float kSmallestNorm = 1e-12f;
 
-// A warp per stream of a row: the two divisors of the row's elements. The first is 1 unless the squares overflow.
+// A warp computes the two divisors of one stream of a row. The first divisor is 1 unless the squares overflow.
 struct StreamNormBody {
   FeaturePoolArgs a;
   MMN_DEVICE int64_t items() const { return a.rows * a.streams; }
@@ -31,7 +31,7 @@ struct StreamNormBody {
   MMN_DEVICE void operator()(const Group& group, int64_t item) const {
     const int stream = static_cast<int>(item % a.streams);
     const float* row = a.features + item / a.streams * a.width;
-    // Constant indices only, here and below: any other would copy the arguments to local memory.
+    // Here and below, all indices are constant: a variable index would copy the arguments to local memory.
     int first = 0, last = a.stream_ends[0];
     MMN_UNROLL_ALL
     for (int s = 1; s < kMostStreams; ++s) {
@@ -61,7 +61,8 @@ struct StreamNormBody {
   }
 };
 
-// A thread per element of the output. Neighbours hold neighbouring columns, so a warp reads 128 contiguous bytes.
+// A thread computes one output element. Neighbouring threads take neighbouring columns, so a warp reads 128 contiguous
+// bytes.
 template <class T>
 struct FeatureMeanBody {
   FeaturePoolArgs a;

@@ -1,6 +1,6 @@
-// Bodies of fourier_tiles and fourier_cells; see ops/gpu. A block holds some channels of one tile of one video: in
-// phases, lines of N go through registers, and the tile in between through shared memory. The spectrum of a line has its
-// cosine sums in places 0..N/2, its sine sums behind.
+// Bodies of fourier_tiles and fourier_cells; see ops/gpu. A block holds some channels of one tile of one video. In each
+// phase lines of N go through registers; between phases the tile is in shared memory. The spectrum of a line has its
+// cosine sums in places 0..N/2, then its sine sums.
 #pragma once
 
 #include "cuda/device/fourier_sums.h"
@@ -10,7 +10,7 @@
 
 namespace mmn_fast {
 
-constexpr int kTileLanes = 16;                        // threads of a line, V channels each
+constexpr int kTileLanes = 16;                        // threads per line; each takes V channels
 constexpr int kTileLines = kRunThreads / kTileLanes;  // lines that a block works on at once
 constexpr float kRoot2 = 1.41421356237309505f;
 
@@ -49,9 +49,9 @@ struct Lines {
   }
 };
 
-// Planes 4 q .. 4 q + 3 of a spectrum of an N x N tile, and the places of the line sums that they are made of. In the
-// order of tile_transform.h: quads Re and Im of F(u, v) and F(u, -v), which mix their four sums; quads of two points
-// with a frequency of 0 or N/2, each plane one sum (Im minus it); the four real points.
+// A quad: planes 4 q .. 4 q + 3 of the spectrum of an N x N tile, and the places of the line sums that form them. In the
+// order of tile_transform.h there are quads of Re and Im of F(u, v) and F(u, -v), which mix four sums; quads of two
+// points with a frequency of 0 or N/2, in which each plane is one sum (Im is its negative); and the four real points.
 struct Quad {
   int places[4];
   bool mixed, real;
@@ -74,7 +74,7 @@ MMN_DEVICE Quad quad_of(int q) {
   return {{0, kLast, kLast * N, kLast * N + kLast}, false, true};
 }
 
-// The part of the work that each thread of a block takes.
+// The share of the work for each thread of a block.
 template <int V>
 struct TilePart {
   int64_t tile, video, tile_row, first_channel;
@@ -228,7 +228,7 @@ struct FourierCellsBody {
           MMN_UNROLL_ALL
           for (int v = 0; v < V; ++v) {
             const float value = values[x].values[v] + a.bias[c + v];
-            out.set(v, (value < 0.0f ? 0.0f : value) * weight);  // as torch's ReLU: NaN stays
+            out.set(v, (value < 0.0f ? 0.0f : value) * weight);  // like torch's ReLU: NaN stays NaN
           }
           store_pack<T, V>(a.out, (cell * a.videos + part.video) * a.channels + c, out);
         }
@@ -237,8 +237,8 @@ struct FourierCellsBody {
   }
 };
 
-// Two channels a thread where every row allows, in tiles of up to 16: more values would take more registers than let
-// four blocks run at once.
+// A thread takes two channels in tiles of up to 16 if every row allows it. In larger tiles it takes one: two would need
+// too many registers for four blocks to run at once.
 template <template <class, int, int> class Body, int N, class T, class Args, class Runner>
 void run_fourier_side(const Args& args, const void* rows, const Runner& runner) {
   if constexpr (N <= 16) {

@@ -1,5 +1,5 @@
-// The discrete Fourier transform of a line of N reals, N 12 or 24, as sums over its symmetries, and of 16 as
-// common/fourier_lines.h has it. All have the same order: cosine sums in places 0..N/2, sine sums of 1..N/2-1 behind.
+// The discrete Fourier transform of a line of N reals: sums over symmetries for N = 12 or 24, common/fourier_lines.h for
+// N = 16. All have the same order: cosine sums in places 0..N/2, then sine sums of 1..N/2-1.
 #pragma once
 
 #include "common/fourier_lines.h"
@@ -21,7 +21,7 @@ MMN_DEVICE constexpr float cosine_of_24(int j) {
   return j > 6 ? -value : value;
 }
 
-// sum + c x; c is known to the compiler once loops are unrolled.
+// sum + c x; the compiler knows c once loops are unrolled.
 template <class A, class F = typename A::F>
 MMN_DEVICE F plus_scaled(F sum, float c, F x) {
   if (c == 0.0f) return sum;
@@ -38,8 +38,8 @@ struct FourierLine {
   static MMN_DEVICE constexpr float cosine(int j) { return cosine_of_24(j * (24 / N)); }
   static MMN_DEVICE constexpr float sine(int j) { return cosine(j + 3 * kQuarter); }
 
-  // x[y] and x[N - y] share their cosine and differ in the sign of their sine; so do y and N/2 - y, but for a sign that
-  // is the frequency's parity.
+  // Places y and N - y have the same cosine and opposite sines. So have y and N/2 - y, up to a sign that depends on the
+  // frequency's parity.
   template <class A, class F = typename A::F>
   static MMN_DEVICE void forward(const F* in, F* out) {
     F e[kHalf + 1], o[kHalf], even[kQuarter], odd[kQuarter], sine_odd[kQuarter], sine_even[kQuarter];
@@ -76,7 +76,7 @@ struct FourierLine {
     }
   }
 
-  // The inverse of `forward` times N: the same symmetries backwards.
+  // The inverse of `forward`, times N, by the same symmetries backwards.
   template <class A, class F = typename A::F>
   static MMN_DEVICE void inverse(const F* in, F* out) {
     MMN_UNROLL_ALL

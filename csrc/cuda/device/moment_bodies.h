@@ -9,7 +9,7 @@
 
 namespace mmn_fast {
 
-// A warp per proposal of a pair: both dot products, then the fused score.
+// A warp computes one proposal of a pair: both dot products, then the fused score.
 template <class T, int V>
 struct PairScoresBody {
   PairScoresArgs a;

@@ -1,5 +1,5 @@
-// Greedy non-maximum suppression by one block: rounds of a masked arg-max over integers, so that the order of threads
-// does not matter; see ops/temporal_nms.h.
+// Greedy non-maximum suppression by one block, in rounds of a masked arg-max. It compares integers, so the order of
+// threads does not matter. See ops/temporal_nms.h.
 #pragma once
 
 #include "cuda/device/block.h"
@@ -8,14 +8,14 @@ namespace mmn_fast {
 
 constexpr uint32_t kGone = 0;  // the key of a NaN, which is never a candidate
 
-// Unsigned integers in the order of the floats.
+// Maps floats to unsigned integers of the same order.
 MMN_DEVICE uint32_t key_of(float score) {
   if (score == 0.0f || is_nan(score)) return kGone;
   const uint32_t bits = float_to_bits(score);
   return bits ^ ((bits >> 31) ? 0xffffffffu : 0x80000000u);
 }
 
-// A candidate as one integer: the larger key wins, then the lower cell.
+// Packs a candidate into one integer; the larger key wins, then the lower cell.
 MMN_DEVICE uint64_t pack_candidate(uint32_t key, int32_t cell) {
   return key == kGone ? 0 : static_cast<uint64_t>(key) << 32 | (0xffffffffu - static_cast<uint32_t>(cell));
 }
@@ -24,7 +24,7 @@ struct Span {
   float start, end;
 };
 
-// Exact division: nvcc's default, and -fmad=false; 0 / 0 overlaps nothing.
+// Divides exactly (nvcc's default, with -fmad=false); 0 / 0 overlaps nothing.
 MMN_DEVICE bool overlaps(Span moment, Span kept, float threshold) {
   const float inter = fmaxf(fminf(moment.end, kept.end) - fmaxf(moment.start, kept.start), 0.0f);
   const float hull = fmaxf(moment.end, kept.end) - fminf(moment.start, kept.start);
@@ -47,7 +47,7 @@ MMN_DEVICE void select_greedily(const Group& group, const float* scores, int64_t
   uint64_t best = group.reduce(best_of, uint64_t{0}, Max());
 
   int64_t k = 0;
-  while (best != 0) {  // the same in every thread, so all leave together
+  while (best != 0) {  // `best` is the same in every thread, so all leave the loop together
     const auto kept = static_cast<int32_t>(0xffffffffu - static_cast<uint32_t>(best));
     group.each([&](int thread) {
       if (thread == 0) out[k] = kept;
@@ -57,7 +57,7 @@ MMN_DEVICE void select_greedily(const Group& group, const float* scores, int64_t
     group.each([&](int thread) {
       uint64_t next = 0;
       for (int64_t p = thread; p < cells; p += Group::kThreads) {
-        // The kept cell goes by hand: its IoU with itself is 1, or NaN if empty, and need not exceed the threshold.
+        // The kept cell is dropped explicitly: its IoU with itself, 1 (NaN if empty), need not exceed the threshold.
         if (p == kept || overlaps(span_of(p), span, threshold)) keys[p] = kGone;
         next = Max()(next, pack_candidate(keys[p], static_cast<int32_t>(p)));
       }

@@ -1,5 +1,5 @@
-// Bodies of clip_pool, sparse_max_pool, conv_epilogue and heads; see ops/gpu. All of them move bytes: a thread takes 16
-// of them at a time, neighbouring threads take neighbouring channels.
+// Bodies of clip_pool, sparse_max_pool, conv_epilogue and heads; see ops/gpu. Memory bounds all of them: a thread takes
+// 16 bytes at a time, neighbouring threads take neighbouring channels.
 #pragma once
 
 #include "cuda/run.h"
@@ -23,7 +23,7 @@ struct ClipPoolBody {
       MMN_UNROLL_ALL
       for (int v = 0; v < V; ++v) {
         const float value = product[v] + a.bias[c + v];
-        sums[v] += value < 0.0f ? 0.0f : value;  // as torch's ReLU: NaN stays
+        sums[v] += value < 0.0f ? 0.0f : value;  // like torch's ReLU: NaN stays NaN
       }
     }
     Pack<T, V> out;
@@ -33,7 +33,7 @@ struct ClipPoolBody {
   }
 };
 
-// A thread walks row i of the map to the right with the running maximum over i..j in registers.
+// A thread walks row i of the map to the right and keeps the running maximum over i..j in registers.
 template <class T, int V>
 struct SparseMaxPoolBody {
   SparseMaxPoolArgs a;
@@ -75,7 +75,7 @@ struct ConvEpilogueBody {
   }
 };
 
-// A warp per head of a row.
+// A warp normalises one head of a row.
 template <class T, int V>
 struct HeadsBody {
   HeadsArgs a;

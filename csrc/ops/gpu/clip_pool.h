@@ -1,4 +1,4 @@
-// Contract of clip_pool: what follows the product of the 1x1 convolution: bias, ReLU, average over `kernel` pre-clips.
+// Contract of clip_pool: bias, ReLU and average over `kernel` pre-clips, after the product of the 1x1 convolution.
 //   out[n, b, c] = mean over k of max(products[b, n * stride + k, c] + bias[c], 0)
 //
 // Implemented by cuda/device/video_bodies.h.

@@ -1,7 +1,7 @@
-// Contract of conv_epilogue: what follows a convolution over a box of cells: bias, ReLU, cell weight, and the cells to
-// their places.
+// Contract of conv_epilogue: bias, ReLU and cell weight after a convolution over a box of cells; each cell goes to its
+// place.
 //   out[positions[p] * cell_stride + b * video_stride + c] = max(products[b, p, c] + bias[c], 0) * weights[p]
-// where positions[p] is not -1; nothing else is written.
+// if positions[p] is not -1; nothing else is written.
 //
 // Implemented by cuda/device/video_bodies.h.
 #pragma once

@@ -1,10 +1,9 @@
-// What the contracts of the GPU engine's ops share; the CPU engine fuses the same steps elsewhere.
+// Rules that all contracts of the GPU engine's ops share; the CPU engine fuses the same steps elsewhere.
 //
-// Elements of type `dtype` are what the tensor cores read and write; sums, biases and weights are float32. Maps and
-// rows are channels-last with the videos minor to the cells: [cells, B, C]. No output overlaps an input, every size may
-// be 0, no pointer needs an alignment beyond that of its type (16-byte rows go faster). All arithmetic is float32
-// without contraction, in an order that depends on an item's own sizes alone: a result depends on nothing else in the
-// call.
+// The tensor cores read and write elements of type `dtype`; sums, biases and weights are float32. Maps and rows are
+// channels-last with videos minor to cells: [cells, B, C]. No output overlaps an input, every size may be 0, and no
+// pointer needs more than its type's alignment (16-byte rows go faster). All arithmetic is float32 without contraction,
+// in an order that depends on an item's own sizes alone. So a result does not depend on the rest of the call.
 #pragma once
 
 #include <cstdint>

@@ -1,5 +1,5 @@
-// Contract of feature_pool: pre-clip t is the mean of rows starts[t] .. ends[t] - 1, each stream of a row divided by
-// its L2 norm (at least 1e-12; a stream whose squares overflow is scaled down first).
+// Contract of feature_pool: pre-clip t is the mean of rows starts[t] .. ends[t] - 1. Each stream of a row is first
+// divided by its L2 norm (at least 1e-12); a stream whose squares overflow is scaled down before.
 //
 // Implemented by cuda/device/feature_pool.h.
 #pragma once
@@ -16,7 +16,7 @@ struct FeaturePoolArgs {
   float* norms;                  // [rows, streams, 2], scratch
   void* out;                     // dtype [pre_clips, width]
   int64_t rows, pre_clips, width;
-  int32_t stream_ends[kMostStreams];  // columns; the last is `width`
+  int32_t stream_ends[kMostStreams];  // end column of each stream; the last is `width`
   int streams;
   Dtype dtype;
 };

@@ -1,6 +1,7 @@
-// Contract of fourier_cells: spectra back to the first m x m places of every tile, then bias, ReLU and cell weight.
+// Contract of fourier_cells, the inverse of fourier_tiles: spectra back to the first m x m places of every tile, then
+// bias, ReLU and cell weight.
 //   out[cell, b, c] = max(place + bias[c], 0) * cell_weights[cell], cell = outputs[tile, y, x]
-// where that is not -1; nothing else is written. Undoes fourier_tiles.
+// if cell is not -1; nothing else is written.
 //
 // Implemented by cuda/device/fourier_bodies.h.
 #pragma once

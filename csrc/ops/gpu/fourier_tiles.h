@@ -1,7 +1,7 @@
-// Contract of fourier_tiles: the spectra of the tiles of n x n, n 12, 16 or 24, that cover a map. Their planes are in
-// the order of cpu/kernels/tile_transform.h: a complex point is a plane of real parts, then one of imaginary parts. A
-// plane is 1/n^2 of the sum over the tile, times the square root of 2 for complex points: an orthogonal transform over
-// n, so plane F(0, 0) is the tile's mean. dtype is float32 or float16.
+// Contract of fourier_tiles: the spectra of the n x n tiles that cover a map; n is 12, 16 or 24. The planes of a spectrum
+// are in the order of cpu/kernels/tile_transform.h: a complex point is a plane of real parts, then a plane of imaginary
+// parts. A plane is 1/n^2 of the sum over the tile, times the square root of 2 for complex points. This is an orthogonal
+// transform over n, so plane F(0, 0) is the tile's mean. dtype is float32 or float16.
 //
 // Implemented by cuda/device/fourier_bodies.h.
 #pragma once

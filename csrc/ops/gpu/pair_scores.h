@@ -1,5 +1,5 @@
-// Contract of pair_scores: both branches' scores of pairs of a video and a sentence, fused. A pair whose video is -1
-// gets zeros.
+// Contract of pair_scores: the scores of pairs of a video and a sentence, in both branches and fused. A pair with video
+// -1 gets zeros.
 //   c = <contrastive>, u = 1 / (1 + exp(-10 <iou>)), fused = product ? c u : max(0.5 c + 0.5, 0)^power u
 //
 // Implemented by cuda/device/moment_bodies.h.

@@ -1,6 +1,6 @@
-// Contract of pair_top_moments: each pair's best proposals after greedy non-maximum suppression, as ops/temporal_nms.h
-// has it. Cell (i, j) lasts from i * duration / clips to (j + 1) * duration / clips, each step rounded to float32. NaN
-// is no candidate. chosen_scores is 0 where chosen is -1.
+// Contract of pair_top_moments: each pair's best proposals after greedy non-maximum suppression, as in
+// ops/temporal_nms.h. Cell (i, j) lasts from i * duration / clips to (j + 1) * duration / clips, each step rounded to
+// float32. NaN is no candidate. chosen_scores is 0 where chosen is -1.
 //
 // Implemented by cuda/device/moment_bodies.h.
 #pragma once

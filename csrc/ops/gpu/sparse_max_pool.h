@@ -1,6 +1,6 @@
 // Contract of sparse_max_pool: the 2D map of max pools. Cell (i, j), the maximum over clips i..j, goes to row
-// positions[i, j] of `map`. Where that is -1 nothing is written: the caller's zeros (the border and the invalid cells)
-// stay. NaN propagates as in torch.max_pool1d. Of equals the earlier clip stays: -0 and +0 come out as torch's do.
+// positions[i, j] of `map`; -1 writes nothing, so the caller's zeros (the border and the invalid cells) stay. NaN
+// propagates as in torch.max_pool1d. The earlier of two equal clips wins, so -0 and +0 come out as in torch.
 //
 // Implemented by cuda/device/video_bodies.h; the CPU makes the same cells in cpu/video_encoder.cc (pool_cells).
 #pragma once

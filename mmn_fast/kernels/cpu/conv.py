@@ -21,9 +21,9 @@ class Algorithm(NamedTuple):
     Attributes:
         transform: kernel width -> transform; None for direct algorithms (tap by tap, or over runs of cells).
         terms: bf16 terms of the inputs and of the weights, (0, 0) for float32; see csrc/cpu/kernels/products/gemm.h.
-        kernels: kernel widths that it supports.
+        kernels: supported kernel widths.
         precisions: precisions that may choose it.
-        isas: instruction sets that have it; None for all.
+        isas: instruction sets that have the algorithm; None for all.
     """
 
     transform: Callable[[int], TileTransform] | None

@@ -21,7 +21,7 @@ def enable() -> None:
     from triton.runtime import interpreter
 
     if not knobs.runtime.interpret:
-        raise RuntimeError(f"{_VARIABLE}: expected 1 before triton is imported, got it imported without")
+        raise RuntimeError(f"{_VARIABLE}: expected 1 before triton is imported, but triton is imported already")
     patch = interpreter._patch_lang_tensor
 
     def patch_lang_tensor(tensor: Any, scope: Any) -> None:

@@ -1,4 +1,4 @@
-// The micro-kernels, written once over the Vec of the file that includes this. See cpu/kernels/products/gemm.h.
+// The micro-kernels, over the Vec of the including file. See cpu/kernels/products/gemm.h.
 namespace mmn_fast::MMN_ISA {
 namespace {
 
@@ -24,7 +24,7 @@ void store_tile(const Vec::F (&sums)[kRows][kTileVecs], float* const* c, int64_t
   }
 }
 
-// `a`: rows of `depth` floats, for complex ones of twice as many: real parts, then imaginary ones.
+// `a` has rows of `depth` floats; a complex row has twice as many, first real parts, then imaginary parts.
 template <int kRows>
 void multiply_tile(const float* a, const float* b, int64_t depth, const float* ahead, float* const* c, int64_t,
                    bool add) {
@@ -97,14 +97,14 @@ int64_t row_of(const int32_t* rows, int64_t i, int64_t group) {
 
 int64_t min_of(int64_t a, int64_t b) { return a < b ? a : b; }
 
-// k per block; complex products add two terms each.
+// The size of a block of k; complex products add two terms each.
 template <bool kComplex>
 int64_t block_depth(int64_t k) {
   const int64_t eighth = (k + 8 * kMinDepth - 1) / (8 * kMinDepth) * kMinDepth;
   return min_of(eighth, kDepth) / (kComplex ? 2 : 1);
 }
 
-// Rows [first, last) of a: [block][row][depth of the block], complex rows twice as long.
+// Packs rows [first, last) of a as [block][row][depth of the block]; complex rows are twice as long.
 template <bool kComplex>
 void pack_rows(const GemmArgs& args, int64_t first, int64_t last, int64_t block) {
   constexpr int64_t kParts = kComplex ? 2 : 1;
@@ -137,7 +137,7 @@ void gemm(const GemmArgs& args, int64_t first_panel, int64_t last_panel) {
           for (int r = 0; r < rows; ++r) {
             c[r] = args.c + row_of(args.c_rows, i + r, args.group) * args.c_stride + panel * kPanelColumns;
           }
-          // The first tiles fetch the next block of b, which the others then find near; these fetch the next rows of a.
+          // The first tiles prefetch the next block of b into a near cache; the other tiles prefetch the next rows of a.
           const int64_t fetched = (i - first) / kTileRows * row_size * kLine;
           const float* rows_of_a = a + (i - first) * row_size;
           const float* ahead = fetched < depth * kTileColumns ? b + depth * kTileColumns + fetched

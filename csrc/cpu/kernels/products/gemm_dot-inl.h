@@ -1,13 +1,13 @@
-// The products of split operands by bf16 dot products on vectors: a lane adds two products at a time. See gemm.h.
+// Products of split operands by bf16 dot products on vectors; a lane adds two products at a time. See gemm.h.
 namespace mmn_fast::MMN_ISA {
 namespace {
 
 constexpr int64_t kStep = 32;             // k of one packed step of b: 16 pairs
-constexpr int64_t kTile = 16 * kStep;     // bf16 of one step of 16 columns
+constexpr int64_t kTile = 16 * kStep;     // bf16 values in one step of 16 columns
 constexpr int64_t kPanelColumns = 32;
-constexpr int64_t kBlockSteps = 8;        // steps per block of k: one term of a panel then fills 16 KB
+constexpr int64_t kBlockSteps = 8;        // steps per block of k; one term of a panel then fills 16 KB
 constexpr int64_t kRowPadding = kStep;    // a cache line, against set conflicts
-constexpr int kDotRows = 14;              // with two vectors of columns 28 sums, which leaves four registers
+constexpr int kDotRows = 14;              // two vectors of columns give 28 sums and leave four registers
 
 int64_t row_of(const int32_t* rows, int64_t i, int64_t group) {
   return rows == nullptr ? i : group == 1 ? rows[i] : rows[i / group] * group + i % group;
@@ -17,7 +17,7 @@ __m512 from_bf16(__m256bh x) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)x), 16));
 }
 
-// Both bf16 of a pair to every lane.
+// Copies both bf16 values of a pair to every lane.
 __m512bh broadcast_pair(const uint16_t* pair) {
   int32_t bits;
   __builtin_memcpy(&bits, pair, sizeof bits);
@@ -26,18 +26,18 @@ __m512bh broadcast_pair(const uint16_t* pair) {
 
 __m512bh load_pairs(const uint16_t* pairs) { return (__m512bh)_mm512_loadu_si512(pairs); }
 
-// What one call of a tile multiplies. `a`: rows a_row apart, in each [part][term][depth]. `b`: [step][term][2 tiles].
+// Operands of one call of a tile. `a` has rows a_row apart, each [part][term][depth]; `b` is [step][term][2 tiles].
 struct DotTile {
   const uint16_t* a;
   int64_t a_row, depth;
   const uint16_t* b;
-  const uint16_t* ahead;  // fetched meanwhile, a cache line per pair of k
+  const uint16_t* ahead;  // prefetched meanwhile, a cache line per pair of k
   float* const* c;
   int64_t second;         // from the left half of a row of c to its right half
   bool add;
 };
 
-// sums[r] += x[r] * (left | right), x the rows' pairs at `a`.
+// sums[r] += x[r] * (left | right), where x holds the rows' pairs at `a`.
 template <int kRows>
 void add_products(__m512 (&sums)[kRows][2], const uint16_t* a, int64_t a_row, __m512bh left, __m512bh right) {
 #pragma GCC unroll 16
@@ -48,7 +48,7 @@ void add_products(__m512 (&sums)[kRows][2], const uint16_t* a, int64_t a_row, __
   }
 }
 
-// (x + iy)(u + iv) for the terms at hand: the real sums take -yv.
+// (x + iy)(u + iv) for the given terms: -yv goes to the real sums.
 template <int kRows, bool kComplex>
 void add_term(__m512 (&sums)[kRows][2], const DotTile& tile, const uint16_t* a, int64_t part, __m512bh left,
               __m512bh right) {
@@ -97,7 +97,7 @@ void multiply_rows(int64_t rows, const DotTile& tile) {
   multiply_tile<kRows, kTermsA, kTermsB, kComplex>(tile);
 }
 
-// k values from `from` as one or two bf16 terms, then zeros up to `depth`.
+// Packs k values from `from` as one or two bf16 terms, then zeros up to `depth`.
 template <int kTermsA>
 void pack_terms(const float* from, int64_t k, int64_t depth, uint16_t* to) {
   for (int64_t i = 0; i < depth; i += 16) {
@@ -142,7 +142,7 @@ void gemm_dot(const GemmArgs& args, int64_t first_panel, int64_t last_panel) {
             c[r] = args.c + row_of(args.c_rows, i + r, args.group) * args.c_stride +
                    panel * (kPanelColumns / kParts);
           }
-          // The first tiles fetch the next block of b, which the others then find near.
+          // The first tiles prefetch the next block of b into a near cache.
           const int64_t fetched = (i - first) / kDotRows * (depth / 2 * kStep);
           const uint16_t* ahead = fetched < block ? b + block + fetched : a + (i - first + kDotRows) * row_size(depth);
           multiply_rows<kTermsA, kTermsB, kComplex>(

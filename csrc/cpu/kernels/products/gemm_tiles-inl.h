@@ -1,14 +1,14 @@
-// The products of split operands on AMX tiles. See gemm.h.
+// Products of split operands on AMX tiles. See gemm.h.
 //
-// Two row tiles times two column tiles share a step of 32 k: four tiles of sums (0..3), two of b (4, 5), two of a (6, 7).
+// A step of 32 k multiplies two row tiles by two column tiles: tiles 0..3 hold sums, 4 and 5 hold b, 6 and 7 hold a.
 namespace mmn_fast::MMN_ISA {
 namespace {
 
 constexpr int64_t kStep = 32;           // k of one tile product
-constexpr int64_t kTile = 16 * kStep;   // bf16 of one tile: 1 KB
+constexpr int64_t kTile = 16 * kStep;   // bf16 values of one tile: 1 KB
 constexpr int64_t kPairRows = 32;
 constexpr int64_t kPair = 2 * kTile;
-constexpr int64_t kSplitRows = 128;     // rows packed at a time: with 512 complex k 512 KB of second-level cache
+constexpr int64_t kSplitRows = 128;     // rows packed at a time; 512 KB of second-level cache at 512 complex k
 
 struct alignas(64) TileConfig {
   uint8_t palette = 1, start_row = 0, reserved[14] = {};
@@ -16,7 +16,7 @@ struct alignas(64) TileConfig {
   uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
 };
 
-// 16 floats to bf16, rounded to nearest even, in the low half of each lane; NaN stays one.
+// Rounds 16 floats to bf16, to nearest even, into the low half of each lane; NaN stays NaN.
 __m512i round_to_bf16(__m512 x) {
   const __m512i bits = _mm512_castps_si512(x);
   const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
@@ -36,8 +36,8 @@ int64_t row_of(const int32_t* rows, int64_t i, int64_t group) {
   return rows == nullptr ? i : group == 1 ? rows[i] : rows[i / group] * group + i % group;
 }
 
-// Packed a: [pair of row tiles][step][part][term][row of 32][32]; parts are real and imaginary. What a step reads lies
-// together: further apart, at multiples of 4 KB, terms would push each other and b out of the first-level cache.
+// Packs a row as [pair of row tiles][step][part][term][row of 32][32]; parts are real and imaginary. All terms of a step
+// lie together: at distances of 4 KB, terms would push each other and b out of the first-level cache.
 template <int kTermsA>
 void pack_split_row(const float* from, int64_t k, int64_t parts, uint16_t* to) {
   for (int64_t step = 0; step * kStep < k; ++step, to += parts * kTermsA * kPair) {
@@ -68,7 +68,8 @@ void load_a(const uint16_t* a) {
   if (kBoth) _tile_loadd(7, a + kTile, 2 * kStep);
 }
 
-// sums += a * b, without the product of both low terms. b's terms lie `b_term` apart.
+// sums += a * b, without the product of both low terms. The terms of each half of b lie `b_left_term` and `b_right_term`
+// apart.
 template <int kTermsA, int kTermsB, bool kBoth>
 void multiply_step(const uint16_t* a, const uint16_t* b_left, const uint16_t* b_right, int64_t b_left_term,
                    int64_t b_right_term) {
@@ -92,8 +93,8 @@ void put_sums(float* to, const float* sums, bool add) {
   _mm512_storeu_ps(to, add ? _mm512_add_ps(_mm512_loadu_ps(to), x) : x);
 }
 
-// Sums of a pair of row tiles on their way to c. A few rows go with each step of the next pair: the tile unit would
-// stand still while it waits for all of them.
+// Sums of a pair of row tiles that wait to be added to c. Each step of the next pair writes a few rows, because the tile
+// unit would stand still while all rows were written at once.
 struct SplitSums {
   alignas(64) float sums[kPairRows][kPairRows];
   float* c[kPairRows];
@@ -111,9 +112,9 @@ struct SplitSums {
 
 struct SplitPanel {
   const uint16_t* b;         // [step][term][2 column tiles]
-  const uint16_t* negated;   // complex: [step][term], the imaginary column tiles with the sign changed
+  const uint16_t* negated;   // complex: [step][term], the negated imaginary column tiles
   int64_t steps;
-  const uint16_t* ahead;     // the next panel, of which `lines` cache lines are fetched per step
+  const uint16_t* ahead;     // the next panel; each step prefetches `lines` cache lines of it
   int64_t lines;
 };
 
@@ -130,7 +131,7 @@ void multiply_pair(const uint16_t* a, const SplitPanel& panel, SplitSums& before
     for (int64_t line = 0; line < panel.lines; ++line, ahead += 32) __builtin_prefetch(ahead, 0, 2);
     multiply_step<kTermsA, kTermsB, kBoth>(a, b, b + kTile, 2 * kTile, 2 * kTile);
     if (kComplex) {
-      // (x + iy)(u + iv): the real sums take -yv, the imaginary ones yu.
+      // (x + iy)(u + iv): -yv goes to the real sums, yu to the imaginary sums.
       multiply_step<kTermsA, kTermsB, kBoth>(a + kTermsA * kPair, negated, b, kTile, 2 * kTile);
     }
     a += kParts * kTermsA * kPair;

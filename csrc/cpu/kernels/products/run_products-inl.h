@@ -1,12 +1,12 @@
-// The direct loop over runs of cells on AMX tiles. See run_products.h; included after gemm_tiles-inl.h.
+// The direct loop over runs of cells on AMX tiles. See run_products.h. Include gemm_tiles-inl.h first.
 //
-// Tiles: sums of left x both column tiles (0, 1) and of right (2, 3), weights (4, 5), left (6) and right (7) inputs.
+// Tiles 0 and 1 hold the left run's sums, 2 and 3 the right run's, 4 and 5 weights, 6 left inputs, 7 right inputs.
 namespace mmn_fast::MMN_ISA {
 namespace {
 
-constexpr int64_t kRunChunk = 1 << 17;  // bf16 of the weights that pairs go through together: 256 KB
+constexpr int64_t kRunChunk = 1 << 17;  // weights, in bf16 values, that all pairs go through together: 256 KB
 
-// Configures the rows of the tiles for both runs. Configuring takes as long as ten tile products: it is not done twice.
+// Configures the rows of the tiles for both runs, if they changed: configuring takes as long as ten tile products.
 struct RunTiles {
   int32_t left = 0, right = 0;
 
@@ -22,7 +22,7 @@ struct RunTiles {
   }
 };
 
-// Fetches what comes next from memory, a few lines at a time.
+// Prefetches the next weights from memory, a few cache lines at a time.
 struct Ahead {
   const uint16_t* next;
   int64_t lines;
@@ -80,7 +80,7 @@ void finish_run(const RunProductsArgs& args, const RunPair& pair, int side, cons
     for (int32_t i = 0; i < pair.cells[side]; ++i) {
       const int64_t cell = pair.outputs[side][i];
       __m512 x = _mm512_add_ps(_mm512_load_ps(sums[i] + half), bias);
-      if (args.relu) x = _mm512_max_ps(zero, x);  // takes its second operand on NaN
+      if (args.relu) x = _mm512_max_ps(zero, x);  // returns its second operand on NaN
       x = _mm512_mul_ps(x, _mm512_set1_ps(args.cell_weights[cell]));
       _mm512_storeu_ps(args.out + (cell * args.batch + video) * args.out_stride + column + half, x);
     }
@@ -101,12 +101,12 @@ void store_sums(float (*sums)[kPairRows]) {
   _tile_stored(3, sums[kRunCells] + 16, sizeof sums[0]);
 }
 
-// Pairs [first, last) of every video, for one panel of 32 columns. All pairs go through a few steps together: the
-// weights, inputs and sums of these steps stay in the second-level cache while the next weights come.
+// Computes pairs [first, last) of every video, for one panel of 32 columns. All pairs go through a few steps together, so
+// that these steps' weights, inputs and sums stay in the second-level cache while the next weights come.
 void run_products(const RunProductsArgs& args, int64_t panel, int64_t first, int64_t last) {
   if (first == last) return;
   const int64_t step_weights = args.num_taps * kPair, step_inputs = args.slots * kRunStep;
-  int64_t fetches = 0;  // of one step
+  int64_t fetches = 0;  // prefetches in one step
   for (int64_t p = first; p < last; ++p) {
     fetches += args.pairs[p].both + args.pairs[p].left_only + args.pairs[p].right_only;
   }
@@ -142,7 +142,7 @@ void run_products(const RunProductsArgs& args, int64_t panel, int64_t first, int
   _tile_release();
 }
 
-// Slots [first, last) of all videos.
+// Fills slots [first, last) of all videos.
 void fill_slots(const FillSlotsArgs& args, int64_t first, int64_t last) {
   for (int64_t slot = first; slot < last; ++slot) {
     const int64_t row = args.rows[slot];

@@ -1,31 +1,31 @@
 // Contract of the direct loop over runs of cells: bf16 products whose sums never leave the tiles.
 //
 // The inputs lie on a grid with a zero border, in steps of 32 channels: [video][step][slot][32]. The cells of a run are a
-// fixed number of slots apart, and so are their neighbours under every tap: a tile product takes up to 16 cells of a run
-// and one tap. Two such tiles, which need not be near each other, share each weight that is read.
+// fixed number of slots apart, and so are their neighbours under every tap. So a tile product takes up to 16 cells of a
+// run and one tap. Two such tiles, which need not be near each other, share each weight that is read.
 //
 //   out[cell, column] = max(0, bias[column] + sum over steps, taps, k of input * weight) * cell_weights[cell]
 //
-// Both operands are rounded to bf16. A sum is one float32 chain: steps rising, within a step the taps in the order of the
-// tile's list. So its bits depend neither on the batch nor on threads.
+// Both operands are rounded to bf16. A sum is one float32 chain, by rising steps and within a step by the order of the
+// tile's list of taps. So a sum's bits depend neither on the batch nor on threads.
 #pragma once
 
 #include <cstdint>
 
 namespace mmn_fast {
 
-constexpr int64_t kRunCells = 16;  // of a tile at most
+constexpr int64_t kRunCells = 16;  // most cells of a tile
 constexpr int64_t kRunStep = 32;   // channels of a step, and columns of a panel
 
-// The slots that the first cell of each tile reads under a tap: there the tap's products start.
+// A tap of a pair of tiles: the slot that each tile's first cell reads under the tap.
 struct RunTap {
   int32_t tap, left, right;
 };
 
 struct RunPair {
-  int32_t cells[2];                    // of both tiles; the second may have none
+  int32_t cells[2];                    // numbers of cells of both tiles; the second may have none
   int32_t outputs[2][kRunCells];       // rows of the layer's cells
-  int32_t first;                       // into RunProductsArgs::taps: first those of both tiles, ...
+  int32_t first;                       // into RunProductsArgs::taps: taps of both tiles, then left alone, right alone
   int32_t both, left_only, right_only;
 };
 
@@ -36,7 +36,7 @@ struct RunProductsArgs {
   int64_t num_taps;
   const RunPair* pairs;
   const RunTap* taps;
-  int64_t stride;             // slots from a cell of a run to the next
+  int64_t stride;             // slots from a cell of a run to the next cell
   const float* bias;          // [width]
   const float* cell_weights;  // [cells]
   bool relu;
@@ -46,7 +46,7 @@ struct RunProductsArgs {
 };
 constexpr int64_t kRunSums = 2 * kRunCells * kRunStep;
 
-// in [rows * batch, in_stride] float32, row-major as everywhere -> inputs as above.
+// in [rows * batch, in_stride] float32, row-major -> inputs as above.
 struct FillSlotsArgs {
   const float* in;
   int64_t in_stride, channels;
