@@ -86,7 +86,7 @@ def proposal_mask(num_clips: int, pooling_counts: Sequence[int]) -> Bool:
         pooling_counts: diagonals per level, see `proposal_diagonals`.
 
     Returns:
-        bool [N, N], true on valid cells; only the upper triangle has any.
+        bool [N, N], true on valid cells; no cell below the diagonal is valid.
     """
     return diagonal_rows(num_clips, pooling_counts) >= 0
 

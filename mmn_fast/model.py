@@ -24,7 +24,7 @@ from mmn_fast.text_encoder import TextEncoder
 
 
 class ClipPool(nn.Module):
-    """Pre-clips [B, T, D] to clips [B, C, N]."""
+    """Turns pre-clips [B, T, D] into clips [B, C, N]."""
 
     def __init__(self, preset: Preset) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class ClipPool(nn.Module):
 
 
 class MomentMap(nn.Module):
-    """Clips [B, C, N] to the sparse 2D map [B, C, N, N], by max pools or by learned convolutions."""
+    """Turns clips [B, C, N] into the sparse 2D map [B, C, N, N], by max pools or by learned convolutions."""
 
     def __init__(self, preset: Preset) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ class MomentMap(nn.Module):
 
 
 class ProposalConv(nn.Module):
-    """The 2D map [B, C, N, N] to both branches' proposal embeddings."""
+    """Turns the 2D map [B, C, N, N] into both branches' proposal embeddings."""
 
     def __init__(self, preset: Preset, plan: ProposalPlan) -> None:
         super().__init__()
@@ -81,7 +81,7 @@ class ProposalConv(nn.Module):
         return weights
 
     def features(self, map2d: Tensor) -> Tensor:
-        """All k x k layers: [B, C, N, N] -> [B, C, N, N]."""
+        """Run all k x k layers: [B, C, N, N] -> [B, C, N, N]."""
         x = map2d
         for layer, (conv, bn) in enumerate(zip(self.convs, self.bn, strict=True)):
             x = bn(conv(x)).relu() * self.cell_weights(layer)
@@ -94,7 +94,7 @@ class ProposalConv(nn.Module):
 
 
 class MMN(nn.Module):
-    """The model: three seams that every backend, export and benchmark shares.
+    """The whole model, as the three seams that every backend, export and benchmark shares.
 
     Args:
         preset: sizes and geometry.
@@ -119,7 +119,7 @@ class MMN(nn.Module):
         self.register_buffer("mask", torch.from_numpy(plan.mask), persistent=False)
 
     def moment_map(self, pre_clips: Tensor) -> Tensor:
-        """Pre-clips [B, T, D] to the 2D map [B, C, N, N]."""
+        """Turn pre-clips [B, T, D] into the 2D map [B, C, N, N]."""
         return self.feat2d(self.featpool(pre_clips))
 
     def encode_video(self, pre_clips: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""The sentence side: DistilBERT, mean over the real tokens, LayerNorm, two projections.
+"""The text encoder: DistilBERT, mean over the real tokens, LayerNorm, two projections.
 
 This file implements DistilBERT (Sanh et al., 2019) under its published state-dict keys, so that neither inference nor
 export depends on a version of transformers. A test compares it with transformers' output.
@@ -113,7 +113,7 @@ class _DistilBert(nn.Module):
 
 
 class TextEncoder(nn.Module):
-    """Sentences to the joint space (paper, section 3.1).
+    """Maps sentences to the joint space (paper, section 3.1).
 
     Args:
         config: sizes of DistilBERT.

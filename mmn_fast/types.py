@@ -68,7 +68,7 @@ class Query:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class ScoreMaps:
-    """The scores of every proposal of one video for its sentences, packed; also a mapping for `np.savez(path, **maps)`.
+    """Packed scores of every proposal of one video for each sentence. Also a mapping, for `np.savez(path, **maps)`.
 
     Attributes:
         contrastive: float32 [S, P], cosine of the contrastive branch, -1 to 1.

@@ -6,7 +6,7 @@
 // - A score of exactly 0 (either sign) is no candidate: official MMN writes 0 outside the valid cells. Negative and
 //   infinite scores are ordinary values. NaN is the caller's error: the CPU entry point refuses it; the CUDA kernel
 //   cannot refuse it and treats it as no candidate.
-// - Of equal scores, the lower cell comes first.
+// - The lower cell comes first if scores are equal.
 // - IoU is float32, operation by operation (no FMA): inter = max(min(e1, e2) - max(s1, s2), 0),
 //   hull = max(e1, e2) - min(s1, s2), IoU = inter / hull. 0 / 0 is NaN and drops nothing.
 // - out[q, :] holds cells, best first, then -1. Every element is written. top_k may exceed `cells`.

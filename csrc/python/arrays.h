@@ -20,7 +20,8 @@ inline std::string describe(const pybind11::array& array) {
   return text + "]";
 }
 
-// `expected` is a dtype and a shape in symbols, "float32 [S, P]". A wrong dtype raises TypeError, all else ValueError.
+// Checks an array. `expected` is a dtype and a shape in symbols, "float32 [S, P]". A wrong dtype raises TypeError, any
+// other difference ValueError.
 inline void check_array(const pybind11::array& array, const char* argument, const char* expected, bool dtype_matches, int ndim,
                  bool written) {
   if (!dtype_matches) throw pybind11::type_error(sentence(argument, ": expected ", expected, ", got ", describe(array)));

@@ -72,15 +72,15 @@ class Signature:
 
 
 def signature(graph: str, preset: Preset, *, raw_features: bool = False, top_k: int | None = None) -> Signature:
-    """The only table of names, dtypes and axes. An output that another graph takes has the same name in both graphs.
+    """The inputs and outputs of a graph, with names, dtypes and axes; no other place holds them.
 
-    Inputs and outputs are float32 in every precision.
+    An output that another graph takes has the same name in both graphs. Values are float32 in every precision.
 
     Args:
         graph: one of `GRAPHS`.
         preset: gives T, D, P and J.
-        raw_features: video takes at most R source rows per video instead of pre-clips; the first `lengths` rows of each
-            video are real.
+        raw_features: the video graph takes at most R source rows per video instead of pre-clips; the first `lengths`
+            rows of each video are real.
         top_k: the score graph also chooses K moments per sentence by non-maximum suppression; None leaves this out.
     """
     P, J, D = plan_for(preset).num_proposals, preset.joint_size, preset.input_size

@@ -67,22 +67,22 @@ class Option:
 
     @classmethod
     def flag(cls, meaning: str, default: bool = False) -> Option:
-        """True or false."""
+        """Make an option that is true or false."""
         return cls(meaning, default, "true or false", lambda value: isinstance(value, bool))
 
     @classmethod
     def whole_mib(cls, meaning: str, default: int) -> Option:
-        """Memory in whole MiB."""
+        """Make an option for memory in whole MiB."""
         return cls(meaning, default, "a whole number of MiB >= 0", lambda value: _number(value, int))
 
     @classmethod
     def mib_or_none(cls, meaning: str) -> Option:
-        """Memory in MiB; None sets no limit."""
+        """Make an option for memory in MiB; None sets no limit."""
         return cls(meaning, None, "a number of MiB >= 0", lambda value: value is None or _number(value, (int, float)))
 
     @classmethod
     def one_of(cls, meaning: str, names: Mapping[str, Any], default: str) -> Option:
-        """One of some names."""
+        """Make an option that takes one of some names."""
         return cls(
             meaning, default, f"one of {', '.join(names)}", lambda value: isinstance(value, str) and value in names
         )

@@ -70,7 +70,7 @@ class BenchOptions:
 
 
 def bench_model(options: BenchOptions, on_event: Callable[[str], object] = lambda event: None) -> dict[str, Any]:
-    """Measure a model's stages, PyTorch's beside them; backends and precisions take turns, each in its own process.
+    """Measure a model's stages in several backends and precisions, which take turns, each in its own process.
 
     Backend torch gives the peer of all ratios, in fp32, and the exact results, in fp64. Torch cannot run an export:
     there the first backend that runs it gives both.

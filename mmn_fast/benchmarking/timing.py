@@ -68,7 +68,7 @@ def machine() -> dict[str, Any]:
 
 
 def peak_memory_mib() -> float:
-    """This process's peak resident memory in MiB, Python and its libraries included."""
+    """Peak resident memory of this process in MiB, Python and its libraries included."""
     try:
         # Not getrusage: on Linux a new process starts with its parent's peak.
         status = Path(f"/proc/{os.getpid()}/status").read_text()

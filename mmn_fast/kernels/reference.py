@@ -151,7 +151,7 @@ def temporal_nms(scores: Tensor, moments: Tensor, iou_threshold: float, top_k: i
     Args:
         scores: [S, P].
         moments: [P, 2], start and end in seconds.
-        iou_threshold: IoU above which the worse of two moments goes.
+        iou_threshold: IoU above which the worse of two moments is dropped.
         top_k: moments to return per sentence.
 
     Returns:

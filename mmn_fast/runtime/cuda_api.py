@@ -84,7 +84,7 @@ class Cuda:
         self.make_current()
 
     def make_current(self) -> None:
-        """Make this GPU the calling thread's."""
+        """Make this GPU current for the calling thread."""
         self._call("cudaSetDevice", self.number)
 
     def gpu(self) -> Gpu:

@@ -24,7 +24,7 @@ from mmn_fast.presets import Preset
 
 
 class VideoBranch:
-    """Pre-clips to proposal embeddings.
+    """Turns pre-clips into proposal embeddings.
 
     Args:
         preset: sizes and geometry.

@@ -1,1 +1,1 @@
-"""Files on disk: whole writes, checksums, reading of untrusted files, and removal of killed processes' remains."""
+"""Files on disk: writes that are whole or absent, checksums, untrusted files, and remains of killed processes."""

@@ -21,7 +21,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _LOG = logging.getLogger(__name__)
-_LONGEST = 200  # bytes of the name that are kept: file systems take 255, and 31 are added
+_LONGEST = 200  # most bytes that are kept of the name: file systems allow 255, and 31 are added
 _held: set[int] = set()  # descriptors of this process's locks
 
 

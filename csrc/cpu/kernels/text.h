@@ -17,7 +17,7 @@ struct LayerNormArgs {
 // Item s * heads + h is head h of sentence s. Up to 16 floats past the last row of qkv may be read.
 struct AttentionArgs {
   const float* qkv;       // [tokens, stride]: queries, keys, values of `width` each
-  int64_t stride, width;  // width: heads times the width of a head, for any width of a head
+  int64_t stride, width;  // width: heads times a head's width, which may be any
   int64_t heads;
   const int64_t* starts;  // [sentences + 1]; row 0 is token starts[0]
   float* out;             // [tokens, out_stride]

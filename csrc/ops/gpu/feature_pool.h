@@ -1,5 +1,5 @@
-// Contract of feature_pool: pre-clip t is the mean of rows starts[t] .. ends[t] - 1. Each stream of a row is first
-// divided by its L2 norm (at least 1e-12); a stream whose squares overflow is scaled down before.
+// Contract of feature_pool: pre-clip t is the mean of rows starts[t] .. ends[t] - 1, after each stream of a row is divided
+// by its L2 norm (at least 1e-12). A stream whose squares overflow is scaled down before its norm is computed.
 //
 // Implemented by cuda/device/feature_pool.h.
 #pragma once

@@ -32,16 +32,16 @@ def temporal_nms(
     Args:
         scores: Fused scores, float32 [S, P], C-contiguous, no NaN. A score of exactly 0 is no candidate.
         moments: Start and end of every proposal, float32 [P, 2], finite seconds.
-        iou_threshold: A moment goes if its IoU with a better one is strictly greater, 0 to 1.
+        iou_threshold: A moment is dropped if its IoU with a better one is strictly greater, 0 to 1.
         top_k: At least 1; may exceed P.
         out: Result, int32 [S, top_k], overlapping no input; allocated if None.
         threads: See `num_threads`. The result does not depend on it.
 
     Returns:
-        `out`: proposals, best first (of equal scores, the lower index first), then -1.
+        `out`: proposals, best first (for equal scores, the lower index first), then -1.
 
     Raises:
-        TypeError: An argument is no array, or of another dtype.
+        TypeError: An argument is no array, or has another dtype.
         ValueError: A shape, layout or value differs from the above; or MMN_FAST_CPU_ISA cannot be used.
     """
     _require_arrays(scores=scores, moments=moments)
@@ -80,10 +80,10 @@ def match_scores(
         threads: See `num_threads`. The result does not depend on it.
 
     Returns:
-        contrastive [S, P], the cosine; iou [S, P], sigmoid(10 cosine). A score depends on nothing else in the call.
+        contrastive [S, P], the cosine; iou [S, P], sigmoid(10 cosine). A score does not depend on the rest of the call.
 
     Raises:
-        TypeError: An argument is no array, or of another dtype.
+        TypeError: An argument is no array, or has another dtype.
         ValueError: A shape or layout differs from the above; or MMN_FAST_CPU_ISA cannot be used.
     """
     _require_arrays(
@@ -135,16 +135,16 @@ def top_moments(
         fusion: "power" or "product".
         power: Exponent of the power fusion, finite. 0.5 gives a correctly rounded root; another exponent has a relative
             error of at most (2 + |power ln(base)|) 2^-23.
-        iou_threshold: A moment goes if its IoU with a better one is strictly greater, 0 to 1.
+        iou_threshold: A moment is dropped if its IoU with a better one is strictly greater, 0 to 1.
         top_k: At least 1; may exceed P.
         threads: See `num_threads`. The result does not depend on it.
 
     Returns:
-        int32 [S, top_k]: proposals, best first (of equal scores, the lower index first), then -1; and their fused
-        scores, float32 [S, top_k], then 0. A row depends on nothing else in the call.
+        int32 [S, top_k]: proposals, best first (for equal scores, the lower index first), then -1; and their fused
+        scores, float32 [S, top_k], then 0. A row does not depend on the rest of the call.
 
     Raises:
-        TypeError: An argument is no array, or of another dtype.
+        TypeError: An argument is no array, or has another dtype.
         ValueError: A shape, layout or value differs from the above; a score is NaN; or MMN_FAST_CPU_ISA cannot be used.
     """
     _require_arrays(

@@ -19,7 +19,7 @@ Pair = tuple[Float32, Float32]
 
 
 class NativeTextEncoder:
-    """Sentences to the joint space; safe to call from several threads.
+    """Maps sentences to the joint space; safe to call from several threads.
 
     Args:
         state: float32 arrays under official keys without "text_encoder."; the embeddings are read in place, all others
@@ -95,7 +95,7 @@ class NativeTextEncoder:
             `out`, unit norm over J. A sentence's rows do not depend on the other sentences, bit for bit.
 
         Raises:
-            TypeError: an argument is of another dtype.
+            TypeError: an argument has another dtype.
             ValueError: a shape or value differs from the above; the message names it.
         """
         if out is None:

@@ -47,7 +47,7 @@ def fourier_tiles(rows: Tensor, inputs: Tensor, spectra: Tensor) -> None:
         spectra: dtype [n * n, tiles, B, C], written.
 
     Raises:
-        TypeError: an argument is no tensor, or of another dtype.
+        TypeError: an argument is no tensor, or has another dtype.
         ValueError: a device, shape or layout differs.
     """
     check("rows", rows, _ELEMENTS, (None, None, None))
@@ -75,19 +75,19 @@ def fourier_tiles(rows: Tensor, inputs: Tensor, spectra: Tensor) -> None:
 def fourier_cells(spectra: Tensor, outputs: Tensor, bias: Tensor, cell_weights: Tensor, out: Tensor) -> None:
     """Turn spectra back to the first m x m places of every tile, apply bias, ReLU and cell weight, store cells as rows.
 
-    Equivalent to, where `places` [tiles, m * m, B, C] is the inverse of `fourier_tiles`:
+    Equivalent to the following, where `places` [tiles, m * m, B, C] is the inverse of `fourier_tiles`:
         here = outputs >= 0
         out[outputs[here]] = ((places + bias).relu() * cell_weights[outputs][..., None, None])[here]
 
     Args:
-        spectra: float16 or float32 [n * n, tiles, B, C], n 12, 16 or 24.
-        outputs: int32 [tiles, m * m], rows of `out`, each once, or -1; m 1 to n.
+        spectra: float16 or float32 [n * n, tiles, B, C]; n is 12, 16 or 24.
+        outputs: int32 [tiles, m * m], rows of `out`, each once, or -1; m is 1 to n.
         bias: float32 [C].
         cell_weights: float32 [cells].
         out: dtype [cells, B, C]; only the rows in `outputs` are written.
 
     Raises:
-        TypeError: an argument is no tensor, or of another dtype.
+        TypeError: an argument is no tensor, or has another dtype.
         ValueError: a device, shape, layout or value differs.
     """
     check("spectra", spectra, _ELEMENTS, (None, None, None, None))

@@ -59,7 +59,7 @@ def pair_scores(
         contrastive, iou and fused scores, float32 [Q, P] each.
 
     Raises:
-        TypeError: an argument is no tensor, or of another dtype.
+        TypeError: an argument is no tensor, or has another dtype.
         ValueError: a device, shape or layout differs.
     """
     check("video_contrastive", video_contrastive, ELEMENTS, (None, None, None))
@@ -114,13 +114,13 @@ def pair_top_moments(
         durations: float32 [Q], seconds; moments are computed as in `geometry.cells_to_moments`, bit for bit.
         top_k: at least 1; may exceed P.
         clips: N.
-        iou_threshold: IoU above which the worse of two moments goes, 0 to 1.
+        iou_threshold: IoU above which the worse of two moments is dropped, 0 to 1.
 
     Returns:
         chosen int32 [Q, top_k], best first, then -1; their fused scores float32 [Q, top_k], then 0.
 
     Raises:
-        TypeError: an argument is no tensor, or of another dtype.
+        TypeError: an argument is no tensor, or has another dtype.
         ValueError: a device, shape, layout or value differs.
     """
     check("fused", fused, FLOAT, (None, None))
@@ -159,13 +159,13 @@ def temporal_nms(scores: Tensor, moments: Tensor, top_k: int, iou_threshold: flo
         scores: float32 [S, P]; 0 and NaN are no candidates.
         moments: float32 [P, 2], start and end in seconds; the caller guarantees finite values.
         top_k: at least 1; may exceed P.
-        iou_threshold: IoU above which the worse of two moments goes, 0 to 1.
+        iou_threshold: IoU above which the worse of two moments is dropped, 0 to 1.
 
     Returns:
         int32 [S, top_k], best first, then -1.
 
     Raises:
-        TypeError: an argument is no tensor, or of another dtype.
+        TypeError: an argument is no tensor, or has another dtype.
         ValueError: a device, shape, layout or value differs.
     """
     check("scores", scores, FLOAT, (None, None))

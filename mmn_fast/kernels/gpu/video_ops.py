@@ -44,7 +44,7 @@ def feature_pool(features: Tensor, starts: Tensor, ends: Tensor, streams: list[i
         dtype [B T, D].
 
     Raises:
-        TypeError: an argument is no tensor, or of another dtype.
+        TypeError: an argument is no tensor, or has another dtype.
         ValueError: a device, shape, layout or value differs.
     """
     check("features", features, FLOAT, (None, None))
@@ -94,7 +94,7 @@ def clip_pool(products: Tensor, bias: Tensor, kernel: int, stride: int) -> Tenso
         dtype [N, B, C].
 
     Raises:
-        TypeError: an argument is no tensor, or of another dtype.
+        TypeError: an argument is no tensor, or has another dtype.
         ValueError: a device, shape, layout or value differs.
     """
     check("products", products, ELEMENTS, (None, None, None))
@@ -135,7 +135,7 @@ def sparse_max_pool(clips: Tensor, positions: Tensor, map_padded: Tensor) -> Non
         map_padded: dtype [rows, B, C].
 
     Raises:
-        TypeError: an argument is no tensor, or of another dtype.
+        TypeError: an argument is no tensor, or has another dtype.
         ValueError: a device, shape or layout differs.
     """
     check("clips", clips, ELEMENTS, (None, None, None))
@@ -176,7 +176,7 @@ def conv_epilogue(
         videos_first: layout of `out`.
 
     Raises:
-        TypeError: an argument is no tensor, or of another dtype.
+        TypeError: an argument is no tensor, or has another dtype.
         ValueError: a device, shape or layout differs.
     """
     check("products", products, ELEMENTS, (None, None, None))
@@ -222,7 +222,7 @@ def heads(products: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
         contrastive and iou, dtype [B, P, J] each, unit norm over J.
 
     Raises:
-        TypeError: an argument is no tensor, or of another dtype.
+        TypeError: an argument is no tensor, or has another dtype.
         ValueError: a device, shape or layout differs.
     """
     check("products", products, ELEMENTS, (None, None, None))

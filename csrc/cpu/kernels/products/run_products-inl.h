@@ -6,7 +6,7 @@ namespace {
 
 constexpr int64_t kRunChunk = 1 << 17;  // weights, in bf16 values, that all pairs go through together: 256 KB
 
-// Configures the rows of the tiles for both runs, if they changed: configuring takes as long as ten tile products.
+// Configures the rows of the tiles for both runs, only if they changed: it takes as long as ten tile products.
 struct RunTiles {
   int32_t left = 0, right = 0;
 

@@ -100,7 +100,7 @@ def config_key(algorithm: str, plan: ProposalPlan, width: int, videos: int, prec
 def chosen_config(
     algorithm: str, capability: tuple[int, int], plan: ProposalPlan, width: int, videos: int, precision: str = "fp16"
 ) -> GatherConfig:
-    """This machine's tuned block sizes if there are any, else the shipped ones.
+    """The tuned block sizes of this machine if there are any, else the shipped ones.
 
     Args:
         algorithm: one of `costs.ALGORITHMS`: "gather", or the name of tiles for the products of their spectra.

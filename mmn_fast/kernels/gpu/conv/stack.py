@@ -182,7 +182,12 @@ class ConvStack(ABC):
         return rows
 
     def layer_runs(self, map_padded: Tensor, rows: Tensor) -> list[Callable[[], Any]]:
-        """One function per layer that queues it, from a padded map as in a call to the plan's rows, [P, B, C]."""
+        """Make one function per layer that queues the layer; the first reads `map_padded`, the last writes `rows`.
+
+        Args:
+            map_padded: the input, as in a call.
+            rows: dtype [P, B, C], the rows of the plan's cells.
+        """
         videos = map_padded.shape[1]
         self.prepare(videos)
         wide_map, wide_rows = self._filled[videos]
