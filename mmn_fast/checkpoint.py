@@ -163,7 +163,7 @@ def convert(
         return save_model(_from_official(path, preset, tokenizer, text_heads), output)
     if text_heads is not None:
         raise InputError(
-            f"text_heads: expected none for the directory {path}: it records its number of heads; only a .pth may not"
+            f"text_heads: expected none for the directory {path}, because it records its own number of heads"
         )
     return save_model(_from_directory(path, preset, tokenizer), output)
 

@@ -74,7 +74,8 @@ class Signature:
 def signature(graph: str, preset: Preset, *, raw_features: bool = False, top_k: int | None = None) -> Signature:
     """The inputs and outputs of a graph, with names, dtypes and axes; no other place holds them.
 
-    An output that another graph takes has the same name in both graphs. Values are float32 in every precision.
+    An output that another graph takes has the same name in both graphs. Floating-point values are float32 in every
+    precision.
 
     Args:
         graph: one of `GRAPHS`.

@@ -194,5 +194,8 @@ def strictly(work: Callable[[], T], threads: int | None) -> T:
 def cuda_lost_by_fork() -> str | None:
     """Why a fork makes PyTorch's CUDA unusable in this process, in one sentence; None if no fork does."""
     if torch.cuda._is_in_bad_fork():
-        return "this process was forked from one that used CUDA; start it with spawn or forkserver instead"
+        return (
+            "this process was forked from one that used CUDA, and CUDA does not work after a fork; start it with spawn"
+            " or forkserver"
+        )
     return None
