@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
 from mmn_fast.arrays import Float32
 from mmn_fast.checks import Each, Number, Rule, Text, check_keys
@@ -20,6 +21,7 @@ from mmn_fast.errors import InputError
 from mmn_fast.storage.checksums import array_digests, plain_sha256
 from mmn_fast.storage.documents import parse_json
 from mmn_fast.storage.files import write_whole
+from mmn_fast.tubes import Track, check_track
 from mmn_fast.types import described
 
 _CHECKSUM = "sha256"  # metadata key of the checksum over the arrays and the rest of the metadata
@@ -118,8 +120,8 @@ class _Embeddings:
         from safetensors.numpy import save
 
         meta = {"kind": self._kind, "fingerprint": self.fingerprint}
-        meta |= {name: json.dumps(getattr(self, name)) for name in self._per_item}
-        arrays = {"contrastive": np.ascontiguousarray(self.contrastive), "iou": np.ascontiguousarray(self.iou)}
+        meta |= {name: json.dumps(getattr(self, name)) for name in self._texts()}
+        arrays = {name: np.ascontiguousarray(array) for name, array in self._arrays().items()}
         meta[_CHECKSUM] = _checksum(arrays, meta)
         write_whole(path, save(arrays, metadata=meta), overwrite=True)
 
@@ -151,11 +153,22 @@ class _Embeddings:
             raise InputError(f"{path} is damaged: its checksum differs; copy it again, or encode again and save()")
         return cls._from_file(arrays, meta, str(path))
 
+    def _arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """What `save` writes as arrays."""
+        return {"contrastive": self.contrastive, "iou": self.iou}
+
     @classmethod
-    def _from_file(cls: type[_Self], arrays: Mapping[str, Any], meta: Mapping[str, str], where: str) -> _Self:
-        """Check a file's content and make embeddings from it."""
+    def _texts(cls) -> tuple[str, ...]:
+        """The fields that `save` writes as text."""
+        return cls._per_item
+
+    @classmethod
+    def _from_file(
+        cls: type[_Self], arrays: Mapping[str, Any], meta: Mapping[str, str], where: str, **more: Any
+    ) -> _Self:
+        """Check a file's content and make embeddings from it, and from the fields that a subclass has read."""
         check_keys(arrays, ("contrastive", "iou"), where)
-        meta = check_keys(meta, ("kind", "fingerprint", *cls._per_item), where)
+        meta = check_keys(meta, ("kind", "fingerprint", *cls._texts()), where)
         shape = arrays["contrastive"].shape
         for name, array in arrays.items():
             if array.dtype != np.float32 or array.ndim != cls._axes or array.shape != shape:
@@ -163,15 +176,15 @@ class _Embeddings:
                 raise InputError(f"{where}: {name}: expected {expected}, got {array.dtype} {list(array.shape)}")
             if not np.isfinite(array).all():
                 raise InputError(f"{where}: {name} holds NaN or infinite values")
-        per_item = {}
-        for name in cls._per_item:
+        per_item = dict(more)
+        for name in cls._texts():
             rule = Each(_ITEM_RULES[name], least=shape[0], most=shape[0])
             per_item[name] = rule(parse_json(meta[name], f"{where}: {name}"), f"{where}: {name}")
         fingerprint = Text()(meta["fingerprint"], f"{where}: fingerprint")
         return cls(contrastive=arrays["contrastive"], iou=arrays["iou"], fingerprint=fingerprint, **per_item)
 
 
-def _checksum(arrays: Mapping[str, Float32], meta: Mapping[str, str]) -> str:
+def _checksum(arrays: Mapping[str, npt.NDArray[Any]], meta: Mapping[str, str]) -> str:
     return plain_sha256({**meta, "arrays": array_digests(arrays)})
 
 
@@ -211,3 +224,71 @@ class TextEmbeddings(_Embeddings):
     _kind: ClassVar[str] = "mmn_fast text embeddings"
     _per_item: ClassVar[tuple[str, ...]] = ("sentences",)
     _axes: ClassVar[int] = 2
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class TubeEmbeddings(_Embeddings):
+    """Joint-space embeddings of every proposal of one video's tubes.
+
+    Attributes:
+        contrastive: float32 [K, P, J], unit norm over J.
+        iou: float32 [K, P, J], unit norm over J.
+        fingerprint: identifies the model; embeddings of two models are never scored together.
+        tracks: per tube its frame numbers, int64 [n], and boxes, float32 or float64 [n, 4].
+        video_ids: per tube the name of its video.
+    """
+
+    tracks: tuple[Track, ...] = field(default=())
+    video_ids: tuple[str, ...] = field(default=())
+
+    _kind: ClassVar[str] = "mmn_fast tube embeddings"
+    _per_item: ClassVar[tuple[str, ...]] = ("tracks", "video_ids")
+    _axes: ClassVar[int] = 3
+
+    def _arrays(self) -> dict[str, npt.NDArray[Any]]:
+        frames, boxes = [frames for frames, _ in self.tracks], [boxes for _, boxes in self.tracks]
+        return {
+            **super()._arrays(),
+            "frames": np.concatenate([np.empty(0, np.int64), *frames]),
+            "boxes": np.concatenate([np.empty((0, 4), np.float32), *boxes]),
+            "rows": np.array([len(track) for track in frames], np.int64),
+        }
+
+    @classmethod
+    def _texts(cls) -> tuple[str, ...]:
+        return ("video_ids",)
+
+    @classmethod
+    def _from_file(cls, arrays: Mapping[str, Any], meta: Mapping[str, str], where: str, **more: Any) -> TubeEmbeddings:
+        check_keys(arrays, ("contrastive", "iou", "frames", "boxes", "rows"), where)
+        rest = {name: arrays[name] for name in ("contrastive", "iou")}
+        rows, frames = arrays["rows"], arrays["frames"]
+        if rows.dtype != np.int64 or rows.shape != rest["iou"].shape[:1] or (rows < 1).any():
+            raise InputError(f"{where}: rows: expected int64 [{len(rest['iou'])}] >= 1, got {described(rows)}")
+        if frames.shape != (rows.sum(),):
+            raise InputError(f"{where}: frames: expected int64 [{rows.sum()}], got {described(frames)}")
+        ends, tracks = np.cumsum(rows).tolist(), []
+        for number, end in enumerate(ends):
+            span = slice(end - int(rows[number]), end)
+            tracks.append(check_track(frames[span], arrays["boxes"][span], f"{where}: tube {number}"))
+        return super()._from_file(rest, meta, where, tracks=tuple(tracks), **more)
+
+
+def check_embeddings(embeddings: object, kind: type[_Embeddings], name: str, fingerprint: str) -> None:
+    """Refuse what is not embeddings of one kind and model.
+
+    Args:
+        embeddings: the value to check.
+        kind: what it must be.
+        name: the argument's name in messages.
+        fingerprint: the model's.
+
+    Raises:
+        InputError: another value, or embeddings of another model.
+    """
+    if not isinstance(embeddings, kind):
+        raise InputError(f"{name}: expected {kind.__name__}, got {type(embeddings).__name__}")
+    if embeddings.fingerprint != fingerprint:
+        raise InputError(
+            f"{name}: expected embeddings of this engine's model, {fingerprint}, got model {embeddings.fingerprint}"
+        )

@@ -13,7 +13,8 @@ from mmn_fast.arrays import Float32
 from mmn_fast.backends import registry
 from mmn_fast.backends.base import Backend, Settings
 from mmn_fast.checkpoint import LoadedModel, is_export, load_model
-from mmn_fast.embeddings import TextEmbeddings, VideoEmbeddings
+from mmn_fast.embeddings import TextEmbeddings, VideoEmbeddings, check_embeddings
+from mmn_fast.engine_tubes import TubeGrounding
 from mmn_fast.errors import InputError
 from mmn_fast.features import pre_clips
 from mmn_fast.geometry import cells_to_moments, plan_for
@@ -107,7 +108,7 @@ def load(
     return Engine(loaded, running, passed_over=choice.passed_over, progress=progress, origin=origin)
 
 
-class Engine:
+class Engine(TubeGrounding):
     """A loaded model, safe to call from several threads. It is immutable: `copy.copy` and `copy.deepcopy` return it.
 
     A pickle takes a few hundred bytes: the model's absolute path (or "demo", or a hub id), its fingerprint, the chosen
@@ -265,14 +266,8 @@ class Engine:
             InputError: the embeddings are of another model.
         """
         top_k = self._moments_wanted(top_k)
-        for name, kind, embeddings in (("video", VideoEmbeddings, video), ("text", TextEmbeddings, text)):
-            if not isinstance(embeddings, kind):
-                raise InputError(f"{name}: expected {kind.__name__}, got {type(embeddings).__name__}")
-            if embeddings.fingerprint != self._model.fingerprint:
-                raise InputError(
-                    f"{name}: expected embeddings of this engine's model, {self._model.fingerprint}, got model"
-                    f" {embeddings.fingerprint}"
-                )
+        check_embeddings(video, VideoEmbeddings, "video", self._model.fingerprint)
+        check_embeddings(text, TextEmbeddings, "text", self._model.fingerprint)
         result = []
         for contrastive, iou, duration_s in zip(video.contrastive, video.iou, video.durations_s, strict=True):
             moments, sentences = self._seconds(duration_s), (text.contrastive, text.iou)

@@ -1,14 +1,17 @@
-"""Turns both branches' scores into moments: fusion, top-k and non-maximum suppression."""
+"""Turns both branches' scores into moments, of videos or of tubes: fusion, top-k and non-maximum suppression."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from mmn_fast.arrays import Float32, Int32
+from mmn_fast.geometry import plan_for
 from mmn_fast.kernels.cpu import ops
 from mmn_fast.presets import Preset
+from mmn_fast.tubes import Track, TubeMoment, row_span, span_ious
 from mmn_fast.types import Moment
 
 
@@ -80,3 +83,48 @@ def _moment(start_s: float, end_s: float, score: float) -> Moment:
     _set_end(moment, end_s)
     _set_score(moment, score)
     return moment
+
+
+def to_tube_moments(fused: Float32, tracks: Sequence[Track], preset: Preset, top_k: int) -> list[list[TubeMoment]]:
+    """Choose each sentence's best rows among all tubes of a video.
+
+    The first is the official answer: the largest score among the cells that stand for at least one row, the first one
+    of equals in the order of tubes, then cells. The official code gives one answer. Those after it are ours: each is
+    the best that is left when every cell is gone whose vIoU with a better answer is above `preset.nms_iou`.
+
+    Args:
+        fused: float32 [K, S, P], finite.
+        tracks: frames and boxes of the K tubes.
+        preset: gives N, the cells and the threshold.
+        top_k: moments per sentence, >= 1.
+
+    Returns:
+        Per sentence its moments, best first: fewer than top_k where suppression leaves fewer, none without tubes.
+    """
+    if not len(tracks):
+        return [[] for _ in range(fused.shape[1])]
+    cells, first_rows = plan_for(preset).cells, np.cumsum([0, *(len(frames) for frames, _ in tracks)])
+    spans = np.stack([row_span(len(frames), preset.num_clips, cells) for frames, _ in tracks])
+    rows = (spans + first_rows[:-1, None, None]).reshape(-1, 2)  # of all tubes, one after the other
+    together = np.concatenate([frames for frames, _ in tracks]), np.concatenate([boxes for _, boxes in tracks])
+    answers: list[list[TubeMoment]] = []
+    for scores in np.moveaxis(fused, 1, 0).reshape(fused.shape[1], len(rows)):
+        left = np.where(rows[:, 0] < rows[:, 1], scores, -np.inf)
+        found: list[TubeMoment] = []
+        while left[best := int(left.argmax())] > -np.inf:
+            tube, cell = divmod(best, len(cells))
+            moment = _tube_moment(tube, spans[tube, cell].tolist(), tracks[tube], float(scores[best]))
+            found.append(moment)
+            if len(found) == top_k:
+                break
+            left[best] = -np.inf
+            track = tracks[tube][0][moment.start_row : moment.end_row], moment.boxes
+            left[span_ious(track, together, rows)[0] > preset.nms_iou] = -np.inf
+        answers.append(found)
+    return answers
+
+
+def _tube_moment(tube: int, rows: list[int], track: Track, score: float) -> TubeMoment:
+    start, end = rows
+    frames, boxes = track
+    return TubeMoment(tube, start, end, int(frames[start]), int(frames[end - 1]), boxes[start:end].copy(), score)

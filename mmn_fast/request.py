@@ -10,9 +10,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mmn_fast.arrays import Float32, Int32, Int64
+from mmn_fast.checks import shown
 from mmn_fast.errors import InputError
-from mmn_fast.features import check_duration
+from mmn_fast.features import check_duration, tube_pre_clips
+from mmn_fast.presets import Preset
 from mmn_fast.tokenizer import check_text
+from mmn_fast.tubes import Track, Tube, TubeQuery, check_track
 from mmn_fast.types import Query, Video
 
 # Most videos in a block. This bounds the memory of their embeddings; results do not depend on it.
@@ -104,18 +107,105 @@ def make_request(
     """
     queries = _check_batch(batch)
     arrays, numbers = distinct_videos([(f"batch[{n}].video", q.video) for n, q in enumerate(queries)], video_input)
+    asked = [(number, q.sentences, q.video.duration_s) for number, q in zip(numbers, queries, strict=True)]
+    return _without_repetition(arrays, asked, tokenize, progress)
+
+
+@dataclass(frozen=True, eq=False)
+class TubeRequest:
+    """Queries about the tubes of videos, without repetition.
+
+    Attributes:
+        request: every tube is a video of its own, and every tube of every query that has sentences a query of it, in
+            their order; its videos are pre-clips, its durations mean nothing.
+        tracks: per query frames and boxes of each tube, as `tubes.check_track` returns them.
+        sentences: per query how many sentences it has.
+    """
+
+    request: Request
+    tracks: Sequence[Sequence[Track]]
+    sentences: Sequence[int]
+
+
+def make_tube_request(
+    batch: Iterable[TubeQuery],
+    preset: Preset,
+    tokenize: Callable[[Sequence[str]], Sequence[Int64]],
+    progress: bool = False,
+) -> TubeRequest:
+    """Check queries about tubes and make them a request.
+
+    Args:
+        batch: any number of queries.
+        preset: says what a tube's features must be.
+        tokenize: turns the distinct sentences into token ids.
+        progress: as in `Request`.
+
+    Raises:
+        InputError: a query cannot be used; the message names the query, the tube and its video.
+    """
+    queries = _check_tube_batch(batch)
+    tracks, tubes = [], []
+    for n, query in enumerate(queries):
+        checked, named = check_tubes(query.tubes, f"batch[{n}].tubes", query.video_id)
+        tracks.append(checked)
+        tubes += named
+    arrays, numbers = distinct_tubes(tubes, preset)
+    number_of, asked = iter(numbers), []
+    for query in queries:
+        asked += [(next(number_of), query.sentences, 1.0) for _ in query.tubes]
+    request = _without_repetition(arrays, asked, tokenize, progress)
+    return TubeRequest(request, tracks, [len(query.sentences) for query in queries])
+
+
+def check_tubes(tubes: Iterable[Tube], where: str, video_id: str = "") -> tuple[list[Track], list[tuple[str, Tube]]]:
+    """Check the frames and boxes of a video's tubes.
+
+    Args:
+        tubes: any number of tubes.
+        where: their name in messages.
+        video_id: the video's, for messages.
+
+    Returns:
+        Frames and boxes of each tube, and each tube with its name in messages.
+
+    Raises:
+        InputError: no list, an entry is no `Tube`, or frames and boxes are no track.
+    """
+    tracks, named = [], []
+    for number, tube in enumerate(listed(tubes, where, "Tube")):
+        name = f"{where}[{number}]" + (f" (video {shown(video_id)})" if video_id else "")
+        if not isinstance(tube, Tube):
+            raise InputError(f"{name}: expected mmn_fast.Tube, got {type(tube).__name__}")
+        tracks.append(check_track(tube.frames, tube.boxes, name))
+        named.append((name, tube))
+    return tracks, named
+
+
+def distinct_tubes(tubes: Sequence[tuple[str, Tube]], preset: Preset) -> tuple[Sequence[Float32], Sequence[int]]:
+    """The pre-clips of tubes, checked, and those that are equal found, as `distinct_videos` does."""
+    return _distinct(tubes, lambda tube, name: tube_pre_clips(tube, preset, name))
+
+
+def _without_repetition(
+    arrays: Sequence[Float32],
+    asked: Sequence[tuple[int, Sequence[str], float]],
+    tokenize: Callable[[Sequence[str]], Sequence[Int64]],
+    progress: bool,
+) -> Request:
+    """A request of queries: number of the video's array, sentences, and duration in seconds."""
     row_of_video: dict[int, int] = {}
     row_of_sentence: dict[str, int] = {}
     videos: list[int] = []
     sentences: list[int] = []
     durations: list[float] = []
     spans = []
-    for query, number in zip(queries, numbers, strict=True):
-        first, count = len(videos), len(query.sentences)
+    for number, spoken, duration_s in asked:
+        first, count = len(videos), len(spoken)
         if count:
             videos += [row_of_video.setdefault(number, len(row_of_video))] * count
-            durations += [query.video.duration_s] * count
-            sentences += [row_of_sentence.setdefault(text, len(row_of_sentence)) for text in query.sentences]
+            durations += [duration_s] * count
+            sentences += [row_of_sentence.setdefault(text, len(row_of_sentence)) for text in spoken]
         spans.append(slice(first, first + count))
     return Request(
         [arrays[number] for number in row_of_video],
@@ -141,21 +231,29 @@ def distinct_videos(
     Raises:
         InputError: a duration or features cannot be used.
     """
+    for where, video in videos:
+        check_duration(video.duration_s, f"{where}.duration_s")
+    return _distinct([(f"{where}.features", video.features) for where, video in videos], video_input)
+
+
+def _distinct(
+    items: Sequence[tuple[str, Any]], make: Callable[[Any, str], Float32]
+) -> tuple[Sequence[Float32], Sequence[int]]:
+    """Arrays made of named items without repetition, and per item the number of its own; `make` checks, too."""
     arrays: list[Float32] = []
     number_of: dict[bytes, int] = {}
     number_at: dict[int, int] = {}
     # A hash of megabytes costs as much as a call on a GPU; one array needs none.
-    single = len({id(video.features) for _, video in videos}) < 2
-    for where, video in videos:
-        check_duration(video.duration_s, f"{where}.duration_s")
-        if id(video.features) not in number_at:
-            array = video_input(video.features, f"{where}.features")
+    single = len({id(item) for _, item in items}) < 2
+    for name, item in items:
+        if id(item) not in number_at:
+            array = make(item, name)
             key = b"" if single else hashlib.sha256(array.data).digest()
             if key not in number_of:
                 number_of[key] = len(arrays)
                 arrays.append(array)
-            number_at[id(video.features)] = number_of[key]
-    return arrays, [number_at[id(video.features)] for _, video in videos]
+            number_at[id(item)] = number_of[key]
+    return arrays, [number_at[id(item)] for _, item in items]
 
 
 def listed(items: Iterable[Any], where: str, expected: str) -> list[Any]:
@@ -215,14 +313,31 @@ def check_top_k(top_k: int) -> int:
 
 
 def _check_batch(batch: Iterable[Query]) -> list[Query]:
-    if isinstance(batch, Query):
-        raise InputError("batch: expected a list of Query, got one Query; put it in a list")
     queries = []
-    for number, query in enumerate(listed(batch, "batch", "Query")):
-        if not isinstance(query, Query):
-            raise InputError(f"batch[{number}]: expected mmn_fast.Query, got {type(query).__name__}")
+    for number, query in enumerate(_queries(batch, Query, TubeQuery, "ground_tubes")):
         video = _check_video(query.video, f"batch[{number}].video")
         queries.append(Query(video, check_sentences(query.sentences, f"batch[{number}].sentences")))
+    return queries
+
+
+def _check_tube_batch(batch: Iterable[TubeQuery]) -> list[TubeQuery]:
+    queries = []
+    for number, query in enumerate(_queries(batch, TubeQuery, Query, "ground")):
+        tubes = listed(query.tubes, f"batch[{number}].tubes", "Tube")
+        sentences = check_sentences(query.sentences, f"batch[{number}].sentences")
+        queries.append(TubeQuery(tubes, sentences, query.video_id))
+    return queries
+
+
+def _queries(batch: Iterable[Any], kind: type, other: type, its_call: str) -> list[Any]:
+    """The queries of a batch, all of one kind; `its_call` takes those of the other."""
+    if isinstance(batch, kind):
+        raise InputError(f"batch: expected a list of {kind.__name__}, got one {kind.__name__}; put it in a list")
+    queries = listed(batch, "batch", kind.__name__)
+    for number, query in enumerate(queries):
+        if not isinstance(query, kind):
+            hint = f"; Engine.{its_call} takes it" if isinstance(query, other) else ""
+            raise InputError(f"batch[{number}]: expected mmn_fast.{kind.__name__}, got {type(query).__name__}{hint}")
     return queries
 
 

@@ -21,6 +21,9 @@ from mmn_fast.types import described
 Boxes = npt.NDArray[np.floating[Any]]
 """float32 or float64 [n, 4]: x1, y1, x2, y2 in pixels."""
 
+Track = tuple[Int64, Boxes]
+"""Frame numbers int64 [n] and boxes [n, 4] of a tube, as `check_track` returns them."""
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Tube:
@@ -107,7 +110,7 @@ class TubeMoment:
         }
 
 
-def check_track(frames: Any, boxes: Any, where: str) -> tuple[Int64, Boxes]:
+def check_track(frames: Any, boxes: Any, where: str) -> Track:
     """Check frame numbers and boxes.
 
     Args:
@@ -205,35 +208,32 @@ def tube_iou(frames_a: Any, boxes_a: Any, frames_b: Any, boxes_b: Any, half_open
     return float(viou[0]), float(tiou[0])
 
 
-def span_ious(
-    a: tuple[Int64, Boxes], b: tuple[Int64, Boxes], spans: Int32, half_open: bool = False
-) -> tuple[Float64, Float64]:
-    """The overlap of one tube with many spans of rows of another.
+def span_ious(a: Track, b: Track, spans: Int32, half_open: bool = False) -> tuple[Float64, Float64]:
+    """The overlap of one tube with many spans of rows of others.
 
     Args:
-        a: frames int64 [n] and boxes [n, 4] of a tube, as `check_track` returns them.
-        b: those of the other tube, m rows.
-        spans: int [P, 2], rows start:end of b; 0 where a span is empty.
+        a: a tube, n rows.
+        b: another tube, m rows, or the rows of several one after the other.
+        spans: int [P, 2], rows start:end of b, all of one tube; 0 where a span is empty.
         half_open: False takes a box's corners as pixels that both belong to it (the official code): its width is
             x2 - x1 + 1. True takes them as coordinates: x2 - x1, as later papers do.
 
     Returns:
         vIoU and tIoU, float64 [P] each, see `tube_iou`.
     """
-    first_a, last_a, first_b, last_b = int(a[0][0]), int(a[0][-1]), int(b[0][0]), int(b[0][-1])
-    common = slice(max(first_a, first_b) - first_b, max(min(last_a, last_b) + 1 - first_b, 0))
+    first, last = int(a[0][0]), int(a[0][-1])
+    common = np.flatnonzero((b[0] >= first) & (b[0] <= last))
     # Sums of the boxes' IoU up to each row of b: a span's sum is the difference of two.
     ious = np.zeros(len(b[0]))
-    if common.start < common.stop:
-        offset = first_b - first_a
-        ious[common] = box_ious(a[1][common.start + offset : common.stop + offset], b[1][common], half_open)
+    ious[common] = box_ious(a[1][b[0][common] - first], b[1][common], half_open)
     sums = np.concatenate([np.zeros(1), np.cumsum(ious)])
-    start, end = spans[:, 0].astype(np.int64), spans[:, 1].astype(np.int64)
-    here = np.maximum(np.minimum(end, common.stop) - np.maximum(start, common.start), 0)
-    hull = np.maximum(last_a, first_b + end - 1) - np.minimum(first_a, first_b + start) + 1
-    some = (start < end) & (here > 0)
-    viou = np.where(some, (sums[end] - sums[start]) / hull, 0)
-    return viou, np.where(some, here / hull, 0)
+    filled = spans[:, 0] < spans[:, 1]
+    start, end = np.where(filled, spans[:, 0], 0), np.where(filled, spans[:, 1], 1)
+    begins, ends = b[0][start], b[0][end - 1]
+    frames = np.where(filled, np.minimum(ends, last) - np.maximum(begins, first) + 1, 0)
+    hull = np.maximum(ends, last) - np.minimum(begins, first) + 1
+    some = frames > 0
+    return np.where(some, (sums[end] - sums[start]) / hull, 0), np.where(some, frames / hull, 0)
 
 
 def box_ious(a: Boxes, b: Boxes, half_open: bool = False) -> Float64:

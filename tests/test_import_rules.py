@@ -28,7 +28,7 @@ LADDER = {
     "model": "weights tokenizer features text_encoder model postprocess artifact checkpoint request",
     "runtime": "runtime",
     "backends": "backends",
-    "engine": "origin engine",
+    "engine": "origin engine_tubes engine",
     "tools": "evaluation training viz demo benchmarking export",
     "commands": "cli __main__ __init__",
     "benchmarks": "benchmarks",

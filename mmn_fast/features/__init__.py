@@ -6,7 +6,14 @@ safetensors are imported only when a file or a tensor needs them.
 
 from mmn_fast.features.extractors.pixels import PixelFeatures
 from mmn_fast.features.files import load_features
-from mmn_fast.features.pre_clips import check_duration, check_features, float32_rows, pre_clip_spans, pre_clips
+from mmn_fast.features.pre_clips import (
+    check_duration,
+    check_features,
+    float32_rows,
+    pre_clip_spans,
+    pre_clips,
+    tube_pre_clips,
+)
 from mmn_fast.features.store import FeatureStore, open_features
 
 __all__ = [
@@ -19,4 +26,5 @@ __all__ = [
     "open_features",
     "pre_clip_spans",
     "pre_clips",
+    "tube_pre_clips",
 ]

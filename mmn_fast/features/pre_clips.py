@@ -9,7 +9,7 @@ import itertools
 import math
 import numbers
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,8 @@ from mmn_fast.arrays import Float32, Int64
 from mmn_fast.errors import InputError
 from mmn_fast.features.messages import first_line
 from mmn_fast.presets import Preset
+from mmn_fast.tubes import Tube
+from mmn_fast.types import described
 
 _EPS = 1e-12  # eps of torch.nn.functional.normalize
 # Rows are processed in blocks that stay in a core's L2 cache (1 MiB of float32). A block has at most 128 rows, so that
@@ -95,10 +97,59 @@ def pre_clips(features: Any, preset: Preset, name: str = "features") -> Float32:
         InputError: as `check_features`.
     """
     rows = _as_rows(features, preset.input_size, name, f" for preset {preset.name!r}")
+    return _means(rows, preset.feature_streams, preset, name)
+
+
+def tube_pre_clips(tube: Tube, preset: Preset, name: str = "tube") -> Float32:
+    """The pre-clips of a tube: `pre_clips` of each of its feature streams, side by side, or those that it has.
+
+    Args:
+        tube: has either `features` or `pre_clips`.
+        preset: gives T, the streams' widths and whether bounds are clamped.
+        name: the tube's name in messages.
+
+    Returns:
+        float32 [T, D], C-contiguous.
+
+    Raises:
+        InputError: features and pre-clips are both there or both missing, a stream is missing or too many, or an array
+            cannot be used, see `check_features`.
+    """
+    if (tube.features is None) == (tube.pre_clips is None):
+        got = "neither" if tube.features is None else "both"
+        raise InputError(f"{name}: expected features or pre_clips, got {got}")
+    purpose = f" for preset {preset.name!r}"
+    if tube.features is None:
+        made = _as_rows(tube.pre_clips, preset.input_size, f"{name}: pre_clips", purpose)
+        if len(made) != preset.num_pre_clips:
+            expected = f"a float array [{preset.num_pre_clips}, {preset.input_size}]{purpose}"
+            raise InputError(f"{name}: pre_clips: expected {expected}, got {described(made)}")
+        return _finite_rows(made, f"{name}: pre_clips")
+    widths = preset.feature_streams
+    if len(getattr(tube.features, "shape", (0,) * 3)) != 3 or not isinstance(tube.features, Iterable):
+        raise InputError(
+            f"{name}: features: expected a list of {len(widths)} float arrays [n_src, D], one per stream{purpose}, got"
+            f" {described(tube.features)}"
+        )
+    streams = list(tube.features)
+    if len(streams) != len(widths):
+        raise InputError(
+            f"{name}: features: expected {len(widths)} streams, {' and '.join(map(str, widths))} wide{purpose}, got"
+            f" {len(streams)}"
+        )
+    parts = []
+    for number, (stream, width) in enumerate(zip(streams, widths, strict=True)):
+        where = f"{name}: features[{number}]"
+        parts.append(_means(_as_rows(stream, width, where, purpose), (width,), preset, where))
+    return np.concatenate(parts, axis=1)
+
+
+def _means(rows: npt.NDArray[Any], streams: tuple[int, ...], preset: Preset, name: str) -> Float32:
+    """The mean of each pre-clip's rows, each stream of each row normalised; float32 [T, sum of streams]."""
     starts, ends = pre_clip_spans(len(rows), preset.num_pre_clips, preset.clamp_pre_clips)
-    sums = np.zeros((preset.num_pre_clips, preset.input_size), np.float32)
+    sums = np.zeros((preset.num_pre_clips, rows.shape[1]), np.float32)
     for first, block in _float32_blocks(rows, name):
-        unit = _unit_rows(block, preset.feature_streams)
+        unit = _unit_rows(block, streams)
         for t in range(*_spans_in(starts, ends, first, first + len(block))):
             sums[t] += unit[max(starts[t] - first, 0) : ends[t] - first].sum(axis=0)
     sums /= (ends - starts).astype(np.float32)[:, None]
@@ -120,9 +171,7 @@ def float32_rows(features: Any, preset: Preset, name: str = "features") -> Float
         InputError: as `check_features`.
     """
     rows = _as_rows(features, preset.input_size, name, f" for preset {preset.name!r}")
-    for _ in _float32_blocks(rows, name):
-        pass
-    return np.ascontiguousarray(rows, np.float32)
+    return _finite_rows(rows, name)
 
 
 def pre_clip_spans(num_rows: int, num_pre_clips: int, clamp: bool) -> tuple[Int64, Int64]:
@@ -184,6 +233,12 @@ def _float32_blocks(rows: npt.NDArray[Any], name: str) -> Iterator[tuple[int, Fl
                 f"{name}: expected finite float32 values, got {rows[first + row, column]} in row {first + row}"
             )
         yield first, block
+
+
+def _finite_rows(rows: npt.NDArray[Any], name: str) -> Float32:
+    for _ in _float32_blocks(rows, name):
+        pass
+    return np.ascontiguousarray(rows, np.float32)
 
 
 def _as_rows(features: Any, width: int, name: str, purpose: str = "") -> npt.NDArray[Any]:

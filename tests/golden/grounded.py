@@ -2,8 +2,7 @@
 
     python -m tests.golden.grounded OUTPUT.npz CASE=MODEL [CASE=MODEL ...]
 
-OUTPUT gets the instruction set and, for each video of each case, the maps [S, P] and the moments [S, 20, 2] in seconds
-(NaN where suppression leaves fewer).
+OUTPUT gets the instruction set and, for each video of each case, what `grounded` gives.
 """
 
 from __future__ import annotations
@@ -51,17 +50,34 @@ def _videos_encoded_once(engine: Engine) -> Iterator[None]:
 
 
 def grounded(engine: Engine, case: cases.GoldenCase) -> list[dict[str, np.ndarray]]:
-    """Ground each video of a case: contrastive, iou and fused [S, P], cells [P, 2] and moments [S, 20, 2]."""
+    """Ground each video of a case.
+
+    Returns:
+        contrastive, iou and fused [S, P], cells [P, 2] and moments [S, 20, 2] in seconds (NaN where suppression leaves
+        fewer). A case of tubes has every tube as a video, with the answer of all its query's tubes, see `_answer`.
+    """
     batch = batch_of(case)
     with _videos_encoded_once(engine):
         both = list(zip(engine.score_maps(batch), engine.ground(batch, top_k=TOP_K), strict=True))
-    found = []
+        queries = case.tube_queries if case.is_tubes else []
+        answers = [_answer(result[0][0]) for result in engine.ground_tubes(queries)] if queries else []
+    of_tubes = [answer for answer, query in zip(answers, queries, strict=True) for _ in query.tubes]
+    found: list[dict[str, np.ndarray]] = []
     for maps, result in both:
         moments = np.full((len(result), TOP_K, 2), np.nan, np.float32)
         for row, chosen in zip(moments, result, strict=True):
             row[: len(chosen)] = [(moment.start_s, moment.end_s) for moment in chosen]
         found.append({**{name: maps[name] for name in maps.keys()}, "moments": moments})  # noqa: SIM118 - not a dict
+        if of_tubes:
+            found[-1]["answer"] = of_tubes[len(found) - 1]
     return found
+
+
+def _answer(moment: mmn_fast.TubeMoment) -> np.ndarray:
+    """A tube's moment as rows of tube, start row, end row, frame and box, float64 [n, 8]."""
+    head = np.tile([moment.tube, moment.start_row, moment.end_row], (len(moment.boxes), 1))
+    frames = np.arange(moment.start_frame, moment.end_frame + 1)
+    return np.column_stack([head, frames, moment.boxes])
 
 
 def main(output: str, *models: str) -> None:
