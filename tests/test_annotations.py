@@ -319,7 +319,7 @@ def test_missing_and_binary_files_are_refused(tmp_path):
         (lines(line(relevant_windows=[[0, 2], [2, 1]])), r"line 1: expected start < end, got \[2, 1\]"),
     ],
 )
-def test_strict_refuses_what_is_otherwise_repaired(tmp_path, content, message):
+def test_strict_refuses_entries_that_are_otherwise_repaired(tmp_path, content, message):
     with pytest.raises(InputError, match=message):
         read_annotations(written(tmp_path, content), strict=True)
 

@@ -57,7 +57,7 @@ def test_timing_is_the_median_and_the_percentiles_in_milliseconds():
     assert Timing.of([0.003, 0.001, 0.002]) == Timing(2.0, pytest.approx(1.4), pytest.approx(2.6), 3)
 
 
-def test_alternate_calls_in_turn_and_times_what_follows_the_warm_up():
+def test_alternate_calls_in_turn_and_times_calls_after_the_warm_up():
     calls: list[str] = []
     timings = alternate({"A": lambda: calls.append("A"), "B": lambda: calls.append("B")}, repeats=3, warmup=2)
     assert "".join(calls) == "ABABABABAB"

@@ -43,7 +43,7 @@ def words(result: subprocess.CompletedProcess[str]) -> str:
 
 @pytest.mark.slow
 @needs_cmake
-def test_cuda_auto_goes_on_without_a_working_nvcc_and_says_why(tmp_path, broken_nvcc):
+def test_cuda_auto_builds_without_a_working_nvcc_and_says_why(tmp_path, broken_nvcc):
     result = configure(tmp_path / "build", "AUTO", broken_nvcc)
     assert result.returncode == 0, result.stderr
     assert "mmn_fast: built without CUDA kernels: " in words(result)

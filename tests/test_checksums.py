@@ -170,7 +170,7 @@ def test_other_weights_in_a_directory_are_refused_and_named(directory: Path) -> 
             load_model(directory)
 
 
-def test_embeddings_of_changed_weights_do_not_meet_the_old_ones(model: LoadedModel, tmp_path: Path) -> None:
+def test_embeddings_of_changed_weights_are_not_scored_with_old_ones(model: LoadedModel, tmp_path: Path) -> None:
     changed = {name: array + 0.05 for name, array in model.state.items()}
     other = model_from_state(model.preset, model.text, changed, model.tokenizer, "changed")
     replaced = dataclasses.replace(model, state=changed)  # a changed copy gets a new fingerprint

@@ -114,7 +114,7 @@ def test_every_block_is_of_a_kind_that_is_checked(page: Path) -> None:
         assert not block.reason or block.language == "bash", f"{page.name}: Python blocks run, all of them"
 
 
-def test_the_pages_show_what_is_recorded() -> None:
+def test_the_pages_show_the_recorded_results() -> None:
     """`python -m benchmarks.report --write` makes tables and chart, `python -m benchmarks.pictures` both pictures."""
     lines = report.read_lines()
     for path, page in report.pages(lines).items():

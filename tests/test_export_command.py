@@ -47,7 +47,7 @@ def test_options_of_the_graphs_are_not_ignored_where_the_model_is_an_export(
         (["--triton-repository", "{tmp}"], "{tmp} exists; name a directory that does not"),
     ],
 )
-def test_what_cannot_be_served_is_refused_before_it_is_made(
+def test_exports_that_could_not_be_served_are_refused_before_they_are_made(
     options: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mmn_fast.export.to_onnx.load_model", lambda *_: pytest.fail("work was begun"))
@@ -81,7 +81,7 @@ def test_weights_that_pass_two_gigabytes_stand_in_a_file_of_their_own(
         verify(output)
 
 
-def test_an_export_keeps_off_what_another_process_is_writing(tmp_path: Path) -> None:
+def test_an_export_leaves_files_that_another_process_is_writing(tmp_path: Path) -> None:
     """The other process may even have the same number, as is common in containers."""
     other = tmp_path / f".out.partial-{os.getpid()}"
     other.mkdir()

@@ -124,7 +124,7 @@ def test_an_export_that_fails_leaves_nothing_behind(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_more_float32_is_not_tried_for_what_it_does_not_change(
+def test_more_float32_stages_are_not_tried_if_they_change_nothing(
     tmp_path: Path, golden_model: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tried = []

@@ -168,9 +168,7 @@ def test_int8_is_measured_on_given_videos(dataset: Labelled, tmp_path: Path) -> 
     assert not calibrated & evaluated
 
 
-def test_given_videos_that_do_not_do_are_refused(
-    dataset: Labelled, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unsuitable_videos_are_refused(dataset: Labelled, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     output, other = tmp_path / "out", tmp_path / "features"
     with pytest.raises(InputError, match=r"expected 200 sentences or more beside those of the 16 videos .* got 0 in"):
         export("demo", output, precision="int8", int8_data=dataset)

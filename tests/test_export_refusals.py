@@ -33,7 +33,7 @@ def copy(exports: Exports, tmp_path: Path) -> Path:
     return Path(shutil.copytree(exports("demo"), tmp_path / "copy"))
 
 
-def test_files_that_the_manifest_does_not_list_so_are_refused(copy: Path) -> None:
+def test_files_that_differ_from_the_manifest_are_refused(copy: Path) -> None:
     video = copy / "video.onnx"
     content = bytearray(video.read_bytes())
     content[len(content) // 2] ^= 1

@@ -136,7 +136,7 @@ def test_links_in_a_circle_end_in_a_sentence(tmp_path: Path) -> None:
     refused(path, "wide", r"a\.h5::wide: expected one array, .* got 2 keys \('a', 'b'\);")
 
 
-def test_what_is_no_array_of_numbers_is_refused(tmp_path: Path) -> None:
+def test_values_other_than_arrays_of_numbers_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.h5"
     with h5py.File(path, "w") as file:
         file["text"] = np.array(["a", "b"], dtype=h5py.string_dtype())

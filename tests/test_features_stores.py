@@ -157,7 +157,7 @@ def test_a_damaged_video_in_an_hdf5_file_is_named_and_the_others_still_read(tmp_
                 store[vid]
 
 
-def test_what_is_no_store_is_refused(tmp_path: Path) -> None:
+def test_paths_without_a_store_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"^path: .*none\.hdf5: no such file$"):
         open_features(tmp_path / "none.hdf5")
     path = write(tmp_path / "a.hdf5", {"v": random_features(200)})

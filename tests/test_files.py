@@ -36,7 +36,7 @@ def test_a_directory_appears_with_its_parents_when_it_is_full(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("stop", [ValueError(), KeyboardInterrupt(), SystemExit(143)])
-def test_nothing_is_left_of_what_failed_but_what_others_made(stop: BaseException, tmp_path: Path) -> None:
+def test_a_failure_leaves_only_what_others_made(stop: BaseException, tmp_path: Path) -> None:
     before, other = tmp_path / "before", tmp_path / "a" / "other"
     before.mkdir()
     for output in (before / "c", tmp_path / "a" / "b" / "c"):
@@ -48,7 +48,7 @@ def test_nothing_is_left_of_what_failed_but_what_others_made(stop: BaseException
     assert sorted(tmp_path.rglob("*")) == [other.parent, other, before]
 
 
-def test_what_the_system_refuses_is_one_sentence(tmp_path: Path) -> None:
+def test_a_refusal_of_the_system_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="^there: .*/file/a/c: Not a directory$"):
         make(tmp_path / "file" / "a" / "c", lambda _: pytest.fail("there is no directory to fill"))

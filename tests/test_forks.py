@@ -189,7 +189,7 @@ sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
     subprocess.run([sys.executable, "-W", "ignore", "-c", script], check=True, timeout=60, env=environment)
 
 
-def test_settings_of_a_call_under_way_do_not_stay_in_a_forked_child() -> None:
+def test_settings_of_a_running_call_do_not_stay_in_a_forked_child() -> None:
     def state() -> tuple[Any, ...]:
         cudnn = torch.backends.cudnn
         return cudnn.deterministic, cudnn.allow_tf32, torch.get_float32_matmul_precision(), strict_settings._calls
@@ -274,7 +274,7 @@ def test_an_export_that_changed_is_refused_where_a_forked_child_opens_it_again(
         in_fork(lambda: engine.encode_text(["a"]))
 
 
-def test_what_is_open_on_a_gpu_is_refused_in_a_forked_child() -> None:
+def test_objects_open_on_a_gpu_are_refused_in_a_forked_child() -> None:
     opened = Opened.here("device 'cuda:0'")
     opened.check()
     message = r"^device 'cuda:0' was opened in process \d+, and this one, \d+, was forked from it: CUDA does not work"

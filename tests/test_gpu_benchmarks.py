@@ -59,7 +59,7 @@ def test_presets_and_batches_keep_their_order_and_the_largest_batch_comes_last()
         (["--seconds", "soon"], "argument --seconds: expected seconds above 0, got 'soon'"),
     ],
 )
-def test_what_an_option_does_not_know_is_refused_in_a_sentence(
+def test_unknown_values_of_an_option_are_refused_in_a_sentence(
     main: Callable[[list[str]], None], arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as ended:
@@ -136,7 +136,7 @@ def test_times_with_launches_in_them_are_written_but_not_shipped(monkeypatch: py
     assert written == ["gather", "gather"]
 
 
-def test_where_the_time_ends_within_a_number_of_videos_nothing_of_it_is_shipped(
+def test_times_of_an_unfinished_number_of_videos_are_not_shipped(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The deadline falls after the gathering kernel. Times of crop and gather alone would make auto choose gather."""

@@ -70,7 +70,7 @@ def test_a_host_that_queues_slowly_gets_a_longer_sleep() -> None:
     assert (timing.clock, timing.median_ms) == ("device", pytest.approx(0.05))
 
 
-def test_work_that_waits_for_the_device_says_that_launches_are_in_its_time() -> None:
+def test_times_of_work_that_waits_for_the_device_are_marked_as_including_launches() -> None:
     device = Device()
     timing = _clock(device).times([device.waiting(0.05)])
     assert timing.clock == "device, with launches"

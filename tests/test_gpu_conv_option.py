@@ -62,7 +62,7 @@ def test_golden_cases_through_the_whole_engine(name: str, conv: str, precision: 
     assert engine.info()["proposal_conv"] == conv
 
 
-def test_what_a_convolution_keeps_is_counted_and_let_go_with_the_graphs(golden_model: Models) -> None:
+def test_memory_of_a_convolution_is_counted_and_released_with_the_graphs(golden_model: Models) -> None:
     model = golden_model("charades_small")
     crop, gather = (_engine(model, "fp16", conv=conv, graphs=False)._backend for conv in ("crop", "gather"))
     assert isinstance(crop, NativeGpuBackend)
@@ -94,7 +94,7 @@ def test_what_a_convolution_keeps_is_counted_and_let_go_with_the_graphs(golden_m
         ({"conv": "mixed"}, "bf16", "conv: expected auto, crop or gather in bf16, .*, got 'mixed'"),
     ],
 )
-def test_what_cannot_work_is_refused(
+def test_combinations_that_cannot_work_are_refused(
     options: dict[str, Any], precision: str, message: str, golden_model: Models
 ) -> None:
     with pytest.raises(InputError, match=f"^backend_options: {message}$"):
@@ -110,7 +110,7 @@ def test_autotune_needs_a_device(golden_model: Models) -> None:
 
 
 @pytest.mark.skipif(DEVICE != "cuda", reason="needs a CUDA device")
-def test_autotune_keeps_times_and_auto_takes_what_they_say(
+def test_autotune_keeps_times_and_auto_follows_them(
     golden_model: Models, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("MMN_FAST_CACHE", str(tmp_path))
@@ -149,13 +149,11 @@ def test_each_reason_not_to_take_a_convolution_is_a_sentence(monkeypatch: pytest
     )
 
 
-def test_auto_is_the_crop_for_a_model_of_which_nothing_was_measured(golden_model: Models) -> None:
+def test_auto_is_the_crop_for_a_model_without_measurements(golden_model: Models) -> None:
     assert _engine(golden_model("charades_small")).info()["proposal_conv"] == "crop"
 
 
-def test_auto_takes_the_crop_until_something_was_measured_that_beats_it(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_auto_takes_the_crop_until_a_measured_way_beats_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("MMN_FAST_CACHE", str(tmp_path))
     case = cases.load("charades_small")
     plan, arch = plan_for(case.preset), "sm_90"
@@ -190,7 +188,7 @@ def test_auto_takes_the_crop_until_something_was_measured_that_beats_it(
     assert isinstance(made(), CropProposalConv)  # another architecture
 
 
-def test_what_is_too_coarse_in_16_bits_is_not_chosen_however_fast(
+def test_ways_too_inexact_in_16_bits_are_not_chosen_however_fast(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("MMN_FAST_CACHE", str(tmp_path))
@@ -218,7 +216,7 @@ def test_what_is_too_coarse_in_16_bits_is_not_chosen_however_fast(
     assert layer_choices("auto", large, [512] * 9, torch.float32, CPU) is None
 
 
-def test_what_was_not_timed_is_not_taken_for_slower(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_ways_without_times_do_not_count_as_slower(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """If a benchmark ran out of time, predictions replace all of its times, and auto stays with the crop."""
     monkeypatch.setenv("MMN_FAST_CACHE", str(tmp_path))
     monkeypatch.setattr(choice, "capability_of", lambda _: (9, 0))

@@ -37,7 +37,7 @@ def test_a_view_of_a_read_only_array_is_uploaded_once() -> None:
     assert copies.num_bytes == 0
 
 
-def test_what_could_be_written_is_not_kept() -> None:
+def test_copies_of_writable_arrays_are_not_kept() -> None:
     copies = DeviceCopies(_Uploads(), 2**20)
     writable = np.ones((2, 3), np.float32)
     view = writable[0]

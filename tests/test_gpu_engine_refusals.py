@@ -83,7 +83,7 @@ class _Cuda:
         ),
     ],
 )
-def test_what_it_cannot_do_it_refuses_with_a_sentence(
+def test_the_gpu_backend_refuses_with_a_sentence(
     facts: dict[str, Any], device: str, precision: str, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _Cuda(monkeypatch, **facts)

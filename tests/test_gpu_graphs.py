@@ -70,7 +70,7 @@ def test_a_program_is_captured_once() -> None:
     assert cache.info() == {"graphs": 2, "graph_mib": 7.0, "max_graph_mib": 10.0, "graphs_too_large": {}}
 
 
-def test_the_limit_lets_go_of_all_and_keeps_the_new_one() -> None:
+def test_the_limit_releases_all_and_keeps_the_new_one() -> None:
     captures = _Captures(a=3, b=4, c=5)
     cache = GraphCache(10 * MIB, captures.release)
     for key in "abc":
@@ -97,7 +97,7 @@ def test_a_limit_of_zero_holds_programs_that_need_nothing_of_their_own() -> None
     assert _get(cache, captures, "b") is None
 
 
-def test_what_a_capture_raises_goes_through_and_leaves_nothing() -> None:
+def test_an_exception_in_a_capture_passes_through_and_leaves_nothing() -> None:
     cache = GraphCache(MIB, lambda: None)
 
     def fails() -> Captured:
@@ -110,7 +110,7 @@ def test_what_a_capture_raises_goes_through_and_leaves_nothing() -> None:
     assert _get(cache, captures, "a") == "a"
 
 
-def test_what_fills_up_a_bucket_is_sentences_of_one_word_piece_and_pairs_of_no_video() -> None:
+def test_buckets_are_padded_with_sentences_of_one_word_piece_and_pairs_of_no_video() -> None:
     ids, lengths = padded_ids([np.arange(1, 4), np.arange(1, 19)], 8, 512)
     assert (ids.shape, lengths.tolist()) == ((8, 32), [3, 18, *[1] * 6])
     assert ids[0].tolist() == [1, 2, 3, *[0] * 29]

@@ -56,7 +56,7 @@ def test_the_rehearsal_runs_every_command_line_of_each_plan_and_writes_no_result
 
 
 @pytest.mark.parametrize("minutes", PLANS)
-def test_what_a_plan_may_take_fits_its_minutes(minutes: int) -> None:
+def test_limits_of_a_plan_fit_its_minutes(minutes: int) -> None:
     """All limits together fit, with 15 seconds left for the start and the last copies."""
     assert sum(step.limit_s for step in PLANS[minutes]) <= 60 * minutes - 15
     assert all(0 < step.expected_s < step.limit_s for step in PLANS[minutes])
@@ -76,7 +76,7 @@ def test_a_plan_builds_then_proves_then_measures(minutes: int) -> None:
     assert all(len(_values(step, "--presets")) == 1 for step in rest if step.is_benchmark)
 
 
-def test_ten_minutes_answer_what_matters_most() -> None:
+def test_ten_minutes_answer_the_most_important_questions() -> None:
     found = [
         (_values(step, "--presets")[0], _values(step, "--batches"), _values(step, "--steps")) for step in PLANS[10][2:]
     ]
@@ -132,9 +132,7 @@ def test_every_file_with_tests_for_a_device_is_run() -> None:
         (["--output"], "--output: expected one argument"),
     ],
 )
-def test_what_the_command_line_does_not_know_is_refused(
-    capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
-) -> None:
+def test_unknown_arguments_are_refused(capsys: pytest.CaptureFixture[str], arguments: list[str], message: str) -> None:
     with pytest.raises(SystemExit) as refused:
         gpu_suite.main(arguments)
     assert refused.value.code == 2

@@ -31,7 +31,7 @@ def engine(request: pytest.FixtureRequest) -> mmn_fast.Engine:
 
 
 @pytest.mark.parametrize("given", ODD_LISTS, ids=repr)
-def test_what_is_no_list_is_refused(given: Any, engine: mmn_fast.Engine) -> None:
+def test_values_other_than_lists_are_refused(given: Any, engine: mmn_fast.Engine) -> None:
     for call, name in (
         (engine.ground, "batch"),
         (engine.score_maps, "batch"),
@@ -73,14 +73,14 @@ def test_text_that_is_not_unicode_is_refused(engine: mmn_fast.Engine) -> None:
 
 @pytest.mark.parametrize("option", ["model", "preset", "tokenizer"])
 @pytest.mark.parametrize("name", [5, b"demo", [], "", "x" * 5000, "a\0b"], ids=lambda name: repr(name)[:9])
-def test_what_names_no_file_is_refused(name: Any, option: str) -> None:
+def test_bad_names_of_files_are_refused(name: Any, option: str) -> None:
     with pytest.raises(InputError, match=f"^{option}: ") as refusal:
         mmn_fast.load(**{"model": "demo", option: name})
     assert len(str(refusal.value)) < 200
 
 
 @pytest.mark.parametrize("name", [None, 5, "", "x" * 5000], ids=lambda name: repr(name)[:9])
-def test_what_names_no_features_is_refused(name: Any) -> None:
+def test_bad_names_of_features_are_refused(name: Any) -> None:
     for read, argument in ((load_features, "source"), (open_features, "path")):
         with pytest.raises(InputError, match=f"^{argument}: ") as refusal:
             read(name)
@@ -103,14 +103,14 @@ def test_a_file_of_a_directory_is_refused_with_the_directory(name: str) -> None:
 
 
 @pytest.mark.parametrize("device", [None, 0, "", "cpu:", "cuda:", "cuda:\u0663", "tpu"])
-def test_what_is_no_device_is_refused_everywhere(device: Any) -> None:
+def test_bad_devices_are_refused_everywhere(device: Any) -> None:
     for ask in (mmn_fast.available_backends, lambda device: mmn_fast.load("demo", device=device)):
         with pytest.raises(InputError, match="^device: expected auto, cpu, cuda or cuda:N, got"):
             ask(device)
 
 
 @pytest.mark.parametrize("precision", [None, "int4", ["fp32"]])
-def test_what_is_no_precision_is_refused_everywhere(precision: Any) -> None:
+def test_bad_precisions_are_refused_everywhere(precision: Any) -> None:
     with pytest.raises(InputError, match="^precision: expected auto or one of fp64, fp32"):
         mmn_fast.available_backends(precision=precision)
 

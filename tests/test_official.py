@@ -146,7 +146,9 @@ def test_weights_are_found_under_the_names_of_other_tools(
     assert_same(load(tmp_path / "m.pth", root), model)
 
 
-def test_what_is_left_out_is_said(weights: dict, root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_entries_left_out_are_reported(
+    weights: dict, root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     torch.save(WRAPPED["an average"](weights), tmp_path / "m.pth")
     with caplog.at_level(logging.WARNING):
         load(tmp_path / "m.pth", root)
@@ -237,7 +239,7 @@ def test_a_whole_module_is_refused_with_what_to_do(root: Path, tmp_path: Path) -
         (lambda _: None, "expected a state dict, or a dict with one under .* got NoneType"),
     ],
 )
-def test_what_holds_no_single_model_is_refused(
+def test_files_without_a_single_model_are_refused(
     make: Callable[[dict], Any], message: str, weights: dict, root: Path, tmp_path: Path
 ) -> None:
     torch.save(make(weights), tmp_path / "m.pth")

@@ -94,7 +94,7 @@ def _fails(error: str) -> Callable[..., Any]:
     return session
 
 
-def test_what_cuda_says_is_passed_on(
+def test_messages_of_cuda_are_passed_on(
     cuda: dict[str, Any], demo_export: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(onnxruntime, "InferenceSession", _fails("CUDA failure 101: invalid device ordinal"))

@@ -186,9 +186,7 @@ main()
 """
 
 
-def test_what_is_left_out_is_counted_on_the_screen_and_in_json_and_refused_where_asked(
-    shapes: Path, tmp_path: Path
-) -> None:
+def test_entries_left_out_are_counted_on_screen_and_in_json_and_refused_if_strict(shapes: Path, tmp_path: Path) -> None:
     content = json.loads((shapes / "test.json").read_text())
     name = next(iter(content))
     content[name]["timestamps"][0] = [5, 3]

@@ -140,7 +140,7 @@ def test_a_model_and_its_tokenizer_survive_a_pickle() -> None:
 
 @pytest.mark.parametrize("backend", ["native", "torch"])
 @pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))
-def test_an_engine_pickles_as_what_it_was_loaded_from(backend: str, protocol: int) -> None:
+def test_an_engine_pickles_as_the_arguments_of_its_loading(backend: str, protocol: int) -> None:
     engine = mmn_fast.load("demo", backend=backend, threads=1)
     data = pickle.dumps(engine, protocol)
     assert len(data) < 2000
@@ -328,7 +328,7 @@ def test_workers_of_a_data_loader_hold_an_engine_and_a_store(
         assert process != multiprocessing.current_process().pid
 
 
-def test_what_cloudpickle_pickles_is_the_engine(engine: mmn_fast.Engine) -> None:
+def test_cloudpickle_pickles_an_engine(engine: mmn_fast.Engine) -> None:
     """Ray pickles with cloudpickle."""
     cloudpickle = pytest.importorskip("cloudpickle")
     ground = pickle.loads(cloudpickle.dumps(lambda batch: engine.ground(batch)))

@@ -142,7 +142,7 @@ def without_truth(sample):
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_predict_writes_what_evaluate_writes_and_score_file_gives_its_figures(tmp_path, protocol):
+def test_predict_writes_the_file_of_evaluate_and_score_file_gives_its_figures(tmp_path, protocol):
     figures = evaluate(FakeEngine(), SAMPLES, FEATURES, protocol=protocol, predictions=tmp_path / "a.jsonl")
     unknown = [without_truth(sample) for sample in SAMPLES]
     report = predict(FakeEngine(), unknown, FEATURES, tmp_path / "b.jsonl", protocol=protocol)

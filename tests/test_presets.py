@@ -250,7 +250,7 @@ def test_impossible_parts_are_refused(kind: type, change: dict, message: str) ->
         *("conv_layers", "joint_size", "pooling_counts"),
     ],
 )
-def test_sizes_that_no_machine_holds_are_refused_at_once_with_what_they_imply(name: str, size: int) -> None:
+def test_sizes_beyond_any_memory_are_refused_at_once(name: str, size: int) -> None:
     values: dict[str, Any] = {name: (size,) if name in ("feature_streams", "pooling_counts") else size}
     if name == "conv_kernel":
         values[name] = size | 1

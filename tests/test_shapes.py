@@ -69,7 +69,7 @@ def test_every_sentence_fits_one_fact_of_its_video(videos: dict[str, list[Shapes
             assert fitting == [sentence.fact], f"{video.video_id}: {sentence.text}"
 
 
-def test_a_claim_is_what_its_words_say(videos: dict[str, list[ShapesVideo]]) -> None:
+def test_a_claim_matches_its_words(videos: dict[str, list[ShapesVideo]]) -> None:
     """The colours and forms that are read back from the text equal the claimed ones."""
     colours = {word: name for name, words in sentences.COLOUR_WORDS.items() for word in words}
     shapes = {word.split()[0]: name for name, words in sentences.SHAPE_WORDS.items() for word in words}
@@ -155,7 +155,7 @@ def test_frames_show_what_the_facts_say() -> None:
     check_close(centre / 64, np.interp(times, [start, end], [0.3, 0.7]), "rendered_centre")
 
 
-def test_what_has_left_is_gone_and_what_blinks_comes_back(videos: dict[str, list[ShapesVideo]]) -> None:
+def test_shapes_that_left_stay_away_and_blinking_shapes_come_back(videos: dict[str, list[ShapesVideo]]) -> None:
     background = {"leave": 0, "blink": 0}
     for video in videos["test"][:20]:
         times = (np.arange(video.scene.num_frames) + 0.5) / FPS

@@ -108,7 +108,7 @@ def _wait_for(path: Path, text: str) -> None:
         time.sleep(0.05)
 
 
-def test_after_every_step_the_folder_holds_what_was_measured_so_far(tree: Tree) -> None:
+def test_after_every_step_the_folder_holds_all_measurements(tree: Tree) -> None:
     """Each step here checks the folder that the step before it left. One of the steps fails."""
     tree.steps(
         f"""n=$(wc -l < {tree.root}/commands)
@@ -140,7 +140,7 @@ def test_choices_that_were_there_before_are_not_copied_as_found(tree: Tree) -> N
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGKILL])
-def test_a_run_that_is_killed_leaves_what_it_had_measured(tree: Tree, number: signal.Signals) -> None:
+def test_a_killed_run_leaves_its_measurements(tree: Tree, number: signal.Signals) -> None:
     """The lines of the running step are kept too, because a line is copied as soon as it is written."""
     tree.steps(
         f"""line '{{"step": "'$name'"}}'
@@ -164,7 +164,7 @@ def test_a_run_that_is_killed_leaves_what_it_had_measured(tree: Tree, number: si
 
 
 @pytest.mark.slow
-def test_a_step_that_never_ends_is_ended_and_the_time_it_had_is_all_it_takes(tree: Tree) -> None:
+def test_a_step_that_never_ends_is_ended_at_its_limit(tree: Tree) -> None:
     """The first step leaves almost all of its 4 seconds to the second, which has 2; the third has its own 4."""
     tree.steps('[ "$3" = hang ] && { trap "" TERM; line "{}"; while true; do sleep 1; done; }; true')
     steps = [
@@ -213,7 +213,7 @@ def test_the_commands_are_those_of_the_table_and_benchmarks_know_their_seconds(t
 
 
 @pytest.mark.parametrize("minutes", PLANS)
-def test_a_rehearsal_gives_the_benchmarks_what_the_plan_gives_them(tree: Tree, minutes: int) -> None:
+def test_a_rehearsal_gives_the_benchmarks_the_plans_arguments(tree: Tree, minutes: int) -> None:
     done = tree.run("--rehearse", "--minutes", str(minutes))
     assert (done.returncode, done.stderr) == (0, "")
     for step, command in zip(PLANS[minutes][1:], tree.commands(), strict=True):
@@ -358,7 +358,7 @@ def test_a_commit_that_is_none_is_refused_before_anything_runs(tree: Tree) -> No
     assert not tree.output.exists()
 
 
-def test_git_says_the_commit_where_it_is_and_what_measuring_writes_makes_no_tree_dirty(
+def test_git_names_the_commit_and_files_that_benchmarks_write_make_no_tree_dirty(
     tree: Tree, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def git(*arguments: str) -> str:

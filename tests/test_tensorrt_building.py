@@ -167,7 +167,9 @@ def test_bad_options_are_refused(arguments: dict[str, Any], message: str) -> Non
         BuildOptions(**arguments)
 
 
-def test_what_cannot_be_built_is_refused(cuda: CudaRuntime, exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plans_that_cannot_be_built_are_refused(
+    cuda: CudaRuntime, exported: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(InputError, match="graphs: expected some of video, text, score, got 'audio'"):
         build_plans(exported, ["audio"])
     with pytest.raises(InputError, match="is not an export"):

@@ -62,7 +62,7 @@ def test_strict_calls_sum_in_float32_and_take_no_attention_that_builds_plans(how
     assert (found["deterministic"], found["float32"], found["cudnn_attention"]) == (True, "highest", False)
 
 
-def test_what_was_is_put_back_after_an_exception() -> None:
+def test_settings_are_restored_after_an_exception() -> None:
     with _loose():
         before = _state()
         with pytest.raises(ZeroDivisionError), strict_arithmetic():
@@ -70,7 +70,7 @@ def test_what_was_is_put_back_after_an_exception() -> None:
         assert _state() == before
 
 
-def test_whether_a_user_lets_cublas_split_sums_is_put_back() -> None:
+def test_a_users_choice_of_split_sums_in_cublas_is_restored() -> None:
     if not hasattr(matmul, f"{REDUCTIONS[0]}_split_k"):
         pytest.skip("this PyTorch has no such setting")
     matmul.allow_fp16_reduced_precision_reduction = (False, False)

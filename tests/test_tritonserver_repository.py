@@ -205,7 +205,7 @@ def test_no_sentence_gives_no_moments(utils: Any, model: Any) -> None:
         ({"features": np.full((4, 357), np.nan)}, "features: "),
     ],
 )
-def test_bad_requests_are_errors_of_their_own(changes: dict[str, Any], message: str, utils: Any, model: Any) -> None:
+def test_a_bad_request_fails_alone(changes: dict[str, Any], message: str, utils: Any, model: Any) -> None:
     good = {"features": video().features, "duration_s": [3.0], "sentences": [b"it turns"]}
     bad, fine = model.execute([request(utils, **good | changes), request(utils, **good)])
     assert bad.has_error()
@@ -291,7 +291,7 @@ def test_bad_options_are_refused(arguments: dict[str, Any], message: str) -> Non
         RepositoryOptions(**arguments)
 
 
-def test_what_cannot_be_served_is_refused(demo_export: Path, repository: Path, tmp_path: Path) -> None:
+def test_exports_that_cannot_be_served_are_refused(demo_export: Path, repository: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="triton_repository: .* exists; name a directory that does not"):
         write_repository(demo_export, repository)
     with pytest.raises(InputError, match="is not an export"):

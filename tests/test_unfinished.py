@@ -60,7 +60,7 @@ def _names(path: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("kind", ["file", "directory"])
-def test_the_next_one_removes_what_a_killed_process_left_and_not_what_a_living_one_writes(
+def test_leftovers_of_killed_processes_are_removed_but_not_files_of_living_ones(
     kind: str, start: Callable[[str, Path], subprocess.Popen[str]], tmp_path: Path
 ) -> None:
     path = tmp_path / "it"
@@ -104,7 +104,7 @@ def test_every_name_of_a_folder_at_once(start: Callable[[str, Path], subprocess.
     remove_abandoned(tmp_path / "missing")
 
 
-def test_the_same_process_does_not_remove_what_it_writes_itself(tmp_path: Path) -> None:
+def test_a_process_does_not_remove_its_own_unfinished_files(tmp_path: Path) -> None:
     with unfinished(tmp_path / "it") as first, unfinished(tmp_path / "it") as second:
         first.mkdir()
         second.touch()

@@ -106,7 +106,7 @@ class _Engine:
         return maps
 
 
-def test_evaluate_hands_over_what_its_figures_are_made_of():
+def test_evaluate_hands_over_the_results_behind_its_figures():
     samples = [
         Sample(
             f"v{n}",

@@ -53,7 +53,7 @@ def test_pages_run_no_script_but_their_own(page):
     assert all(character not in page.html for character in "\x00\x1b\ud800")
 
 
-def test_escaped_text_is_what_was_said():
+def test_escaped_text_reads_as_it_was_given():
     said = "a < b & \"c\" > 'd' — é 漢"
     page = report([GroundedQuery(said, MOMENTS)], 12.0, title=said)
     assert Reader(page).texts["h1"] == said
@@ -105,7 +105,7 @@ def test_evaluation_page_lists_the_hardest_first_and_prints_the_protocol():
         assert figure in words
 
 
-def test_evaluation_page_says_what_its_figures_are_not_of():
+def test_evaluation_page_reports_entries_left_out():
     notes = (
         Note("skipped", "videos", 1, 5, "they have no features", "'e'"),
         Note("left_out", "sentences", 2, 6, "they have no window", "<b>"),
@@ -115,7 +115,7 @@ def test_evaluation_page_says_what_its_figures_are_not_of():
     assert words.count("skipped") == 1
 
 
-def test_evaluation_page_stays_small_and_says_what_it_leaves_out():
+def test_evaluation_page_stays_small_and_counts_omitted_rows():
     results = [result(f"video{n}", n / 3000) for n in range(3000)]
     page = evaluation_report(EVALUATION, results)
     assert len(page.html) < 3000 * 200 + 60_000

@@ -76,7 +76,7 @@ def test_verify_runs_without_pytorch(demo_export: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_what_needs_pytorch_says_so_in_a_sentence(world: Path) -> None:
+def test_calls_that_need_pytorch_say_so_in_a_sentence(world: Path) -> None:
     ground = ["ground", "--model", "demo", "--features", world / "video.npy", "--duration", 12, "-q", "hello"]
     done = run(*ground, "--backend", "torch")
     assert (done.returncode, done.stdout) == (2, "")

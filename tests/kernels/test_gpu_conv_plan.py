@@ -85,7 +85,7 @@ def test_the_plan_counts_what_the_kernels_execute(name: str, tiles: str, product
     assert multiplied == sum(-(-one // 128) * 128 for one in rows) * products * 2 * width**2
 
 
-def test_predictions_are_those_that_are_written_down() -> None:
+def test_predictions_equal_those_in_the_notes() -> None:
     """benchmarks/NOTES.md predicts gathering for one Charades-STA video, and large FFT tiles for large maps."""
     letters = {"gather": "g", "fft12": "a", "fft16": "b", "fft24": "c"}
     chosen, milliseconds = {}, {}
@@ -228,7 +228,7 @@ def test_layers_are_timed_once_and_kept(
     assert not untouched
 
 
-def test_what_was_kept_in_part_is_measured_again(
+def test_times_kept_in_part_are_measured_again(
     tuner: Callable[..., tuple[Tuner, list[Any]]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Tuner, "config_for", lambda *_: GatherConfig(64, 16, 16, 4, 2, 1))
@@ -275,7 +275,7 @@ def test_the_fastest_whole_stack_is_taken_not_the_least_sum_of_layers() -> None:
     )
 
 
-def test_what_the_memory_does_not_hold_is_not_timed(
+def test_work_beyond_the_memory_is_not_timed(
     tuner: Callable[[], tuple[Tuner, list[Any]]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, _ = tuner()

@@ -350,7 +350,7 @@ def test_operators_refuse_bad_arguments_with_a_sentence(
         ("fourier_cells", "gpu_fourier_cells", [0, 0, 0, 0, 0, 1, 1, 4, 16, 8, 0]),
     ],
 )
-def test_what_cuda_refuses_is_an_exception_that_names_the_op(op: str, binding: str, arguments: list[Any]) -> None:
+def test_a_refusal_of_cuda_is_an_exception_that_names_the_op(op: str, binding: str, arguments: list[Any]) -> None:
     """The named device does not exist, with or without a driver, so nothing is launched."""
     with pytest.raises(RuntimeError, match=f"^{op}: CUDA says cudaError"):
         getattr(host.extension, binding)(*arguments, 4096, 0)

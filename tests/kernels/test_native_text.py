@@ -193,7 +193,7 @@ def test_native_backend_does_not_import_torch() -> None:
     subprocess.run([sys.executable, "-c", script], check=True)
 
 
-def test_there_is_a_cuda_device_where_pytorch_sees_one() -> None:
+def test_a_cuda_device_exists_if_pytorch_sees_one() -> None:
     assert host.has_cuda_device() == torch.cuda.is_available()
 
 
