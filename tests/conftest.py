@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import pickle
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,8 +25,11 @@ import mmn_fast
 from benchmarks.golden import cases
 from mmn_fast.artifact.manifest import Manifest
 from mmn_fast.checkpoint import LoadedModel, convert, model_from_state, save_model
+from mmn_fast.demo.split import draw_split
+from mmn_fast.evaluation.agreement import LabelledSplit
 from mmn_fast.kernels.gpu import interpreter
 from mmn_fast.tokenizer import load_tokenizer
+from mmn_fast.types import ScoreMaps
 from tests import CPUS
 from tests.tensorrt_plans import built, cuda, exported  # noqa: F401 - fixtures of several files
 from tests.training_task import write_task
@@ -34,6 +38,7 @@ if not torch.cuda.is_available():
     interpreter.enable()  # before any test imports kernels in Triton
 
 Exports = Callable[..., Path]
+DemoSplit = Callable[[int], tuple[LabelledSplit, list[ScoreMaps]]]
 _MOST_WORKERS = 4  # each takes up to 2 GiB
 _EXPORT_FIXTURES = {"exports", "demo_export"}
 
@@ -203,6 +208,25 @@ def exports(golden_model: Callable[[str], Path], shared: Path) -> Exports:
 def demo_export(exports: Exports) -> Path:
     """The demo model's export in float32."""
     return exports("demo")
+
+
+@pytest.fixture(scope="session")
+def demo_split(shared: Path) -> DemoSplit:
+    """Videos of the demo's test split and the reference's score maps of them, drawn once per run: 0.1 s a video.
+
+    Training and the choice of the recipe used seed 0; this seed is fresh.
+    """
+
+    def make(path: Path) -> None:
+        split = draw_split(150, seed=20261, workers=CPUS)
+        maps = mmn_fast.load("demo", backend="torch", precision="fp64").score_maps(split.batch)
+        path.write_bytes(pickle.dumps((split, maps)))
+
+    def first(videos: int) -> tuple[LabelledSplit, list[ScoreMaps]]:
+        split, maps = pickle.loads(made_once(shared / "demo-split.pkl", make).read_bytes())
+        return LabelledSplit(split.batch[:videos], split.moments_s[:videos]), maps[:videos]
+
+    return first
 
 
 @pytest.fixture(scope="module")

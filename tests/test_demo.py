@@ -18,7 +18,9 @@ from mmn_fast.demo.split import draw_split
 from mmn_fast.errors import InputError
 from mmn_fast.evaluation.agreement import LabelledSplit, agreement_with, recall
 from mmn_fast.types import ScoreMaps
+from tests.conftest import DemoSplit
 
+SplitAndMaps = tuple[LabelledSplit, list[ScoreMaps]]
 # Training and the choice of the recipe used seed 0; this seed is fresh.
 FRESH_SEED = 20261
 
@@ -29,9 +31,9 @@ def engine() -> mmn_fast.Engine:
 
 
 @pytest.fixture(scope="module")
-def split() -> LabelledSplit:
-    """Videos of the test split with over 1,000 sentences."""
-    return draw_split(150, seed=FRESH_SEED, workers=len(os.sched_getaffinity(0)))
+def split_and_maps(demo_split: DemoSplit) -> SplitAndMaps:
+    """Videos of the test split with over 1,000 sentences, and the float64 reference's score maps."""
+    return demo_split(150)
 
 
 def test_model_in_the_box_is_small() -> None:
@@ -41,7 +43,8 @@ def test_model_in_the_box_is_small() -> None:
 
 
 @pytest.mark.full
-def test_model_in_the_box_grounds_a_fresh_test_split(engine: mmn_fast.Engine, split: LabelledSplit) -> None:
+def test_model_in_the_box_grounds_a_fresh_test_split(engine: mmn_fast.Engine, split_and_maps: SplitAndMaps) -> None:
+    split, _ = split_and_maps
     assert split.num_sentences >= 1000
     figures = recall(engine, split, engine.score_maps(split.batch))
     assert figures["R@1,IoU@0.5"] >= 0.85
@@ -54,17 +57,10 @@ def test_model_in_the_box_grounds_combinations_it_has_never_seen(engine: mmn_fas
     assert recall(engine, unseen, engine.score_maps(unseen.batch))["R@1,IoU@0.5"] >= 0.60
 
 
-@pytest.fixture(scope="module")
-def reference_maps(split: LabelledSplit) -> list[ScoreMaps]:
-    """Score maps of the split from the float64 reference."""
-    return mmn_fast.load("demo", backend="torch", precision="fp64").score_maps(split.batch)
-
-
 @pytest.mark.full
 @pytest.mark.parametrize(("precision", "least"), [("fp32", 0.999), ("bf16", 0.95), ("fp16", 0.99)])
-def test_fast_paths_agree_with_the_reference(
-    precision: str, least: float, split: LabelledSplit, reference_maps: list[ScoreMaps]
-) -> None:
+def test_fast_paths_agree_with_the_reference(precision: str, least: float, split_and_maps: SplitAndMaps) -> None:
+    split, reference_maps = split_and_maps
     for backend, reason in mmn_fast.available_backends("cpu", precision).items():
         if reason is None and not backend_class(backend).takes_exports:  # tests/test_export.py tests exports
             engine = mmn_fast.load("demo", backend=backend, precision=precision)

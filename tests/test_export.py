@@ -20,7 +20,7 @@ from mmn_fast.backends.base import Settings
 from mmn_fast.backends.ort import OnnxBackend
 from mmn_fast.checkpoint import load_model
 from mmn_fast.cli import app
-from mmn_fast.evaluation.agreement import agreement_with
+from mmn_fast.evaluation.agreement import LabelledSplit, agreement_with
 from mmn_fast.export.graphs import PreClips, ScoreGraph, VideoGraph
 from mmn_fast.export.verify import BOUNDS, OPERATORS
 from mmn_fast.features import pre_clips
@@ -28,8 +28,8 @@ from mmn_fast.geometry import cells_to_moments, plan_for
 from mmn_fast.geometry_crops import framed_crops
 from mmn_fast.kernels import reference
 from mmn_fast.presets import PRESETS
-from tests.conftest import Exports
-from tests.demo_split import demo_split
+from mmn_fast.types import ScoreMaps
+from tests.conftest import DemoSplit, Exports
 from tests.golden.grounded import batch_of
 from tests.tolerances import TOLERANCES, check_close
 
@@ -126,25 +126,25 @@ def test_onnx_gives_the_official_scores(name: str, exports: Exports) -> None:
 
 
 @pytest.mark.parametrize("precision", ["fp32", pytest.param("fp16", marks=pytest.mark.full)])
-def test_onnx_agrees_with_the_reference_on_the_demo(precision: str, exports: Exports) -> None:
+def test_onnx_agrees_with_the_reference_on_the_demo(precision: str, exports: Exports, demo_split: DemoSplit) -> None:
     """A hundred sentences are compared; `test_onnx_agrees_on_a_thousand_sentences` checks the promised thousand."""
-    _agree(precision, exports, 12)
+    _agree(precision, exports, *demo_split(12))
 
 
 @pytest.mark.full
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_onnx_agrees_on_a_thousand_sentences(precision: str, exports: Exports) -> None:
-    assert _agree(precision, exports, 150) >= 1000
+def test_onnx_agrees_on_a_thousand_sentences(precision: str, exports: Exports, demo_split: DemoSplit) -> None:
+    split, expected = demo_split(150)
+    assert split.num_sentences >= 1000
+    _agree(precision, exports, split, expected)
 
 
-def _agree(precision: str, exports: Exports, videos: int) -> int:
-    split, expected = demo_split(videos)
+def _agree(precision: str, exports: Exports, split: LabelledSplit, expected: list[ScoreMaps]) -> None:
     engine = mmn_fast.load(exports("demo", precision), backend="onnx", precision=precision)
     found = agreement_with(engine, expected, split)
     assert found.top1 >= {"fp32": 1.0, "fp16": 0.99}[precision]
     if precision == "fp32":  # for fp16 only the agreement is promised; its scores are up to 2.1e-3 off
         assert found.max_fused_difference <= TOLERANCES["onnx_backend", precision].atol
-    return found.num_sentences
 
 
 def test_onnx_results_do_not_depend_on_batch_or_threads(exports: Exports) -> None:

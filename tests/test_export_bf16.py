@@ -27,8 +27,7 @@ from mmn_fast.export import bf16
 from mmn_fast.export.tritonserver_repository import RepositoryOptions, write_repository
 from mmn_fast.export.verify import BOUNDS, OPERATORS, VerificationError, verify
 from mmn_fast.storage.checksums import file_sha256
-from tests.conftest import Exports
-from tests.demo_split import demo_split
+from tests.conftest import DemoSplit, Exports
 from tests.tolerances import check_close
 
 QUICK = "hcstvg_small"
@@ -117,7 +116,7 @@ def test_bf16_is_near_float64(name: str, in_float32: Callable[[str], Path]) -> N
 
 @pytest.mark.parametrize(("videos", "least"), [(12, 0.98), pytest.param(150, 0.99, marks=pytest.mark.full)])
 def test_bf16_agrees_with_the_reference_on_the_demo(
-    videos: int, least: float, in_float32: Callable[[str], Path]
+    videos: int, least: float, in_float32: Callable[[str], Path], demo_split: DemoSplit
 ) -> None:
     split, expected = demo_split(videos)
     found = agreement_with(mmn_fast.load(in_float32("demo"), backend="onnx"), expected, split)

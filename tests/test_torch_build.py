@@ -42,7 +42,7 @@ def test_cuda_is_read_from_the_version_file(
 @pytest.mark.slow
 def test_it_agrees_with_pytorch_and_does_not_import_it() -> None:
     code = (
-        "import sys; from mmn_fast import torch_build as t; said = t.is_installed(), t.version(), t.has_cuda();"
+        "import sys; from mmn_fast.process import torch_build as t; said = t.is_installed(), t.version(), t.has_cuda();"
         "assert 'torch' not in sys.modules; import torch;"
         "assert said == (True, torch.__version__, torch.version.cuda is not None), said"
     )
