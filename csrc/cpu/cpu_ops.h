@@ -17,7 +17,7 @@ void match_scores_cpu(const MatchScoresArgs& args, CpuIsa isa, int threads);
 // Throws std::invalid_argument for a moment that is not finite, and for a NaN score; the outputs are then undefined.
 void top_moments_cpu(const TopMomentsArgs& args, CpuIsa isa, int threads);
 
-// Throws std::invalid_argument for what ops/target_iou.h calls the caller's error. In cpu/target_iou.cc.
+// Throws std::invalid_argument for arguments that ops/target_iou.h refuses. Defined in cpu/target_iou.cc.
 void target_iou_cpu(const TargetIouArgs& args, int threads);
 
 }  // namespace mmn_fast

@@ -9,7 +9,7 @@
 namespace mmn_fast {
 namespace {
 
-// Frames beyond this would overflow differences of frames; a billion frames is a year of video.
+// Largest frame number: differences of larger ones would overflow. A billion frames is a year of video.
 constexpr int64_t kMaxFrame = int64_t{1} << 60;
 
 // A tube's cells take about as long as this many frames' boxes, and waking a worker as long as some 2^14 boxes.

@@ -10,13 +10,13 @@
 //   for half-open boxes; its height likewise. The IoU of two boxes without an area is 0.
 // - Box IoUs are float64, summed in the order of the frames; a cell is a difference of two such sums, divided, and then
 //   rounded to float32. So it is within 1e-12 of the float64 definition before the last rounding.
-// - A box that is not finite, bounds that fall or leave the tube, and starts that fall or leave the boxes are the
-//   caller's error, which the entry point refuses. So is an empty truth.
+// - The entry point refuses boxes that are not finite, bounds that fall or leave the tube, starts that fall or leave the
+//   boxes, and an empty truth.
 // - Every element of `out` is written; `out` overlaps no input. tubes = 0 is valid, and so is a tube without rows.
 // - A tube's cells do not depend on the other tubes or on the number of threads. Memory per thread: one sum per frame
 //   of the longest overlap.
 //
-// Implemented by cpu/target_iou.cc: float64 and a few microseconds per tube, so one code for every instruction set.
+// Implemented by cpu/target_iou.cc, once for every instruction set: it is float64 and takes a few microseconds per tube.
 #pragma once
 
 #include <cstdint>

@@ -86,7 +86,7 @@ class Plan:
             the same profile overwrites it.
 
         Raises:
-            BackendUnavailable: TensorRT refuses; the message quotes its error.
+            BackendUnavailable: TensorRT refuses the run; the message quotes its error.
         """
         slot = self._slots.get(profile)
         if slot is None:

@@ -15,7 +15,7 @@ from mmn_fast.presets import Preset, TextEncoderConfig
 from mmn_fast.storage.checksums import plain_sha256
 from mmn_fast.tokenizer import Tokenizer
 
-# A model's name, training, evaluation and file layout do not decide its answers.
+# A model's name, training, evaluation and file layout do not affect its results.
 _UNDECIDING = frozenset({"name", "recall_at", "recall_ious", "timestamp_unit", "feature_key", "loss", "recipe"})
 
 
@@ -38,7 +38,7 @@ def fingerprint_of(preset: Preset, text: TextEncoderConfig, weights_sha256: str,
 
 
 def deciding_values(preset: Preset) -> dict[str, Any]:
-    """The preset's values that decide results and differ from the defaults, by name."""
+    """The preset's values that affect results and differ from the defaults, by name."""
     values = {field: getattr(preset, field.name) for field in dataclasses.fields(preset)}
     return {
         field.name: list(value) if isinstance(value, tuple) else value
@@ -48,7 +48,7 @@ def deciding_values(preset: Preset) -> dict[str, Any]:
 
 
 def first_difference(held: Preset, wanted: Preset) -> str | None:
-    """The first result-deciding value that differs, as "name: held, got wanted"; None if all agree."""
+    """The first differing value that affects results, as "name: held, got wanted"; None if all agree."""
     for field in dataclasses.fields(held):
         mine, other = getattr(held, field.name), getattr(wanted, field.name)
         if field.name not in _UNDECIDING and mine != other:

@@ -70,8 +70,8 @@ def check_state(state: Mapping[str, npt.NDArray[Any]], preset: Preset, text: Tex
         where: name of the weights' source in the message.
 
     Raises:
-        InputError: a key is missing or unknown (the key is named), a shape differs (the preset with that shape is
-            named, if any), or a value is not finite.
+        InputError: a key is missing or unknown, a shape differs, or a value is not finite. The message names the key,
+            and the preset with the given shape if there is one.
     """
     expected = state_shapes(preset, text)
     others = [

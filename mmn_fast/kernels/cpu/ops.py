@@ -194,15 +194,15 @@ def target_iou(
         first_frames: int64 [K]: frame number of each tube's first row.
         bounds: int64 [K, N + 1], rising: cell (i, j) of tube t stands for its rows bounds[t, i] : bounds[t, j + 1].
         truth: float64 [frames, 4], boxes of the true tube.
-        truth_first_frame: frame number of its first row.
-        half_open: boxes end before x2 and y2; otherwise these pixels belong to them.
+        truth_first_frame: frame number of the true tube's first row.
+        half_open: Boxes end before x2 and y2; otherwise these pixels belong to the boxes.
         threads: See `num_threads`. The result does not depend on it.
 
     Returns:
         float32 [K, N, N], 0 where a span is empty: float64 sums, rounded once.
 
     Raises:
-        TypeError: An argument is no array, or of another dtype.
+        TypeError: An argument is no array, or has another dtype.
         ValueError: A shape, layout or value differs from the above, or a box is not finite or ends before it begins.
     """
     _require_arrays(boxes=boxes, starts=starts, first_frames=first_frames, bounds=bounds, truth=truth)

@@ -33,7 +33,7 @@ def _side(name: str, places: int, sides: Container[int], expected: str) -> int:
 
 @operator("(Tensor rows, Tensor inputs, Tensor(a!) spectra) -> ()", mutates=["spectra"])
 def fourier_tiles(rows: Tensor, inputs: Tensor, spectra: Tensor) -> None:
-    """Spectra of the tiles that cover a map.
+    """Compute the spectra of the tiles that cover a map.
 
     Equivalent to the following, except for the order of the planes:
         tiles = rows[inputs].masked_fill((inputs < 0)[..., None, None], 0)
