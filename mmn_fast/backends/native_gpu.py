@@ -250,7 +250,7 @@ class NativeGpuBackend(Backend):
         return [torch.cat(branch) for branch in zip(*blocks, strict=True)]
 
     def _embed_sentences(self, token_ids: Sequence[Int64]) -> list[Tensor]:
-        """Embed sentences, batched by padded length: dtype [S, J] twice."""
+        """Embed sentences, in batches of similar length: dtype [S, J] twice."""
         order = sorted(range(len(token_ids)), key=lambda row: len(token_ids[row]))
         blocks = []
         for first, count, bucket in split(len(order), self._sentence_buckets):

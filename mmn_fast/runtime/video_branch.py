@@ -77,7 +77,7 @@ class VideoBranch:
         return self.embeddings(self.conv(self.moment_map(self.clips(pre_clips))))
 
     def clips(self, pre_clips: Tensor) -> Tensor:
-        """Pool pre-clips, dtype [B, T, D], to clips, dtype [N, B, C]."""
+        """Project pre-clips, dtype [B, T, D], and pool them to clips, dtype [N, B, C]."""
         preset, products = self._preset, pre_clips @ self._clip_weight
         pooled: Tensor = video_ops.clip_pool(
             products, self._clip_bias, preset.clip_pool_kernel, preset.clip_pool_stride

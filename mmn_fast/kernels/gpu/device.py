@@ -50,7 +50,7 @@ def unavailable_reason(device: str) -> str | None:
 
 
 def capability_of(device: torch.device) -> tuple[int, int]:
-    """A device's compute capability; (0, 0) for a device other than CUDA's."""
+    """A CUDA device's compute capability; (0, 0) for other devices."""
     return torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
 
 
