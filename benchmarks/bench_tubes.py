@@ -1,8 +1,8 @@
-"""Targets of one video's tubes: the C++ op beside its definition in loops and beside sums of each tube in NumPy.
+"""Times the targets of one video's tubes: the C++ op beside its definition in loops, and beside NumPy's sums per tube.
 
     python -m benchmarks.bench_tubes [--tubes 100] [--frames 300] [--threads 1] [--repeats 2]
 
-Prints processor seconds of each turn; the ways take turns. The definition takes half a minute a turn.
+The ways take turns; each turn's processor seconds are printed. The definition takes half a minute per turn.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from mmn_fast.presets import PRESETS
 from mmn_fast.tubes import Tube, check_track, row_span, span_ious
 
 PRESET = PRESETS["hc-stvg"]
-CALLS = 20  # of the fast ways in a turn: one takes less than the clock's resolution allows
+CALLS = 20  # calls of a fast way per turn: a single call is too short for the clock's resolution
 
 
 def drawn_tube(rng: np.random.Generator, frames: int) -> Tube:
-    """A tube of so many frames whose box wanders and keeps its size."""
+    """Draw a tube of `frames` frames; its box wanders and keeps its size."""
     corner = rng.uniform(0, 200, 2) + np.cumsum(rng.uniform(-2, 2, (frames, 2)), axis=0)
     first = int(rng.integers(0, 100))
     return Tube(np.arange(first, first + frames), np.hstack([corner, corner + rng.uniform(40, 160, 2)]))
 
 
 def by_numpy(tubes: list[Tube], truth: Tube) -> Float32:
-    """The same targets by one sum per tube in NumPy."""
+    """Compute the same targets in NumPy, by one sum per tube."""
     cells, N = plan_for(PRESET).cells, PRESET.num_clips
     target = np.zeros((len(tubes), N, N), np.float32)
     true = check_track(truth.frames, truth.boxes, "truth")
@@ -44,7 +44,7 @@ def by_numpy(tubes: list[Tube], truth: Tube) -> Float32:
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure all ways and print their times."""
     parser = argparse.ArgumentParser(description=__doc__)
     for name, value in (("tubes", 100), ("frames", 300), ("threads", 1), ("repeats", 2)):
         parser.add_argument(f"--{name}", type=int, default=value)

@@ -35,7 +35,7 @@ class Device:
     _ends: list[float] = field(default_factory=list)
 
     def now(self) -> float:
-        """The host's clock in seconds."""
+        """Read the host's clock in seconds."""
         return self.now_ms / 1e3
 
     def queue(self, milliseconds: float) -> float:

@@ -1,4 +1,4 @@
-"""Tubes in the world of shapes: boxes hold their shapes, a sentence names one of them, detectors err as they say."""
+"""Tubes in the world of shapes: boxes enclose their shapes, a sentence names one shape, noise is as large as stated."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def videos() -> list[TubesVideo]:
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_boxes_are_tight_around_the_pixels_of_a_turning_shape(shape: str) -> None:
-    """Against the frames themselves, at the size that boxes refer to; faintly covered pixels count."""
+    """The boxes are compared with rendered frames of side `BOX_SIDE`; faintly covered pixels count."""
     at = [[0.4, 0.6, np.log(0.1), 0.0, 1, 0, 0], [0.5, 0.4, np.log(0.16), 2.0, 1, 0, 0]]
     scene = Scene(16, (0.1, 0.1, 0.1), (Track(shape, np.array([0.0, 2.0]), np.array(at), ()),), ())
     frames, boxes = track_boxes(scene.tracks[0], 16)
@@ -51,7 +51,7 @@ def test_boxes_end_at_the_frame_and_frames_follow_each_other(videos: list[TubesV
                 check_track(frames, boxes, "track")
                 assert boxes.min() >= 0
                 assert boxes.max() <= BOX_SIDE - 1
-    assert left_out  # shapes that wait outside or have left have no box
+    assert left_out  # shapes that are outside the frame have no box
 
 
 def test_a_blinking_shape_keeps_its_boxes() -> None:
@@ -81,7 +81,7 @@ def test_a_sentence_is_about_one_shape_and_its_true_tube_is_that_shape(videos: l
 
 
 def test_only_tubes_of_the_named_shape_are_good_answers(videos: list[TubesVideo]) -> None:
-    """The best rows of the best tube are nearly always good enough, and the tube is the shape's own."""
+    """The best rows of the best tube are nearly always good enough, and that tube belongs to the named shape."""
     cells = np.array([(i, j) for i in range(16) for j in range(i, 16)], np.int32)
     best = []
     for video in videos:
@@ -128,7 +128,7 @@ def test_detectors_err_in_every_way_that_they_should(videos: list[TubesVideo]) -
 
 
 def test_features_show_the_boxs_shape_alone() -> None:
-    """Two shapes move; the features of one tube are those of a scene that has its shape alone."""
+    """Two shapes move; the features of one shape's tube equal those of a scene with this shape alone."""
     at = [
         [[0.2, y, np.log(0.1), 0.0, *rgb], [0.7, y, np.log(0.1), 0.0, *rgb]]
         for y, rgb in ((0.2, (1, 0, 0)), (0.8, (0, 0, 1)))

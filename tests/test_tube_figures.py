@@ -1,4 +1,4 @@
-"""Overlap of tubes, targets and the table of HC-STVG: the official truths, the definition in loops, hostile arrays."""
+"""Overlap of tubes, targets and the table of HC-STVG: official truths, the definition in loops, hostile arrays."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def tubes_of(seed: int, video: dict[str, int]) -> list[Tube]:
 
 
 def golden_videos(name: str):
-    """Per video of a golden file its tubes, the true tube and the file's arrays under their names."""
+    """Read a golden file: per video its tubes, the true tube, and the file's arrays by name."""
     path = LOSSES if name == LOSSES.name else cases.HERE / name
     spec = json.loads(path.with_suffix(".json").read_text())
     with np.load(path.with_suffix(".npz")) as arrays:
@@ -129,7 +129,7 @@ def test_figures_count_strictly_above_the_float32_threshold() -> None:
         return [0], [[0.0, 0.0, 0.0, height - 1]]
 
     half = tube_figures([sized(1), sized(2)], [sized(2), sized(2)], (0.5, 0.3))
-    assert half["vIoU@0.5"] == 0.5  # 0.5 itself is not above
+    assert half["vIoU@0.5"] == 0.5  # a vIoU of exactly 0.5 does not count
     assert half["vIoU@0.3"] == 1.0
     assert half["m_vIoU"] == 0.75
     assert half["Best_R1"] == 0.75
@@ -159,7 +159,7 @@ def test_figures_refuse_other_counts_and_protocols() -> None:
 
 
 def arguments(**changed: object) -> dict[str, object]:
-    """Two tubes of 2 and 3 rows and a truth of 4, for the op."""
+    """Make arguments of the op: two tubes of 2 and 3 rows, and a truth of 4 rows."""
     boxes = np.tile(np.array([[0.0, 0.0, 4.0, 4.0]]), (5, 1))
     given = {
         "boxes": boxes,

@@ -1,4 +1,4 @@
-"""The losses of tubes against the recorded official ones, against their formula, and what `corrected` changes."""
+"""The losses of tubes equal the recorded official ones and the written-out formula, also if `corrected`."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def small_batch(counts: list[int], cells: int = 5, seed: int = 0) -> tuple[Tenso
 def written_out(
     proposals: Tensor, sentences: Tensor, video_of: Tensor, target: Tensor, params: LossParams, corrected: bool
 ) -> tuple[Tensor, Tensor]:
-    """Every sum of the formula as a loop."""
+    """Compute the losses with every sum of the formula as a loop."""
     unit = torch.nn.functional.normalize(sentences, dim=-1)
     cells = torch.nn.functional.normalize(proposals, dim=-1)
     video_terms, sentence_terms = [], []

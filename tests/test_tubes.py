@@ -1,4 +1,4 @@
-"""Tubes as values: rows of a cell, overlap in space and time, and what is refused."""
+"""Tubes as values: rows of a cell, overlap in space and time, and refusals."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_a_cell_stands_for_the_official_codes_rows(num_rows: int) -> None:
 
 @pytest.mark.parametrize("name", ["hcstvg_small", "hcstvg_full"])
 def test_golden_overlaps(name: str) -> None:
-    """The answer's overlap with the true tube, and that of every cell of every tube: the training target."""
+    """The overlap with the true tube is compared for the answer, and for every cell of every tube (the target)."""
     case = cases.load(name)
     for query in case.tube_queries:
         answer, true, targets = (
@@ -45,7 +45,7 @@ def test_golden_overlaps(name: str) -> None:
 
 
 def test_overlap_counts_both_ends() -> None:
-    """Frames and, by default, pixels: two boxes of 10 x 10 pixels that share a column of pixels."""
+    """Both ends count for frames and, by default, for pixels: two boxes of 10 x 10 pixels share a column of pixels."""
     left, right = [[0, 0, 9, 9]] * 4, [[9, 0, 18, 9]] * 4
     viou, tiou = tube_iou([5, 6, 7, 8], left, [7, 8, 9, 10], right)
     assert (viou, tiou) == (pytest.approx(2 / 6 * 10 / 190), pytest.approx(2 / 6))

@@ -1,4 +1,4 @@
-"""Engines on tubes: the official answers in every backend, embeddings, suppression, odd tubes, and what is refused."""
+"""Engines on tubes: the official answers in every backend, embeddings, suppression, odd tubes, and refusals."""
 
 from __future__ import annotations
 
@@ -35,7 +35,10 @@ def engine(golden_engine: Engines) -> Engine:
 
 
 def check_answers(engine: Engine, op: str = "golden_maps") -> None:
-    """Maps near the official ones; the same tube, rows and boxes. `test_golden.py` has more backends and sizes."""
+    """Check that maps are near the official ones, and that tube, rows and boxes are equal.
+
+    `test_golden.py` has more backends and sizes.
+    """
     maps: list[Any] = []
     score: Any = engine._backend.score
 
@@ -112,10 +115,10 @@ def test_answers_do_not_depend_on_the_batch_and_equal_those_from_embeddings(
 
 
 def test_suppression_leaves_moments_that_overlap_little(engine: Engine) -> None:
-    query = TubeQuery([*QUERIES[2].tubes, QUERIES[2].tubes[4]], QUERIES[2].sentences)  # the last is the best one again
+    query = TubeQuery([*QUERIES[2].tubes, QUERIES[2].tubes[4]], QUERIES[2].sentences)  # the best tube comes twice
     ((first,),), ((*several,),) = (engine.ground_tubes([query], top_k=k)[0] for k in (1, 400))
     assert same(first, several[0])
-    assert first.tube == 4  # the first of equals
+    assert first.tube == 4  # the first of two equal tubes
     scores = [moment.score for moment in several]
     assert scores == sorted(scores, reverse=True)
     assert 1 < len(several) < 400
@@ -125,7 +128,7 @@ def test_suppression_leaves_moments_that_overlap_little(engine: Engine) -> None:
 
 
 def test_pre_clips_of_streams() -> None:
-    """Each stream is normalised and averaged for itself, so one array of both gives the same; made ones stay."""
+    """Each stream is normalised and averaged separately, so one array of both streams gives the same pre-clips."""
     preset = SMALL.preset
     both = np.concatenate(TUBE.features, axis=1)
     made = tube_pre_clips(TUBE, preset)
@@ -170,7 +173,7 @@ def test_odd_tubes_have_answers(golden_model: Models) -> None:
 
 
 def tube(**changes: Any) -> list[TubeQuery]:
-    """The first tube with some values changed, as the second one of video "abc"."""
+    """Make a query of video "abc" whose second tube is the first one with changed values."""
     return [TubeQuery([TUBE, dataclasses.replace(TUBE, **changes)], ["a"], "abc")]
 
 

@@ -1,4 +1,4 @@
-"""The page of a video with tubes: boxes where they belong, figures of space and time, nothing that is not there."""
+"""The page of a video with tubes: boxes at their places, figures of space and time, no values without a source."""
 
 from __future__ import annotations
 

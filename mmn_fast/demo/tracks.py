@@ -1,4 +1,4 @@
-"""Boxes around the shapes of a scene, frame by frame, and the track that a sentence is about.
+"""Computes boxes around the shapes of a scene, frame by frame, and finds the track that a sentence is about.
 
 Boxes are corners (x1, y1, x2, y2) in pixels of frames with `BOX_SIDE` pixels a side; both corners are inside.
 """
@@ -13,9 +13,9 @@ from mmn_fast.arrays import Float64, Int64
 from mmn_fast.demo.scenes import COLOURS, FPS, Fact, Scene, Track
 
 BOX_SIDE = 256
-"""Pixels a side of the frames that boxes refer to: `shapes.save_video` writes files of this size."""
+"""Side in pixels of the frames that boxes refer to; `shapes.save_video` writes files of this size."""
 
-_LEAST_SIDE = 6.0  # a shape shows less than this at the frame's edge: no detector would find it
+_LEAST_SIDE = 6.0  # pixels; no detector would find a smaller part of a shape at the frame's edge
 
 # Corners of each form in units of its radius, before it turns; x to the right, y downwards.
 _TIPS = np.arange(5) * 2 * np.pi / 5
@@ -29,14 +29,14 @@ _REACH = {"circle": 0.95, "ring": 1.0}  # round forms look alike at any angle
 
 
 def frame_times(num_frames: int) -> Float64:
-    """The times that frames show, float64 [num_frames], seconds."""
+    """Time that each frame shows, float64 [num_frames], seconds."""
     return (np.arange(num_frames) + 0.5) / FPS
 
 
 def track_boxes(track: Track, num_frames: int) -> tuple[Int64, Float64]:
-    """Boxes of a shape in the frames that show it.
+    """Compute the boxes of a shape in the frames that show it.
 
-    A blinking shape keeps its boxes while it is dark, so that frames follow each other.
+    A blinking shape keeps its boxes while it is dark, so that the frame numbers have no gaps.
 
     Args:
         track: the shape's course.
@@ -61,9 +61,9 @@ def track_boxes(track: Track, num_frames: int) -> tuple[Int64, Float64]:
 
 
 def track_of(scene: Scene, fact: Fact) -> int:
-    """Number of the track of the shape that a fact about one shape names.
+    """Find the track of the shape in a fact about one shape; return its number.
 
-    Forms and colours together are unique in a scene, and a shade stays within 4 degrees of its colour's hue.
+    A form and colour together are unique in a scene, and a shade stays within 4 degrees of its colour's hue.
     """
     (thing,) = fact.things
     meant = COLOURS[thing.colour][0] / 360
@@ -78,7 +78,7 @@ def track_of(scene: Scene, fact: Fact) -> int:
 
 
 def true_tube(scene: Scene, fact: Fact) -> tuple[Int64, Float64]:
-    """Frames and boxes of the shape while a fact about it lasts, as `track_boxes` gives them; may be empty."""
+    """Compute frames and boxes of a fact's shape during the fact, in the form of `track_boxes`; may be empty."""
     frames, boxes = track_boxes(scene.tracks[track_of(scene, fact)], scene.num_frames)
     times = frame_times(scene.num_frames)[frames]
     during = (times >= fact.start_s) & (times < fact.end_s)

@@ -1,8 +1,8 @@
-"""Tubes in the world of shapes: what a detector and a tracker would find, and sentences about one shape each.
+"""Simulates a detector and a tracker in the world of shapes: tubes, and sentences about one shape each.
 
-Every shape gives a tube whose boxes are a little off. Some tubes break where the tracker loses the shape for a few
-frames; short tubes follow a shape loosely for a moment or hold nothing at all. Only tubes of the shape that a sentence
-names can be right, the others are distractors.
+Every shape gives a tube with slightly inexact boxes. Some tubes break, because the tracker loses the shape for a few
+frames. Short tubes follow a shape loosely for a moment, or no shape at all. Only tubes of the shape that a sentence
+names can be right; all others are distractors.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from mmn_fast.demo.tracks import BOX_SIDE, track_boxes, true_tube
 from mmn_fast.features.extractors.pixels import PixelFeatures
 from mmn_fast.tubes import Tube
 
-_STREAM = 1  # the tubes' random numbers are not those of the scene: both worlds show the same videos
+_STREAM = 1  # tubes have their own stream of random numbers, so that the scene is the same with and without tubes
 _BREAKS = 0.25  # share of tubes that break once
 _LOST = (2, 5)  # frames that a broken tube misses, the second number excluded
-_LATE = 4  # a tube begins and ends up to this many frames late and early
+_LATE = 4  # a tube begins up to this many frames late, and ends as many early
 _SHORT = (3, 13)  # frames of a short tube: fewer than the 16 clips of a map
 _JITTER, _LOOSE = 0.02, 0.1  # standard deviation of a corner, in sides of its box
-_LEAST_TRUE = 4  # frames of a true tube; less cannot be told from a detector's noise
-_MARGIN = 4.0  # pixels around a box that features see too, so that jitter does not cut a shape's outline
+_LEAST_TRUE = 4  # least frames of a true tube; fewer cannot be told from a detector's noise
+_MARGIN = 4.0  # pixels around a box that features see too, so that jitter does not cut off a shape's outline
 NOTHING = -1
 """Owner of a tube that follows no shape."""
 
@@ -41,7 +41,7 @@ class TubesVideo:
         tubes: K tubes in no order; each has one stream of features, float32 [ceil(n / 2), PixelFeatures.width].
         owners: per tube the number of its track in `video.scene.tracks`, or `NOTHING`.
         sentences: S sentences about one shape each, by start.
-        truths: per sentence frames int64 [m] and boxes float64 [m, 4] of the shape that it names, while it lasts.
+        truths: per sentence frames int64 [m] and boxes float64 [m, 4] of the named shape, during the sentence's fact.
     """
 
     video: ShapesVideo
@@ -60,7 +60,7 @@ def make_tubes(split: str, seed: int, number: int) -> TubesVideo:
         number: the video's number in its split, >= 0.
 
     Returns:
-        The video that `make_video` makes of the same arguments, with its tubes.
+        The video of `make_video` for the same arguments, with its tubes.
     """
     video = make_video(split, seed, number)
     rng = np.random.default_rng([seed, SPLITS.index(split), number, _STREAM])
@@ -82,7 +82,7 @@ def make_tubes(split: str, seed: int, number: int) -> TubesVideo:
 
 
 def tube_features(frames: Frames, numbers: Int64, boxes: Float32) -> Float32:
-    """Clip features of what a tube's boxes show: everything else is painted over with the video's median colour.
+    """Compute clip features of a tube: all pixels outside its boxes are painted in the video's median colour.
 
     The shape stays where it is in the frame, so that the features tell how it moves.
 
@@ -109,11 +109,11 @@ _Found = tuple[int, Int64, Float32]
 
 
 def _find(scene: Scene, rng: np.random.Generator) -> list[_Found]:
-    """Owner, frames and boxes of every tube that the detector finds, in no order."""
+    """Simulate the detector: owner, frames and boxes of every tube, in no order."""
     found: list[_Found] = []
     for owner, track in enumerate(scene.tracks):
         frames, boxes = track_boxes(track, scene.num_frames)
-        if len(frames) < _SHORT[0]:  # the shape never comes in
+        if len(frames) < _SHORT[0]:  # the shape never enters the frame
             continue
         for rows in _pieces(len(frames), rng):
             found.append((owner, frames[rows], _shaken(boxes[rows], _JITTER, rng)))
@@ -129,7 +129,7 @@ def _find(scene: Scene, rng: np.random.Generator) -> list[_Found]:
 
 
 def _pieces(count: int, rng: np.random.Generator) -> list[slice]:
-    """Rows of a track's tube, or of the two pieces in which it breaks."""
+    """Draw the rows of a track's tube, or of the two pieces into which it breaks."""
     start, end = rng.integers(0, _LATE, 2)
     if count < 4 * _SHORT[1]:  # too short to lose anything
         return [slice(0, count)]
@@ -141,14 +141,14 @@ def _pieces(count: int, rng: np.random.Generator) -> list[slice]:
 
 
 def _some(count: int, rng: np.random.Generator) -> slice:
-    """A few rows out of many."""
+    """Draw a few consecutive rows out of `count`."""
     length = min(int(rng.integers(*_SHORT)), count)
     start = int(rng.integers(0, count - length + 1))
     return slice(start, start + length)
 
 
 def _shaken(boxes: Float64, by: float, rng: np.random.Generator) -> Float32:
-    """Boxes as a detector gives them: every corner off by noise, within the frame, at least a pixel wide and high."""
+    """Add a detector's noise to every corner; boxes stay within the frame and at least a pixel wide and high."""
     sides = boxes[:, 2:] - boxes[:, :2] + 1
     noisy = boxes + rng.normal(0, by, boxes.shape) * np.tile(sides, 2)
     low = noisy[:, :2].clip(0, BOX_SIDE - 2)

@@ -29,17 +29,18 @@ class Protocol:
     `rules` names one of three sets of rules for rounding and ties:
 
     * "mmn": IoU in float32, the overlap over the hull of both spans. Equal scores rank by ascending cell, row by row
-      (the official code leaves it to an unstable sort). A score of exactly 0 is no candidate.
+      (the official code leaves ties to an unstable sort). A cell of score exactly 0 is not a candidate.
     * "2dtan": ends are rounded to float32, IoU is computed from them in float64; truths stay float64. Equal scores rank
-      by descending cell, row by row: 2D-TAN's code reverses an ascending sort (NumPy does not define the ties of that
-      sort; a stable sort is used here). A score of 0 is a candidate.
-    * "qvh": moments are ranked as by "mmn" and judged in float64 as a file of predictions spells them. Equal scores
-      keep their order. The report also has the figures of `qvhighlights`: Moment-DETR's mAP and R1 by length of moment.
+      by descending cell, row by row: 2D-TAN's code reverses an ascending sort (NumPy does not define the order of ties
+      in that sort; a stable sort is used here). A cell of score 0 is a candidate.
+    * "qvh": moments are ranked like by "mmn" and judged in float64, from the numbers in a file of predictions. Equal
+      scores keep their order. The report adds the figures of `qvhighlights`: Moment-DETR's mAP and R1 by length of
+      moment.
 
     Attributes:
         name: the key in `PROTOCOLS`, printed with every table.
-        strict: a moment counts when its IoU > the threshold; otherwise when IoU >= the threshold.
-        nms_iou: a moment above this IoU with a better one is suppressed before ranking; None takes the preset's.
+        strict: True counts a moment if its IoU > the threshold; False if IoU >= the threshold.
+        nms_iou: NMS suppresses a moment if its IoU with a better one is above this; None takes the preset's.
         rules: "mmn", "2dtan" or "qvh".
     """
 

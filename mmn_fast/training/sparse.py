@@ -35,7 +35,7 @@ _GATHERED_VALUES = 2**22
 
 @dataclass(frozen=True, eq=False)
 class TapGroup:
-    """Cells that read the same rows of the kernel.
+    """Cells that need the same rows of the kernel's taps.
 
     Attributes:
         cells: int64 [n], numbers of the cells.

@@ -1,8 +1,8 @@
-"""The contrastive losses of HC-STVG: mutual matching where every video is a set of tubes and has one sentence.
+"""The contrastive losses of HC-STVG: mutual matching for videos that are sets of tubes and have one sentence each.
 
-Symbols: V videos, K_b tubes of video b, G = sum of K_b tubes in a row, o_b video b's first of them, P valid cells, J
-joint width; c(b, g, p) the cosine of video b's sentence with cell p of tube g; y(g, p) the target of that cell, the
-vIoU of its rows with the true tube of tube g's video; m the margin, tau the temperatures.
+Symbols: V videos; K_b tubes of video b; G = sum of K_b tubes in a row; o_b the first tube of video b in that row; P
+valid cells; J joint width; c(b, g, p) the cosine of video b's sentence with cell p of tube g; y(g, p) the target of
+that cell: the vIoU of its rows with the true tube of tube g's video; m the margin; tau the temperatures.
 
 The positive of video b is the first maximum of y over its tubes and cells: cell p* of the video's tube number t*, with
 pos = c(b, o_b + t*, p*) - m. Both losses are means over the videos:
@@ -23,14 +23,14 @@ They have five peculiarities. `full` keeps them, because the published models we
    videos the positive's tube stays among the negatives, p* without its margin, and an unrelated tube is left out.
 5. The video's other tubes are negatives as a whole, however well their cells match the truth.
 
-`corrected` is what the formula should have been. Its negatives are
+`corrected` is the formula without these peculiarities. Its negatives are
 
-    sum over all g, p that are negative of exp(c(b, g, p) / tau)
+    sum over all negative g, p of exp(c(b, g, p) / tau)
 
-and all cells of other videos' tubes are negative, as are the cells of the video's own tubes with y < 0.5 that do not
-tie with the positive (y < max y - 1e-6). So the positive counts once, cells that match add nothing, and all of a
-video's tubes follow one rule. A video with max y = 0 has no positive: `corrected` leaves it out of both means and keeps
-its sentence and tubes as negatives of the others. The video loss is the same in both otherwise.
+All cells of other videos' tubes are negative. A cell of the video's own tubes is negative if y < 0.5 and it does not
+tie with the positive (y < max y - 1e-6). So the positive counts once, matching cells add nothing, and all of a video's
+tubes follow one rule. A video with max y = 0 has no positive: `corrected` leaves it out of both means and keeps its
+sentence and tubes as negatives of the others. Otherwise the video loss is the same in both.
 """
 
 from __future__ import annotations
@@ -55,17 +55,17 @@ def tube_contrastive_loss(
     params: LossParams,
     corrected: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Both contrastive losses of a batch of videos, each with its tubes and one sentence.
+    """Compute both contrastive losses of a batch of videos, each with its tubes and one sentence.
 
     Memory holds a few arrays [V, G, P].
 
     Args:
         proposals: [G, P, J], contrastive embeddings of every tube's valid cells, not normalised.
         sentences: [V, J], contrastive embeddings, not normalised.
-        video_of: int64 [G], ascending: the video of each tube; every video has one at least.
+        video_of: int64 [G], ascending: the video of each tube; every video has at least one tube.
         target: [G, P], vIoU of every cell's rows with the true tube of its video, 0 to 1.
         params: temperatures, margin, `negative_video_iou`.
-        corrected: what the formula should have been instead of the official one, see the module.
+        corrected: use the corrected formula instead of the official one, see the module.
 
     Returns:
         loss_video and loss_sentence, scalars.
@@ -108,7 +108,7 @@ def tube_contrastive_loss(
 
 
 def _positives(target: Tensor, video_of: Tensor, num_videos: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The first maximum of the target over each video's tubes and cells.
+    """Find the first maximum of the target over each video's tubes and cells.
 
     Returns:
         int64 [V] number of the tube within the video, int64 [V] cell, [V] the maximum.
@@ -117,6 +117,6 @@ def _positives(target: Tensor, video_of: Tensor, num_videos: int) -> tuple[Tenso
     place = torch.arange(len(video_of), device=video_of.device) - (counts.cumsum(0) - counts)[video_of]
     padded = target.new_full((num_videos, int(counts.max()), target.shape[1]), -1)
     padded[video_of, place] = target
-    index = padded.flatten(1).argmax(1)  # the first of equal values, which `max` does not promise
+    index = padded.flatten(1).argmax(1)  # argmax gives the first of equal values; `max` does not promise that
     best = padded.flatten(1)[torch.arange(num_videos, device=index.device), index]
     return index // target.shape[1], index % target.shape[1], best

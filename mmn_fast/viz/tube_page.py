@@ -24,7 +24,7 @@ _Track = tuple[Int64, Boxes]
 
 @dataclass(frozen=True, eq=False)
 class GroundedTubes:
-    """A sentence, the rows of tubes found for it, and its true tube.
+    """A sentence, the moments (rows of tubes) found for it, and its true tube.
 
     Attributes:
         sentence: the sentence; any text, pages escape it.
@@ -129,12 +129,12 @@ def tube_report(
 
 
 def _seconds(first: int, last: int, fps: float, first_frame: int) -> tuple[float, float]:
-    """The span from the beginning of one frame to the end of another."""
+    """The span in seconds from the beginning of one frame to the end of another."""
     return (first - first_frame) / fps, (last + 1 - first_frame) / fps
 
 
 def _timed(query: GroundedTubes, fps: float, first_frame: int) -> GroundedQuery:
-    """The sentence with its spans in seconds."""
+    """Convert a sentence's moments and truth to spans in seconds."""
     moments = [Moment(*_seconds(m.start_frame, m.end_frame, fps, first_frame), m.score) for m in query.moments]
     truth = None
     if query.truth is not None:
@@ -145,9 +145,9 @@ def _timed(query: GroundedTubes, fps: float, first_frame: int) -> GroundedQuery:
 def _mapped(
     query: GroundedTubes, times: GroundedQuery, tracks: list[_Track], fps: float, first_frame: int
 ) -> GroundedQuery:
-    """The sentence as its map shows it: over the best tube's time, without cells that have no rows.
+    """Prepare a sentence for its map, which covers the best tube's time; cells without rows are left out.
 
-    Moments of other tubes have no place in that map, nor has a true tube elsewhere in the frame.
+    The map shows neither moments of other tubes nor a true tube elsewhere in the frame.
     """
     if query.map is None or not query.moments:
         return GroundedQuery(query.sentence)
@@ -167,7 +167,7 @@ def _mapped(
 
 
 def _packed(track: _Track) -> dict[str, Any]:
-    """A tube as boxes.js reads it: its first frame, and its boxes' corners one after the other."""
+    """Pack a tube for boxes.js: its first frame, and the corners of its boxes one after another."""
     frames, boxes = track
     return {"first": int(frames[0]), "boxes": boxes.round(1).ravel().tolist()}
 
@@ -181,7 +181,7 @@ def _answer(query: GroundedTubes) -> dict[str, Any]:
 
 
 def _key() -> str:
-    """What the lines in the video mean, and whether the other tubes show too."""
+    """Make the legend of the lines in the video, with a checkbox that shows the other tubes."""
     return """<p class="key boxes-key"><span><i class="k-box k-box-pred"></i>predicted</span>\
 <span><i class="k-box k-box-true"></i>true</span>\
 <span><i class="k-box k-box-thin"></i>the predicted tube at other times</span>\

@@ -1,5 +1,5 @@
-// The AMX kernels' source on tiles of plain memory, so that hosts without AMX run their logic: compiled and called by
-// test_amx_kernels.py. The products here are those of TDPBF16PS; which of its roundings comes first is not modelled.
+// Tiles of plain memory for the AMX kernels' source, so that hosts without AMX run its logic. test_amx_kernels.py
+// compiles and calls this file. Products are those of TDPBF16PS; the order of its roundings is not modelled.
 #include <immintrin.h>
 
 #include <cstddef>
@@ -12,7 +12,7 @@ namespace {
 
 struct Tile {
   alignas(64) unsigned char rows[16][64];
-  int count;  // of rows, as configured
+  int count;  // configured number of rows
 };
 thread_local Tile tiles[8];
 thread_local bool configured = false;
@@ -27,7 +27,7 @@ float widen(const unsigned char* bf16) {
 }
 
 void require_config() {
-  if (!configured) __builtin_trap();  // what the processor does without a configuration
+  if (!configured) __builtin_trap();  // a processor faults without a configuration
 }
 
 void load_config(const void* config) {

@@ -1,4 +1,4 @@
-"""The figures of HC-STVG, from answers and true tubes."""
+"""Computes the figures of HC-STVG from answers and true tubes."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from mmn_fast.tubes import check_track, span_ious
 PROTOCOLS = {"mmn": False, "half-open": True}
 """Name of a protocol -> whether boxes end before x2 and y2.
 
-"mmn" is the official evaluation: the pixels x2 and y2 belong to a box. "half-open" takes x2 - x1 as a box's width, as
-papers after it do (TubeDETR and those that use its evaluation). Frames count alike in both: the first and the last
-frame of a tube belong to it.
+"mmn" is the official evaluation: the pixels x2 and y2 belong to a box. "half-open" takes x2 - x1 as a box's width, like
+later papers (TubeDETR and users of its evaluation). Both count frames in the same way: the first and the last frame
+belong to a tube.
 """
 
 
 def is_half_open(protocol: object) -> bool:
-    """Whether a protocol, by its name, has half-open boxes.
+    """Whether the protocol of a name has half-open boxes.
 
     Raises:
-        InputError: there is no such protocol.
+        InputError: no protocol has the name.
     """
     if not isinstance(protocol, str) or protocol not in PROTOCOLS:
         raise fail("protocol", f"{' or '.join(map(repr, PROTOCOLS))} for tubes", protocol)
@@ -49,7 +49,7 @@ class TubeFigures:
         """Count an answer.
 
         Args:
-            answer: frames int [n] and boxes float [n, 4], as in `tubes.Tube`; None where no rows were found: 0 and 0.
+            answer: frames int [n] and boxes float [n, 4], as in `tubes.Tube`; None if no rows were found: counts as 0.
             truth: frames and boxes of the true tube.
             where: names the video in messages.
 
@@ -95,16 +95,16 @@ def tube_figures(
     thresholds: Sequence[float] = (0.3, 0.5),
     protocol: str = "mmn",
 ) -> dict[str, float]:
-    """The figures of answers, one per sentence; see `TubeFigures`.
+    """Compute the figures of answers, one per sentence; see `TubeFigures`.
 
     Args:
-        answers: frames and boxes of each answer, None for none.
+        answers: frames and boxes of each answer; None for a sentence without one.
         truths: frames and boxes of each true tube.
         thresholds: the m of vIoU@m.
         protocol: name in `PROTOCOLS`.
 
     Raises:
-        InputError: there are not as many answers as truths, there is none, or one is refused; its number is named.
+        InputError: answers and truths differ in number, there are none, or one is refused (the message names it).
     """
     if len(answers) != len(truths):
         raise InputError(f"answers: expected as many as truths, {len(truths)}, got {len(answers)}")

@@ -1,4 +1,4 @@
-"""How well each span of each tube of a video fits the true tube: what training aims at."""
+"""Computes the training targets of tubes: how well each span of each tube of a video fits the true tube."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mmn_fast.checks import Integer
 from mmn_fast.kernels.cpu import ops
 from mmn_fast.tubes import Tube, check_track, row_span
 
-_MAX_CLIPS = Integer(1, 4096)  # a map of 64 MiB
+_MAX_CLIPS = Integer(1, 4096)  # the largest map has 64 MiB
 
 
 def target_iou(
@@ -24,12 +24,12 @@ def target_iou(
 ) -> Float32:
     """Compute the vIoU of every span of every tube with the true tube.
 
-    `kernels.reference.target_iou` is the definition, as loops; this runs in C++.
+    This function runs in C++; `kernels.reference.target_iou` is its definition, in loops.
 
     Args:
-        tubes: K tubes of one video; their features are not looked at.
+        tubes: K tubes of one video; their features are ignored.
         truth: frames int [m] and boxes float [m, 4] of the true tube, as in `Tube`.
-        num_clips: N, clips of a tube; `tubes.row_span` says which rows a cell (i, j) stands for.
+        num_clips: N, clips of a tube; `tubes.row_span` gives the rows of a cell (i, j).
         half_open: as for `tubes.tube_iou`.
         threads: CPU threads; None as for the engine. The result does not depend on it.
 
@@ -37,7 +37,7 @@ def target_iou(
         float32 [K, N, N], 0 where a span is empty (below the diagonal, and elsewhere if a tube has fewer than N rows).
 
     Raises:
-        InputError: a tube or the truth is refused by `tubes.check_track`; the message says which.
+        InputError: `tubes.check_track` refuses a tube or the truth; the message says which.
     """
     N = _MAX_CLIPS(num_clips, "num_clips")
     tracks = [check_track(tube.frames, tube.boxes, f"tube {number}") for number, tube in enumerate(tubes)]
@@ -56,7 +56,7 @@ def target_iou(
 
 
 def _bounds(counts: Sequence[int], num_clips: int) -> Int64:
-    """The first row of each clip and the end of the last one, int64 [K, N + 1], for tubes of so many rows."""
+    """First row of each clip and end of the last clip, int64 [K, N + 1], for tubes of `counts` rows."""
     clips = np.repeat(np.arange(num_clips, dtype=np.int32)[:, None], 2, axis=1)
     bounds = np.empty((len(counts), num_clips + 1), np.int64)
     for tube, count in enumerate(counts):

@@ -11,7 +11,7 @@ const boxesOf = (data, screen) => {
     const at = 4 * (number - tube.first);
     return at >= 0 && at < tube.boxes.length ? tube.boxes.slice(at, at + 4) : null;
   }
-  /* How many of the canvas's pixels one pixel of the page takes. */
+  /* Pixels of the canvas per pixel of the page. */
   function unit() {
     const area = screen.getBoundingClientRect();
     const scale = Math.min(area.width / screen.width, area.height / screen.height);
@@ -21,7 +21,7 @@ const boxesOf = (data, screen) => {
     const x = screen.width / data.box_size[0], y = screen.height / data.box_size[1];
     return [box[0] * x, box[1] * y, (box[2] - box[0] + 1) * x, (box[3] - box[1] + 1) * y];
   }
-  /* A coloured line on a wider black one shows on any frame. A dashed line lets what is below it show in its gaps. */
+  /* A coloured line on a wider black one is visible on any frame. The gaps of a dashed line show the line below it. */
   function outline(pen, box, colour, width, dash) {
     const one = unit();
     pen.setLineDash(dash.map((length) => length * one));
