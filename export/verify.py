@@ -109,12 +109,12 @@ def verify_directory(directory: Path, manifest: Manifest) -> dict[str, Any]:
 
 
 def check_video(manifest: Manifest, reference: Arrays, run: Callable[[Arrays], Arrays], bound: float) -> float:
-    """Compare each reference video, by itself, with what a video graph's function gives.
+    """Run a video graph's function on each reference video alone, and compare the results with the reference.
 
     Args:
-        manifest: of the export in the making.
-        reference: as `reference.read_reference` gives it.
-        run: from the graph's inputs to its outputs.
+        manifest: manifest of the export in the making.
+        reference: the arrays of `reference.read_reference`.
+        run: function from the graph's inputs to its outputs.
         bound: largest allowed difference of a score.
 
     Returns:

@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-# Before PyTorch starts OpenMP: the run's processes have more threads than the machine has cores, and a thread that
-# spins while it waits takes a core from one that works (2 to 7 times the CPU time of a test, measured on two cores).
+# Set before PyTorch starts OpenMP. The run's processes have more threads than the machine has cores. A thread that
+# spins while it waits takes a core from a working thread (2 to 7 times the CPU time of a test, measured on two cores).
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import torch
@@ -44,13 +44,13 @@ _EXPORT_FIXTURES = {"exports", "demo_export"}
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """`-n auto`: a process per CPU that this one may use."""
+    """Choose the number of workers for `-n auto`: one per CPU that this process may use."""
     return min(CPUS, _MOST_WORKERS)
 
 
-@pytest.hookimpl(tryfirst=True)  # before -m chooses
+@pytest.hookimpl(tryfirst=True)  # before -m selects tests by their marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what needs an export, which takes a quarter of a minute to make."""
+    """Mark tests that need an export as slow: an export takes a quarter of a minute."""
     for item in items:
         if _EXPORT_FIXTURES & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.slow)
@@ -58,7 +58,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tests see none of the package's environment variables but the ISA that a run forces."""
+    """Hide the package's environment variables from tests, except the ISA that a run forces."""
     for name in list(os.environ):
         if name.startswith("MMN_FAST_") and name != "MMN_FAST_CPU_ISA":
             monkeypatch.delenv(name)
@@ -68,7 +68,7 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
 def shared(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> Path:
     """A directory that all processes of this run share; `made_once` fills it."""
     own = tmp_path_factory.getbasetemp()
-    # A worker says so in its config; the environment would say it of a run that one of its tests starts too.
+    # A worker's config marks it as a worker. The environment would also mark pytest runs that a worker's test starts.
     directory = (own.parent if hasattr(pytestconfig, "workerinput") else own) / "shared"
     directory.mkdir(exist_ok=True)
     return directory
@@ -76,14 +76,14 @@ def shared(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config
 
 @contextmanager
 def _alone(path: Path) -> Iterator[None]:
-    """One process at a time; the lock file lies beside the path."""
+    """Let one process at a time into this context; the lock file is beside the path."""
     with path.with_name(f"{path.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
 def made_once(path: Path, make: Callable[[Path], object]) -> Path:
-    """A path that the first process of this run that asks for it makes, whole or not at all; the others wait."""
+    """Make a path once per run: the first process that asks makes it, whole or not at all; the others wait."""
     with _alone(path):
         if not path.exists():
             make(path)
@@ -107,7 +107,7 @@ def golden_files(shared: Path) -> Callable[[str], Path]:
 
 @pytest.fixture(scope="session")
 def golden_model(golden_files: Callable[[str], Path], shared: Path) -> Callable[[str], Path]:
-    """A case's converted directory; a full-size one, 200 to 600 MB, is not written as an official file before."""
+    """A case's converted directory; a full-size case, 200 to 600 MB, skips the official file."""
 
     def make(name: str, root: Path) -> None:
         case = cases.load(name)
@@ -123,7 +123,7 @@ def golden_model(golden_files: Callable[[str], Path], shared: Path) -> Callable[
 
 @pytest.fixture(scope="session")
 def golden_engine(golden_model: Callable[[str], Path]) -> Callable[[str], mmn_fast.Engine]:
-    """A case's engine with everything on "auto"."""
+    """A case's engine with all options on "auto"."""
     engines: dict[str, mmn_fast.Engine] = {}
 
     def engine(name: str) -> mmn_fast.Engine:
@@ -136,7 +136,7 @@ def golden_engine(golden_model: Callable[[str], Path]) -> Callable[[str], mmn_fa
 
 @cache
 def _translations_made_once() -> None:
-    """Let PyTorch keep its table of translations to ONNX, which it makes anew for every trace, in 0.7 s."""
+    """Let PyTorch keep its table of translations to ONNX; otherwise every trace makes it anew, in 0.7 s."""
     from torch.onnx._internal.exporter._registration import ONNXRegistry
 
     ONNXRegistry.from_torchlib = staticmethod(cache(ONNXRegistry.from_torchlib))  # type: ignore[method-assign,assignment]
@@ -144,15 +144,15 @@ def _translations_made_once() -> None:
 
 @contextmanager
 def _graphs_made_once(directory: Path) -> Iterator[None]:
-    """Let exports take a graph that this run has traced already from the same values: a trace takes some five seconds.
+    """Let exports reuse a graph that this run traced from the same values, because a trace takes some five seconds.
 
-    A model's fingerprint stands for its weights, sizes and preset.
+    Equal fingerprints mean equal weights, sizes and presets.
     """
     from mmn_fast.export import to_onnx
 
     _translations_made_once()
     write: Any = to_onnx._write
-    if hasattr(write, "makes_once"):  # within another one: it must not wait for its own lock
+    if hasattr(write, "makes_once"):  # a nested context must not wait for its own lock
         yield
         return
 
@@ -182,16 +182,16 @@ def _graphs_made_once(directory: Path) -> Iterator[None]:
 
 @pytest.fixture
 def graphs_once(shared: Path) -> Iterator[None]:
-    """For tests of what is done with graphs, not of their tracing: see `_graphs_made_once`."""
+    """Reuse traced graphs, see `_graphs_made_once`; for tests that use graphs but do not test their tracing."""
     with _graphs_made_once(shared):
         yield
 
 
 @pytest.fixture(scope="session")
 def exports(golden_model: Callable[[str], Path], shared: Path) -> Exports:
-    """An export of a golden case or of "demo" by precision, made once; score.onnx of the demo's chooses 5 moments.
+    """Exports of golden cases and of "demo" by precision, made once; the demo's score.onnx chooses 5 moments.
 
-    Tests that change one take a copy.
+    A test that changes an export must copy it.
     """
     from mmn_fast.export.to_onnx import export
 
@@ -231,7 +231,7 @@ def demo_split(shared: Path) -> DemoSplit:
 
 @pytest.fixture(scope="module")
 def task(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Files to train on, 20 videos, and 8 to evaluate on."""
+    """Files of a task: 20 videos for training and 8 for evaluation."""
     root = tmp_path_factory.mktemp("task")
     paths = write_task(root, 20, seed=1)
     paths["val_annotations"] = write_task(root, 8, seed=2, name="val")["annotations"]

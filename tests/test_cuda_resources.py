@@ -1,4 +1,4 @@
-"""What the compiler makes of every CUDA kernel: registers, spills and stack, for both architectures."""
+"""Resources of every compiled CUDA kernel: registers, spills and stack, for both architectures."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ ROOT = Path(__file__).parents[1]
 SOURCES = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
 ARCHITECTURES = {"sm_80": "arch=compute_80,code=sm_80", "sm_90a": "arch=compute_90a,code=sm_90a"}
 
-# 65,536 registers over 2,048 threads are 32 each, over 1,024 threads 64. These kernels move bytes: half of the threads
-# that fit is what keeps enough loads in flight.
+# 65,536 registers over 2,048 threads are 32 each, over 1,024 threads 64. These kernels move bytes, and half of the
+# 2,048 threads suffices to keep enough loads in flight.
 MOST_REGISTERS = 64
 
 
 def _kernels(report: str) -> dict[str, dict[str, int]]:
-    """Per kernel its registers, stack frame and spilled bytes, from what ptxas says with -v."""
+    """Read each kernel's registers, stack frame and spilled bytes from the output of ptxas -v."""
     kernels: dict[str, dict[str, int]] = {}
     name = ""
     for line in report.splitlines():
@@ -55,5 +55,5 @@ def test_no_kernel_spills_or_exceeds_its_registers(source: Path, architecture: s
         )
         assert used["spills"] == 0, f"{name}: spills {used['spills']} bytes"
         assert used["registers"] <= MOST_REGISTERS, f"{name}: {used['registers']} registers"
-        # An array that is indexed at run time goes to local memory, and shows here.
+        # An array that is indexed at run time goes to local memory and counts as stack.
         assert used["stack"] == 0, f"{name}: a stack frame of {used['stack']} bytes"

@@ -1,8 +1,8 @@
-"""The golden cases: what every backend gives beside what the official code computed in float64.
+"""The golden cases: every backend's results beside the official code's float64 results.
 
-The recorded truths are float64 results of the official implementation, so no machine's rounding is in them. Each
-tolerance is measured from there; backend torch in float32 is held to what its own order of sums can reach, and nothing
-is held to it.
+The recorded truths are float64 results of the official implementation, so they hold no machine's float32 rounding. All
+tolerances refer to them. Backend torch in float32 has tolerances for its own order of sums, and is no reference for
+other backends.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ GOLDEN = [*cases.SMALL, *(pytest.param(name, marks=pytest.mark.full) for name in
 
 
 def check_golden(found: Sequence[Any], name: str, op: str, precision: str) -> None:
-    """Hold maps and moments of a case to the official ones: `op` for the scores, `op`_iou for iou's."""
+    """Compare a case's maps and moments with the official ones; tolerance `op` for scores, `op`_iou for the iou map."""
     case = cases.load(name)
     for ours, video in zip(found, case.videos, strict=True):
         np.testing.assert_array_equal(ours["cells"], case.arrays["valid"])
@@ -58,7 +58,7 @@ def check_golden_moments(found: list[dict[str, np.ndarray]], name: str) -> None:
             if not len(differs):
                 check_close(chosen, official, "golden_moments")
                 continue
-            # From the first difference on, the two lists may only differ by the order of a tie.
+            # After the first difference, the two lists may only differ in the order of tied scores.
             theirs, mine = (
                 np.flatnonzero(np.abs(seconds - moment[differs[0]]).max(1) < 1e-3) for moment in (official, chosen)
             )
@@ -89,7 +89,7 @@ def test_torch_in_fp32_is_as_near_as_its_order_of_sums_allows(name: str, golden_
 def test_native_is_near_the_official_scores_with_every_instruction_set_of_this_host(
     isa: str, size: str, golden_model: Models, tmp_path: Path
 ) -> None:
-    """Each in a process of its own, which chooses its kernels once, and without PyTorch."""
+    """Each set runs in a new process, because a process chooses its kernels once; the process has no PyTorch."""
     names = cases.SMALL if size == "small" else cases.FULL
     command = [sys.executable, "-m", "tests.golden.grounded", str(tmp_path / "found.npz")]
     command += [f"{name}={golden_model(name)}" for name in names]

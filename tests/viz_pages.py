@@ -54,7 +54,10 @@ def tube_moment(tube, number, start, end, score):
 
 
 def tube_page(sentence="the red square grows", **options):
-    """Two tubes, of which the second has fewer rows than its map has clips; four sentences, one without answers."""
+    """Make a page of two tubes and four sentences.
+
+    The second tube has fewer rows than its map has clips; one sentence has no answers.
+    """
     tubes = [moving_tube(), moving_tube(0, 3)]
     found = (tube_moment(tubes[1], 1, 0, 2, 0.8), tube_moment(tubes[0], 0, 1, 5, 0.3))
     truth = (tubes[1].frames[1:], tubes[1].boxes[1:])

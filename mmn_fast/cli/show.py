@@ -125,7 +125,7 @@ def info(
     loading: EngineOptions,
     as_json: AsJson = False,
 ) -> None:
-    """Show what this installation can run; with --model, also what runs that model."""
+    """Show what this installation can run; with --model, also how it would run that model."""
     import platform
 
     from mmn_fast.backends.registry import available_backends

@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class EvaluationReport:
-    """Figures of one evaluation, with what was evaluated and how.
+    """Figures of one evaluation, with its data and its protocol.
 
     Attributes:
         protocol: the protocol, its NMS threshold filled in; the threshold is None if a file of predictions was scored.
@@ -100,7 +100,7 @@ def _table(rows: list[list[str]]) -> str:
     return "\n".join([rule, lines[0], rule, *lines[1:], rule])
 
 
-class UnwrittenPredictions(WriteError):  # noqa: N818 - what it is about, as BackendUnavailable
+class UnwrittenPredictions(WriteError):  # noqa: N818 - named for its subject, like BackendUnavailable
     """The predictions of an evaluation could not be written.
 
     Attributes:
@@ -218,7 +218,7 @@ def evaluate(
         limit: evaluate only the first `limit` videos that have features.
         skip_missing: pass over videos without features; the report counts them.
         strict: refuse to pass over videos, and refuse sentences that the text encoder would cut. `read_annotations`
-            has a `strict` of its own.
+            has its own `strict`.
         batch_size: videos per call of the engine.
         top_k: moments per sentence in the predictions.
         progress: show a progress bar on stderr.

@@ -19,10 +19,10 @@ class Note:
 
     Attributes:
         kind: "left_out", "clamped", "cut", "skipped" or "limited".
-        what: what is counted: "sentences", "windows", "videos" or "predictions".
+        what: the counted things: "sentences", "windows", "videos" or "predictions".
         count: how many.
         total: how many entries there were in all.
-        why: the reason, and what the official evaluation does.
+        why: the reason, and the official evaluation's behaviour.
         first: names the first counted entry, or the first few.
     """
 
@@ -51,7 +51,7 @@ class Tally:
         self._found.setdefault((kind, what, why), [0, where])[0] += 1
 
     def notes(self, totals: dict[str, int]) -> tuple[Note, ...]:
-        """The counts as notes; `totals` gives each note's total by what is counted."""
+        """Turn the counts into notes; `totals` has the total of each `what`."""
         return tuple(
             Note(kind, what, count, totals[what], why, first)
             for (kind, what, why), (count, first) in self._found.items()

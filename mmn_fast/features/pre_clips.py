@@ -101,10 +101,10 @@ def pre_clips(features: Any, preset: Preset, name: str = "features") -> Float32:
 
 
 def tube_pre_clips(tube: Tube, preset: Preset, name: str = "tube") -> Float32:
-    """The pre-clips of a tube: `pre_clips` of each of its feature streams, side by side, or those that it has.
+    """Make the pre-clips of a tube: `pre_clips` of each of its feature streams, side by side, or its own pre-clips.
 
     Args:
-        tube: has either `features` or `pre_clips`.
+        tube: a tube with either `features` or `pre_clips`.
         preset: gives T, the streams' widths and whether bounds are clamped.
         name: the tube's name in messages.
 
@@ -248,7 +248,7 @@ def _as_rows(features: Any, width: int, name: str, purpose: str = "") -> npt.NDA
         rows = from_torch(features) if _is_tensor(features) else np.asarray(features)
     except (ValueError, TypeError, RuntimeError) as error:
         raise InputError(f"{expected}, got {type(features).__name__} ({first_line(error)})") from None
-    if rows.dtype.name == "bfloat16":  # ml_dtypes, as JAX has it
+    if rows.dtype.name == "bfloat16":  # a dtype of ml_dtypes, which JAX uses
         rows = rows.astype(np.float32)
     got = f"{rows.dtype} {list(rows.shape)}"
     if rows.ndim == 0 and not isinstance(features, np.ndarray):

@@ -111,7 +111,7 @@ def player(duration_s: float, below: str = "") -> str:
 
 
 def maps_panel(queries: Sequence[GroundedQuery], duration_s: float, max_moments: int) -> str:
-    """The panel with a moment map per sentence, of which one shows."""
+    """Make the panel with a moment map per sentence; one map is visible at a time."""
     options, pictures = [], []
     key = "<span><i class='k-rank'>1</i>chosen, by rank</span>"
     if any(query.truth_s for query in queries):
@@ -213,7 +213,7 @@ def timelines_panel(
 
 
 def query_data(query: GroundedQuery, duration_s: float, max_moments: int) -> dict[str, Any]:
-    """What video.js reads about a sentence."""
+    """Make a sentence's data for video.js."""
     best = query.moments[0] if query.moments else None
     data: dict[str, Any] = {
         "sentence": query.sentence,

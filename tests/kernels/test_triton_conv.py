@@ -1,4 +1,4 @@
-"""The gathering convolution in Triton against the reference in float64: interpreted, or on a GPU if there is one."""
+"""The gathering convolution in Triton agrees with the float64 reference: interpreted, or on a GPU if there is one."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from tests.kernels.conv_cases import DEVICE, DTYPES, ConvCase, on_device
 from tests.tolerances import check_close
 
 pytestmark = pytest.mark.interpreter
-# Plan, C_0, C, B, blocks. Blocks of 16 leave rows and channels over; the presets' plans take few large blocks, since
-# the interpreter's time goes by steps, not by products.
+# Plan, C_0, C, B, blocks. Blocks of 16 leave rows and channels over. The presets' plans take few large blocks, because
+# the interpreter's time depends on steps, not on products.
 SMALL = GatherConfig(16, 16, 16, 4, 2, 4)
 LARGE = GatherConfig(4096 if DEVICE.type == "cpu" else 128, 16, 16, 4, 2, 1)
 CASES = {
@@ -49,7 +49,7 @@ class Case(ConvCase):
 
 @pytest.fixture
 def poisoned_outputs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Memory that a call allocates without filling holds NaN, so that whatever a kernel leaves out shows."""
+    """Fill memory that a call allocates with NaN, so that values which a kernel leaves out are seen."""
 
     def poisoned(empty: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
         def call(*args: Any, **kwargs: Any) -> torch.Tensor:
@@ -79,7 +79,7 @@ def test_gather_conv_matches_the_reference(name: str, precision: str) -> None:
 @pytest.mark.usefixtures("poisoned_outputs")
 @pytest.mark.parametrize("sizes", [(17, 19), (16, 19), (17, 32), (16, 32)])
 def test_kernels_see_whole_widths_alone(sizes: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Odd widths are filled up, maps and rows of whole ones are the caller's own."""
+    """Odd widths are padded; for whole widths the kernel uses the caller's maps and rows."""
     seen, run_layer = list[tuple[int, ...]](), GatherProposalConv.run_layer
 
     def spy(self: GatherProposalConv, number: int, x: torch.Tensor, out: torch.Tensor) -> None:
@@ -103,7 +103,7 @@ def test_kernels_see_whole_widths_alone(sizes: tuple[int, int], monkeypatch: pyt
 @on_device
 @pytest.mark.usefixtures("poisoned_outputs")
 def test_split_taps_give_the_same_sums() -> None:
-    """Work for less than the device's blocks is split; on one cell some shares have no tap at all."""
+    """Work for fewer blocks than the device runs at once is split; with one cell some shares have no tap at all."""
     for name in ("one-cell-k5", "k3"):
         c = Case(name, "fp32")
         outs = []
@@ -120,7 +120,7 @@ def test_split_taps_give_the_same_sums() -> None:
 
 @on_device
 def test_videos_do_not_meet() -> None:
-    """A video's rows are the same bits beside others, even beside one that is all NaN, and so is a second call."""
+    """A video's rows keep their bits beside other videos, even beside one that is all NaN, and in a second call."""
     c = Case("k4-even", "fp16")
     conv = c.conv(GatherConfig(16, 32, 32, 4, 2, 1))
     together = conv(c.padded(conv))
@@ -188,7 +188,7 @@ def test_shipped_choices_cover_every_preset_and_can_be_tuned(monkeypatch: pytest
     for preset in PRESETS.values():
         for videos in (1, 7, 8, 500):
             plan, width = plan_for(preset), preset.conv_hidden_size
-            # 227 KiB of shared memory a block on sm_90, 163 on sm_80, which sm_86's 99 cannot hold.
+            # KiB of shared memory per block: 227 on sm_90, 163 on sm_80; sm_86 has only 99.
             for capability, limit in (((9, 0), 227), ((8, 0), 163)):
                 config = block_sizes.chosen_config("gather", capability, plan, width, videos)
                 assert config.shared_bytes() <= limit * 1024

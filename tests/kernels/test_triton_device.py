@@ -1,4 +1,4 @@
-"""The convolutions in Triton where only a device shows what goes wrong: in graphs, and again and again."""
+"""The convolutions in Triton, in tests that need a device: in CUDA graphs, and in many repeated runs."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def _capture_unprepared(conv: ConvStack, map_padded: torch.Tensor) -> None:
     ],
 )
 def test_repeated_runs_are_bit_equal(name: str, kind: str) -> None:
-    """A thousand runs: a race between copies and matrix instructions would show as a bit that moves."""
+    """A thousand runs: a race between copies and matrix instructions would change a bit."""
     plan, width = plan_for(PRESETS[name]), 512
     generator = torch.Generator().manual_seed(0)
     k, layers = plan.kernel, len(plan.layers)

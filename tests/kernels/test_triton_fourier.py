@@ -1,4 +1,4 @@
-"""The convolution by FFT tiles in Triton against the reference in float64: interpreted, or on a GPU if there is one."""
+"""The convolution by FFT tiles in Triton agrees with float64 results: interpreted, or on a GPU if there is one."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from tests.kernels.conv_cases import DEVICE, ConvCase, on_device
 from tests.tolerances import check_close
 
 pytestmark = pytest.mark.interpreter
-# Blocks that leave rows and channels over, and that the interpreter does not spend minutes on.
+# These blocks leave rows and channels over, and take the interpreter less than minutes.
 SMALL = GatherConfig(16, 64, 32, 4, 2, 1)
-# Tile, plan, C_0, C, B. The interpreter takes a step per point of a tile: the large tiles have few layers.
+# Tile, plan, C_0, C, B. The interpreter takes a step per point of a tile, so large tiles have few layers.
 CASES = {
     "one-cell": (12, proposal_plan(1, (), 1, 1), 5, 7, 1),
     "one-cell-k5": (12, proposal_plan(1, (), 5, 2), 3, 5, 3),
@@ -33,7 +33,7 @@ CASES = {
 
 
 class Case(ConvCase):
-    """Whatever no cell needs of its map holds NaN, which the tiles must not read."""
+    """A case whose map is NaN outside the needed cells; the tiles must not read NaN."""
 
     def __init__(self, name: str, precision: str) -> None:
         self.tile, plan, *sizes = CASES[name]
@@ -60,7 +60,7 @@ def test_fourier_conv_matches_the_reference(name: str, precision: str) -> None:
     check_close(out.cpu().double() / scale, c.expected / scale, "fourier_conv", precision, name)
 
 
-# The interpreter takes seconds a plan. In float32 a wrong row shows best; float16 has the same schedule.
+# The interpreter takes seconds per plan. float32 shows a wrong row best; float16 has the same schedule.
 PLANS = [
     ("charades-sta", 12, "fp32"),
     ("tacos", 16, "fp32"),
@@ -86,7 +86,7 @@ def test_fourier_conv_matches_the_reference_on_a_presets_plan(name: str, tile: i
 
 
 def test_videos_do_not_meet() -> None:
-    """A video's rows are the same bits beside others, even beside one that is all NaN, and so is a second call."""
+    """A video's rows keep their bits beside other videos, even beside one that is all NaN, and in a second call."""
     c = Case("k4-even", "fp16")
     conv = c.conv()
     together = conv(c.padded(conv))
@@ -102,7 +102,7 @@ def test_videos_do_not_meet() -> None:
 
 @pytest.mark.parametrize("name", ["one-cell-k5", "k4-even", "k7"])
 def test_the_arithmetic_of_the_error_bench_is_the_kernels_own(name: str) -> None:
-    """What `benchmarks.fourier_error` rounds, and where: else its figures would say nothing of the kernels."""
+    """`benchmarks.fourier_error` must round the same values as the kernels, so that its figures hold for them."""
     from benchmarks.fourier_error import fourier_fp16
 
     c = Case(name, "fp16")
@@ -110,14 +110,14 @@ def test_the_arithmetic_of_the_error_bench_is_the_kernels_own(name: str) -> None
     out = conv(c.padded(conv)).cpu().float().transpose(0, 1)
     simulated = fourier_fp16(c.inputs.float(), c.weights, c.biases, c.plan, c.tile)
     scale = float(c.expected.abs().max())
-    # A sum in another order moves some values across a rounding boundary of 11 bits: the next layer averages that.
+    # Another order of sums moves some values across a rounding boundary of 11 bits; the next layer averages the change.
     check_close(out / scale, simulated / scale, "fourier_simulated", "fp16", name)
 
 
 def test_fourier_tiles_cost_little_more_than_fp16_operands() -> None:
     from benchmarks.fourier_error import errors
 
-    # Other cases take longer: benchmarks/NOTES.md. Tiles of 24 are at the bound: `gpu_convs` takes none for this map.
+    # Other cases take longer; benchmarks/NOTES.md has them. Tiles of 24 are at the bound, and unused for this map.
     found = errors("hcstvg_small", ("direct", "fft12", "fft16"))
     assert max(found["fft12"], found["fft16"]) <= 3 * found["direct"], found
 

@@ -1,4 +1,4 @@
-"""The convolutions in Triton compiled ahead of time for sm_80 and sm_90: what each shipped choice takes of a device."""
+"""The convolutions in Triton, compiled ahead of time for sm_80 and sm_90: resources of each shipped choice."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def _report(*options: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-    # In a process of its own: in this one Triton may be interpreting.
+    # A new process is needed, because Triton may be interpreting in this one.
     command = [sys.executable, "-m", "benchmarks.triton_report", *options]
     return subprocess.run(command, cwd=ROOT, check=check, capture_output=True, text=True)
 
@@ -25,7 +25,7 @@ def reports() -> dict[str, Any]:
     return json.loads(_report("--shipped").stdout)
 
 
-# Blocks of each operand in shared memory; before sm_90 Triton keeps one fewer than the stages asked for.
+# Blocks of each operand in shared memory; before sm_90 Triton keeps one block fewer than the requested stages.
 BUFFERS = {
     "sm_80 few": ["3x64x128xf16", "3x64x64xf16"],
     "sm_80 many": ["3x128x64xf16", "3x64x128xf16"],
@@ -57,8 +57,8 @@ def test_hopper_multiplies_with_wgmma_and_copies_weights_in_bulk(
     assert reports[name]["tma"]
 
 
-# Buffers of both loops, complex points and real ones, each in the memory of the other. On sm_90 the operand that is
-# negated goes through registers and has a buffer less.
+# Buffers of both loops (complex points, real points), which share their memory. On sm_90 the negated operand goes
+# through registers and has one buffer fewer.
 _PRODUCT_BUFFERS = {
     "sm_80": ["3x128x32xf16"] * 4 + ["3x32x64xf16"] * 4,
     "sm_90": ["2x128x64xf16"] + ["3x128x64xf16"] * 3 + ["3x64x128xf16"] * 4,
@@ -78,7 +78,7 @@ def test_spectral_products_run_on_tensor_cores_with_copies_as_designed(arch: str
 
 
 def test_no_product_reads_what_was_stored_and_not_fenced_before_a_barrier(reports: dict[str, Any]) -> None:
-    """At every width that a kernel is compiled for: the layers' own, and such that fill no block."""
+    """The check covers every width that a kernel is compiled for: the layers' widths, and widths that fill no block."""
     narrow = json.loads(_report("--narrow").stdout)
     assert {name.partition(", ")[2] for name in narrow} == {"16 channels", "48 channels"}
     for name, report in {**reports, **narrow}.items():
@@ -98,7 +98,7 @@ STORE, FENCE, BARRIER = "@%p1 st.shared.b16 [%r1], %rs1;", "\tfence.proxy.async.
 PRODUCT = "wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 {%f1}, %rd1, %rd2;"
 LATE = (
     ((STORE, FENCE, BARRIER, PRODUCT, PRODUCT), 0),
-    ((STORE, BARRIER, FENCE, PRODUCT), 1),  # what Triton 3.6 makes of 17 channels
+    ((STORE, BARRIER, FENCE, PRODUCT), 1),  # the order of Triton 3.6's code for 17 channels
     ((STORE, BARRIER, PRODUCT, PRODUCT), 2),
     ((STORE, FENCE, PRODUCT), 1),
     ((STORE, BARRIER, STORE, FENCE, BARRIER, PRODUCT, FENCE, PRODUCT), 0),
