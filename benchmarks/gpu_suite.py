@@ -111,11 +111,11 @@ PLANS: dict[int, tuple[Step, ...]] = {
              f"{_GPU} charades {_SMALL}"),
         Step("activitynet", 100, 125, "the same", f"{_GPU} activitynet {_SMALL}"),
         Step("tacos", 105, 130, "the same", f"{_GPU} tacos {_SMALL}"),
-        Step("charades 48", 40, 60, "the same of 48 videos, with auto alone", f"{_GPU} charades {_LARGE}"),
+        Step("charades 48", 40, 60, "the same for 48 videos, with auto only", f"{_GPU} charades {_LARGE}"),
         Step("activitynet 48", 45, 65, "the same", f"{_GPU} activitynet {_LARGE}"),
         Step("tacos 48", 55, 75, "the same", f"{_GPU} tacos {_LARGE}"),
         Step("memcheck CUDA", 70, 95, "do the CUDA kernels stay in bounds?", _ONCE_CUDA, _MEMORY),
-        Step("racecheck CUDA", 70, 95, "do their threads meet in shared memory?", _ONCE_CUDA, "racecheck"),
+        Step("racecheck CUDA", 70, 95, "do their threads race in shared memory?", _ONCE_CUDA, "racecheck"),
         # No racecheck for Triton: it may report false hazards of Triton's asynchronous copies.
         Step("memcheck Triton", 50, 75, "do the Triton kernels stay in bounds?", _ONCE_TRITON, _MEMORY),
     ),
@@ -186,7 +186,7 @@ class Suite:
             if self._signals.came:
                 break
             if step.name in self.failed and not step.command:
-                self._output.say("without the build nothing would be measured of this tree: the rest was not run")
+                self._output.say("the build failed, so nothing was measured of this tree: the rest was not run")
                 break
         self._output.say("\n== " + f"{time.strftime('%H:%M:%S', time.gmtime())} seconds taken, of those expected")
         for line in taken:

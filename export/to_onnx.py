@@ -229,7 +229,7 @@ def write_graph(module: Any, shapes: Signature, path: Path, opset: int = OPSET) 
     import torch
     from onnxscript.optimizer import fold_constants, remove_unused_nodes
 
-    # Sizes are above 1, because the exporter treats a dynamic axis of size 1 as fixed; no two axes share a size.
+    # Sizes are above 1, because the exporter treats a dynamic axis of size 1 as fixed; the sizes within a graph differ.
     sizes = {"B": 2, "S": 3, "L": _MIN_TOKENS, "R": 11}
     inputs = []
     for spec in shapes.inputs:

@@ -264,7 +264,7 @@ def test_the_short_table_and_the_chart_take_one_video_and_compare_equal_precisio
 
 
 def test_a_run_changes_nothing_that_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """If a run changed them, the tables on the pages would be outdated after every benchmark, and their test red."""
+    """If a run changed them, every benchmark would outdate the tables on the pages, and their test would fail."""
     results = timing.RESULTS
     before = {path: path.read_bytes() for path in results.glob("*.jsonl")}
     ignored = subprocess.run(["git", "check-ignore", "--quiet", timing.LOCAL / "x.jsonl"], cwd=timing.ROOT, check=False)

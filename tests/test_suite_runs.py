@@ -234,7 +234,7 @@ def test_a_build_that_fails_ends_the_run(tree: Tree) -> None:
     tree.steps('[ "$name" != pip ]')
     done = tree.run(BUILD="1")
     assert done.returncode == 1
-    assert "without the build nothing would be measured of this tree: the rest was not run" in done.stdout
+    assert "the build failed, so nothing was measured of this tree: the rest was not run" in done.stdout
     assert done.stdout.endswith("failed: build\n")
     assert len(tree.commands()) == 1
 

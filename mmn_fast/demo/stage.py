@@ -119,7 +119,7 @@ class _Stage:
         return float(self.rng.uniform(low, high))
 
     def _cast(self) -> None:
-        """Add a shape with a look of its own, at rest inside the frame or waiting outside."""
+        """Add a shape that looks like no other, at rest inside the frame or waiting outside."""
         taken = {a.thing for a in self.actors}
         colours = {thing.colour for thing in taken}
         while True:

@@ -129,7 +129,7 @@ def read_annotations(
 
 @dataclass
 class _Entry:
-    """A sentence as the file has it; `where` names it in messages."""
+    """A sentence as it is in the file; `where` names it in messages."""
 
     where: str
     query_id: str | int
@@ -139,7 +139,7 @@ class _Entry:
 
 @dataclass
 class _VideoEntries:
-    """A video as the file has it; times are in `1 / units_per_s` seconds."""
+    """A video as it is in the file; times are in `1 / units_per_s` seconds."""
 
     duration_s: float
     units_per_s: float = 1.0

@@ -47,7 +47,7 @@ class Judge:
             self._retrieval.add(as_written(moments), np.asarray(windows_s, np.float64))
 
     def metrics(self) -> dict[str, float]:
-        """The metrics of everything added, as in `EvaluationReport.metrics`.
+        """Compute the metrics of all added sentences, as in `EvaluationReport.metrics`.
 
         Raises:
             InputError: nothing was added.

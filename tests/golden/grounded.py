@@ -74,7 +74,7 @@ def grounded(engine: Engine, case: cases.GoldenCase) -> list[dict[str, np.ndarra
 
 
 def _answer(moment: mmn_fast.TubeMoment) -> np.ndarray:
-    """A tube's moment as rows of tube, start row, end row, frame and box, float64 [n, 8]."""
+    """Turn a tube's moment into rows of tube, start row, end row, frame and box, float64 [n, 8]."""
     head = np.tile([moment.tube, moment.start_row, moment.end_row], (len(moment.boxes), 1))
     frames = np.arange(moment.start_frame, moment.end_frame + 1)
     return np.column_stack([head, frames, moment.boxes])

@@ -181,7 +181,7 @@ def test_runs_of_cells_multiply_what_the_plan_says(
     # [tap, step, half, pair, column, 2] -> [step, tap, half, pair, column, 2]
     packed = np.ascontiguousarray(np.stack([pack(matrix, 1)[0, :, 0] for matrix in weight]).swapaxes(0, 1))
     steps = packed.shape[0]
-    inputs = np.full((batch, steps, len(runs.slots), 32), 0x7FC0, np.uint16)  # NaN
+    inputs = np.full((batch, steps, len(runs.slots), 32), 0x7FC0, np.uint16)  # NaN in bf16
     out = np.full((len(layer.cells), batch, columns), np.nan, np.float32)
     sums = np.full(len(pairs) * 2 * RUN_CELLS * 32, np.nan, np.float32)
     fill = FillSlotsArgs(x.ctypes.data, c_in, c_in, runs.slots.ctypes.data, batch, steps, len(runs.slots))
