@@ -161,7 +161,7 @@ def test_a_kept_property_is_worked_out_once_and_holds_no_lock() -> None:
     leave.set()
     thread.join()
     assert shared.value is shared.value
-    assert Slow.value.__doc__ == "A value."
+    assert Slow.value.__doc__ == "Make the value."
 
 
 def test_every_lock_knows_of_forks() -> None:
