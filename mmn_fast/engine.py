@@ -334,7 +334,7 @@ class Engine(TubeGrounding):
                 "P": self._plan.num_proposals,
             },
             "features": {
-                "expects": f"float [n_src, {self.preset.input_size}], rows in temporal order, not normalised",
+                "expects": f"{self._expected()}, rows in temporal order, not normalised",
                 "streams": list(self.preset.feature_streams),
                 "normalisation": "each stream of each row to unit length, by the engine",
                 "key": self.preset.feature_key or "the video itself",
@@ -347,6 +347,11 @@ class Engine(TubeGrounding):
             "passed_over": dict(self._passed_over),
             "mmn_fast": __version__,
         }
+
+    def _expected(self) -> str:
+        if self.preset.of_tubes:
+            return "per tube " + " and ".join(f"float [n_s, {width}]" for width in self.preset.feature_streams)
+        return f"float [n_src, {self.preset.input_size}]"
 
     def _moments_wanted(self, top_k: int) -> int:
         """Check `top_k` and limit it to the number of proposals, because each moment takes memory."""

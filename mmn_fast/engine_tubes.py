@@ -9,6 +9,7 @@ import numpy as np
 from mmn_fast.arrays import Float32
 from mmn_fast.backends.base import Backend, Branches
 from mmn_fast.checkpoint import LoadedModel
+from mmn_fast.checks import shown
 from mmn_fast.embeddings import TextEmbeddings, TubeEmbeddings, check_embeddings
 from mmn_fast.errors import InputError
 from mmn_fast.geometry import ProposalPlan
@@ -104,12 +105,15 @@ class TubeGrounding:
             `result[s]`: moments of sentence s, best first.
 
         Raises:
-            InputError: the embeddings are of another model, or the model is not of tubes.
+            InputError: the embeddings are of another model or of several videos, or the model is not of tubes.
         """
         self._require_tubes("score_tubes")
         top_k = check_top_k(top_k)
         check_embeddings(tubes, TubeEmbeddings, "tubes", self._model.fingerprint)
         check_embeddings(text, TextEmbeddings, "text", self._model.fingerprint)
+        videos = list(dict.fromkeys(tubes.video_ids))
+        if len(videos) > 1:
+            raise InputError(f"tubes: expected tubes of one video, got those of {shown(videos)}")
         fused = np.empty((len(tubes), len(text), self._plan.num_proposals), np.float32)
         for scores, contrastive, iou in zip(fused, tubes.contrastive, tubes.iou, strict=True):
             scores[:] = self._fused((contrastive, iou), (text.contrastive, text.iou))

@@ -121,7 +121,7 @@ class Preset:
             of an empty span (MMN-STVG).
         score_fusion: "power": (0.5 c + 0.5)^p u; "product": c u.
         score_power: p of the power fusion.
-        nms_iou: a moment above this IoU with a better one is suppressed.
+        nms_iou: a moment above this IoU with a better one is suppressed; between tubes, this vIoU.
         recall_at: the n of R@n.
         recall_ious: the m of R@n,IoU@m.
         timestamp_unit: unit of the annotation file's timestamps.

@@ -55,6 +55,7 @@ SLOW = {
     "backends.md",
     "demo.md",
     "features.md",
+    "tubes.md",
 }  # over a second of processor time
 _BLOCK = re.compile(r"(?:^<!-- parsed only: ([^\n]+) -->\n)?^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
@@ -274,6 +275,8 @@ def test_examples_run(
     examples = [block for block in blocks(page) if not block.reason]
     if any("mmn-charades" in block.text for block in examples):
         _write_stand_ins(golden_model("charades_small"))
+    if any("mmn-hcstvg" in block.text for block in examples):
+        shutil.copytree(golden_model("hcstvg_small"), "mmn-hcstvg")
     if any("mmn-fast export" in block.text for block in examples):
         exports = request.getfixturevalue("exports")  # made once per run, in a quarter of a minute
         copy_export = lambda model, output, **_: shutil.copytree(exports(model), output)  # noqa: E731

@@ -232,11 +232,19 @@ def test_the_wrong_kind_of_model_or_query_is_refused(engine: Engine) -> None:
         engine.ground(QUERIES)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="^tubes: expected TubeEmbeddings, got TextEmbeddings"):
         engine.score_tubes(engine.encode_text(["a"]), engine.encode_text(["a"]))  # type: ignore[arg-type]
+    mixed = engine.encode_tubes([TUBE], "abc") + engine.encode_tubes([TUBE], "def")
+    with pytest.raises(InputError, match=r"^tubes: expected tubes of one video, got those of \['abc', 'def'\]"):
+        engine.score_tubes(mixed, engine.encode_text(["a"]))
     with pytest.raises(InputError, match=r"^tubes\[0\] \(video 'abc'\): frames: expected consecutive"):
         engine.encode_tubes([dataclasses.replace(TUBE, frames=np.arange(ROWS) * 2)], "abc")
     with pytest.raises(InputError, match="^top_k: expected an integer >= 1, got 0"):
         engine.ground_tubes(QUERIES, top_k=0)
     assert next(preset.name for preset in PRESETS.values() if preset.of_tubes) == "hc-stvg"
+
+
+def test_info_says_what_a_tube_needs(engine: Engine) -> None:
+    expected = engine.info()["features"]["expects"]
+    assert expected == "per tube float [n_s, 1024] and float [n_s, 1024], rows in temporal order, not normalised"
 
 
 def test_damaged_files_of_tube_embeddings_are_refused(engine: Engine, tmp_path: Path) -> None:
