@@ -2,5 +2,6 @@
 
 from mmn_fast.cli import export, ground, predict, show, train
 from mmn_fast.cli.app import app, main
+from mmn_fast.cli.tubes import data as tube_data
 
-__all__ = ["app", "export", "ground", "main", "predict", "show", "train"]
+__all__ = ["app", "export", "ground", "main", "predict", "show", "train", "tube_data"]

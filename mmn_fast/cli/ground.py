@@ -23,6 +23,7 @@ from mmn_fast.cli.options import (
     save_html,
 )
 from mmn_fast.cli.output import output
+from mmn_fast.cli.tubes.split import evaluate_tube_split, refuse_options_of_videos
 
 if TYPE_CHECKING:
     from mmn_fast.engine import Engine
@@ -95,27 +96,32 @@ def _save_page(engine: Engine, query: Query, result: list[list[Moment]], top_k: 
 def evaluate(
     *,
     annotations: Annotated[
-        Path, typer.Option("--annotations", help="Official JSON, Charades-STA text or QVHighlights JSONL.")
+        Path, typer.Option("--annotations", help="Official JSON (HC-STVG's too), Charades-STA text or QVHighlights JSONL.")
     ],
     features: Features,
     feature_key: FeatureKey = None,
     model: Model = None,
     protocol: Protocol = "mmn",
     predictions: Annotated[
-        Path | None, typer.Option("--predictions", help="Write predictions here, as QVHighlights JSONL.")
+        Path | None,
+        typer.Option("--predictions", help="Write predictions here, as QVHighlights JSONL; of tubes: results.json."),
     ] = None,
     split: SplitOptions,
     loading: EngineOptions,
     html: Html = None,
     as_json: AsJson = False,
 ) -> None:
-    """Evaluate a model on annotations: R@n,IoU@m and mIoU."""
+    """Evaluate a model on annotations: R@n,IoU@m and mIoU; of tubes m_vIoU, m_tIoU and vIoU@m."""
     from mmn_fast.evaluation.evaluate import QueryResult, UnwrittenPredictions
     from mmn_fast.evaluation.evaluate import evaluate as run
 
     check_html(html)
     results: list[QueryResult] = []
     engine = loading.load(model)
+    if engine.preset.of_tubes:
+        refuse_options_of_videos(engine, feature_key=feature_key, durations=split.durations, html=html)
+        evaluate_tube_split(engine, annotations, features, protocol, predictions, split, as_json)
+        return
     samples = split.samples(annotations, engine)
     unwritten: UnwrittenPredictions | None = None
     with open_split(features, feature_key, engine) as store:

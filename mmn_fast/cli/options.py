@@ -45,7 +45,7 @@ Features = Annotated[Path, typer.Option("--features", help="HDF5 file, or a dire
 Durations = Annotated[
     Path | None, typer.Option("--durations", help="Durations of the videos, for Charades-STA's text format.")
 ]
-Protocol = Annotated[str, typer.Option("--protocol", help="mmn, 2dtan or qvh.")]
+Protocol = Annotated[str, typer.Option("--protocol", help="mmn, 2dtan or qvh; of tubes: mmn or half-open.")]
 Strict = Annotated[bool, typer.Option("--strict", help="Refuse to leave out, clamp, cut or skip anything.")]
 
 

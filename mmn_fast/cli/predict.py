@@ -22,6 +22,7 @@ from mmn_fast.cli.options import (
     open_split,
 )
 from mmn_fast.cli.output import show
+from mmn_fast.cli.tubes.split import predict_tube_split, refuse_options_of_videos
 
 
 @app.command()
@@ -30,10 +31,12 @@ def predict(
     *,
     annotations: Annotated[Path, typer.Option("--annotations", help="As for eval; windows may be missing or null.")],
     features: Features,
-    output: Annotated[Path, typer.Option("--output", "-o", help="New file, QVHighlights JSONL.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="New file, QVHighlights JSONL; of tubes: results.json.")],
     feature_key: FeatureKey = None,
     model: Model = None,
-    top_k: Annotated[int, typer.Option("--top-k", "-k", help="Moments per sentence.")] = 10,
+    top_k: Annotated[
+        int | None, typer.Option("--top-k", "-k", help="Moments per sentence; default 10. Of tubes one answer is written.")
+    ] = None,
     protocol: Protocol = "mmn",
     split: SplitOptions,
     loading: EngineOptions,
@@ -45,9 +48,14 @@ def predict(
 
     refuse_existing(output, "output")
     engine = loading.load(model)
+    if engine.preset.of_tubes:
+        given = {"feature_key": feature_key, "durations": split.durations, "top_k": top_k}
+        refuse_options_of_videos(engine, **given, protocol=None if protocol == "mmn" else protocol)
+        predict_tube_split(engine, annotations, features, output, split, as_json)
+        return
     samples = split.samples(annotations, engine, truth=False)
     with open_split(features, feature_key, engine) as store:
-        report = run(engine, samples, store, output, protocol=protocol, top_k=top_k, **split.while_running())
+        report = run(engine, samples, store, output, protocol=protocol, top_k=top_k or 10, **split.while_running())
     skipped = f", {report.num_skipped} videos skipped" if report.num_skipped else ""
     plain = f"{output}: {report.num_videos} videos, {report.num_sentences} sentences{skipped}"
     show(json.dumps(report.to_dict(), indent=2) if as_json else plain)

@@ -81,16 +81,16 @@ class EvaluationReport:
             f"protocol {self.protocol.name}: IoU {self.protocol.test} m counts, {ranked}"
         )
         plain = [name for name in self.metrics if not name.startswith(("Best_", "MR-"))]
-        tables = [_table([plain, [f"{100 * self.metrics[name]:.2f}" for name in plain]])]
+        tables = [framed_table([plain, [f"{100 * self.metrics[name]:.2f}" for name in plain]])]
         ranges = [name for name in RANGES if f"MR-{name}-mAP" in self.metrics]
         if ranges:
             rows = [[f"{100 * self.metrics[f'MR-{name}-{figure}']:.2f}" for figure in FIGURES] for name in ranges]
             rows = [[name, *row] for name, row in zip(ranges, rows, strict=True)]
-            tables.append(_table([["moments", *FIGURES], *rows]))
+            tables.append(framed_table([["moments", *FIGURES], *rows]))
         return "\n".join([header, *tables])
 
 
-def _table(rows: list[list[str]]) -> str:
+def framed_table(rows: list[list[str]]) -> str:
     """Draw rows in a frame; a line sets the first row apart."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     rule = "+" + "+".join("-" * (width + 2) for width in widths) + "+"

@@ -114,7 +114,7 @@ def scored_batches(
     engine: ScoringEngine, samples: Sequence[Sample], features: FeatureStore, batch_size: int, progress: bool
 ) -> Iterator[tuple[Sample, ScoreMaps]]:
     """Yield every sample with its score maps; memory holds one batch of videos. `choose` has logged cut sentences."""
-    with _progress(progress, len(samples)) as advance:
+    with progress_bar(progress, len(samples)) as advance:
         for first in range(0, len(samples), batch_size):
             batch = samples[first : first + batch_size]
             queries = [
@@ -128,7 +128,7 @@ def scored_batches(
 
 
 @contextlib.contextmanager
-def _progress(shown: bool, total: int) -> Iterator[Callable[[int], None]]:
+def progress_bar(shown: bool, total: int) -> Iterator[Callable[[int], None]]:
     """Show a progress bar over `total` videos on stderr; yield the function that advances it."""
     if not shown:
         yield lambda _count: None

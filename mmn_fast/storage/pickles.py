@@ -306,6 +306,8 @@ def _resolved(content: Any) -> Any:
     def resolve(value: Any, level: int) -> Any:
         if isinstance(value, (bool, int, float, str, bytes, type(None))):
             return value
+        if isinstance(value, _Tensor):
+            return value.resolved()
         if id(value) in done:
             return done[id(value)][1]
         if level > MAX_DEPTH:
@@ -318,8 +320,6 @@ def _resolved(content: Any) -> Any:
             made = {key: resolve(one, level + 1) for key, one in value.items()}
         elif isinstance(value, (list, tuple)):
             made = type(value)([resolve(one, level + 1) for one in value])
-        elif isinstance(value, _Tensor):
-            made = value.resolved()
         elif isinstance(value, _Array) and value.array is not None:
             made = value.array
         else:
