@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from mmn_fast.cli.options import EngineOptions
+from mmn_fast.engine import Engine
 from mmn_fast.errors import InputError
 from mmn_fast.evaluation.tubes import TubeSample, evaluate_tubes, target_iou, tube_iou
 from mmn_fast.features.tubes import TubesWriter
@@ -31,6 +33,12 @@ def words(golden_model: Callable[[str], Path], tmp_path: Path) -> list[Any]:
             writer.write(query.video_id, query.tubes)
     files = ["--annotations", annotations, "--features", tmp_path / "tubes.h5"]
     return ["--model", golden_model("hcstvg_small"), *files]
+
+
+@pytest.fixture
+def loaded(golden_engine: Callable[[str], Engine], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands find the small case's model loaded."""
+    monkeypatch.setattr(EngineOptions, "load", lambda *_: golden_engine("hcstvg_small"))
 
 
 def official_figures() -> dict[str, float]:
@@ -56,7 +64,7 @@ def test_eval_prints_the_official_figures_and_writes_results(words: list[Any], t
         np.testing.assert_array_equal(np.array(list(found["bbox"].values()), np.float32), rows[:, 1:])
 
 
-def test_the_table_names_its_protocol(words: list[Any]) -> None:
+def test_the_table_names_its_protocol(loaded: None, words: list[Any]) -> None:
     mmn, half_open = run_here("eval", *words).stdout, run_here("eval", *words, "--protocol", "half-open").stdout
     official = official_figures()
     for name, value in official.items():
@@ -71,23 +79,19 @@ def test_the_table_names_its_protocol(words: list[Any]) -> None:
     assert f"{100 * np.mean(viou):.2f}" in half_open
 
 
-@pytest.mark.slow
-def test_prepared_test_files_give_the_same_results(
-    golden_model: Callable[[str], Path], tmp_path: Path, words: list[Any]
-) -> None:
+def test_prepared_test_files_give_the_same_results(loaded: None, tmp_path: Path, words: list[Any]) -> None:
     """From the published pickles to results.json, without any truth."""
     published = write_prepared(tmp_path, QUERIES, test=True)
     assert run_here("data", "hc-stvg", *published, "-o", tmp_path / "data").returncode == 0
     given = ["--annotations", tmp_path / "data" / "annotations.json", "--features", tmp_path / "data" / "tubes.h5"]
-    model = ["--model", golden_model("hcstvg_small")]
-    done = run_here("predict", *model, *given, "-o", tmp_path / "results.json")
+    done = run_here("predict", *given, "-o", tmp_path / "results.json")
     assert done.returncode == 0, done.stderr
     assert done.stdout == f"{tmp_path / 'results.json'}: 3 videos, a sentence each\n"
     run_here("eval", *words, "--predictions", tmp_path / "again.json")
     assert (tmp_path / "results.json").read_bytes() == (tmp_path / "again.json").read_bytes()
 
 
-def test_videos_without_tubes_are_left_out_and_counted(words: list[Any], tmp_path: Path) -> None:
+def test_videos_without_tubes_are_left_out_and_counted(loaded: None, words: list[Any], tmp_path: Path) -> None:
     content = json.loads((tmp_path / "val.json").read_text())
     (tmp_path / "val.json").write_text(json.dumps(content | {"gone.mp4": content["video0.mp4"]}))
     done = run_here("eval", *words, "--json")
@@ -112,14 +116,14 @@ def test_videos_without_tubes_are_left_out_and_counted(words: list[Any], tmp_pat
         (("--predictions", "nowhere/results.json"), "--predictions: cannot write nowhere/results.json: no such folder"),
     ],
 )
-def test_eval_refuses_in_one_sentence(words: list[Any], more: tuple[str, str], message: str) -> None:
+def test_eval_refuses_in_one_sentence(loaded: None, words: list[Any], more: tuple[str, str], message: str) -> None:
     done = run_here("eval", *words, *more)
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith(f"mmn-fast: {message}"), done.stderr
     assert not done.stdout
 
 
-def test_predict_refuses_options_of_videos(words: list[Any], tmp_path: Path) -> None:
+def test_predict_refuses_options_of_videos(loaded: None, words: list[Any], tmp_path: Path) -> None:
     for option, value in (("--top-k", "3"), ("--protocol", "2dtan"), ("--durations", "x.json")):
         done = run_here("predict", *words, option, value, "-o", tmp_path / "results.json")
         assert done.returncode == 2
@@ -135,9 +139,7 @@ class Chooses:
     preset = PRESETS["hc-stvg"]
 
     def ground_tubes(self, batch: list[TubeQuery]) -> list[list[list[TubeMoment]]]:
-        return [
-            [[TubeMoment(0, 0, 2, 0, 1, query.tubes[0].boxes[:2], 0.5)] if query.tubes else []] for query in batch
-        ]
+        return [[[TubeMoment(0, 0, 2, 0, 1, query.tubes[0].boxes[:2], 0.5)] if query.tubes else []] for query in batch]
 
 
 def test_a_video_with_an_empty_list_of_tubes_is_left_out_too() -> None:
@@ -152,7 +154,9 @@ def test_a_video_with_an_empty_list_of_tubes_is_left_out_too() -> None:
     assert [(note.kind, note.count, note.first) for note in report.notes] == [("left_out", 1, "'b'")]
     with pytest.raises(InputError, match="strict: 1 of 3 videos left out: they have no tubes"):
         evaluate_tubes(Chooses(), samples, tubes, strict=True)
-    with pytest.raises(InputError, match=r"features: expected tubes of an annotated video \(3, such as 'a', 'b', 'c'\)"):
+    with pytest.raises(
+        InputError, match=r"features: expected tubes of an annotated video \(3, such as 'a', 'b', 'c'\)"
+    ):
         evaluate_tubes(Chooses(), samples, {})
     with pytest.raises(InputError, match="samples: expected a true tube for every sentence, got none in 1 of 1 videos"):
         evaluate_tubes(Chooses(), [TubeSample("a.mp4", "a", "He sits.")], tubes)

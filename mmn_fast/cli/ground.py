@@ -96,7 +96,8 @@ def _save_page(engine: Engine, query: Query, result: list[list[Moment]], top_k: 
 def evaluate(
     *,
     annotations: Annotated[
-        Path, typer.Option("--annotations", help="Official JSON (HC-STVG's too), Charades-STA text or QVHighlights JSONL.")
+        Path,
+        typer.Option("--annotations", help="Official JSON (HC-STVG's too), Charades-STA text or QVHighlights JSONL."),
     ],
     features: Features,
     feature_key: FeatureKey = None,

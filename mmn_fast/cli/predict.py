@@ -31,11 +31,14 @@ def predict(
     *,
     annotations: Annotated[Path, typer.Option("--annotations", help="As for eval; windows may be missing or null.")],
     features: Features,
-    output: Annotated[Path, typer.Option("--output", "-o", help="New file, QVHighlights JSONL; of tubes: results.json.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="New file, QVHighlights JSONL; of tubes: results.json.")
+    ],
     feature_key: FeatureKey = None,
     model: Model = None,
     top_k: Annotated[
-        int | None, typer.Option("--top-k", "-k", help="Moments per sentence; default 10. Of tubes one answer is written.")
+        int | None,
+        typer.Option("--top-k", "-k", help="Moments per sentence; default 10. Of tubes one answer is written."),
     ] = None,
     protocol: Protocol = "mmn",
     split: SplitOptions,

@@ -1,8 +1,8 @@
 """The published files of HC-STVG's official solution: tubes, prepared videos and features of their tubes, as pickles.
 
-`storage.pickles` reads them, so nothing in them runs. Tubes come in two forms: `<video>_tubes.pkl` as the detector wrote
-them, and prepared files `<video>.pkl`, which hold the sentence and the true tube too. So do features: one file per
-stream with the rows of every tube of every video, and one folder per stream with averaged pre-clips per video.
+`storage.pickles` reads them, so nothing in them runs. Tubes come in two forms: `<video>_tubes.pkl` as the detector
+wrote them, and prepared files `<video>.pkl`, which hold the sentence and the true tube too. Features come in two forms
+as well: one file per stream with the rows of every tube, and one folder per stream with averaged pre-clips per video.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ def _prepared(content: Mapping[Any, Any], video_id: str, where: str) -> Publishe
 
 def _track(rows: Any, where: str) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
     """Frames and boxes of rows (frame, x1, y1, x2, y2, ...); a sixth column, the detector's score, is not used."""
-    array = rows if isinstance(rows, np.ndarray) else np.empty(0, object)
+    array: npt.NDArray[Any] = rows if isinstance(rows, np.ndarray) else np.empty(0, object)
     if array.ndim != 2 or array.shape[1] not in (5, 6) or array.dtype.kind not in "iuf":
         raise InputError(f"{where}: expected float [n, 5] or [n, 6] (frame, x1, y1, x2, y2), got {described(rows)}")
     frames, boxes = check_track(array[:, 0], array[:, 1:5], where)
@@ -151,7 +151,9 @@ class PublishedStream:
             raise InputError(f"{where}: expected a dict of videos, got {_kind(content)}")
         for name, tubes in content.items():
             if not isinstance(name, str) or not isinstance(tubes, (dict, list, tuple)):
-                raise InputError(f"{where}: expected videos by name, each with its tubes, got {shown(name)}: {_kind(tubes)}")
+                raise InputError(
+                    f"{where}: expected videos by name, each with its tubes, got {shown(name)}: {_kind(tubes)}"
+                )
             self._rows[video_id_of(name)] = tubes
 
     def __contains__(self, video_id: str) -> bool:
@@ -174,7 +176,9 @@ class PublishedStream:
         where = f"video {video_id!r}: {self.path}"
         if video_id not in self:
             names = self._files or self._rows
-            raise InputError(f"video {video_id!r}: not in {self.path}{close_to(video_id, names)}; {listed(names, 'video')}")
+            raise InputError(
+                f"video {video_id!r}: not in {self.path}{close_to(video_id, names)}; {listed(names, 'video')}"
+            )
         if self.is_prepared:
             clips = _content(self._files[video_id], where, MAX_VIDEO)
             if not isinstance(clips, np.ndarray) or clips.ndim != 3 or clips.dtype.kind != "f":

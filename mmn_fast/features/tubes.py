@@ -70,7 +70,9 @@ def read_tubes(path: str | Path, video_id: str | None = None) -> list[Tube]:
     with open_tubes(path) as store:
         if video_id is None:
             if len(store) != 1:
-                raise InputError(f"video_id: expected the name of a video in {path}, got none; {listed(store, 'video')}")
+                raise InputError(
+                    f"video_id: expected the name of a video in {path}, got none; {listed(store, 'video')}"
+                )
             video_id = next(iter(store))
         return store[video_id]
 
@@ -123,7 +125,9 @@ class TubeStore(Mapping[str, list[Tube]]):
         except (OSError, RuntimeError, KeyError, ValueError) as error:
             reason = unreadable_hdf5(error)
             if reason is None:
-                reason = f"expected an HDF5 file or a directory, got something else or a damaged file ({first_line(error)})"
+                reason = (
+                    f"expected an HDF5 file or a directory, got something else or a damaged file ({first_line(error)})"
+                )
             raise InputError(f"{where}: {reason}") from error
         if not self._ids:
             raise InputError(f"{where}: expected tubes of at least one video, got none")
@@ -139,7 +143,9 @@ class TubeStore(Mapping[str, list[Tube]]):
 
     def get(self, video_id: str, default: Any = None) -> Any:
         """A video's tubes, or `default` for a video that is not there."""
-        return self[video_id] if video_id in self else default
+        if video_id not in self:
+            return default
+        return self[video_id]
 
     def __getitem__(self, video_id: str) -> list[Tube]:
         """Read a video's tubes.
@@ -330,11 +336,13 @@ def _tubes_of(arrays: _Arrays) -> list[Tube]:
     for stream in range(streams):
         own = _lengths(arrays, f"stream{stream}_lengths", len(lengths))
         features.append(_cut(arrays, f"stream{stream}", own, f"stream{stream}_lengths"))
-    clips = [None] * len(lengths)
+    clips: list[Any] = [None] * len(lengths)
     if "pre_clips" in names:
         clips = list(arrays.read("pre_clips"))
         if len(clips) != len(lengths) or any(np.ndim(one) != 2 for one in clips):
-            raise InputError(f"{where}: pre_clips: expected float [{len(lengths)}, T, D], got others ({len(clips)} tubes)")
+            raise InputError(
+                f"{where}: pre_clips: expected float [{len(lengths)}, T, D], got others ({len(clips)} tubes)"
+            )
     tubes = []
     for number in range(len(lengths)):
         track = check_track(frames[number], boxes[number], f"{where}: tube {number}")
@@ -360,12 +368,16 @@ def _lengths(arrays: _Arrays, name: str, tubes: int | None = None) -> Int64:
         raise InputError(f"{arrays.where}: {name}: expected {expected}, got {described(values)}")
     if (values < 1).any() or (values > 2**31).any():
         tube = int(np.flatnonzero((values < 1) | (values > 2**31))[0])
-        raise InputError(f"{arrays.where}: {name}: expected at least one row per tube, got {values[tube]} for tube {tube}")
+        raise InputError(
+            f"{arrays.where}: {name}: expected at least one row per tube, got {values[tube]} for tube {tube}"
+        )
     return values.astype(np.int64)
 
 
 def _cut(arrays: _Arrays, name: str, lengths: Int64, by: str) -> list[npt.NDArray[Any]]:
     values = arrays.read(name)
     if values.ndim < 1 or len(values) != lengths.sum():
-        raise InputError(f"{arrays.where}: {name}: expected {lengths.sum()} rows, the sum of {by}, got {described(values)}")
+        raise InputError(
+            f"{arrays.where}: {name}: expected {lengths.sum()} rows, the sum of {by}, got {described(values)}"
+        )
     return np.split(values, np.cumsum(lengths)[:-1])

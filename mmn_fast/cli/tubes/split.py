@@ -21,7 +21,9 @@ def refuse_options_of_videos(engine: Engine, **given: Any) -> None:
     """Refuse options that mean nothing for tubes; None stands for an option that was not given."""
     for name, value in given.items():
         if value is not None:
-            raise InputError(f"{name}: expected none with preset {engine.preset.name!r}, which is of tubes, got {value}")
+            raise InputError(
+                f"{name}: expected none with preset {engine.preset.name!r}, which is of tubes, got {value}"
+            )
 
 
 def evaluate_tube_split(

@@ -118,9 +118,7 @@ def _with_features(video: PublishedVideo, streams: Sequence[PublishedStream]) ->
         return [replace(tube, features=list(own)) for tube, *own in zip(video.tubes, *found, strict=True)]
     lengths = {len(clips[0]) for clips in found}
     if len(lengths) > 1:
-        raise InputError(
-            f"video {video.video_id!r}: expected as many pre-clips in every stream, got {sorted(lengths)}"
-        )
+        raise InputError(f"video {video.video_id!r}: expected as many pre-clips in every stream, got {sorted(lengths)}")
     joined = (np.concatenate([clips.astype(np.float32) for clips in own], axis=1) for own in zip(*found, strict=True))
     return [replace(tube, pre_clips=clips) for tube, clips in zip(video.tubes, joined, strict=True)]
 
