@@ -43,15 +43,20 @@ def shapes(
     test_unseen: Annotated[
         int, typer.Option("--test-unseen", help="Videos of combinations that are not in training.")
     ] = 200,
+    tubes: Annotated[
+        bool, typer.Option("--tubes", help="Tubes and sentences about one shape each, in the layout of HC-STVG.")
+    ] = False,
     video: Annotated[bool, typer.Option("--video", help="Also write mp4 files; needs imageio[ffmpeg].")] = False,
     workers: Annotated[int | None, typer.Option("--workers", help="Processes; default: one per core.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Make the procedural data set: coloured shapes that enter, move, grow, swap, meet, with sentences and times."""
     from mmn_fast.demo.shapes import write_dataset
+    from mmn_fast.demo.tube_files import write_tubes
 
     counts = {"train": train, "val": val, "test": test, "test_unseen": test_unseen}
-    manifest = write_dataset(output, seed, counts, video, workers, progress=True)
+    write = write_tubes if tubes else write_dataset
+    manifest = write(output, seed, counts, video, workers, progress=True)
     show(json.dumps(manifest, indent=2) if as_json else f"{output}:\n{lines_of(manifest, '  ')}")
 
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -33,7 +33,7 @@ from mmn_fast.version import __version__
 
 SPLITS = ("train", "val", "test", "test_unseen")
 DEFAULT_COUNTS = {"train": 2500, "val": 100, "test": 200, "test_unseen": 200}
-_VIDEO_SUFFIX = ".mp4"
+VIDEO_SUFFIX = ".mp4"
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,6 +140,19 @@ def write_dataset(
     Raises:
         InputError: an argument cannot be used, the output exists or cannot be written, or there is no video writer.
     """
+    output, jobs, workers = dataset_jobs(output, seed, counts, video, workers)
+    with new_directory(output, "output") as partial_path:
+        return _fill(partial_path, seed, jobs, video, workers, progress)
+
+
+Job = tuple[str, int, int]
+"""Split, seed and number of a video to make."""
+
+
+def dataset_jobs(
+    output: str | Path, seed: int, counts: Mapping[str, int] | None, video: bool, workers: int | None
+) -> tuple[Path, list[Job], int]:
+    """Check the arguments of `write_dataset`; return the directory, the videos to make and the number of processes."""
     output = Path(output)
     counts = DEFAULT_COUNTS if counts is None else dict(counts)
     for split, count in counts.items():
@@ -159,63 +172,75 @@ def write_dataset(
     workers = len(os.sched_getaffinity(0)) if workers is None else workers
     if workers < 1:
         raise InputError(f"workers: expected a number of processes >= 1, got {workers}")
-    with new_directory(output, "output") as partial_path:
-        return _fill(partial_path, seed, jobs, video, min(workers, len(jobs)), progress)
+    return output, jobs, min(workers, len(jobs))
 
 
-_Job = tuple[str, int, int]
-_Made = tuple[str, str, dict[str, Any], Float32]
+_Made = TypeVar("_Made")
 
 
-def _fill(path: Path, seed: int, jobs: list[_Job], video: bool, workers: int, progress: bool) -> dict[str, Any]:
+def _fill(path: Path, seed: int, jobs: list[Job], video: bool, workers: int, progress: bool) -> dict[str, Any]:
     import h5py
-    from rich.console import Console
-    from rich.progress import track
 
     if video:
         (path / "videos").mkdir()
     annotations: dict[str, dict[str, Any]] = {}
     with h5py.File(path / "features.h5", "w") as features:
-        made = _make_all(jobs, path / "videos" if video else None, workers)
-        bar = track(
-            made, "Making videos", total=len(jobs), console=Console(stderr=True), disable=not progress, transient=True
-        )
-        for split, video_id, annotation, rows in bar:
+        make = partial(_make, path / "videos" if video else None)
+        for split, video_id, annotation, rows in made_of(jobs, make, workers, progress):
             annotations.setdefault(split, {})[video_id] = annotation
             features.create_dataset(video_id, data=rows)
     for split, videos in annotations.items():
         (path / f"{split}.json").write_text(json.dumps(videos, indent=1) + "\n", encoding="utf-8")
     (path / "vocab.txt").write_text("\n".join(vocabulary()) + "\n", encoding="utf-8")
+    sentences = {
+        split: sum(len(entry["sentences"]) for entry in videos.values()) for split, videos in annotations.items()
+    }
+    return write_manifest(path, seed, {split: len(videos) for split, videos in annotations.items()}, sentences, video)
+
+
+def write_manifest(
+    path: Path, seed: int, videos: Mapping[str, int], sentences: Mapping[str, int], written: bool, **more: Any
+) -> dict[str, Any]:
+    """Write manifest.json of a data set and return it: numbers of videos and of sentences per split, and `more`."""
     manifest = {
         "mmn_fast_version": __version__,
         "seed": seed,
-        "splits": {
-            split: {"videos": len(videos), "sentences": sum(len(entry["sentences"]) for entry in videos.values())}
-            for split, videos in annotations.items()
-        },
+        "splits": {split: {"videos": count, "sentences": sentences[split]} for split, count in videos.items()},
         "feature_width": PixelFeatures.width,
         "fps": FPS,
         "frame_size": FRAME_SIZE,
-        "videos_written": video,
+        "videos_written": written,
+        **more,
     }
     (path / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
     return manifest
 
 
-def _make_all(jobs: list[_Job], videos: Path | None, workers: int) -> Iterator[_Made]:
-    make = partial(_make, videos)
+def made_of(jobs: Sequence[Job], make: Callable[[Job], _Made], workers: int, progress: bool) -> Iterator[_Made]:
+    """Yield what `make` makes of every job, in order, with a bar on stderr if `progress` is shown."""
+    from rich.console import Console
+    from rich.progress import track
+
+    bar = partial(
+        track,
+        description="Making videos",
+        total=len(jobs),
+        console=Console(stderr=True),
+        disable=not progress,
+        transient=True,
+    )
     if workers <= 1:
-        yield from map(make, jobs)
+        yield from bar(map(make, jobs))
         return
     # Spawned, not forked: the caller may have threads (torch, BLAS), and a forked process would inherit their locks.
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        yield from pool.map(make, jobs, chunksize=max(1, min(16, len(jobs) // (4 * workers))))
+        yield from bar(pool.map(make, jobs, chunksize=max(1, min(16, len(jobs) // (4 * workers)))))
 
 
-def _make(videos: Path | None, job: _Job) -> _Made:
+def _make(videos: Path | None, job: Job) -> tuple[str, str, dict[str, Any], Float32]:
     video = make_video(*job)
     if videos is not None:
-        save_video(video.frames(), videos / f"{video.video_id}{_VIDEO_SUFFIX}")
+        save_video(video.frames(), videos / f"{video.video_id}{VIDEO_SUFFIX}")
     return job[0], video.video_id, video.annotation(), video.features
 
 

@@ -218,10 +218,21 @@ class TubesWriter:
         Raises:
             InputError: the name cannot be a group's, or a tube is refused.
         """
-        if _ID(video_id, "video_id") in (".", "..") or "/" in video_id or "\0" in video_id:
-            raise InputError(f"video_id: expected a name without '/', got {shown(video_id)}")
+        group = _group(video_id)
         for name, array in _arrays_of(tubes, f"video {video_id!r}").items():
-            self._file[f"{video_id}/{name}"] = array
+            self._file[f"{group}/{name}"] = array
+
+    def repeat(self, video_id: str, written: str) -> None:
+        """Give tubes that were written a second name; they are stored once.
+
+        Args:
+            video_id: the other name.
+            written: the name under which they were written.
+
+        Raises:
+            InputError: the name cannot be a group's.
+        """
+        self._file[_group(video_id)] = self._file[written]
 
     def __enter__(self) -> TubesWriter:
         return self
@@ -230,6 +241,13 @@ class TubesWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._file.close()
+
+
+def _group(video_id: str) -> str:
+    """A video's name, which can be a group's."""
+    if _ID(video_id, "video_id") in (".", "..") or "/" in video_id or "\0" in video_id:
+        raise InputError(f"video_id: expected a name without '/', got {shown(video_id)}")
+    return video_id
 
 
 def _arrays_of(tubes: Sequence[Tube], where: str) -> dict[str, npt.NDArray[Any]]:
