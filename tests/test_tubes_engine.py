@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,11 @@ from benchmarks.golden import cases
 from mmn_fast.embeddings import TubeEmbeddings
 from mmn_fast.engine import Engine
 from mmn_fast.errors import InputError
+from mmn_fast.export.to_tensorrt import build_plans
 from mmn_fast.features import pre_clips, tube_pre_clips
 from mmn_fast.presets import PRESETS
 from mmn_fast.tubes import Tube, TubeMoment, TubeQuery, tube_iou
+from tests.cuda_runtime_double import CudaRuntime
 from tests.gpu_engines import gpu_engine
 from tests.tolerances import check_close
 
@@ -83,6 +86,17 @@ def test_the_twins_of_the_cuda_path_give_the_official_answers(golden_model: Mode
 
 def test_onnx_gives_the_official_answers(exports: Callable[..., Path]) -> None:
     check_answers(mmn_fast.load(exports("hcstvg_small"), backend="onnx", device="cpu"), "torch_maps")
+
+
+@pytest.mark.long
+def test_plans_of_tensorrt_give_the_official_answers(
+    exports: Callable[..., Path], cuda: CudaRuntime, tmp_path: Path
+) -> None:
+    """On doubles of TensorRT and CUDA."""
+    directory = Path(shutil.copytree(exports("hcstvg_small"), tmp_path / "plans"))
+    build_plans(directory)
+    check_answers(mmn_fast.load(directory, backend="tensorrt"), "torch_maps")
+    assert cuda.launches > 0
 
 
 def same(one: TubeMoment, other: TubeMoment) -> bool:
