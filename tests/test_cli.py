@@ -216,6 +216,8 @@ def test_convert_refuses_bad_input_and_writes_nothing(files: Path) -> None:
 
 def test_a_missing_option_is_status_2(files: Path) -> None:
     done = _run("ground", "--features", files / "features.h5", status=2)
+    assert "--query" in done.stderr
+    done = _run("ground", "--features", files / "features.h5", "-q", "a", status=2)
     assert "--duration" in done.stderr
 
 

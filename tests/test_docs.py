@@ -30,11 +30,13 @@ from typer.testing import CliRunner
 
 import mmn_fast
 from benchmarks import report, speed
+from benchmarks.golden import cases
 from benchmarks.pictures import SCREENSHOT
 from mmn_fast.backends.registry import BACKENDS, backend_class
 from mmn_fast.cli import app
 from mmn_fast.cli.names import Command
 from mmn_fast.engine import Engine
+from mmn_fast.features.tubes import TubesWriter
 from mmn_fast.geometry import plan_for
 from mmn_fast.presets import PRESETS, PUBLISHED_FEATURES
 from mmn_fast.process import environment
@@ -256,6 +258,13 @@ def _write_stand_ins(model: Path) -> None:
             file[name] = rng.standard_normal((20, width)).astype(np.float32)
 
 
+def _write_tubes(model: Path) -> None:
+    """Write a small model of tubes, and a file of one video's tubes, under the names of the pages."""
+    shutil.copytree(model, "mmn-hcstvg")
+    with TubesWriter("tubes.h5") as writer:
+        writer.write("video1", cases.load("hcstvg_small").tube_queries[0].tubes)
+
+
 def _page(page: Path) -> Any:
     return pytest.param(page, id=page.name, marks=[pytest.mark.slow] if page.name in SLOW else [])
 
@@ -276,7 +285,7 @@ def test_examples_run(
     if any("mmn-charades" in block.text for block in examples):
         _write_stand_ins(golden_model("charades_small"))
     if any("mmn-hcstvg" in block.text for block in examples):
-        shutil.copytree(golden_model("hcstvg_small"), "mmn-hcstvg")
+        _write_tubes(golden_model("hcstvg_small"))
     if any("mmn-fast export" in block.text for block in examples):
         exports = request.getfixturevalue("exports")  # made once per run, in a quarter of a minute
         copy_export = lambda model, output, **_: shutil.copytree(exports(model), output)  # noqa: E731

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -24,62 +25,136 @@ from mmn_fast.cli.options import (
 )
 from mmn_fast.cli.output import output
 from mmn_fast.cli.tubes.split import evaluate_tube_split, refuse_options_of_videos
+from mmn_fast.errors import InputError, named_as
 
 if TYPE_CHECKING:
     from mmn_fast.engine import Engine
+    from mmn_fast.tubes import TubeMoment
     from mmn_fast.types import Moment, Query
 
 
 @app.command()
 def ground(
     *,
-    features: Annotated[str, typer.Option("--features", help="FILE or FILE::KEY: .h5, .npy, .npz, .pt, .safetensors.")],
-    duration: Annotated[float, typer.Option("--duration", help="Length of the video in seconds.")],
+    features: Annotated[
+        str | None, typer.Option("--features", help="FILE or FILE::KEY: .h5, .npy, .npz, .pt, .safetensors.")
+    ] = None,
+    duration: Annotated[float | None, typer.Option("--duration", help="Length of the video in seconds.")] = None,
+    tubes: Annotated[
+        str | None, typer.Option("--tubes", help="Person tubes instead, FILE or FILE::VIDEO: .h5, .npz, .safetensors.")
+    ] = None,
     query: Annotated[list[str], typer.Option("--query", "-q", help="A sentence; give the option again for more.")],
     model: Model = None,
-    top_k: Annotated[int, typer.Option("--top-k", "-k", help="Moments per sentence.")] = 5,
+    top_k: Annotated[
+        int | None, typer.Option("--top-k", "-k", help="Moments per sentence; default 5, of tubes 1.")
+    ] = None,
     loading: EngineOptions,
     html: Html = None,
     strict: Annotated[bool, typer.Option("--strict", help="Refuse sentences that the text encoder cuts.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Find the moments of one video that sentences describe."""
+    """Find the moments of one video, or of its person tubes, that sentences describe."""
     from mmn_fast.evaluation.notes import by_kind, cut_sentences, refuse
-    from mmn_fast.features import load_features
-    from mmn_fast.types import Query, Video
 
-    check_html(html)
+    _check_source(features, duration, tubes, html)
     engine = loading.load(model)
     cut = cut_sentences(engine, query)
     if strict:
         refuse(cut)
+    notes = {"cut": by_kind(cut)["cut"]}
+    if tubes is not None:
+        _ground_tubes(engine, tubes, query, 1 if top_k is None else top_k, notes, as_json)
+    else:
+        assert features is not None
+        assert duration is not None
+        _ground_video(engine, features, duration, query, 5 if top_k is None else top_k, notes, html, as_json)
+
+
+def _check_source(features: str | None, duration: float | None, tubes: str | None, html: Path | None) -> None:
+    """Refuse options that do not name one video, or tubes; nothing is read before."""
+    if tubes is None:
+        if features is None:
+            raise InputError("--features: give the video's features, or --tubes")
+        if duration is None:
+            raise InputError("--duration: give the video's length in seconds")
+    else:
+        for name, value in (("--features", features), ("--duration", duration)):
+            if value is not None:
+                raise InputError(f"{name}: the file of --tubes has all that is needed; give one or the other")
+        if html is not None:
+            raise InputError("--html: a page of tubes needs the video's frames; mmn_fast.viz.tube_report makes it")
+    check_html(html)
+
+
+def _ground_video(
+    engine: Engine,
+    features: str,
+    duration: float,
+    query: list[str],
+    top_k: int,
+    notes: dict[str, Any],
+    html: Path | None,
+    as_json: bool,
+) -> None:
+    from mmn_fast.features import load_features
+    from mmn_fast.types import Query, Video
+
     video = Video(load_features(features, width=engine.preset.input_size), duration, video_id=features)
     batch = [Query(video, query)]
     (result,) = engine.ground(batch, top_k=top_k)
     with output() as out:
-        notes = {"cut": by_kind(cut)["cut"]}
-        as_text = _results_as_text(query, result)
-        out.show(_results_as_json(features, duration, query, result, notes) if as_json else as_text)
+        lines = [
+            [f"{moment.start_s:8.2f} s - {moment.end_s:8.2f} s   score {moment.score:.4f}" for moment in moments]
+            for moments in result
+        ]
+        source = {"features": features, "duration_s": duration}
+        out.show(_as_json(source, query, result, notes) if as_json else _as_text(query, lines))
         if html is not None:
             out.beside("--html", lambda: _save_page(engine, batch[0], result, top_k, html))
 
 
-def _results_as_json(
-    features: str, duration: float, query: list[str], result: list[list[Moment]], notes: dict[str, Any]
+def _ground_tubes(
+    engine: Engine, source: str, query: list[str], top_k: int, notes: dict[str, Any], as_json: bool
+) -> None:
+    from mmn_fast.features.tubes import read_tubes
+    from mmn_fast.tubes import TubeQuery
+
+    file, named, video_id = (source, "", "") if Path(source).exists() else source.partition("::")
+    if named and not video_id:
+        raise InputError(f"--tubes: expected FILE::VIDEO, got no video in {source!r}")
+    with named_as("path", "tubes"), named_as("video_id", "tubes"):
+        tubes = read_tubes(file, video_id or None)
+    (result,) = engine.ground_tubes([TubeQuery(tubes, query, source)], top_k=top_k)
+    with output() as out:
+        lines = [
+            [
+                f"tube {moment.tube:>3}   frames {moment.start_frame:>5} - {moment.end_frame:>5}   rows"
+                f" {moment.start_row:>4}:{moment.end_row:<4}  score {moment.score:.4f}"
+                for moment in moments
+            ]
+            for moments in result
+        ]
+        out.show(_as_json({"tubes": source}, query, result, notes) if as_json else _as_text(query, lines))
+
+
+def _as_json(
+    source: dict[str, Any],
+    query: list[str],
+    result: Sequence[Sequence[Moment | TubeMoment]],
+    notes: dict[str, Any],
 ) -> str:
     items = [
         {"query": sentence, "moments": [moment.to_dict() for moment in moments]}
         for sentence, moments in zip(query, result, strict=True)
     ]
-    return json.dumps({"features": features, "duration_s": duration, "results": items, **notes}, indent=2)
+    return json.dumps({**source, "results": items, **notes}, indent=2)
 
 
-def _results_as_text(query: list[str], result: list[list[Moment]]) -> str:
+def _as_text(query: list[str], found: Sequence[Sequence[str]]) -> str:
     lines = []
-    for sentence, moments in zip(query, result, strict=True):
+    for sentence, moments in zip(query, found, strict=True):
         lines.append(sentence)
-        for rank, moment in enumerate(moments, start=1):
-            lines.append(f"  {rank:>3}  {moment.start_s:8.2f} s - {moment.end_s:8.2f} s   score {moment.score:.4f}")
+        lines += [f"  {rank:>3}  {moment}" for rank, moment in enumerate(moments, start=1)]
     return "\n".join(lines)
 
 

@@ -13,11 +13,13 @@ from typer.core import TyperCommand
 from mmn_fast.cli.groups import with_fields_as_options
 from mmn_fast.errors import BackendUnavailable, InputError
 
-# Beginning of a Python message -> the parameter behind it, in commands that ground one video.
+# Beginning of a Python message -> what stands there instead, in commands that ground one video or its tubes: the
+# parameter behind it, and for an entry of a list its number, as a person counts, or a tube's, as the output does.
 _PLACES = (
-    (re.compile(r"batch\[\d+\]\.video\.duration_s(?=:)"), "duration"),
-    (re.compile(r"batch\[\d+\]\.video\.features(?=:)|source(?=:)"), "features"),
-    (re.compile(r"(?:batch\[\d+\]\.)?sentences(?:\[(\d+)\])?(?=:)"), "query"),
+    (re.compile(r"batch\[\d+\]\.video\.duration_s(?=:)"), "duration", ""),
+    (re.compile(r"batch\[\d+\]\.video\.features(?=:)|source(?=:)"), "features", ""),
+    (re.compile(r"(?:batch\[\d+\]\.)?sentences(?:\[(\d+)\])?(?=:)"), "query", " number {1}"),
+    (re.compile(r"batch\[\d+\]\.tubes\[(\d+)\](?= \(|:)"), "tubes", ": tube {0}"),
 )
 # A part of a preset ("recipe: " or "loss: "), followed by the name of one of its values.
 _PART = re.compile(r"(?:recipe|loss): (?=([a-z_]+):)")
@@ -55,10 +57,10 @@ def in_typed_names(message: str, names: Mapping[str, str]) -> str:
         message: the message, with names of Python arguments.
         names: parameter -> its typed spelling, see `typed_names`.
     """
-    for place, name in _PLACES if "query" in names else ():
+    for place, name, entry in _PLACES if "query" in names else ():
         found = place.match(message)
         if found is not None:
-            number = f" number {int(found[1]) + 1}" if found.lastindex else ""
+            number = entry.format(int(found[1]), int(found[1]) + 1) if found.lastindex else ""
             message = f"{names[name]}{number}{message[found.end() :]}"
     part = _PART.match(message)
     if part is not None and part[1] in names:
