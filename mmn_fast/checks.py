@@ -84,11 +84,12 @@ class Integer:
 
 @dataclass(frozen=True)
 class Number:
-    """A finite number from `low` to `high`; `above` leaves out `low` itself."""
+    """A finite number from `low` to `high`; `above` leaves out `low` itself, `below` leaves out `high`."""
 
     low: float = -math.inf
     high: float = math.inf
     above: bool = False
+    below: bool = False
 
     def __call__(self, value: object, where: str) -> float:
         if not isinstance(value, numbers.Real) or isinstance(value, bool):
@@ -98,7 +99,8 @@ class Number:
         except OverflowError:  # an integer beyond float64
             number = math.inf
         inside = self.low < number if self.above else self.low <= number
-        if not (math.isfinite(number) and inside and number <= self.high):
+        inside = inside and (number < self.high if self.below else number <= self.high)
+        if not (math.isfinite(number) and inside):
             raise fail(where, str(self), value)
         return number
 
@@ -106,7 +108,7 @@ class Number:
         sign = ">" if self.above else ">="
         if math.isinf(self.high):
             return "a finite number" + ("" if math.isinf(self.low) else f" {sign} {self.low:g}")
-        return f"a number {sign} {self.low:g} and <= {self.high:g}"
+        return f"a number {sign} {self.low:g} and {'<' if self.below else '<='} {self.high:g}"
 
 
 @dataclass(frozen=True)

@@ -329,6 +329,11 @@ PRESETS: dict[str, Preset] = {
                 all_losses_epochs=10,
                 contrastive_weight=0.1,
                 test_batch_size=32,
+                betas=(0.9, 0.999),
+                weight_decay=1e-6,
+                max_gradient_norm=10.0,
+                processes=8,
+                seed=25285,
             ),
         ),
         # The procedural world of mmn_fast.demo; the small trained model in the package uses this preset.
@@ -411,14 +416,15 @@ def read_official_yaml(path: str | Path) -> Preset:
         raise fail(f"{where}: {config.full_key('TEXT_ENCODER.NAME')}", "'BERT'", encoder)
     if not isinstance(config.values["FEATPOOL.INPUT_SIZE"], tuple):
         config.values["FEATPOOL.INPUT_SIZE"] = (config.values["FEATPOOL.INPUT_SIZE"],)
+    base = PRESETS[_OFFICIAL_NAMES[dataset]]
     try:
         return dataclasses.replace(
-            PRESETS[_OFFICIAL_NAMES[dataset]],
+            base,
             **checked(PRESET_KEYS, _PRESET_RULES),
             name=path.stem,
             clamp_pre_clips=config.family == "MMN",
             loss=LossParams(**checked(LOSS_KEYS, LOSS_RULES)),
-            recipe=Recipe(**checked(RECIPE_KEYS, RECIPE_RULES)),
+            recipe=dataclasses.replace(base.recipe, **checked(RECIPE_KEYS, RECIPE_RULES)),
         )
     except InputError as error:
         prefix = "" if str(error).startswith(where) else f"{where}: "

@@ -27,6 +27,11 @@ RECIPE_RULES: dict[str, Rule] = {
     "all_losses_epochs": Integer(0),
     "contrastive_weight": Number(0),
     "test_batch_size": _SIZE,
+    "betas": Each(Number(0, 1, below=True), least=2, most=2),
+    "weight_decay": Number(0),
+    "max_gradient_norm": Number(0, above=True),
+    "processes": _SIZE,
+    "seed": Integer(0),
 }
 
 
@@ -73,6 +78,12 @@ class Recipe:
         all_losses_epochs: epochs with full contrastive terms; later epochs multiply these terms by another 0.01.
         contrastive_weight: weight of the two contrastive terms relative to the iou loss.
         test_batch_size: videos per evaluation batch.
+        betas: AdamW's decay rates of the gradient's mean and of its squares' mean.
+        weight_decay: AdamW's weight decay.
+        max_gradient_norm: the gradient's norm is clipped to this.
+        processes: parts of a step's batch, each with its own negatives, BatchNorm statistics and means, whose gradients
+            are averaged. The official code computes each part in a process of its own.
+        seed: seed of the initial weights and of dropout. The order of an epoch's videos depends on the epoch alone.
     """
 
     learning_rate: float = 1e-4
@@ -83,6 +94,11 @@ class Recipe:
     all_losses_epochs: int = 7
     contrastive_weight: float = 0.05
     test_batch_size: int = 48
+    betas: tuple[float, ...] = (0.9, 0.99)
+    weight_decay: float = 1e-5
+    max_gradient_norm: float = 5.0
+    processes: int = 1
+    seed: int = 0
 
     def __post_init__(self) -> None:
         check_fields(self, RECIPE_RULES, "recipe")

@@ -81,7 +81,7 @@ def test_a_bit_of_an_official_checkpoint(model: LoadedModel, tmp_path: Path) -> 
         "text_encoder": dataclasses.asdict(model.text),
         "tokenizer": model.tokenizer.to_json(),
     }
-    torch.save(official_content(model.state, record, model.preset.conv_layers, 3, 9), tmp_path / "model.pth")
+    torch.save(official_content(model.state, record, model.preset, 3, 9), tmp_path / "model.pth")
     refused = every_flip_is_refused_or_harmless(
         tmp_path / "model.pth",
         lambda: load_model(tmp_path / "model.pth"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import builtins
 import collections
+import dataclasses
 import datetime
 import logging
 import os
@@ -325,13 +326,29 @@ def record_of(model: LoadedModel) -> dict[str, Any]:
 
 def test_a_checkpoint_that_says_what_it_is_needs_nothing_else(model: LoadedModel, root: Path, tmp_path: Path) -> None:
     path = tmp_path / "model.pth"
-    torch.save(official_content(model.state, record_of(model), PRESET.conv_layers, 3, 9), path)
+    torch.save(official_content(model.state, record_of(model), PRESET, 3, 9), path)
     assert_same(load_model(path), model)
     assert_same(load_model(path, PRESET, root / "vocab.txt"), model)
     with pytest.raises(InputError, match=r"preset: .*model\.pth was trained with preset 'tiny', got 'tacos' \(num"):
         load_model(path, "tacos")
     with pytest.raises(InputError, match=r"text_heads: .*model\.pth was trained with 2, got 4"):
         convert(path, None, None, tmp_path / "a", text_heads=4)
+
+
+def test_a_checkpoint_of_tubes_has_the_official_layers_that_nothing_reads(model: LoadedModel, tmp_path: Path) -> None:
+    preset = dataclasses.replace(PRESET, score_fusion="product")
+    content = official_content(model.state, record_of(model) | {"preset": preset.to_dict()}, preset, 3, 9)
+    unused = {name: list(tensor.shape) for name, tensor in content["model"].items() if ".featpool.fc" in name}
+    assert unused == {
+        "module.featpool.fc1.weight": [256, PRESET.input_size],
+        "module.featpool.fc1.bias": [256],
+        "module.featpool.fc2.weight": [256, 256],
+        "module.featpool.fc2.bias": [256],
+    }
+    torch.save(content, tmp_path / "model.pth")
+    loaded = load_model(tmp_path / "model.pth")
+    assert loaded.preset.of_tubes
+    assert loaded.state.keys() == model.state.keys()
 
 
 @pytest.mark.parametrize(
@@ -349,7 +366,7 @@ def test_a_checkpoint_that_says_what_it_is_needs_nothing_else(model: LoadedModel
 def test_a_record_that_cannot_be_is_refused(
     change: dict[str, Any], message: str, model: LoadedModel, tmp_path: Path
 ) -> None:
-    content = official_content(model.state, record_of(model), PRESET.conv_layers, 3, 9)
+    content = official_content(model.state, record_of(model), PRESET, 3, 9)
     content["mmn_fast"] |= change
     torch.save(content, tmp_path / "m.pth")
     with pytest.raises(InputError, match=message) as refusal:

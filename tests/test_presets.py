@@ -346,3 +346,12 @@ def test_only_presets_compares_with_a_datasets_name() -> None:
         constants = [node.value for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant)]
         found = [value for value in constants if isinstance(value, str) and value.lower() in names]
         assert not found or path.name == "presets.py", f"{path}: {found}"
+
+
+def test_a_run_takes_the_official_constants_of_its_family() -> None:
+    """Constants that no configuration file has: MMN's, and those of HC-STVG's program."""
+    mmn = [preset.recipe for preset in PRESETS.values() if not preset.of_tubes]
+    assert {(r.betas, r.weight_decay, r.max_gradient_norm, r.processes) for r in mmn} == {((0.9, 0.99), 1e-5, 5.0, 1)}
+    tubes = PRESETS["hc-stvg"].recipe
+    assert (tubes.betas, tubes.weight_decay, tubes.max_gradient_norm) == ((0.9, 0.999), 1e-6, 10.0)
+    assert (tubes.batch_size, tubes.processes, tubes.seed) == (32, 8, 25285)

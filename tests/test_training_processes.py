@@ -1,4 +1,4 @@
-"""Processes and accumulated parts compute the same as official processes; HC-STVG's presets are refused."""
+"""Processes and accumulated parts compute the same as official processes."""
 
 from __future__ import annotations
 
@@ -15,19 +15,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from typer.testing import CliRunner
 
 import mmn_fast
 from mmn_fast.checkpoint import load_model
-from mmn_fast.cli import app
-from mmn_fast.errors import InputError
-from mmn_fast.presets import PRESETS, Preset, get_preset
+from mmn_fast.presets import Preset, get_preset
 from mmn_fast.training.data import epoch_order, epoch_parts
 from mmn_fast.training.initial import new_model
 from mmn_fast.training.objective import Objective
-from mmn_fast.training.run.trainer import train
 from tests.tolerances import check_close
-from tests.training_runs import ROOT, command, data_of, lines, options
+from tests.training_runs import ROOT, command, data_of, lines
 from tests.training_task import PRESET, TEXT
 
 pytestmark = pytest.mark.slow
@@ -152,18 +148,6 @@ def test_shared_negatives_split_the_batch_of_one_process() -> None:
     order = epoch_order(20, seed=0, epoch=1)
     for step, start in zip(epoch_parts(order, 8, 2, as_one=True), (0, 8, 16), strict=True):
         assert np.concatenate(step).tolist() == order[start : start + 8].tolist()
-
-
-def test_presets_of_tubes_are_refused(task: dict[str, Path], tmp_path: Path) -> None:
-    message = r"preset: 'hc-stvg' ranks tubes by the product of two scores \(HC-STVG\), and its official losses"
-    for preset in ("hc-stvg", PRESETS["hc-stvg"]):
-        with pytest.raises(InputError, match=message):
-            train(options(task, tmp_path / "run", preset=preset, recipe=None))
-    assert not (tmp_path / "run").exists()
-    arguments = ["train", "--preset", "hc-stvg", "--annotations", "absent.json", "--features", "absent", "-o", "run"]
-    done = CliRunner().invoke(app, arguments)
-    assert isinstance(done.exception, InputError)
-    assert "'hc-stvg' ranks tubes" in str(done.exception)
 
 
 def _distributed(rank: int, world: int, port: int, share: bool, task: dict[str, Path], queue: Any) -> None:

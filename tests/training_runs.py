@@ -106,9 +106,14 @@ def write_yaml(path: Path) -> Path:
 
 
 def command(task: dict[str, Path], tmp_path: Path, output: str, *extra: str) -> list[str]:
+    return command_of(write_yaml(tmp_path / "tiny.yaml"), task, tmp_path / output, *extra)
+
+
+def command_of(preset: Path, task: dict[str, Path], output: Path, *extra: str) -> list[str]:
+    """The command line that trains the preset of a YAML file on a task."""
     sizes = ",".join(f"{name}={getattr(TEXT, name)}" for name in ("max_tokens", "width", "num_layers", "num_heads"))
     return [
-        *("train", "--preset", str(write_yaml(tmp_path / "tiny.yaml")), "--annotations", str(task["annotations"])),
-        *("--features", str(task["features"]), "--tokenizer", str(task["tokenizer"]), "-o", str(tmp_path / output)),
+        *("train", "--preset", str(preset), "--annotations", str(task["annotations"])),
+        *("--features", str(task["features"]), "--tokenizer", str(task["tokenizer"]), "-o", str(output)),
         *("--text-encoder", f"{sizes},ffn_width={TEXT.ffn_width}", "--threads", "1", *extra),
     ]

@@ -151,12 +151,19 @@ class LoopOptions:
     text_rate: Annotated[float, typer.Option("--text-rate", help="Text encoder's learning rate over the rest's.")] = 0.1
     warmup_steps: Annotated[int, typer.Option("--warmup-steps", help="Steps over which the rate grows.")] = 0
     dropout: Annotated[float, typer.Option("--dropout", help="Dropout of the text encoder.")] = 0.1
-    losses: Annotated[str, typer.Option("--losses", help="full, no-cross-video or iou-only.")] = "full"
-    seed: Annotated[int, typer.Option("--seed", help="Seed of weights, order and dropout.")] = 0
+    losses: Annotated[
+        str, typer.Option("--losses", help="full, no-cross-video or iou-only; for tubes full, corrected or iou-only.")
+    ] = "full"
+    seed: Annotated[
+        int | None, typer.Option("--seed", help="Seed of weights, order and dropout; default: the preset's.")
+    ] = None
     precision: Annotated[str, typer.Option("--precision", help="fp32, or autocast to bf16 or fp16.")] = "fp32"
     device: Device = "auto"
     threads: Threads = None
-    accumulate: Annotated[int, typer.Option("--accumulate", help="Compute a step's batch in N parts.")] = 1
+    accumulate: Annotated[
+        int | None,
+        typer.Option("--accumulate", help="Compute a step's batch in N parts; default: as the preset's recipe says."),
+    ] = None
     share_negatives: Annotated[
         bool, typer.Option("--share-negatives", help="Negatives from all processes' videos (torchrun).")
     ] = False

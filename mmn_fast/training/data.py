@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +26,7 @@ from mmn_fast.presets import Preset
 from mmn_fast.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
+_Item = TypeVar("_Item")
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,18 +134,15 @@ class TrainingData:
         self._ends = counts.cumsum()
         self.num_sentences = int(counts.sum())
 
-        tokens = tokenizer.encode([sentence for sample in samples for sentence in sample.sentences])
-        self._lengths = np.array([len(ids) for ids in tokens])
-        self._token_ids = np.zeros((len(tokens), self._lengths.max()), np.int64)
-        for row, ids in enumerate(tokens):
-            self._token_ids[row, : len(ids)] = ids
+        sentences = [sentence for sample in samples for sentence in sample.sentences]
+        self._token_ids, self._lengths = padded_tokens(tokenizer, sentences)
         self._moments, self._iou = _targets(samples, preset)
 
         size = len(samples) * preset.num_pre_clips * preset.input_size * 4
         self._cache: Float32 | None = None
         if size <= cache_gib * 2**30:
             self._cache = np.empty((len(samples), preset.num_pre_clips, preset.input_size), np.float32)
-        for video in _track(range(len(samples)), "features", progress):
+        for video in track(range(len(samples)), "features", progress):
             clips = self._read(video)
             if self._cache is not None:
                 self._cache[video] = clips
@@ -225,10 +223,21 @@ def epoch_parts(order: Int64, batch_size: int, parts: int, as_one: bool = False)
     return [list(blocks[:, start : start + size]) for start in range(0, blocks.shape[1], size)]
 
 
-def _track(items: Iterable[Any], description: str, progress: bool) -> Iterable[Any]:
+def padded_tokens(tokenizer: Tokenizer, sentences: Sequence[str]) -> tuple[Int64, Int64]:
+    """The word pieces of sentences, int64 [S, L], padded with 0, and their numbers [S]."""
+    tokens = tokenizer.encode(list(sentences))
+    lengths = np.array([len(ids) for ids in tokens])
+    ids_of = np.zeros((len(tokens), lengths.max()), np.int64)
+    for row, ids in enumerate(tokens):
+        ids_of[row, : len(ids)] = ids
+    return ids_of, lengths
+
+
+def track(items: Iterable[_Item], description: str, progress: bool) -> Iterable[_Item]:
+    """Yield the items, with a bar on stderr if progress is shown."""
     if not progress:
         return items
     from rich.console import Console
-    from rich.progress import track
+    from rich.progress import track as bar
 
-    return track(items, description, console=Console(stderr=True), transient=True)
+    return bar(items, description, console=Console(stderr=True), transient=True)

@@ -14,8 +14,11 @@ from mmn_fast.training.data import Batch
 from mmn_fast.training.losses import contrastive_loss_packed, iou_logits_packed, iou_loss_packed
 from mmn_fast.training.sparse import encode_video
 
-Losses = Literal["full", "no-cross-video", "iou-only"]
-LOSSES: tuple[str, ...] = get_args(Losses)
+MomentLosses = Literal["full", "no-cross-video", "iou-only"]
+TubeLosses = Literal["full", "corrected", "iou-only"]
+Losses = Literal[MomentLosses, TubeLosses]
+MOMENT_LOSSES: tuple[str, ...] = get_args(MomentLosses)
+TUBE_LOSSES: tuple[str, ...] = get_args(TubeLosses)
 
 
 class Objective(nn.Module):
@@ -32,7 +35,7 @@ class Objective(nn.Module):
     def __init__(
         self,
         model: MMN,
-        losses: Losses = "full",
+        losses: MomentLosses = "full",
         share_negatives: bool = False,
         share_statistics: bool = False,
     ) -> None:

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mmn_fast.errors import InputError
-from mmn_fast.presets import TextEncoderConfig
+from mmn_fast.presets import Preset, TextEncoderConfig
 from mmn_fast.process.forks import Lock, renew_in_child
 from mmn_fast.weights.hub import check_arrived
 
@@ -38,6 +38,8 @@ _TORCH_MAGIC = (_ZIP, b"\x80\x02")  # a zip archive; before PyTorch 1.6, pickles
 # Width -> heads of the published encoders. No tensor's shape shows the number of heads; for other widths it is unknown.
 _PUBLISHED_HEADS = {768: 12}
 _BERT = "text_encoder.bert."
+_UNUSED_LAYERS = ("featpool.fc1.", "featpool.fc2.")  # linear layers of MMN-STVG that no output depends on
+_UNUSED_WIDTH = 256  # of both
 _AGAIN = (
     "save the weights alone with the program that made it: torch.save({'model': model.state_dict()}, 'weights.pth')"
 )
@@ -82,14 +84,15 @@ def read_official(path: Path) -> OfficialCheckpoint:
 
 
 def official_content(
-    state: Mapping[str, npt.NDArray[Any]], record: Mapping[str, Any], conv_layers: int, epoch: int, steps: int
+    state: Mapping[str, npt.NDArray[Any]], record: Mapping[str, Any], preset: Preset, epoch: int, steps: int
 ) -> dict[str, Any]:
     """Content for `torch.save`; the official code can load the file.
 
     Args:
         state: float32 arrays under official keys.
         record: "preset" and "text_encoder" as plain values, "tokenizer" as the text of tokenizer.json.
-        conv_layers: layers of the proposal convolution; each has a BatchNorm.
+        preset: the model's preset: its proposal convolution has a BatchNorm per layer, and the official model of tubes
+            has two layers that no output depends on, written as zeros.
         epoch: epochs of the model's training.
         steps: steps of the model's training, for BatchNorm's counters.
     """
@@ -97,8 +100,12 @@ def official_content(
 
     # The official code saves and loads its models wrapped in DistributedDataParallel, hence the prefix.
     tensors = {f"module.{name}": torch.from_numpy(array) for name, array in state.items()}
-    for layer in range(conv_layers):
+    for layer in range(preset.conv_layers):
         tensors[f"module.proposal_conv.bn.{layer}.num_batches_tracked"] = torch.tensor(steps)
+    if preset.of_tubes:
+        for unused, width in zip(_UNUSED_LAYERS, (preset.input_size, _UNUSED_WIDTH), strict=True):
+            tensors[f"module.{unused}weight"] = torch.zeros(_UNUSED_WIDTH, width)
+            tensors[f"module.{unused}bias"] = torch.zeros(_UNUSED_WIDTH)
     return {"model": tensors, "epoch": epoch, RECORD: {"format_version": RECORD_FORMAT, **record}}
 
 
@@ -233,10 +240,8 @@ def _arrays(tree: Mapping[Any, Any], path: Path) -> dict[str, npt.NDArray[Any]]:
         name = ".".join(part for part in str(key)[len(prefix) :].split(".") if part not in _WRAPPERS)
         if not hasattr(value, "detach"):
             raise InputError(f"checkpoint: {path}: {name}: expected a tensor, got {type(value).__name__}")
-        # Skip buffers of older transformers, BatchNorm's step counter, and layers of MMN-STVG that affect no output.
-        if name.endswith((".position_ids", ".num_batches_tracked")) or name.startswith(
-            ("featpool.fc1.", "featpool.fc2.")
-        ):
+        # Skip buffers of older transformers and BatchNorm's step counter, too.
+        if name.endswith((".position_ids", ".num_batches_tracked")) or name.startswith(_UNUSED_LAYERS):
             continue
         if name in state:
             raise InputError(f"checkpoint: {path}: expected one tensor {name}, got two ({key} is the second)")

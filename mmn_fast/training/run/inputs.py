@@ -1,9 +1,10 @@
-"""Data of a run: the training data, and the function that evaluates a model on the validation data."""
+"""Data of a run: the training data, and the evaluation of a model on the validation data."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -15,17 +16,44 @@ from mmn_fast.engine import Engine
 from mmn_fast.errors import named_as
 from mmn_fast.evaluation.datasets import read_annotations
 from mmn_fast.evaluation.evaluate import evaluate
+from mmn_fast.evaluation.tubes import evaluate_tubes, read_tube_annotations
 from mmn_fast.features import FeatureStore, open_features
+from mmn_fast.features.tubes import TubeStore, open_tubes
 from mmn_fast.presets import Preset
 from mmn_fast.tokenizer import Tokenizer
 from mmn_fast.training.data import TrainingData, usable_samples
 from mmn_fast.training.run.options import TrainOptions
+from mmn_fast.training.tube_data import TubeData, say_without_tubes
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Evaluation on the validation data.
+
+    Attributes:
+        metrics: gives a model's metrics.
+        best: the metric whose largest value marks the best model.
+    """
+
+    metrics: Callable[[LoadedModel], dict[str, float]]
+    best: str
 
 
 def training_data(
     options: TrainOptions, preset: Preset, tokenizer: Tokenizer, stack: ExitStack, progress: bool
-) -> TrainingData:
+) -> TrainingData | TubeData:
     """Open the training data; `stack` closes the features."""
+    if preset.of_tubes:
+        return TubeData(
+            read_tube_annotations(options.annotations),
+            _open_tubes(options.features, "features", stack),
+            preset,
+            tokenizer,
+            source=str(options.annotations),
+            cache_gib=options.cache_gib,
+            strict=options.strict,
+            progress=progress,
+        )
     return TrainingData(
         read_annotations(options.annotations, preset, options.durations, options.strict),
         _open_features(options, preset, options.features, "features", stack),
@@ -41,14 +69,27 @@ def training_data(
 
 def validation(
     options: TrainOptions, preset: Preset, tokenizer: Tokenizer, device: torch.device, stack: ExitStack
-) -> Callable[[LoadedModel], dict[str, float]] | None:
-    """Make the function that computes a model's metrics; None without validation data. `stack` closes the features."""
+) -> Validation | None:
+    """Open the validation data; None without it. `stack` closes the features."""
     if options.val_annotations is None:
         return None
-    samples = read_annotations(options.val_annotations, preset, options.durations, options.strict)
     path, argument = options.val_features, "val_features"
     if path is None:
         path, argument = options.features, "features"
+
+    def engine_of(model: LoadedModel) -> Engine:
+        backend = registry.backend_class("torch")
+        return Engine(model, backend(model, Settings(str(device), "fp32")))
+
+    if preset.of_tubes:
+        tubes, annotated = _open_tubes(path, argument, stack), read_tube_annotations(options.val_annotations)
+        known = [sample for sample in annotated if sample.video_id in tubes]
+        absent = [sample.video_id for sample in annotated if sample.video_id not in tubes]
+        say_without_tubes(absent, len(annotated), str(options.val_annotations), argument, options.strict)
+        return Validation(
+            lambda model: evaluate_tubes(engine_of(model), known, tubes, strict=options.strict).metrics, "m_vIoU"
+        )
+    samples = read_annotations(options.val_annotations, preset, options.durations, options.strict)
     store = _open_features(options, preset, path, argument, stack)
     usable = usable_samples(
         samples,
@@ -59,16 +100,15 @@ def validation(
         skip_missing=options.skip_missing,
         strict=options.strict,
     )
-
-    def metrics(model: LoadedModel) -> dict[str, float]:
-        backend = registry.backend_class("torch")
-        engine = Engine(model, backend(model, Settings(str(device), "fp32")))
-        return evaluate(engine, usable, store).metrics
-
-    return metrics
+    return Validation(lambda model: evaluate(engine_of(model), usable, store).metrics, f"Best_R{preset.recall_at[0]}")
 
 
 def _open_features(options: TrainOptions, preset: Preset, path: Path, argument: str, stack: ExitStack) -> FeatureStore:
     key = preset.feature_key if options.feature_key is None else options.feature_key
     with named_as("path", argument):
         return stack.enter_context(open_features(path, key, preset.input_size))
+
+
+def _open_tubes(path: Path, argument: str, stack: ExitStack) -> TubeStore:
+    with named_as("path", argument):
+        return stack.enter_context(open_tubes(path))

@@ -98,6 +98,6 @@ class RunOutput:
             "text_encoder": dataclasses.asdict(model.text),
             "tokenizer": model.tokenizer.to_json(),
         }
-        content = official_content(model.state, record, model.preset.conv_layers, epoch, step)
+        content = official_content(model.state, record, model.preset, epoch, step)
         with whole_file(self.path / "model.pth", "output", durable=True) as file:
             torch.save(content, file)

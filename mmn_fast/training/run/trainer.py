@@ -26,10 +26,9 @@ from torch.nn.parallel import DistributedDataParallel
 from mmn_fast.checkpoint import LoadedModel, load_model, model_from_state
 from mmn_fast.errors import InputError, WriteError
 from mmn_fast.precisions import torch_dtype
-from mmn_fast.presets import Preset, get_preset
+from mmn_fast.presets import Preset
 from mmn_fast.training.data import epoch_order, epoch_parts
 from mmn_fast.training.initial import new_model, starts_from_scratch
-from mmn_fast.training.objective import Objective
 from mmn_fast.training.run.checkpoint_file import read_checkpoint
 from mmn_fast.training.run.inputs import training_data, validation
 from mmn_fast.training.run.options import TrainOptions
@@ -38,11 +37,8 @@ from mmn_fast.training.run.processes import StopRequest, device_of, joined_proce
 from mmn_fast.training.run.progress import Log, ProgressBar
 from mmn_fast.training.run.resume import check_same_run
 from mmn_fast.training.run.schedule import contrastive_weight, learning_rates
+from mmn_fast.training.tube_objective import make_objective
 from mmn_fast.version import __version__
-
-# Constants of the official training that no configuration file has.
-_BETAS, _WEIGHT_DECAY = (0.9, 0.99), 1e-5
-_MAX_NORM = 5.0  # most that the gradients' norm may be
 
 logger = logging.getLogger(__name__)
 
@@ -92,56 +88,39 @@ def train(options: TrainOptions) -> Path:
         return _Run(options, stack).train()
 
 
-def _refuse_other_losses(preset: Preset) -> None:
-    """Refuse presets whose official losses, recipe and data are not MMN's."""
-    if preset.score_fusion == "product":
-        raise InputError(
-            f"preset: {preset.name!r} ranks tubes by the product of two scores (HC-STVG), and its official losses and"
-            " recipe are not here yet; expected a preset that ranks by the power fusion"
-        )
-
-
 class _Run:
     """A training run of this process."""
 
     def __init__(self, options: TrainOptions, stack: contextlib.ExitStack) -> None:
         self.options = options
         self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-        preset = get_preset(options.preset)
-        self.preset = preset if options.recipe is None else dataclasses.replace(preset, recipe=options.recipe)
+        self.preset = options.chosen_preset()
         self.recipe = self.preset.recipe
         for name, least in (("epochs", 1), ("batch_size", 1), ("learning_rate", 0), ("contrastive_weight", 0)):
             if getattr(self.recipe, name) < least:
                 raise InputError(f"{name}: expected a number >= {least}, got {getattr(self.recipe, name)!r}")
-        _refuse_other_losses(self.preset)
         self.as_one = options.share_negatives and self.world > 1  # all processes compute one batch
-        self.parts = self.world * options.accumulate
-        if self.recipe.batch_size % self.parts:
-            raise InputError(
-                f"batch_size: expected a multiple of processes x accumulate, {self.parts}, got {self.recipe.batch_size}"
-            )
+        self.accumulate = options.parts_of(self.recipe, self.world)
+        self.seed = self.recipe.seed if options.seed is None else options.seed
         self.output = RunOutput(Path(options.output), options.resume)
         self.device = device_of(options.device)
         self.autocast = torch.autocast(
             self.device.type, dtype=torch_dtype(options.precision), enabled=options.precision != "fp32"
         )
-        torch.manual_seed(options.seed)
+        torch.manual_seed(self.seed)
         self.model, self.text, self.tokenizer = new_model(
             self.preset, options.text_encoder, options.tokenizer, options.init, options.dropout
         )
         self._warn_of_a_frozen_start()
-        torch.manual_seed(options.seed * self.world + self.rank)  # dropout differs between processes
+        torch.manual_seed(self.seed * self.world + self.rank)  # dropout differs between processes
         self.data = training_data(options, self.preset, self.tokenizer, stack, options.progress and self.rank == 0)
         self.validation = validation(options, self.preset, self.tokenizer, self.device, stack)
         self.model.to(self.device)
         for conv in self.model.proposal_conv.convs:
             # Channels last puts a tap's weights in a row, see sparse.py.
             conv.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.objective = Objective(
-            self.model,
-            options.losses,
-            share_negatives=self.as_one,
-            share_statistics=options.share_statistics and self.world > 1,
+        self.objective = make_objective(
+            self.model, options.losses, self.as_one, options.share_statistics and self.world > 1
         )
         text = [parameter for name, parameter in self.model.named_parameters() if "bert" in name]
         rest = [parameter for name, parameter in self.model.named_parameters() if "bert" not in name]
@@ -149,8 +128,8 @@ class _Run:
         self.optimizer = torch.optim.AdamW(
             [{"params": rest}, {"params": text}],
             lr=self.recipe.learning_rate,
-            betas=_BETAS,
-            weight_decay=_WEIGHT_DECAY,
+            betas=(self.recipe.betas[0], self.recipe.betas[1]),
+            weight_decay=self.recipe.weight_decay,
             fused=self.device.type in ("cpu", "cuda"),
         )
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=options.precision == "fp16")
@@ -219,8 +198,8 @@ class _Run:
 
     def _epoch(self, epoch: int, log: Log, progress: ProgressBar) -> None:
         objective = self._objective_of(epoch)
-        order = epoch_order(len(self.data), self.options.seed, epoch)
-        steps = epoch_parts(order, self.recipe.batch_size, self.parts, self.as_one)
+        order = epoch_order(len(self.data), 0 if self.seed == self.recipe.seed else self.seed, epoch)
+        steps = epoch_parts(order, self.recipe.batch_size, self.world * self.accumulate, self.as_one)
         for number in range(self.position.step_in_epoch, len(steps)):
             line = self._step(objective, steps[number], epoch)
             self.position.step += 1
@@ -264,14 +243,14 @@ class _Run:
         total = sum(sentences for _, sentences in counts)
         self.optimizer.zero_grad(set_to_none=True)
         losses = torch.zeros(3, device=self.device)
-        for number in range(options.accumulate):
-            mine = self.rank * options.accumulate + number
-            last = number + 1 == options.accumulate
+        for number in range(self.accumulate):
+            mine = self.rank * self.accumulate + number
+            last = number + 1 == self.accumulate
             batch = self.data.batch(parts[mine]).to(self.device)
-            share = counts[mine][1] / total if self.as_one else 1 / self.parts
+            share = counts[mine][1] / total if self.as_one else 1 / len(parts)
             with contextlib.nullcontext() if last or self.world == 1 else objective.no_sync():  # type: ignore[operator]
                 with self.autocast:
-                    terms: Tensor = objective(batch, counts[number :: options.accumulate], number == 0)
+                    terms: Tensor = objective(batch, counts[number :: self.accumulate], number == 0)
                 loss = (terms[0] + terms[1]) * weight + terms[2]
                 # DistributedDataParallel divides by the number of processes.
                 self.scaler.scale(loss * share * self.world).backward()
@@ -286,8 +265,8 @@ class _Run:
                 f"step {position.step + 1}: loss {[video, sentence, iou]}, gradient norm {gradient_norm}:"
                 f" not finite; lower the learning rate, or use --precision fp32"
             )
-        if gradient_norm > _MAX_NORM:
-            torch.nn.utils.clip_grads_with_norm_(self.parameters, _MAX_NORM, norm)
+        if gradient_norm > self.recipe.max_gradient_norm:
+            torch.nn.utils.clip_grads_with_norm_(self.parameters, self.recipe.max_gradient_norm, norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         return {
@@ -310,13 +289,13 @@ class _Run:
             assert self.validation is not None
             started = time.perf_counter()
             model = self._loaded()
-            metrics = self.validation(model)
+            metrics = self.validation.metrics(model)
             log.write(
                 {"step": self.position.step, "epoch": epoch, "metrics": metrics,
                  "seconds": time.perf_counter() - started}
             )  # fmt: skip
             logger.info("epoch %d: %s", epoch, ", ".join(f"{name} {value:.4f}" for name, value in metrics.items()))
-            name = f"Best_R{self.preset.recall_at[0]}"
+            name = self.validation.best
             if not self.position.best_epoch or metrics[name] > self.position.best_metrics[name]:
                 self.position.best_epoch, self.position.best_metrics = epoch, metrics
                 self.output.save_best(model, epoch)
@@ -333,7 +312,7 @@ class _Run:
 
     def _identity(self) -> dict[str, Any]:
         """Settings that must match before a run can resume."""
-        same = ("text_rate", "warmup_steps", "dropout", "losses", "seed", "precision", "accumulate")
+        same = ("text_rate", "warmup_steps", "dropout", "losses", "precision")
         return {
             "preset": self.preset.to_dict(),
             "text_encoder": dataclasses.asdict(self.text),
@@ -341,6 +320,8 @@ class _Run:
             "sentences": self.data.num_sentences,
             "processes": self.world,
             **{name: getattr(self.options, name) for name in (*same, "share_negatives", "share_statistics")},
+            "seed": self.seed,
+            "accumulate": self.accumulate,
         }
 
     def _save(self) -> None:
@@ -374,7 +355,9 @@ class _Run:
             return
         content = read_checkpoint(path)
         try:
-            run, position = content["run"], _Position(**content["position"])
+            # A preset of an earlier version lacks the values that its recipe has by default.
+            run = content["run"] | {"preset": Preset.from_dict(content["run"]["preset"]).to_dict()}
+            position = _Position(**content["position"])
         except (KeyError, TypeError) as error:
             raise InputError(f"resume: {path}: not a checkpoint of a run ({error!r})") from None
         now, then = (json.loads(json.dumps(settings)) for settings in (self._identity(), run))
