@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 
 from mmn_fast.checkpoint import load_model, save_model
 from mmn_fast.demo.shapes import write_dataset
-from mmn_fast.errors import InputError
+from mmn_fast.errors import InputError, WriteError
 from mmn_fast.export.to_onnx import export
 from mmn_fast.export.tritonserver_repository import write_repository
 from mmn_fast.storage.files import new_directory
@@ -56,6 +57,16 @@ def test_a_refusal_of_the_system_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="^there: .*/a/c: Directory not empty$"):
         make(output, lambda _: (output / "of_another").mkdir(parents=True))
     assert list((tmp_path / "a").iterdir()) == [output]
+
+
+def test_a_full_disk_that_hdf5_tells_of_is_one_sentence(tmp_path: Path) -> None:
+    """h5py's error has the system's number, and three lines of HDF5's own as its text."""
+    refused = OSError(
+        errno.EFBIG, "Can't synchronously write data (file write failed: time = Mon Nov 30\n, errno = 27)"
+    )
+    with pytest.raises(WriteError, match="^there: .*/c: File too large$"):
+        make(tmp_path / "c", lambda _: None, refused)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(

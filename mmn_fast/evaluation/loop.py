@@ -95,7 +95,7 @@ def choose(
     return chosen, (*notes_of(samples), *skipped, *limited, *cut)
 
 
-def notes_of(samples: Sequence[Sample]) -> tuple[Note, ...]:
+def notes_of(samples: Sequence[object]) -> tuple[Note, ...]:
     """What reading the annotations left out or clamped; a plain list has no notes."""
     notes: tuple[Note, ...] = getattr(samples, "notes", ())
     return notes

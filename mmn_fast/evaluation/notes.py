@@ -19,7 +19,7 @@ class Note:
 
     Attributes:
         kind: "left_out", "clamped", "cut", "skipped" or "limited".
-        what: the counted things: "sentences", "windows", "videos" or "predictions".
+        what: the counted things: "sentences", "windows", "videos", "predictions" or "boxes".
         count: how many.
         total: how many entries there were in all.
         why: the reason, and the official evaluation's behaviour.

@@ -15,9 +15,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mmn_fast.checks import Integer, Text, shown
+from mmn_fast.arrays import Bool
+from mmn_fast.checks import Integer, Text, in_bytes, shown
 from mmn_fast.errors import InputError
 from mmn_fast.features.files import check_file
+from mmn_fast.features.limits import MAX_BYTES
 from mmn_fast.features.messages import close_to, listed
 from mmn_fast.features.tubes import video_id_of
 from mmn_fast.storage.pickles import MAX_FILE, read_pickle
@@ -26,6 +28,7 @@ from mmn_fast.types import described
 
 MAX_VIDEO = 2 * 2**30
 """Most bytes of one video's file; the published ones have a megabyte."""
+_NOWHERE = -1e9
 _SENTENCE = Text(most=100_000)
 _TUBES = "_tubes.pkl"
 
@@ -39,12 +42,29 @@ class PublishedVideo:
         tubes: its tubes, without features.
         sentence: the sentence, in prepared files.
         truth: frames int64 [F] and boxes float [F, 4] of the true tube, in prepared files that are not of the test.
+        inverted: boxes of the true tube that `moved_away` moved.
     """
 
     video_id: str
     tubes: list[Tube]
     sentence: str | None = None
     truth: tuple[npt.NDArray[Any], npt.NDArray[Any]] | None = None
+    inverted: int = 0
+
+
+def moved_away(boxes: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], int]:
+    """Move true boxes with x2 < x1 or y2 < y1 to where they overlap nothing, as in the official evaluation.
+
+    Some annotations have negative widths or heights. The official code computes an intersection of 0 with them.
+
+    Args:
+        boxes: float [n, 4], x1, y1, x2, y2.
+
+    Returns:
+        The boxes, one pixel far outside the picture in the place of each such box, and how many these are.
+    """
+    inverted: Bool = np.asarray((boxes[:, 2:] < boxes[:, :2]).any(axis=1))
+    return np.where(inverted[:, None], np.asarray(_NOWHERE, boxes.dtype), boxes), int(inverted.sum())
 
 
 def published_files(folder: Path, argument: str) -> dict[str, Path]:
@@ -86,13 +106,18 @@ def read_video(path: Path, video_id: str) -> PublishedVideo:
     found = content[0]
     if not isinstance(found, (list, tuple)):
         raise InputError(f"{where}: expected a list of pairs (array, score) under 0, got {_kind(found)}")
-    tubes = []
+    rows = []
     for number, pair in enumerate(found):
-        name = f"{where}: tube {number}"
         if not isinstance(pair, (list, tuple)) or len(pair) != 2:
-            raise InputError(f"{name}: expected a pair (array, score), got {_kind(pair)}")
-        tubes.append(Tube(*_track(pair[0], name)))
-    return PublishedVideo(video_id, tubes)
+            raise InputError(f"{where}: tube {number}: expected a pair (array, score), got {_kind(pair)}")
+        rows.append(pair[0])
+    return PublishedVideo(video_id, _tubes(rows, where))
+
+
+def _tubes(rows: Sequence[Any], where: str) -> list[Tube]:
+    if sum(array.nbytes for array in rows if isinstance(array, np.ndarray)) > MAX_BYTES:
+        raise InputError(f"{where}: expected at most {in_bytes(MAX_BYTES)} of tubes, got more")
+    return [Tube(*_track(array, f"{where}: tube {number}")) for number, array in enumerate(rows)]
 
 
 def _prepared(content: Mapping[Any, Any], video_id: str, where: str) -> PublishedVideo:
@@ -107,22 +132,32 @@ def _prepared(content: Mapping[Any, Any], video_id: str, where: str) -> Publishe
         count = count.item()
     if Integer(0)(count, f"{where}: tubenum") != len(rows):
         raise InputError(f"{where}: tubenum: expected {len(rows)}, the number of tubes, got {count}")
-    sentence = content.get("sentence")
+    sentence, truth, inverted = content.get("sentence"), content.get("gttube"), 0
+    if truth is not None:
+        columns = _columns(truth, f"{where}: gttube")
+        boxes, inverted = moved_away(columns[:, 1:5])
+        truth = check_track(columns[:, 0], boxes, f"{where}: gttube")
     return PublishedVideo(
         video_id,
-        [Tube(*_track(array, f"{where}: tube {number}")) for number, array in enumerate(rows)],
+        _tubes(rows, where),
         None if sentence is None else _SENTENCE(sentence, f"{where}: sentence"),
-        None if content.get("gttube") is None else _track(content["gttube"], f"{where}: gttube"),
+        truth,
+        inverted,
     )
 
 
 def _track(rows: Any, where: str) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-    """Frames and boxes of rows (frame, x1, y1, x2, y2, ...); a sixth column, the detector's score, is not used."""
+    """Frames and boxes of a tube's rows."""
+    columns = _columns(rows, where)
+    return check_track(columns[:, 0], columns[:, 1:5], where)
+
+
+def _columns(rows: Any, where: str) -> npt.NDArray[Any]:
+    """Rows (frame, x1, y1, x2, y2, ...); a sixth column, the detector's score, is not used."""
     array: npt.NDArray[Any] = rows if isinstance(rows, np.ndarray) else np.empty(0, object)
     if array.ndim != 2 or array.shape[1] not in (5, 6) or array.dtype.kind not in "iuf":
         raise InputError(f"{where}: expected float [n, 5] or [n, 6] (frame, x1, y1, x2, y2), got {described(rows)}")
-    frames, boxes = check_track(array[:, 0], array[:, 1:5], where)
-    return frames, boxes
+    return array
 
 
 class PublishedStream:
@@ -211,6 +246,8 @@ def _feature_rows(rows: Any, where: str) -> npt.NDArray[Any]:
     if isinstance(rows, np.ndarray):
         array = rows
     elif isinstance(rows, Sequence) and rows and all(isinstance(row, np.ndarray) for row in rows):
+        if sum(row.nbytes for row in rows) > MAX_BYTES:  # a small file may name one large row many times
+            raise InputError(f"{where}: expected at most {in_bytes(MAX_BYTES)} of features, got more")
         shapes = {row.shape for row in rows}
         if len(shapes) > 1:
             raise InputError(f"{where}: expected rows of equal width, got {', '.join(map(str, sorted(shapes)[:3]))}")

@@ -177,6 +177,8 @@ def _refusal(error: BaseException) -> str | None:
     """
     if isinstance(error, InputError):
         return None
+    if isinstance(error, OSError) and error.errno is not None:
+        return os.strerror(error.errno)  # HDF5 fills `strerror` with three lines of its own
     if isinstance(error, OSError):
         return error.strerror or f"not all of it could be written ({error})"  # NumPy counts the bytes that were written
     number = re.search(r"\b(?:errno\s*=?|os error)\s*(\d+)", str(error), re.IGNORECASE)

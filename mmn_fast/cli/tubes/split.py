@@ -43,7 +43,7 @@ def evaluate_tube_split(
     is_half_open(protocol)
     if predictions is not None:
         refuse_existing(predictions, "predictions")
-    samples = read_tube_annotations(annotations)
+    samples = read_tube_annotations(annotations, strict=split.strict)
     answers: list[TubeAnswer] = []
     with _open(features) as store:
         report = evaluate_tubes(

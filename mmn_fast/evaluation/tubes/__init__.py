@@ -1,6 +1,6 @@
 """Evaluation of spatio-temporal grounding (HC-STVG): overlap of tubes, targets of training, the table, results.json."""
 
-from mmn_fast.evaluation.tubes.annotations import TubeSample, read_tube_annotations
+from mmn_fast.evaluation.tubes.annotations import TubeAnnotations, TubeSample, read_tube_annotations
 from mmn_fast.evaluation.tubes.figures import PROTOCOLS, TubeFigures, tube_figures
 from mmn_fast.evaluation.tubes.results import TubeAnswer, write_results
 from mmn_fast.evaluation.tubes.run import TubeReport, evaluate_tubes, predict_tubes
@@ -9,6 +9,7 @@ from mmn_fast.tubes import tube_iou
 
 __all__ = [
     "PROTOCOLS",
+    "TubeAnnotations",
     "TubeAnswer",
     "TubeFigures",
     "TubeReport",

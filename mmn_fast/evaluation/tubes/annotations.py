@@ -4,12 +4,14 @@
     {"<file>.mp4": "sentence", ...}
 
 A box per frame, from st_frame to ed_frame, both included. v1 calls the sentence `caption` and has no ed_frame. Other
-keys (img_num, width, st_time, ...) are not looked at.
+keys (img_num, width, st_time, ...) are not looked at. Some boxes have a negative width or height; they overlap nothing
+in the official evaluation, and here (`features.published_tubes.moved_away`).
 """
 
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,15 +23,19 @@ import numpy.typing as npt
 from mmn_fast.arrays import Float64, Int64
 from mmn_fast.checks import Integer, Number, Text, fail, shown
 from mmn_fast.errors import InputError
+from mmn_fast.evaluation.notes import Note, Tally, refuse, say
+from mmn_fast.features.published_tubes import moved_away
 from mmn_fast.features.tubes import video_id_of
 from mmn_fast.storage.documents import read_json
 
+logger = logging.getLogger(__name__)
+
+INVERTED = "their width or height is negative; they overlap nothing, as in the official evaluation"
 _MAX_FILE = 2**30  # bytes; the training annotations of v2 have some hundred MB
 _NAME = Text(most=255)
 _SENTENCE = Text(most=100_000)
 _FRAME = Integer(0)
 _COORDINATE = Number(-1e9, 1e9)
-_SIDE = Number(0, 1e9)
 _SENTENCE_KEYS = ("English", "caption")
 
 
@@ -50,16 +56,27 @@ class TubeSample:
     truth: tuple[Int64, Float64] | None = None
 
 
-def read_tube_annotations(path: str | Path, truth: bool | None = True) -> list[TubeSample]:
+class TubeAnnotations(list[TubeSample]):
+    """The samples of an annotation file.
+
+    Attributes:
+        notes: which boxes were changed.
+    """
+
+    notes: tuple[Note, ...] = ()
+
+
+def read_tube_annotations(path: str | Path, truth: bool | None = True, strict: bool = False) -> TubeAnnotations:
     """Read annotations of HC-STVG, or its test queries.
 
     Args:
         path: the JSON file.
         truth: True demands boxes. False reads sentences alone: an entry may be a text, and boxes are not looked at.
             None reads boxes where an entry is no text.
+        strict: refuse boxes of negative width or height.
 
     Returns:
-        One sample per video, in the file's order.
+        One sample per video, in the file's order; the list's `notes` count boxes of negative width or height.
 
     Raises:
         InputError: the file cannot be used; the message names it, the video and the value.
@@ -71,14 +88,23 @@ def read_tube_annotations(path: str | Path, truth: bool | None = True) -> list[T
     if not content:
         raise InputError(f"{where}: expected at least one video, got none")
     samples: dict[str, TubeSample] = {}
+    tally, total = Tally(), 0
     for file_name, entry in content.items():
         named = f"{where}: video {shown(file_name)}"
         _NAME(file_name, f"{named}: name")
-        sample = _sample(file_name, entry, truth, named)
+        sample, inverted = _sample(file_name, entry, truth, named)
+        total += 0 if sample.truth is None else len(sample.truth[0])
+        for _ in range(inverted):
+            tally.add("clamped", "boxes", INVERTED, f"video {sample.video_id!r}")
         other = samples.setdefault(sample.video_id, sample)
         if other is not sample:
             raise InputError(f"{named}: expected videos of different names, got {other.file_name!r} too")
-    return list(samples.values())
+    found = TubeAnnotations(samples.values())
+    found.notes = tally.notes({"boxes": total})
+    if strict:
+        refuse(found.notes)
+    say(logger, path, found.notes)
+    return found
 
 
 def write_tube_annotations(path: Path, samples: Sequence[TubeSample]) -> None:
@@ -96,10 +122,11 @@ def _entry(sample: TubeSample) -> Any:
     return {**ends, "bbox": sides.tolist(), "English": sample.sentence}
 
 
-def _sample(file_name: str, entry: Any, truth: bool | None, where: str) -> TubeSample:
+def _sample(file_name: str, entry: Any, truth: bool | None, where: str) -> tuple[TubeSample, int]:
+    """An entry's sample, and how many of its boxes have a negative width or height."""
     video_id = video_id_of(file_name)
     if isinstance(entry, str) and truth is not True:
-        return TubeSample(file_name, video_id, _sentence(entry, where))
+        return TubeSample(file_name, video_id, _sentence(entry, where)), 0
     if not isinstance(entry, Mapping):
         expected = "an object with st_frame, bbox and English" + ("" if truth is True else ", or a sentence")
         hint = " (`mmn-fast predict` takes sentences alone)" if isinstance(entry, str) else ""
@@ -111,7 +138,11 @@ def _sample(file_name: str, entry: Any, truth: bool | None, where: str) -> TubeS
         has = ", ".join(str(key)[:40] for key in list(entry)[:12]) or "nothing"
         raise InputError(f"{where}: missing {', '.join(missing)}; it has {has}")
     sentence = _sentence(entry[held[0]], f"{where}: {held[0]}")
-    return TubeSample(file_name, video_id, sentence, None if truth is False else _truth(entry, where))
+    if truth is False:
+        return TubeSample(file_name, video_id, sentence), 0
+    frames, corners = _truth(entry, where)
+    boxes, inverted = moved_away(corners)
+    return TubeSample(file_name, video_id, sentence, (frames, boxes)), inverted
 
 
 def _sentence(value: Any, where: str) -> str:
@@ -143,12 +174,11 @@ def _sides(boxes: list[Any], where: str) -> Float64:
             array = np.array(boxes)
         except (ValueError, OverflowError):
             array = np.empty(0)
-    usable = array.ndim == 2 and array.dtype.kind in "iuf"
-    if not usable or not (np.abs(array) <= _SIDE.high).all() or (array[:, 2:] < 0).any():
+    if array.ndim != 2 or array.dtype.kind not in "iuf" or not (np.abs(array) <= _COORDINATE.high).all():
         for frame, box in enumerate(boxes):
             if not isinstance(box, list) or len(box) != 4:
                 raise fail(f"{where}[{frame}]", "a box [x, y, w, h]", box)
             for number, name in zip(box, "xywh", strict=True):
-                (_COORDINATE if name in "xy" else _SIDE)(number, f"{where}[{frame}]: {name}")
+                _COORDINATE(number, f"{where}[{frame}]: {name}")
         raise fail(where, "boxes [x, y, w, h] of numbers", boxes)
     return array.astype(np.float64)

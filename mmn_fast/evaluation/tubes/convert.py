@@ -14,7 +14,12 @@ from mmn_fast.errors import InputError
 from mmn_fast.evaluation.datasets import first_few
 from mmn_fast.evaluation.loop import progress_bar
 from mmn_fast.evaluation.notes import Note, by_kind, refuse, say
-from mmn_fast.evaluation.tubes.annotations import TubeSample, read_tube_annotations, write_tube_annotations
+from mmn_fast.evaluation.tubes.annotations import (
+    INVERTED,
+    TubeSample,
+    read_tube_annotations,
+    write_tube_annotations,
+)
 from mmn_fast.features.published_tubes import PublishedStream, PublishedVideo, published_files, read_video
 from mmn_fast.features.tubes import TubesWriter
 from mmn_fast.storage.files import new_directory
@@ -74,39 +79,76 @@ def convert_hc_stvg(
             names the video and the tube.
         WriteError: the directory cannot be written.
     """
+    if Path(output).exists():
+        raise InputError(f"output: {output} already exists; expected the name of a new directory")
     files = published_files(Path(tubes), "tubes")
     streams = [PublishedStream(Path(path)) for path in features]
     if len({stream.is_prepared for stream in streams}) > 1:
         raise InputError("features: expected folders of prepared files, or files with rows, got both")
     samples: dict[str, TubeSample] | None = None
     if annotations is not None:
-        samples = {sample.video_id: sample for sample in read_tube_annotations(annotations, truth=None)}
+        samples = {sample.video_id: sample for sample in read_tube_annotations(annotations, truth=None, strict=strict)}
     wanted = list(files) if samples is None else [video_id for video_id in samples if video_id in files]
     if not wanted:
         raise InputError(f"tubes: expected tubes of at least one annotated video in {tubes}, got none")
     known: list[TubeSample] = []
-    empty, num_tubes = [], 0
+    found = _Found()
     with new_directory(Path(output), "output") as folder:
         with TubesWriter(folder / "tubes.h5") as writer, progress_bar(progress, len(wanted)) as advance:
             for video_id in wanted:
                 video = read_video(files[video_id], video_id)
-                if video.tubes:
+                sample = _sample_of(video) if samples is None else samples[video_id]
+                if found.add(video):
                     writer.write(video_id, _with_features(video, streams))
-                    num_tubes += len(video.tubes)
-                    sample = _sample_of(video) if samples is None else samples[video_id]
                     known += [] if sample is None else [sample]
-                else:
-                    empty.append(video_id)
                 advance(1)
-        notes = _notes(samples, files, empty, len(wanted))
+        notes = (*_notes_of_names(samples, files), *found.notes(samples is None))
         if strict:
             refuse(notes)
-        if len(empty) == len(wanted):
-            raise InputError(f"tubes: expected a video with tubes in {tubes}, got {len(empty)} videos without one")
+        if not found.num_tubes:
+            raise InputError(f"tubes: expected a video with tubes in {tubes}, got {len(wanted)} videos without one")
         if known:
             write_tube_annotations(folder / "annotations.json", known)
     say(logger, tubes, notes)
-    return ConversionReport(str(output), len(wanted) - len(empty), num_tubes, len(known), notes)
+    num_videos = len(wanted) - len(found.empty)
+    return ConversionReport(str(output), num_videos, found.num_tubes, len(known), notes)
+
+
+class _Found:
+    """Counts what the files of tubes hold.
+
+    Attributes:
+        empty: videos without tubes.
+        num_tubes: all tubes.
+    """
+
+    def __init__(self) -> None:
+        self.empty: list[str] = []
+        self.num_tubes, self._videos = 0, 0
+        self._inverted: dict[str, int] = {}
+        self._true_boxes = 0
+
+    def add(self, video: PublishedVideo) -> bool:
+        """Count a video; gives whether it has tubes."""
+        self._videos += 1
+        self.num_tubes += len(video.tubes)
+        if not video.tubes:
+            self.empty.append(video.video_id)
+        if video.inverted:
+            self._inverted[video.video_id] = video.inverted
+        self._true_boxes += 0 if video.truth is None else len(video.truth[0])
+        return bool(video.tubes)
+
+    def notes(self, truth_is_theirs: bool) -> list[Note]:
+        """What was left out or changed; true boxes count where they are not those of an annotation file."""
+        notes = []
+        if self.empty:
+            why = "they have no tubes"
+            notes.append(Note("left_out", "videos", len(self.empty), self._videos, why, first_few(self.empty)))
+        if self._inverted and truth_is_theirs:
+            count, first = sum(self._inverted.values()), first_few(list(self._inverted))
+            notes.append(Note("clamped", "boxes", count, self._true_boxes, INVERTED, first))
+        return notes
 
 
 def _with_features(video: PublishedVideo, streams: Sequence[PublishedStream]) -> list[Tube]:
@@ -131,9 +173,8 @@ def _sample_of(video: PublishedVideo) -> TubeSample | None:
     return TubeSample(f"{video.video_id}.mp4", video.video_id, video.sentence, truth)
 
 
-def _notes(
-    samples: dict[str, TubeSample] | None, files: dict[str, Path], empty: list[str], total: int
-) -> tuple[Note, ...]:
+def _notes_of_names(samples: dict[str, TubeSample] | None, files: dict[str, Path]) -> list[Note]:
+    """Videos that only the annotations name, or only the files."""
     notes = []
     if samples is not None:
         unnamed = [video_id for video_id in files if video_id not in samples]
@@ -144,6 +185,4 @@ def _notes(
         if absent:
             why = "annotated, but they have no file of tubes"
             notes.append(Note("left_out", "videos", len(absent), len(samples), why, first_few(absent)))
-    if empty:
-        notes.append(Note("left_out", "videos", len(empty), total, "they have no tubes", first_few(empty)))
-    return tuple(notes)
+    return notes

@@ -13,7 +13,7 @@ from typing import Any
 from mmn_fast.errors import InputError
 from mmn_fast.evaluation.datasets import first_few
 from mmn_fast.evaluation.evaluate import framed_table
-from mmn_fast.evaluation.loop import check_counts, progress_bar
+from mmn_fast.evaluation.loop import check_counts, notes_of, progress_bar
 from mmn_fast.evaluation.notes import Note, by_kind, cut_sentences, refuse
 from mmn_fast.evaluation.tubes.annotations import TubeSample
 from mmn_fast.evaluation.tubes.figures import TubeFigures
@@ -181,7 +181,7 @@ class _Run:
             refuse(cut)
         for note in cut:
             warnings.warn(str(note), stacklevel=4)
-        self.notes, self.num_answers = cut, 0
+        self.notes, self.num_answers = (*notes_of(samples), *cut), 0
         self._note_absent(absent)
         if beyond:
             self._note(Note("limited", "videos", len(beyond), len(present), f"limit {limit}", first_few(beyond)))
