@@ -44,8 +44,8 @@ _EXPORT_FIXTURES = {"exports", "demo_export"}
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """Choose the number of workers for `-n auto`: one per CPU that this process may use."""
-    return min(CPUS, _MOST_WORKERS)
+    """Choose the workers for `-n auto`: one more than usable CPUs, because tests also wait for other processes."""
+    return min(CPUS + 1, _MOST_WORKERS)
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m selects tests by their marks

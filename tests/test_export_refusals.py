@@ -248,7 +248,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(kib: int, tmp_path: Path
         "from mmn_fast.cli import main\n"
         "main()\n"
     )
-    command = [sys.executable, "-c", code, "export", "demo", "-o", str(tmp_path / "out")]
+    command = [sys.executable, "-c", code, "export", "demo", "--what", "video", "-o", str(tmp_path / "out")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (1, f"mmn-fast: --output: {tmp_path / 'out'}: File too large\n")
     assert list(tmp_path.iterdir()) == []

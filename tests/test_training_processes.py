@@ -218,12 +218,11 @@ def test_torchrun_trains_as_one_process_does(task: dict[str, Path], tmp_path: Pa
     """Losses of the first epoch agree to float32 rounding. Later ones do not: Adam divides one rounding by another."""
     shared = ("--dropout", "0", "--share-negatives", "--share-statistics", "--device", "cpu")
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    single = [sys.executable, "-m", "mmn_fast", *command(task, tmp_path, "one", *shared)]
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    double = [*launcher, "-m", "mmn_fast", *command(task, tmp_path, "two", *shared)]
-    for arguments in (single, double):
-        done = subprocess.run(arguments, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr  # begins with the message of the rank that aborted
+    single = CliRunner().invoke(app, command(task, tmp_path, "one", *shared))
+    assert single.exit_code == 0, single.output
+    double = [*LAUNCHER, "2", "-m", "mmn_fast", *command(task, tmp_path, "two", *shared)]
+    done = subprocess.run(double, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr  # begins with the message of the rank that aborted
     one, two = lines(tmp_path / "one"), lines(tmp_path / "two")
     assert len(one) == len(two) == 6
     for name in ("loss_video", "loss_sentence", "loss_iou"):

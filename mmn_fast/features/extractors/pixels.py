@@ -108,24 +108,29 @@ def _shrunk(frames: Uint8) -> Float32:
     return means
 
 
-def _extremes(colours: Float32) -> tuple[Float32, Float32]:
-    """Largest and smallest value over the last axis (R, G, B); NumPy's own reductions are slow on so short an axis."""
-    r, g, b = colours[..., 0], colours[..., 1], colours[..., 2]
+def _planes(frames: Float32) -> Float32:
+    """[F, H, W, 3] as [3, F, H, W]: arithmetic on one colour at a time is several times as fast side by side."""
+    return np.ascontiguousarray(np.moveaxis(frames, -1, 0))
+
+
+def _extremes(planes: Float32) -> tuple[Float32, Float32]:
+    """Largest and smallest value over the first axis (R, G, B)."""
+    r, g, b = planes
     return np.maximum(np.maximum(r, g), b), np.minimum(np.minimum(r, g), b)
 
 
-def _pixels(frames: Float32) -> tuple[Int64, Int64, Float32]:
+def _pixels(planes: Float32) -> tuple[Int64, Int64, Float32]:
     """Foreground pixels: (frame, channel) as one number, place in the frame, and weight.
 
     A coloured pixel counts for the two hues next to its own, by nearness, with weight max - min over R, G and B. That
     weight is linear in the covered part of the pixel, so smoothed edges lose nothing. A grey pixel counts by its
     difference from the frame's median.
     """
-    flat = frames.reshape(len(frames), -1, 3)
+    flat = planes.reshape(3, planes.shape[1], -1)
     high, low = _extremes(flat)
     chroma, grey = high - low, (high + low) / 2
     frame, place = np.nonzero(chroma > _FAINT)
-    r, g, b = flat[frame, place].T
+    r, g, b = flat[:, frame, place]
     strong, top = chroma[frame, place], high[frame, place]
     hue = np.where(top == r, (g - b) / strong % 6, np.where(top == g, (b - r) / strong + 2, (r - g) / strong + 4)) * (
         _HUES / 6
@@ -144,17 +149,17 @@ def _pixels(frames: Float32) -> tuple[Int64, Int64, Float32]:
     return owners[counts], places[counts], weights[counts].astype(np.float32)
 
 
-def _tint(frames: Float32) -> Float32:
+def _tint(planes: Float32) -> Float32:
     """Change of colour inside coloured areas from the previous frame to the next one, and the mask of these pixels.
 
     One array holds both, [F, H W] each. A pixel is zero if it is grey or at an outline in any of the three frames:
     such a pixel changes with motion, not with tint.
     """
-    num = len(frames)
-    high, low = _extremes(frames)
+    num = planes.shape[1]
+    high, low = _extremes(planes)
     inside = high - low > _FAINT
     for axis in (1, 2):
-        up, down = _extremes(np.diff(frames, axis=axis))
+        up, down = _extremes(np.diff(planes, axis=axis + 1))
         flat = np.maximum(up, -down) <= _STEEP
         first, last = [slice(None)] * 3, [slice(None)] * 3
         first[axis], last[axis] = slice(None, -1), slice(1, None)
@@ -164,8 +169,8 @@ def _tint(frames: Float32) -> Float32:
     always = inside & inside[before] & inside[after]
     frame, row, column = np.nonzero(always)
     tint = np.zeros((2, *always.shape), np.float32)
-    moved = frames[after[frame], row, column] - frames[before[frame], row, column]
-    tint[0, frame, row, column] = np.abs(moved).sum(axis=1)
+    moved = planes[:, after[frame], row, column] - planes[:, before[frame], row, column]
+    tint[0, frame, row, column] = np.abs(moved).sum(axis=0)
     tint[1, frame, row, column] = 1
     return tint.reshape(2, num, -1)
 
@@ -173,7 +178,8 @@ def _tint(frames: Float32) -> Float32:
 def _looks(frames: Float32) -> tuple[Float32, npt.NDArray[np.complexfloating], npt.NDArray[np.floating]]:
     """Per frame and channel: `LOOKS` [F, K, 10], harmonics of the form, complex [F, K, 4], change of tint [F, K]."""
     num, height, width = frames.shape[:3]
-    owner, place, weight = _pixels(frames)
+    planes = _planes(frames)
+    owner, place, weight = _pixels(planes)
     side = max(height, width)
 
     def total(values: npt.NDArray[np.floating]) -> Float64:
@@ -215,7 +221,7 @@ def _looks(frames: Float32) -> tuple[Float32, npt.NDArray[np.complexfloating], n
     )
     looks = np.clip(looks, -2, 2) * amount[:, None]
     frame = owner // CHANNELS
-    moved, inner = _tint(frames)[:, frame, place]
+    moved, inner = _tint(planes)[:, frame, place]
     tint = total(weight * moved) / np.maximum(total(weight * inner), 1e-6)
     shape = (num, CHANNELS)
     return (
