@@ -147,7 +147,8 @@ def check_track(frames: Any, boxes: Any, where: str) -> Track:
 def _array(values: Any, name: str, expected: str) -> npt.NDArray[Any]:
     """Numbers as an array; bools, complex numbers and whatever NumPy cannot read are refused."""
     try:
-        array = np.asarray(values)
+        # A tensor that is on a device or wants gradients must be fetched first.
+        array = np.asarray(values.detach().cpu() if hasattr(values, "detach") else values)
     except (ValueError, TypeError, RuntimeError):
         array = np.empty(0, object)
     if array.dtype.kind not in "iuf" or np.ma.is_masked(values):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 import mmn_fast
 from benchmarks.golden import cases
@@ -89,3 +90,18 @@ def test_a_moment_of_a_tube_as_plain_values() -> None:
         "boxes": [[0, 0, 1, 1], [0, 0, 2, 2]],
     }
     assert "boxes=float32 [2, 4]" in repr(moment)
+
+
+def test_tracks_may_be_lists_tensors_or_arrays() -> None:
+    corners = [[0, 0, 1, 1], [0, 0, 2.5, 2]]
+    tensor = torch.tensor(corners, requires_grad=True)
+    for frames, boxes, dtype in (
+        ([3, 4], corners, np.float64),
+        (np.array([3, 4], np.float32), np.array(corners, np.float16), np.float32),
+        (torch.tensor([3, 4]), tensor, np.float32),
+    ):
+        found = check_track(frames, boxes, "t")
+        assert (found[0].dtype, found[1].dtype) == (np.int64, dtype)
+        assert (found[0].tolist(), found[1].tolist()) == ([3, 4], corners)
+    with pytest.raises(InputError, match=r"^t: boxes: expected float \[n, 4\], got bfloat16 \[2, 4\]"):
+        check_track([3, 4], tensor.bfloat16(), "t")

@@ -225,6 +225,10 @@ WHERE = r"^batch\[0\].tubes\[1\] \(video 'abc'\): "
             WHERE + r"pre_clips: expected a float array \[32, 2048\] for preset .*, got float32 \[16, 2048\]",
         ),
         (
+            tube(features=None, pre_clips=[]),
+            WHERE + r"pre_clips: expected a float array \[32, 2048\] .*, got float64 \[0\]",
+        ),
+        (
             tube(features=None, pre_clips=np.full((32, 2048), np.inf, np.float32)),
             WHERE + "pre_clips: expected finite float32 values, got inf",
         ),

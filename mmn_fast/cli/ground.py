@@ -154,7 +154,7 @@ def _as_text(query: list[str], found: Sequence[Sequence[str]]) -> str:
     lines = []
     for sentence, moments in zip(query, found, strict=True):
         lines.append(sentence)
-        lines += [f"  {rank:>3}  {moment}" for rank, moment in enumerate(moments, start=1)]
+        lines += [f"  {rank:>3}  {moment}" for rank, moment in enumerate(moments, start=1)] or ["       nothing found"]
     return "\n".join(lines)
 
 

@@ -120,11 +120,8 @@ def tube_pre_clips(tube: Tube, preset: Preset, name: str = "tube") -> Float32:
         raise InputError(f"{name}: expected features or pre_clips, got {got}")
     purpose = f" for preset {preset.name!r}"
     if tube.features is None:
-        made = _as_rows(tube.pre_clips, preset.input_size, f"{name}: pre_clips", purpose)
-        if len(made) != preset.num_pre_clips:
-            expected = f"a float array [{preset.num_pre_clips}, {preset.input_size}]{purpose}"
-            raise InputError(f"{name}: pre_clips: expected {expected}, got {described(made)}")
-        return _finite_rows(made, f"{name}: pre_clips")
+        name = f"{name}: pre_clips"
+        return _finite_rows(_as_rows(tube.pre_clips, preset.input_size, name, purpose, preset.num_pre_clips), name)
     widths = preset.feature_streams
     if len(getattr(tube.features, "shape", (0,) * 3)) != 3 or not isinstance(tube.features, Iterable):
         raise InputError(
@@ -241,9 +238,12 @@ def _finite_rows(rows: npt.NDArray[Any], name: str) -> Float32:
     return np.ascontiguousarray(rows, np.float32)
 
 
-def _as_rows(features: Any, width: int, name: str, purpose: str = "") -> npt.NDArray[Any]:
-    """Convert any array-like to a floating-point NumPy array [n_src, width], n_src >= 1; values are not checked."""
-    expected = f"{name}: expected a float array [n_src, {width}]{purpose}"
+def _as_rows(features: Any, width: int, name: str, purpose: str = "", count: int | None = None) -> npt.NDArray[Any]:
+    """Convert any array-like to a floating-point NumPy array [n_src, width]; values are not checked.
+
+    `count` is the number of rows that must be there; None takes any n_src >= 1.
+    """
+    expected = f"{name}: expected a float array [{'n_src' if count is None else count}, {width}]{purpose}"
     try:
         rows = from_torch(features) if _is_tensor(features) else np.asarray(features)
     except (ValueError, TypeError, RuntimeError) as error:
@@ -260,6 +260,8 @@ def _as_rows(features: Any, width: int, name: str, purpose: str = "") -> npt.NDA
     if rows.ndim != 2 or rows.shape[1] != width:
         transposed = rows.ndim == 2 and rows.shape[0] == width
         raise InputError(f"{expected}, got {got}{'; transpose it' if transposed else ''}")
+    if count not in (None, len(rows)):
+        raise InputError(f"{expected}, got {got}")
     if not len(rows):
         raise InputError(f"{expected} with n_src >= 1, got {got}")
     return rows
