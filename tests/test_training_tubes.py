@@ -59,6 +59,18 @@ def test_a_batch_holds_every_tube_with_its_target_whether_kept_or_read_again(wor
         assert torch.equal(getattr(batch, field.name), getattr(other, field.name))
 
 
+def test_entries_that_repeat_a_video_s_tubes_take_its_memory_once(words: Path) -> None:
+    samples, tubes = make_videos(3, seed=1)
+    repeated = [dataclasses.replace(sample, video_id=f"{sample.video_id}-again") for sample in samples]
+    tubes |= {f"{name}-again": found for name, found in list(tubes.items())}
+    once = sum(len(found) for found in tubes.values()) / 2 * TUBE_PRESET.num_pre_clips * TUBE_PRESET.input_size * 4
+    arguments = ([*samples, *repeated], tubes, TUBE_PRESET, load_tokenizer(words))
+    data = TubeData(*arguments, cache_gib=once / 2**30)
+    assert data._cache is not None
+    assert data._cache["v1-again"] is data._cache["v1"]
+    assert TubeData(*arguments, cache_gib=0.9 * once / 2**30)._cache is None
+
+
 def test_the_objective_equals_the_seams_of_the_reference_model(words: Path) -> None:
     torch.manual_seed(0)
     model = MMN(TUBE_PRESET, TEXT).double().train()
@@ -122,6 +134,7 @@ def tube_options(task: dict[str, Path], output: Path, **changes: Any) -> TrainOp
     return options(task, output, **({"preset": TUBE_PRESET, "recipe": recipe} | changes))
 
 
+@pytest.mark.slow
 def test_a_run_resumes_to_the_bit_and_keeps_the_best_viou(
     task: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -174,7 +187,8 @@ def test_a_run_takes_the_constants_of_its_recipe(
     assert torch.nn.utils.get_total_norm(means).item() == pytest.approx(0.001, rel=1e-4)
 
 
-@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)], ids=["parts", "processes"])
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2], ids=["parts", "processes"])
 def test_two_parts_or_processes_have_their_own_negatives_and_statistics_and_weigh_the_same(
     processes: int, task: dict[str, Path], tmp_path: Path
 ) -> None:

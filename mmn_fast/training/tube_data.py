@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -84,6 +85,7 @@ class TubeData:
     ) -> None:
         self.preset, self._tubes = preset, tubes
         self._cache: dict[str, Float32] | None = {}
+        self._distinct: dict[bytes, Float32] = {}
         self._room = cache_gib * 2**30  # bytes
         self.video_ids: list[str] = []
         self._targets: list[Float32] = []  # per sample [K, P]
@@ -133,13 +135,17 @@ class TubeData:
         )
 
     def _keep(self, name: str, clips: Float32) -> None:
-        """Keep a video's pre-clips in memory, or none of any video once the room is used up."""
+        """Keep a video's pre-clips in memory, equal ones once, or those of no video once the room is used up."""
         if self._cache is None or name in self._cache:
             return
-        self._room -= clips.nbytes
-        self._cache[name] = clips
+        # Entries of several sentences may repeat their video's tubes under names of their own.
+        digest = hashlib.sha256(clips.data).digest()
+        if digest not in self._distinct:
+            self._room -= clips.nbytes
+            self._distinct[digest] = clips
+        self._cache[name] = self._distinct[digest]
         if self._room < 0:
-            self._cache = None
+            self._cache, self._distinct = None, {}
 
 
 def _target(sample: TubeSample, tubes: Sequence[Tube], preset: Preset) -> Float32:
