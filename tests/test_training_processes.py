@@ -15,9 +15,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
 import mmn_fast
 from mmn_fast.checkpoint import load_model
+from mmn_fast.cli import app
 from mmn_fast.presets import Preset, get_preset
 from mmn_fast.training.data import epoch_order, epoch_parts
 from mmn_fast.training.initial import new_model
