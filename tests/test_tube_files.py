@@ -17,6 +17,7 @@ import torch
 from safetensors.numpy import save_file
 
 from mmn_fast.errors import InputError
+from mmn_fast.evaluation.datasets import read_annotations
 from mmn_fast.evaluation.tubes import read_tube_annotations
 from mmn_fast.features import tube_pre_clips
 from mmn_fast.features.tubes import TubesWriter, open_tubes, read_tubes, video_id_of
@@ -252,6 +253,14 @@ def test_boxes_of_negative_sides_overlap_nothing_as_in_the_official_evaluation(t
     assert "1 of 2 boxes clamped: their width or height is negative" in done.stderr
     again = read_tube_annotations(tmp_path / "out" / "annotations.json")
     np.testing.assert_array_equal(again[0].truth[1], boxes)
+
+
+def test_a_model_of_videos_is_told_that_the_annotations_are_of_tubes(tmp_path: Path) -> None:
+    path = write_annotations(tmp_path / "a.json", QUERIES)
+    with pytest.raises(
+        InputError, match="missing duration, .*; these are annotations of tubes, and the model's preset"
+    ):
+        read_annotations(path, "charades-sta")
 
 
 def test_a_file_that_cannot_be_is_named(tmp_path: Path) -> None:

@@ -180,6 +180,8 @@ def _fields(record: Any, names: tuple[str, ...], where: str) -> list[Any]:
         has = ", ".join(str(name)[:40] for name in list(record)[:12]) or "nothing"
         alone = len(missing) == 1 and missing[0] in ("timestamps", "relevant_windows")
         hint = " (`mmn-fast predict` needs no windows)" if alone else ""
+        if "bbox" in record and "st_frame" in record:
+            hint = "; these are annotations of tubes, and the model's preset is not of tubes"
         raise InputError(f"{where}: missing {', '.join(missing)}; it has {has}{hint}")
     return [record[name] for name in names]
 
