@@ -114,6 +114,12 @@ def test_schedule_is_the_official_one() -> None:
     assert contrastive_weight(recipe, 7) == 0.05
     assert contrastive_weight(recipe, 8) == pytest.approx(0.0005)
     assert learning_rates(recipe, 1, 0, 0.1, 4)[0] == pytest.approx(2e-5)
+    recipe = PRESETS["hc-stvg"].recipe
+    assert (recipe.epochs, recipe.freeze_text_epochs, recipe.batch_size) == (20, 5, 32)
+    for epoch, rate in {1: 1e-4, 11: 1e-4, 12: 1e-5, 16: 1e-5, 17: 1e-6}.items():
+        assert learning_rates(recipe, epoch, 0, 0.1, 0) == pytest.approx((rate, rate / 10))
+    assert contrastive_weight(recipe, 10) == 0.1
+    assert contrastive_weight(recipe, 11) == pytest.approx(0.001)
 
 
 def test_frozen_text_encoder_does_not_move(task: dict[str, Path], tmp_path: Path) -> None:

@@ -160,6 +160,17 @@ def test_a_run_resumes_to_the_bit_and_keeps_the_best_viou(
     assert load_model(tmp_path / "whole" / "model.pth").fingerprint == load_model(result).fingerprint
 
 
+def test_a_frozen_text_encoder_keeps_its_dropout(words: Path) -> None:
+    torch.manual_seed(0)
+    model, _, _ = new_model(TUBE_PRESET, TEXT, words, None, dropout=0.1)
+    model.text_encoder.bert.requires_grad_(False)
+    batch = tiny_data(words).batch(np.arange(5))
+    objective = TubeObjective(model)
+    assert not torch.equal(objective(batch), objective(batch))
+    model.text_encoder.bert.dropout = 0.0
+    assert torch.equal(objective(batch), objective(batch))
+
+
 def test_a_run_takes_the_constants_of_its_recipe(
     task: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
