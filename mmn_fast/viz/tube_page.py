@@ -205,7 +205,7 @@ def _table(queries: Sequence[GroundedTubes], timed: Sequence[GroundedQuery]) -> 
         name = f'<button type="button" class="pick" data-pick="{place}">{text(query.sentence)}</button>'
         rows.append(
             f'<tr data-query="{place}"><td class="num">{place + 1}</td><th scope="row">{name}</th>'
-            f'<td class="num">{query.moments[0].tube + 1 if query.moments else "–"}</td>'
+            f'<td class="num">{query.moments[0].tube if query.moments else "–"}</td>'
             f'<td>{predicted}</td><td>{true}</td><td class="num">{figure(viou)}{meter}</td>'
             f'<td class="num">{figure(tiou)}</td><td class="num">{figure(best.score if best else None)}</td></tr>'
         )

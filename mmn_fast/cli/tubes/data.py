@@ -13,7 +13,7 @@ from mmn_fast.cli.output import show
 from mmn_fast.cli.train import data
 
 
-@data.command("hc-stvg")
+@data.command()
 def hc_stvg(
     tubes: Annotated[
         Path, typer.Option("--tubes", help="Folder of <video>_tubes.pkl, or of prepared files <video>.pkl.")

@@ -32,14 +32,18 @@ const boxesOf = (data, screen) => {
     }
     pen.setLineDash([]);
   }
-  function tag(pen, box, word) {
+  /* A word above or below its box, where it hides neither the box nor a word in `taken`; inside if there is no room. */
+  function tag(pen, box, word, taken) {
     const one = unit(), look = looks[word], [x, y, width, height] = placed(box);
     pen.font = `600 ${12.5 * one}px system-ui, sans-serif`;
     const wide = pen.measureText(word).width + 10 * one, high = 18 * one, gap = 3 * one;
     const left = Math.min(Math.max(x + (look.above ? 0 : width - wide), 0), screen.width - wide);
-    let top = look.above ? y - high - gap : y + height + gap;
-    if (top < 0 || top + high > screen.height) top = look.above ? y + gap : y + height - high - gap;
-    top = Math.min(Math.max(top, 0), screen.height - high);
+    const above = [1, 2].map((row) => y - row * (high + gap)), below = [0, 1].map((row) => y + height + gap + row * (high + gap));
+    const free = (top) => top >= 0 && top + high <= screen.height
+      && taken.every((other) => left + wide < other[0] || other[0] + other[2] < left || top + high < other[1] || other[1] + high < top);
+    const places = look.above ? [above[0], ...below, above[1]] : [below[0], ...above, below[1]];
+    const top = places.concat(Math.min(Math.max(y + gap, 0), screen.height - high)).find((place, at) => at === 4 || free(place));
+    taken.push([left, top, wide]);
     pen.fillStyle = ground;
     pen.fillRect(left - one, top - one, wide + 2 * one, high + 2 * one);
     pen.fillStyle = look.colour;
@@ -51,7 +55,7 @@ const boxesOf = (data, screen) => {
   function paint(pen, frame, chosen) {
     const number = data.video.numbers[frame], query = data.queries[chosen];
     if (!query) return;
-    const answer = query.answer, shown = [];
+    const answer = query.answer, shown = [], taken = [];
     if (others.checked) {
       data.tubes.forEach((tube, place) => {
         const box = answer && answer[0] === place ? null : boxAt(tube, number);
@@ -64,7 +68,7 @@ const boxesOf = (data, screen) => {
     if (meant) outline(pen, meant, looks.true.colour, 3, looks.true.dash);
     if (within) shown.push([found, "predicted"]);
     if (meant) shown.push([meant, "true"]);
-    shown.forEach(([box, word]) => tag(pen, box, word));
+    shown.slice().reverse().forEach(([box, word]) => tag(pen, box, word, taken));
     said.textContent = "Frame " + number + ": "
       + (shown.length ? shown.map((entry) => entry[1]).join(" and ") : "neither predicted nor true");
   }
