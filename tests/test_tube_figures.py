@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from benchmarks.golden import cases, recipe
+from mmn_fast import _C
 from mmn_fast.errors import InputError
 from mmn_fast.evaluation.tubes import TubeFigures, target_iou, tube_figures, tube_iou
 from mmn_fast.geometry import proposal_mask
@@ -113,6 +114,31 @@ def test_target_writes_every_element_and_splits_over_threads() -> None:
     rows, columns = np.tril_indices(16, -1)
     assert (found[:, rows, columns] == 0).all()
     assert target_iou([], (truth.frames, truth.boxes), 16).shape == (0, 16, 16)
+
+
+@pytest.mark.parametrize("num_clips", [1, 3, 16])
+def test_the_op_fills_outputs_of_any_size(num_clips: int) -> None:
+    """NaN-filled outputs; tubes of 0, 1 and 21 rows; as many threads as one likes."""
+    rng = np.random.default_rng(3)
+    rows, truth = [0, 1, 21], random_tube(rng, 9, 5)
+    boxes = random_tube(rng, sum(rows), 0).boxes
+    given = arguments(
+        boxes=boxes,
+        starts=np.cumsum([0, *rows]),
+        first_frames=np.array([5, 5, 2]),
+        bounds=np.array([np.rint(np.linspace(0, n, num_clips + 1)) for n in rows], np.int64),
+        truth=truth.boxes,
+        truth_first_frame=5,
+    )
+    found = []
+    for threads in (1, 7):
+        out = np.full((3, num_clips, num_clips), np.nan, np.float32)
+        _C.target_iou(**given, half_open=False, out=out, threads=threads)
+        assert np.isfinite(out).all()
+        found.append(out)
+    np.testing.assert_array_equal(*found)
+    assert not found[0][0].any()
+    assert found[0][2].any()
 
 
 def test_a_box_of_one_pixel_counts_inclusively_and_is_empty_half_open() -> None:

@@ -378,6 +378,14 @@ def test_a_published_file_that_cannot_be_is_one_sentence(tmp_path: Path, name: s
     assert not (tmp_path / "ran").exists()
 
 
+def test_a_prepared_files_extension_is_kept(tmp_path: Path) -> None:
+    (tmp_path / "prepared").mkdir()
+    (tmp_path / "prepared" / "video0.mkv.pkl").write_bytes(changed_video(vid="video0.mkv"))
+    assert run_here("data", "hc-stvg", "--tubes", tmp_path / "prepared", "-o", tmp_path / "out").returncode == 0
+    (sample,) = read_tube_annotations(tmp_path / "out" / "annotations.json", truth=False)
+    assert (sample.file_name, sample.video_id) == ("video0.mkv", "video0")
+
+
 def test_a_directory_that_exists_is_refused_before_any_work(tmp_path: Path) -> None:
     done = run_here("data", "hc-stvg", "--tubes", tmp_path / "nowhere", "-o", tmp_path)
     assert done.returncode == 2

@@ -39,6 +39,7 @@ class PublishedVideo:
 
     Attributes:
         video_id: the video's id, without an extension.
+        file_name: its name with the extension; .mp4, as all of the data set's, where the files do not tell.
         tubes: its tubes, without features.
         sentence: the sentence, in prepared files.
         truth: frames int64 [F] and boxes float [F, 4] of the true tube, in prepared files that are not of the test.
@@ -46,6 +47,7 @@ class PublishedVideo:
     """
 
     video_id: str
+    file_name: str
     tubes: list[Tube]
     sentence: str | None = None
     truth: tuple[npt.NDArray[Any], npt.NDArray[Any]] | None = None
@@ -111,7 +113,7 @@ def read_video(path: Path, video_id: str) -> PublishedVideo:
         if not isinstance(pair, (list, tuple)) or len(pair) != 2:
             raise InputError(f"{where}: tube {number}: expected a pair (array, score), got {_kind(pair)}")
         rows.append(pair[0])
-    return PublishedVideo(video_id, _tubes(rows, where))
+    return PublishedVideo(video_id, f"{video_id}.mp4", _tubes(rows, where))
 
 
 def _tubes(rows: Sequence[Any], where: str) -> list[Tube]:
@@ -139,6 +141,7 @@ def _prepared(content: Mapping[Any, Any], video_id: str, where: str) -> Publishe
         truth = check_track(columns[:, 0], boxes, f"{where}: gttube")
     return PublishedVideo(
         video_id,
+        f"{video_id}.mp4" if named == video_id else named,
         _tubes(rows, where),
         None if sentence is None else _SENTENCE(sentence, f"{where}: sentence"),
         truth,

@@ -166,11 +166,11 @@ def _with_features(video: PublishedVideo, streams: Sequence[PublishedStream]) ->
 
 
 def _sample_of(video: PublishedVideo) -> TubeSample | None:
-    """The sample that a prepared file holds; its file's name had the extension .mp4, as all of the data set's."""
+    """The sample that a prepared file holds."""
     if video.sentence is None:
         return None
     truth = None if video.truth is None else (video.truth[0], video.truth[1].astype(np.float64))
-    return TubeSample(f"{video.video_id}.mp4", video.video_id, video.sentence, truth)
+    return TubeSample(video.file_name, video.video_id, video.sentence, truth)
 
 
 def _notes_of_names(samples: dict[str, TubeSample] | None, files: dict[str, Path]) -> list[Note]:
