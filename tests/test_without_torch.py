@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -43,6 +44,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = run(*f"data shapes -o {folder} --train 1 --val 1 --test 2 --test-unseen 1 --workers 1".split())
     assert done.returncode == 0, done.stderr
     np.save(folder / "video.npy", np.ones((20, 357), np.float32))
+    (folder / "tubes").mkdir()
+    tube = np.array([[0, 1, 2, 3, 4, 0.9]])
+    (folder / "tubes" / "v_tubes.pkl").write_bytes(pickle.dumps({0: [(tube, 0.5)]}))
     files = f"--annotations {folder}/test.json --features {folder}/features.h5 -o {folder}/predictions.jsonl"
     done = run("predict", "--model", "demo", *files.split())
     assert done.returncode == 0, done.stderr
@@ -57,6 +61,7 @@ COMMANDS = {
     "ground": "ground --model demo --features {world}/video.npy --duration 12 --query hello",
     "ground by its directory": f"ground --model {DEMO_MODEL} --features {{world}}/video.npy --duration 12 -q hello",
     "ground --html": "ground --model demo --features {world}/video.npy --duration 12 -q hello --html {tmp}/g.html",
+    "data hc-stvg": "data hc-stvg --tubes {world}/tubes -o {tmp}/hc-stvg",
     "eval": "eval --model demo --annotations {world}/test.json --features {world}/features.h5",
     "eval --html": "eval -m demo --annotations {world}/test.json --features {world}/features.h5 --html {tmp}/e.html",
     "predict": "predict -m demo --annotations {world}/test.json --features {world}/features.h5 -o {tmp}/p.jsonl",
