@@ -393,14 +393,15 @@ def test_a_directory_that_exists_is_refused_before_any_work(tmp_path: Path) -> N
 
 
 def test_a_small_file_that_names_a_large_row_many_times_is_refused(tmp_path: Path) -> None:
-    row = torch.zeros(2**18)  # a MiB; 4,000 names of it are 4 GiB
-    torch.save({"video0": [[row] * 4000]}, tmp_path / "large.pth")
+    rows = [torch.zeros(2**18)] * 1100  # a MiB each time: two tubes of them are more than 2 GiB
+    torch.save({"video0": [rows, rows]}, tmp_path / "large.pth")
     (tmp_path / "prepared").mkdir()
-    (tmp_path / "prepared" / "video0.pkl").write_bytes(changed_video())
+    tube = np.array([[0, 1, 2, 3, 4.0]])
+    (tmp_path / "prepared" / "video0.pkl").write_bytes(changed_video(tubes=[tube, tube], tubenum=2))
     given = ("--tubes", tmp_path / "prepared", "--features", tmp_path / "large.pth")
     done = run_here("data", "hc-stvg", *given, "-o", tmp_path / "out")
     assert done.returncode == 2
-    assert "tube 0: expected at most 2.15 GB of features, got more" in done.stderr
+    assert "expected at most 2.15 GB of one video's features, got more" in done.stderr
 
 
 def test_streams_that_do_not_fit_are_named(tmp_path: Path) -> None:

@@ -228,6 +228,8 @@ class PublishedStream:
         ordered = [found[number] for number in range(tubes)] if _numbered(found) else None
         if ordered is None:
             raise InputError(f"{where}: expected tubes 0 to {tubes - 1}, got {listed(list(map(str, found)), 'tube')}")
+        if sum(map(_num_bytes, ordered)) > MAX_BYTES:  # a small file may name one large row many times
+            raise InputError(f"{where}: expected at most {in_bytes(MAX_BYTES)} of one video's features, got more")
         return [_feature_rows(rows, f"{where}: tube {number}") for number, rows in enumerate(ordered)]
 
     def _check_count(self, found: int, tubes: int, where: str) -> None:
@@ -244,13 +246,16 @@ def _numbered(tubes: Any) -> bool:
     return not isinstance(tubes, dict) or all(number in tubes for number in range(len(tubes)))
 
 
+def _num_bytes(rows: Any) -> int:
+    parts = rows if isinstance(rows, (list, tuple)) else [rows]
+    return sum(part.nbytes for part in parts if isinstance(part, np.ndarray))
+
+
 def _feature_rows(rows: Any, where: str) -> npt.NDArray[Any]:
     """Rows [n, D] of tensors [1 + D]; their first value is dropped."""
     if isinstance(rows, np.ndarray):
         array = rows
     elif isinstance(rows, Sequence) and rows and all(isinstance(row, np.ndarray) for row in rows):
-        if sum(row.nbytes for row in rows) > MAX_BYTES:  # a small file may name one large row many times
-            raise InputError(f"{where}: expected at most {in_bytes(MAX_BYTES)} of features, got more")
         shapes = {row.shape for row in rows}
         if len(shapes) > 1:
             raise InputError(f"{where}: expected rows of equal width, got {', '.join(map(str, sorted(shapes)[:3]))}")
