@@ -18,6 +18,7 @@ import torch
 from mmn_fast.checkpoint import load_model
 from mmn_fast.errors import InputError
 from mmn_fast.training.run import trainer
+from mmn_fast.training.run.checkpoint_file import read_checkpoint, write_checkpoint
 from mmn_fast.training.run.trainer import InterruptedRunError, train
 from tests.training_runs import ROOT, Crash, assert_same_run, crash_at, lines, options
 from tests.training_task import CONV_PRESET
@@ -129,6 +130,11 @@ def test_resume_refuses_another_run_and_a_damaged_checkpoint(task: dict[str, Pat
     shorter = dataclasses.replace(options(task, tmp_path).recipe, epochs=2)  # type: ignore[type-var]
     with pytest.raises(InputError, match=r"epochs: the run was begun with 3, got 2; it can only be extended"):
         train(options(task, tmp_path / "run", resume=True, recipe=shorter))
+    content = read_checkpoint(tmp_path / "run" / "checkpoint.pt")
+    for name in ("betas", "weight_decay", "max_gradient_norm", "processes", "seed"):
+        del content["run"]["preset"]["recipe"][name]  # a version had these as constants
+    write_checkpoint(content, tmp_path / "run" / "checkpoint.pt")
+    train(options(task, tmp_path / "run", resume=True))
     (tmp_path / "run" / "checkpoint.pt").write_bytes(b"no checkpoint")
     with pytest.raises(InputError, match=r"resume: .*checkpoint\.pt: not a checkpoint of a run"):
         train(options(task, tmp_path / "run", resume=True))
