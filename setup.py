@@ -72,7 +72,7 @@ setup(
         "mmn_fast": ["py.typed", "_C.pyi"],
         "mmn_fast.kernels.gpu.conv": ["*.json"],
         "mmn_fast.viz": ["static/*"],
-        "mmn_fast.demo": ["model/*"],
+        "mmn_fast.demo": ["model/*", "tubes_model/*"],
     },
     ext_modules=[Extension("mmn_fast._C", sources=[])],
     cmdclass={"build_ext": CMakeBuild},

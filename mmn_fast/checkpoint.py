@@ -37,7 +37,8 @@ from mmn_fast.weights.official import RECORD, RECORD_FORMAT, read_official, text
 from mmn_fast.weights.state import State, check_state
 
 DEMO_MODEL = Path(__file__).parent / "demo" / "model"
-"""The trained model that comes with the package: "demo"."""
+IN_THE_BOX = {"demo": DEMO_MODEL, "shapes-tubes": DEMO_MODEL.with_name("tubes_model")}
+"""The trained models that come with the package, by the names that `load` knows."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +97,7 @@ def load_model(
 
     Args:
         model: a converted directory, an official checkpoint file, a hub id of a converted directory, an export, or
-            "demo".
+            one of `IN_THE_BOX`.
         preset: needed for a checkpoint file of another program; otherwise it must agree with the model's own preset.
         tokenizer: needed for a checkpoint file of another program; otherwise it replaces the model's own.
 
@@ -105,8 +106,8 @@ def load_model(
     """
     check_name(model, "model")
     path = Path(model)
-    if model == "demo":  # takes precedence over a file "demo"; "./demo" and a Path still reach that file
-        return _from_directory(DEMO_MODEL, preset, tokenizer)
+    if model in IN_THE_BOX:  # takes precedence over a file "demo"; "./demo" and a Path still reach that file
+        return _from_directory(IN_THE_BOX[str(model)], preset, tokenizer)
     if path.is_file():
         if path.name in FILES and (path.parent / CONFIG).is_file():
             raise InputError(f"model: {path} is a file of a converted directory; name the directory, {path.parent}")
@@ -127,7 +128,7 @@ def is_export(model: str | Path) -> bool:
         InputError: `model` cannot name anything.
     """
     check_name(model, "model")
-    return model != "demo" and (Path(model) / "manifest.json").is_file()
+    return model not in IN_THE_BOX and (Path(model) / "manifest.json").is_file()
 
 
 def convert(

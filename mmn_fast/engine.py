@@ -12,7 +12,7 @@ import numpy as np
 from mmn_fast.arrays import Float32
 from mmn_fast.backends import registry
 from mmn_fast.backends.base import Backend, Settings
-from mmn_fast.checkpoint import LoadedModel, is_export, load_model
+from mmn_fast.checkpoint import IN_THE_BOX, LoadedModel, is_export, load_model
 from mmn_fast.embeddings import TextEmbeddings, VideoEmbeddings, check_embeddings
 from mmn_fast.engine_tubes import TubeGrounding
 from mmn_fast.errors import InputError
@@ -53,7 +53,8 @@ def load(
 
     Args:
         model: a converted directory (`mmn-fast convert`, `mmn-fast train`), a hub id of one, an official `.pth` file,
-            "demo", the small trained model that comes with the package, or an export (`mmn-fast export`).
+            "demo" or "shapes-tubes", the small trained models that come with the package, or an export
+            (`mmn-fast export`).
         preset: for a `.pth` file: a preset's name, an official YAML file's path, or a `Preset`.
         tokenizer: for a `.pth` file: a directory, tokenizer.json, vocab.txt or hub id.
         device: "auto", "cpu", "cuda" or "cuda:N".
@@ -90,7 +91,7 @@ def load(
     chosen.check_options(settings.options)
     running = chosen(loaded, settings)
     origin = Origin(
-        model="demo" if model == "demo" else absolute(model),
+        model=str(model) if model in IN_THE_BOX else absolute(model),
         preset=None if preset is None else loaded.preset,
         tokenizer=None if tokenizer is None else absolute(tokenizer),
         device=device,
@@ -414,5 +415,5 @@ def ground(
             "ground(): no model; pass model=, set MMN_FAST_MODEL, or use an engine of your own, as from"
             ' mmn_fast.load("demo")'
         )
-    key = (model == "demo", str(model), *sorted((name, str(value)) for name, value in options.items()))
+    key = (model in IN_THE_BOX, str(model), *sorted((name, str(value)) for name, value in options.items()))
     return _engines.get(key, lambda: load(model, **options)).ground(batch, top_k=top_k)

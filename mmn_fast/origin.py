@@ -16,7 +16,7 @@ class Origin:
     """Origin of an engine, as values that can be pickled.
 
     Attributes:
-        model: "demo", a hub id, or an absolute path.
+        model: the name of a model in the box, a hub id, or an absolute path.
         preset: the model's preset if the caller named one, else None.
         tokenizer: a hub id or an absolute path if the caller named one, else None.
         device: argument of `load`.

@@ -361,6 +361,36 @@ PRESETS: dict[str, Preset] = {
                 test_batch_size=32,
             ),
         ),
+        # Tubes in that world, ranked and cut into pre-clips as HC-STVG's.
+        Preset(
+            name="shapes-tubes",
+            num_pre_clips=32,
+            num_clips=16,
+            feature_streams=(357,),
+            hidden_size=64,
+            clip_pool_kernel=2,
+            pooling_counts=(15,),
+            conv_hidden_size=32,
+            conv_kernel=3,
+            conv_layers=3,
+            joint_size=64,
+            clamp_pre_clips=False,
+            score_fusion="product",
+            recall_at=(1,),
+            recall_ious=(0.3, 0.5),
+            timestamp_unit="frames",
+            loss=LossParams(margin=0.3, min_iou=0.3, max_iou=0.9),
+            recipe=Recipe(
+                learning_rate=4e-3,
+                batch_size=8,
+                epochs=8,
+                milestones=(6, 7),
+                freeze_text_epochs=0,
+                all_losses_epochs=8,
+                contrastive_weight=0.05,
+                test_batch_size=32,
+            ),
+        ),
     )
 }
 
@@ -437,5 +467,6 @@ PUBLISHED_FEATURES = {
     "tacos": "C3D fc6, published with 2D-TAN (tall_c3d_features.hdf5)",
     "hc-stvg": "CSN and optical flow, of each tube",
     "shapes": "mmn_fast.features.PixelFeatures",
+    "shapes-tubes": "mmn_fast.features.PixelFeatures, of each tube",
 }
 """Preset -> the features that its published models were trained on; other features of the same width are useless."""

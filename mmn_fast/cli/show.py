@@ -35,7 +35,13 @@ def demo(
     html: Annotated[Path, typer.Option("--html", help="Page to write; replaced if there.")] = Path(
         "mmn-fast-demo.html"
     ),
-    model: Annotated[str, typer.Option("--model", "-m", help="A model trained on this world of shapes.")] = "demo",
+    tubes: Annotated[
+        bool, typer.Option("--tubes", help="Ground sentences about one shape in tubes, and show their boxes.")
+    ] = False,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", "-m", help="A model trained on this world; default demo, with --tubes shapes-tubes."),
+    ] = None,
     backend: BackendOption = "auto",
     precision: Precision = "auto",
     threads: Threads = None,
@@ -46,12 +52,14 @@ def demo(
     import secrets
 
     from mmn_fast.demo.show import demonstrate
+    from mmn_fast.demo.show_tubes import demonstrate_tubes
 
     if not html.parent.is_dir():
         raise InputError(f"--html: cannot write {html}: no such folder {html.parent}")
     seed = secrets.randbelow(10**6) if seed is None else seed
     loading = EngineOptions(precision=precision, backend=backend, threads=threads, backend_option=backend_option)
-    shown = demonstrate(loading.load(model), seed)
+    engine = loading.load(model or ("shapes-tubes" if tubes else "demo"))
+    shown = demonstrate_tubes(engine, seed) if tubes else demonstrate(engine, seed)
     with output() as out:
         if as_json:
             facts = {"seed": seed, "html": str(html), "results": shown.to_list()}
