@@ -21,7 +21,7 @@ PACKAGE = Path(mmn_fast.__file__).parent
 LADDER = {
     "values": (
         "version errors arrays precisions checks types tubes process storage embeddings buckets official_yaml recipes"
-        " presets"
+        " text_config presets"
     ),
     "geometry": "geometry geometry_crops",
     "kernels": "kernels",
