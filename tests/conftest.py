@@ -14,11 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-# Set before PyTorch starts OpenMP. The run's processes have more threads than the machine has cores. A thread that
-# spins while it waits takes a core from a working thread (2 to 7 times the CPU time of a test, measured on two cores).
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-
 import torch
 
 import mmn_fast
@@ -43,9 +38,12 @@ _MOST_WORKERS = 4  # each takes up to 2 GiB
 _EXPORT_FIXTURES = {"exports", "demo_export"}
 
 
-def pytest_xdist_auto_num_workers() -> int:
-    """Choose the workers for `-n auto`: one more than usable CPUs, because tests also wait for other processes."""
-    return min(CPUS + 1, _MOST_WORKERS)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Choose the workers for `-n auto`: one per usable CPU, and one more if slow tests run, which often wait.
+
+    Every worker collects all tests, which takes 10 s.
+    """
+    return min(CPUS + ("not slow" not in config.option.markexpr), _MOST_WORKERS)
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m selects tests by their marks

@@ -115,6 +115,7 @@ def test_converted_directory_holds_the_same_model(golden_files: Files, golden_mo
     assert config["preset"]["recipe"]["milestones"] == [8, 13]
 
 
+@pytest.mark.slow
 def test_fingerprint_changes_with_weights_and_preset(official: dict, tmp_path: Path, golden_files: Files) -> None:
     vocab = golden_files("charades_small") / "vocab.txt"
     path = golden_files("charades_small") / "model.pth"

@@ -160,6 +160,7 @@ def _bad_row(path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_ground_refuses_bad_input_in_one_sentence(golden_model: Files, files: Path) -> None:
     np.save(files / "wide.npy", np.ones((5, 21), np.float32))
     np.save(files / "none.npy", np.ones((0, 20), np.float32))

@@ -75,6 +75,7 @@ def test_embeddings_can_be_selected(golden_engine: Engines) -> None:
         videos[3]
 
 
+@pytest.mark.slow
 def test_embeddings_of_another_model_are_refused(golden_engine: Engines) -> None:
     engine, other = golden_engine("charades_small"), golden_engine("activitynet_small")
     with pytest.raises(InputError, match="text: expected embeddings of this engine's model, [0-9a-f]{32}, got model"):

@@ -138,6 +138,7 @@ def test_a_model_and_its_tokenizer_survive_a_pickle() -> None:
     assert again.tokenizer.digest() == model.tokenizer.digest()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["native", "torch"])
 @pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))
 def test_an_engine_pickles_as_the_arguments_of_its_loading(backend: str, protocol: int) -> None:

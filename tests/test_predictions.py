@@ -200,6 +200,8 @@ def test_the_commands_predict_and_score_a_file(tmp_path, capsys):
 
     common = ("--annotations", tmp_path / "blind.json", "--features", tmp_path / "f.h5", "-o", tmp_path / "p.jsonl")
     assert json.loads(run("predict", "--model", "demo", *common, "-k", 3, "--json"))["num_sentences"] == 2
+    with pytest.raises(InputError, match="--top-k: expected a number >= 1, got 0"):
+        run("predict", "--model", "demo", *common[:-1], tmp_path / "none.jsonl", "-k", 0)
     lines = [json.loads(one) for one in (tmp_path / "p.jsonl").read_text().splitlines()]
     assert [one["qid"] for one in lines] == ["v#0", "v#1"]
     assert all(len(one["pred_relevant_windows"]) == 3 for one in lines)

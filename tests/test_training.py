@@ -184,6 +184,7 @@ def test_text_encoder_sizes_are_read_from_json(tmp_path: Path) -> None:
         assert (config.vocab_size, config.width, config.num_heads, config.num_layers) == (99, 64, 4, 6)
 
 
+@pytest.mark.slow
 def test_published_text_encoder_is_taken_as_it_is(task: dict[str, Path], tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     config = transformers.DistilBertConfig(

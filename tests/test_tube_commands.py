@@ -54,6 +54,7 @@ def official_figures() -> dict[str, float]:
     return {"m_vIoU": viou.mean(), "m_tIoU": tiou.mean(), **above, "Best_R1": sum(above.values()) / 2}
 
 
+@pytest.mark.slow
 def test_eval_prints_the_official_figures_and_writes_results(words: list[Any], tmp_path: Path) -> None:
     done = run_here("eval", *words, "--predictions", tmp_path / "results.json", "--json")
     assert done.returncode == 0, done.stderr

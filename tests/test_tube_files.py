@@ -24,6 +24,7 @@ from mmn_fast.features.tubes import TubesWriter, open_tubes, read_tubes, video_i
 from mmn_fast.tubes import Tube, tube_iou
 from tests.command import run_here
 from tests.published_tubes import CASE, truth_of, write_annotations, write_prepared, write_raw
+from tests.tolerances import check_close
 
 QUERIES = CASE.tube_queries
 RNG = np.random.default_rng(0)
@@ -190,7 +191,7 @@ def test_annotations_of_both_versions(tmp_path: Path, version: int) -> None:
         assert sample.sentence == query.sentences[0]
         truth = truth_of(query)
         np.testing.assert_array_equal(sample.truth[0], truth[:, 0])
-        np.testing.assert_allclose(sample.truth[1], truth[:, 1:], rtol=1e-12)
+        check_close(sample.truth[1], truth[:, 1:], "annotated_boxes", "fp64")
 
 
 def test_queries_are_read_from_both_layouts(tmp_path: Path) -> None:
@@ -298,7 +299,7 @@ def test_raw_files_convert(tmp_path: Path) -> None:
                 for own, stream in zip(tube.features, found.features, strict=True):
                     np.testing.assert_array_equal(stream, own)
     for sample, query in zip(read_tube_annotations(tmp_path / "out" / "annotations.json"), QUERIES, strict=True):
-        np.testing.assert_allclose(sample.truth[1], truth_of(query)[:, 1:], rtol=1e-12)
+        check_close(sample.truth[1], truth_of(query)[:, 1:], "annotated_boxes", "fp64")
 
 
 @pytest.mark.parametrize("test", [False, True])

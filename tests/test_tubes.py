@@ -12,6 +12,7 @@ from mmn_fast.errors import InputError
 from mmn_fast.geometry import plan_for
 from mmn_fast.presets import PRESETS
 from mmn_fast.tubes import check_track, row_span, span_ious, tube_iou
+from tests.tolerances import check_close
 
 CELLS = plan_for(PRESETS["hc-stvg"]).cells
 
@@ -37,12 +38,12 @@ def test_golden_overlaps(name: str) -> None:
             case.arrays[f"{query.video_id}.{part}"] for part in ("boxes", "ground_truth", "target_iou")
         )
         found = tube_iou(answer[:, 0], answer[:, 1:], true[:, 0], true[:, 1:])
-        np.testing.assert_allclose(found, case.arrays[f"{query.video_id}.viou_tiou"], atol=1e-6)
+        check_close(found, case.arrays[f"{query.video_id}.viou_tiou"], "golden_viou")
         truth = check_track(true[:, 0], true[:, 1:], "true")
         for tube, target in zip(query.tubes, targets, strict=True):
             track = check_track(tube.frames, tube.boxes, "tube")
             viou, _ = span_ious(truth, track, row_span(len(track[0]), 16, CELLS))
-            np.testing.assert_allclose(viou, target[CELLS[:, 0], CELLS[:, 1]], atol=1e-6)
+            check_close(viou, target[CELLS[:, 0], CELLS[:, 1]], "golden_viou")
 
 
 def test_overlap_counts_both_ends() -> None:

@@ -58,7 +58,8 @@ def predict(
         return
     samples = split.samples(annotations, engine, truth=False)
     with open_split(features, feature_key, engine) as store:
-        report = run(engine, samples, store, output, protocol=protocol, top_k=top_k or 10, **split.while_running())
+        wanted = 10 if top_k is None else top_k
+        report = run(engine, samples, store, output, protocol=protocol, top_k=wanted, **split.while_running())
     skipped = f", {report.num_skipped} videos skipped" if report.num_skipped else ""
     plain = f"{output}: {report.num_videos} videos, {report.num_sentences} sentences{skipped}"
     show(json.dumps(report.to_dict(), indent=2) if as_json else plain)

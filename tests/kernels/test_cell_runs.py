@@ -49,6 +49,7 @@ def test_tiles_are_packed_from_the_front_and_paired(name: str) -> None:
         assert (counts[:-1] > 0).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "most"), [("charades-sta", 1.13), ("activitynet-captions", 1.12), ("tacos", 1.06)])
 def test_few_products_are_wasted(name: str, most: float) -> None:
     plan = PLANS[name]
