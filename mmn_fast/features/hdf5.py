@@ -60,6 +60,35 @@ def read_dataset(node: Any, wanted: Wanted) -> npt.NDArray[Any]:
     return np.asarray(node[()])
 
 
+def read_attribute(node: Any, name: str, where: str) -> str | float | None:
+    """Read an attribute that is one text or one number.
+
+    Args:
+        node: the HDF5 file, group or dataset that has it.
+        name: the attribute's name.
+        where: begins messages.
+
+    Returns:
+        The value; None if there is no such attribute.
+
+    Raises:
+        InputError: the attribute is something else.
+    """
+    import h5py
+
+    if name not in node.attrs:
+        return None
+    header = node.attrs.get_id(name)
+    text = h5py.check_string_dtype(header.dtype) is not None
+    if header.shape != () or not (text or header.dtype.kind in "fiu"):
+        kind = "text" if text else header.dtype
+        raise InputError(f"{inside(where, node)}: {name}: expected one text or one number, got {kind} {header.shape}")
+    value = node.attrs[name]
+    if isinstance(value, bytes):
+        value = value.decode("utf-8", "replace")
+    return value if isinstance(value, str) else float(value)
+
+
 def member(group: Any, name: str, where: str) -> Any:
     """The group's member under a name; soft links are followed only inside the same file.
 

@@ -10,9 +10,11 @@ from typing import Any
 
 import numpy.typing as npt
 
+from mmn_fast.checks import Number
 from mmn_fast.errors import InputError
+from mmn_fast.features.contract import FeatureContract
 from mmn_fast.features.files import check_file, read_file
-from mmn_fast.features.hdf5 import member, read_dataset
+from mmn_fast.features.hdf5 import member, read_attribute, read_dataset
 from mmn_fast.features.limits import Wanted
 from mmn_fast.features.messages import close_to, first_line, is_video, listed, needs_extraction, unreadable_hdf5
 from mmn_fast.storage.files import check_name
@@ -30,7 +32,10 @@ class FeatureStore(ABC):
         path: the file or directory.
         feature_key: the array to take if a video has several.
         width: D, if known; an array that is not [n_src, D] is refused before it is read.
+        contract: how the features were made, if the file says so (`mmn-fast features` writes it); else None.
     """
+
+    contract: FeatureContract | None = None
 
     def __init__(self, path: Path, feature_key: str | None, width: int | None, ids: Collection[str]) -> None:
         self.path = path
@@ -64,12 +69,24 @@ class FeatureStore(ABC):
         Raises:
             InputError: the video does not exist, its features are damaged or not one array, or the store is closed.
         """
+        self._check(vid)
+        return self._read(vid)
+
+    def duration_s(self, vid: str) -> float | None:
+        """A video's length in seconds, if the file says it (`mmn-fast features` writes it); else None.
+
+        Raises:
+            InputError: the video does not exist, the length is no positive number, or the store is closed.
+        """
+        self._check(vid)
+        return None
+
+    def _check(self, vid: str) -> None:
         if self._closed:
             raise InputError(f"video {vid!r}: {self.path} has been closed")
         if vid not in self:
             close = close_to(vid, self._ids) if isinstance(vid, str) else ""
             raise InputError(f"video {vid!r}: not in {self.path}{close}; {listed(self._ids, 'video')}")
-        return self._read(vid)
 
     @abstractmethod
     def _read(self, vid: str) -> npt.NDArray[Any]:
@@ -119,6 +136,9 @@ class _Hdf5Store(FeatureStore):
         try:
             self._file = h5py.File(path, "r")
             ids = sorted(self._file)
+            text = read_attribute(self._file, "feature_contract", f"path: {path}")
+        except InputError:
+            raise
         except (OSError, RuntimeError, KeyError, ValueError) as error:
             being_written = unreadable_hdf5(error)
             if being_written is not None:
@@ -128,6 +148,19 @@ class _Hdf5Store(FeatureStore):
                 f" ({first_line(error)})"
             ) from error
         super().__init__(path, feature_key, width, ids)
+        if text is not None:
+            self.contract = FeatureContract.from_json(str(text), f"path: {path}: feature_contract")
+
+    def duration_s(self, vid: str) -> float | None:
+        self._check(vid)
+        where = f"video {vid!r}: {self.path}"
+        try:
+            value = read_attribute(member(self._file, vid, where), "duration_s", where)
+        except InputError:
+            raise
+        except Exception as error:  # see read_file
+            raise InputError(f"{where}: truncated or damaged ({first_line(error)})") from error
+        return None if value is None else Number(0, above=True)(value, f"{where}: duration_s")
 
     def _read(self, vid: str) -> npt.NDArray[Any]:
         where = f"video {vid!r}: {self.path}"

@@ -9,11 +9,16 @@ Symbols: F frames, K channels, n_clips clips.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+
 import numpy as np
 import numpy.typing as npt
 
 from mmn_fast.arrays import Float32, Float64, Int64, Uint8
 from mmn_fast.errors import InputError
+from mmn_fast.features.contract import FeatureContract
+from mmn_fast.features.extractors.base import Extractor, check_frame
+from mmn_fast.features.extractors.options import ExtractorOptions
 
 _HUES = 12
 CHANNELS = _HUES + 1
@@ -24,6 +29,9 @@ _FAINT = 0.08  # pixels of less weight than this are background
 _LOOKS_WEIGHT = 0.4  # rows are normalised before use: looks must not drown the changes
 _STEEP = 0.06  # neighbouring pixels that differ by more are at an outline
 _FOLDS = (2, 3, 4, 5)
+_AT_ONCE = 64  # frames that a stream describes at once: 3 MB of the shrunk frames
+# The decoder shrinks larger frames to this side, and `_shrunk` averages them to a quarter of it.
+_MAX_SIDE = 4 * _LONGEST_SIDE
 
 # Measurements of each channel, per clip. Rates are in frame widths, or natural logarithms, per second.
 LOOKS = ("amount", "x", "y", "size", "2-fold", "3-fold", "4-fold", "5-fold", "hollow", "border")
@@ -81,18 +89,88 @@ class PixelFeatures:
             raise InputError(
                 f"frames: expected uint8 [F, H, W, 3] with F, H, W >= 1, got {frames.dtype} {list(frames.shape)}"
             )
-        looks, spin, tint = _looks(_shrunk(frames))
-        changes = _changes(looks, spin, tint, self.fps)
-        described = np.concatenate([_LOOKS_WEIGHT * looks, changes], axis=-1)
-        form = looks[..., [LOOKS.index(name) for name in _FORMS]]
-        deed = changes[..., [CHANGES.index(name) for name in _DEEDS]]
-        both = np.einsum("fkm,fkn->fmn", form, deed)
-        rows = np.concatenate([described.reshape(len(frames), -1), both.reshape(len(frames), -1)], axis=1)
+        return self._clip_means(_frame_rows(_shrunk(frames), self.fps))
+
+    def stream(self, frames: Iterable[Uint8]) -> Iterator[Float32]:
+        """Describe a video whose frames arrive one by one: the rows of `__call__`, and at most some 64 frames are kept.
+
+        Args:
+            frames: uint8 [H, W, 3], RGB, all of one size.
+
+        Yields:
+            float32 [k, D], k >= 1, in order.
+
+        Raises:
+            InputError: a frame is something else.
+        """
+        count = self.clip_frames * max(_AT_ONCE // self.clip_frames, 1)
+        first: Uint8 | None = None
+        window: list[Float32] = []
+        known = 0  # frames at the window's start that have been described: a row depends on the frame before it
+        for frame in frames:
+            frame = check_frame(frame, first)
+            first = frame if first is None else first
+            window.append(_shrunk(frame[None])[0])
+            if len(window) == known + count + 1:  # a row depends on the frame after it, too
+                rows = _frame_rows(np.stack(window), self.fps)
+                yield self._clip_means(rows[known : known + count])
+                window = window[known + count - 1 :]
+                known = 1
+        if len(window) > known:
+            yield self._clip_means(_frame_rows(np.stack(window), self.fps)[known:])
+
+    def _clip_means(self, rows: Float32) -> Float32:
         starts = np.arange(0, len(rows), self.clip_frames)
         sums = np.add.reduceat(rows, starts, axis=0)
         counts = np.diff(np.append(starts, len(rows)))
         means: Float32 = np.ascontiguousarray(sums / counts[:, None], np.float32)
         return means
+
+
+class PixelExtractor(Extractor):
+    """`PixelFeatures` as an extractor, for the demo's models.
+
+    Args:
+        place: nothing; this extractor has no weights.
+        options: `fps` and `clip_frames` choose those of `PixelFeatures`.
+
+    Raises:
+        InputError: an option is given that this extractor does not have.
+    """
+
+    max_side = _MAX_SIDE
+
+    def __init__(self, place: str, options: ExtractorOptions) -> None:
+        reasons = {"output": "has one output", "batch_size": "takes frames as they come"}
+        options.refuse("pixels", **reasons)
+        if options.device not in ("auto", "cpu"):
+            raise InputError(f"device: the extractor 'pixels' runs on a CPU, got {options.device!r}")
+        if options.precision not in ("auto", "fp32"):
+            raise InputError(f"precision: the extractor 'pixels' computes in fp32, got {options.precision!r}")
+        fps = 8.0 if options.fps is None else options.fps
+        self._features = PixelFeatures(fps, 2 if options.clip_frames is None else options.clip_frames)
+        clip_frames = self._features.clip_frames
+        if options.stride not in (None, clip_frames):
+            raise InputError(f"stride: expected {clip_frames}, as clip_frames, got {options.stride}")
+        self.threads = options.threads or 0
+        self.contract = FeatureContract(
+            "pixels", fps, clip_frames, clip_frames, PixelFeatures.width, resize={"max_side": _MAX_SIDE}
+        )
+
+    def stream(self, frames: Iterable[Uint8]) -> Iterator[Float32]:
+        return self._features.stream(frames)
+
+
+def _frame_rows(frames: Float32, fps: float) -> Float32:
+    """A row per frame, from the frames before and after; `frames` come from `_shrunk`."""
+    looks, spin, tint = _looks(frames)
+    changes = _changes(looks, spin, tint, fps)
+    described = np.concatenate([_LOOKS_WEIGHT * looks, changes], axis=-1)
+    form = looks[..., [LOOKS.index(name) for name in _FORMS]]
+    deed = changes[..., [CHANGES.index(name) for name in _DEEDS]]
+    both = np.einsum("fkm,fkn->fmn", form, deed)
+    rows: Float32 = np.concatenate([described.reshape(len(frames), -1), both.reshape(len(frames), -1)], axis=1)
+    return rows
 
 
 def _shrunk(frames: Uint8) -> Float32:
