@@ -29,10 +29,12 @@ from mmn_fast.checks import (
     shown,
 )
 from mmn_fast.errors import InputError
-from mmn_fast.official_yaml import LOSS_KEYS, PRESET_KEYS, RECIPE_KEYS, read_official
+from mmn_fast.preset_files.official import LOSS_KEYS, PRESET_KEYS, RECIPE_KEYS, read_official
+from mmn_fast.preset_files.own import is_own, own_preset
 from mmn_fast.recipes import LOSS_RULES, RECIPE_RULES
 from mmn_fast.recipes import LossParams as LossParams  # re-exported: one import gives all types of a preset's values
 from mmn_fast.recipes import Recipe as Recipe
+from mmn_fast.storage.documents import read_yaml
 from mmn_fast.storage.files import check_name
 from mmn_fast.text_config import TextEncoderConfig as TextEncoderConfig
 
@@ -369,10 +371,11 @@ _OFFICIAL_NAMES = {
 
 
 def get_preset(preset: str | Path | Preset) -> Preset:
-    """Find a preset by name, read one from an official YAML file, or pass a preset through.
+    """Find a preset by name, read one from a YAML file, or pass a preset through.
 
     Args:
-        preset: a key of `PRESETS`, the path of an official MMN or MMN-STVG YAML file, or a `Preset`.
+        preset: a key of `PRESETS`, the path of a YAML file (an official one of MMN or MMN-STVG, or one's own, which
+            `mmn-fast preset new` writes and which has the key `mmn_fast_preset`), or a `Preset`.
 
     Raises:
         InputError: the name or file does not exist, or the file's values do not make a model.
@@ -384,7 +387,8 @@ def get_preset(preset: str | Path | Preset) -> Preset:
         return PRESETS[str(preset)]
     path = Path(preset)
     if path.suffix.lower() in (".yaml", ".yml"):
-        return read_official_yaml(path)
+        tree = read_yaml(path, f"preset: {path}")
+        return own_preset(tree, path, Preset.from_dict, PRESETS) if is_own(tree) else _official(tree, path)
     raise InputError(f"preset: expected one of {', '.join(PRESETS)}, a .yaml file or a Preset, got {str(preset)!r}")
 
 
@@ -398,7 +402,11 @@ def read_official_yaml(path: str | Path) -> Preset:
         InputError: the file is missing, is no official configuration, or its values do not make a model.
     """
     path = Path(path)
-    config = read_official(path)
+    return _official(read_yaml(path, f"preset: {path}"), path)
+
+
+def _official(tree: object, path: Path) -> Preset:
+    config = read_official(tree, path)
     where = f"preset: {path}"
 
     def checked(keys: dict[str, str], rules: dict[str, Rule]) -> dict[str, Any]:

@@ -58,6 +58,7 @@ SLOW = {
     "demo.md",
     "features.md",
     "tubes.md",
+    "presets.md",
 }  # over a second of processor time
 _BLOCK = re.compile(r"(?:^<!-- parsed only: ([^\n]+) -->\n)?^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")

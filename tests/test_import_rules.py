@@ -20,7 +20,7 @@ PACKAGE = Path(mmn_fast.__file__).parent
 # a package's name stands for all of its modules. CONTRIBUTING.md describes each rung.
 LADDER = {
     "values": (
-        "version errors arrays precisions checks types tubes process storage embeddings buckets official_yaml recipes"
+        "version errors arrays precisions checks types tubes process storage embeddings buckets preset_files recipes"
         " text_config presets"
     ),
     "geometry": "geometry geometry_crops",

@@ -29,7 +29,7 @@ def convert(
     output: Annotated[Path, typer.Option("--output", "-o", help="Directory to create; must not exist.")],
     preset: Annotated[
         str | None,
-        typer.Option("--preset", help="Preset or official YAML file; a file of train --official-pth needs none."),
+        typer.Option("--preset", help="Preset or its YAML file; a file of train --official-pth needs none."),
     ] = None,
     tokenizer: Annotated[
         str | None,

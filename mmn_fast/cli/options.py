@@ -21,7 +21,8 @@ Model = Annotated[
     typer.Option("--model", "-m", help="Converted directory, hub id, or official .pth; default $MMN_FAST_MODEL."),
 ]
 PresetOption = Annotated[
-    str | None, typer.Option("--preset", help="Preset or official YAML file; needed for a .pth file.")
+    str | None,
+    typer.Option("--preset", help="Preset, or a YAML file (official, or of `preset new`); needed for a .pth file."),
 ]
 TokenizerOption = Annotated[
     str | None,
@@ -133,6 +134,13 @@ def integers(option: str, text: str) -> tuple[int, ...]:
         return tuple(int(word) for word in text.split(",") if word.strip())
     except ValueError:
         raise InputError(f"{option}: expected integers separated by commas, got {text!r}") from None
+
+
+def numbers(option: str, text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(word) for word in text.split(",") if word.strip())
+    except ValueError:
+        raise InputError(f"{option}: expected numbers separated by commas, got {text!r}") from None
 
 
 def check_html(path: Path | None) -> None:

@@ -136,12 +136,12 @@ class RecipeOptions:
         float | None, typer.Option("--contrastive-weight", help="Weight of the contrastive terms beside the iou loss.")
     ] = None
 
-    def applied_to(self, recipe: Recipe) -> Recipe:
-        """Return the recipe with the given options in place of its values."""
+    def applied_to(self, recipe: Recipe, **read: Any) -> Recipe:
+        """Return the recipe with the given options in place of its values; `read` has options that were parsed."""
         given: dict[str, Any] = {name: value for name, value in vars(self).items() if value is not None}
         if self.milestones is not None:
             given["milestones"] = integers("--milestones", self.milestones)
-        return dataclasses.replace(recipe, **given)
+        return dataclasses.replace(recipe, **(given | read))
 
 
 @dataclass(frozen=True)
@@ -186,7 +186,7 @@ class LoopOptions:
 @app.command()
 def train(
     *,
-    preset: Annotated[str, typer.Option("--preset", help="Preset or official YAML file.")],
+    preset: Annotated[str, typer.Option("--preset", help="Preset, or a YAML file: official, or of `preset new`.")],
     data: DataOptions,
     start: StartOptions,
     recipe: RecipeOptions,

@@ -13,7 +13,7 @@ from typing import Any
 
 from mmn_fast.checks import nearest, shown
 from mmn_fast.errors import InputError
-from mmn_fast.storage.documents import read_yaml
+from mmn_fast.preset_files.own import MARK
 
 # Defaults of values that a file may leave out (`config/defaults.py` of MMN and MMN-STVG, which differ in four values).
 # Keys without a section, and FEATPOOL, FEAT2D, TEXT_ENCODER, PREDICTOR and LOSS, are below MODEL.MMN or MODEL.TAN.
@@ -125,23 +125,24 @@ class OfficialConfig:
         return _full_key(key, self.family)
 
 
-def read_official(path: str | Path) -> OfficialConfig:
-    """Read a configuration file of MMN or MMN-STVG.
+def read_official(tree: object, path: str | Path) -> OfficialConfig:
+    """Read the content of a configuration file of MMN or MMN-STVG.
 
     Args:
-        path: the YAML file.
+        tree: the content of the YAML file.
+        path: the file, for messages.
 
     Raises:
-        InputError: the file is missing, is no YAML or no official configuration, or has a key that the official program
-            does not know (the message names the nearest known key).
+        InputError: the file is no official configuration, or has a key that the official program does not know (the
+            message names the nearest known key).
     """
     where = f"preset: {path}"
-    tree = read_yaml(path, where)
     model = tree.get("MODEL") if isinstance(tree, dict) else None
     found = [name for name in _FAMILIES if isinstance(model, dict) and name in model]
     if len(found) != 1:
-        both = ", got both" if found else ""
-        raise InputError(f"{where}: expected an official configuration with MODEL.MMN or MODEL.TAN{both}")
+        got = ", got both" if found else f"; a preset file of your own has the key {MARK}"
+        raise InputError(f"{where}: expected an official configuration with MODEL.MMN or MODEL.TAN{got}")
+    assert isinstance(tree, dict)
     family, stvg = found[0], found[0] == "TAN"
     values = _DEFAULTS | (_STVG_DEFAULTS if stvg else {})
     known = {_full_key(key, family): key for key in (*values, *_UNREAD, *(_STVG_UNREAD if stvg else ()))}

@@ -1,0 +1,1 @@
+"""The commands about presets: list, show, new."""
