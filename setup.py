@@ -97,6 +97,7 @@ setup(
         "tensorrt": ["tensorrt", "cuda-bindings"],
         "train": ["transformers>=4.44", "tensorboard"],
         "serve": ["litserve"],
+        "video": ["av>=18"],  # its wheels bring FFmpeg
         "viz": ["cairosvg"],
         "test": [
             *(
@@ -109,6 +110,7 @@ setup(
                 "onnx",
                 "onnxruntime",
                 "onnxscript",
+                "av>=18",
             ),
             "triton==3.6.*",  # Triton's interpreter and ahead-of-time compiler need no GPU
             "tritonclient[grpc]",  # holds the official protobuf of Triton's config files

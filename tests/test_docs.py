@@ -42,6 +42,7 @@ from mmn_fast.presets import PRESETS, PUBLISHED_FEATURES
 from mmn_fast.process import environment
 from tests.gpu_engines import Models, gpu_engine
 from tests.test_import_rules import LADDER
+from tests.videos import write_video
 
 ROOT = Path(__file__).parents[1]
 README, CONTRIBUTING = ROOT / "README.md", ROOT / "CONTRIBUTING.md"
@@ -285,6 +286,8 @@ def test_examples_run(
     examples = [block for block in blocks(page) if not block.reason]
     if any("mmn-charades" in block.text for block in examples):
         _write_stand_ins(golden_model("charades_small"))
+    if any('"clip.mp4"' in block.text for block in examples):
+        write_video(Path("clip.mp4"))
     if any("mmn-hcstvg" in block.text for block in examples):
         _write_tubes(golden_model("hcstvg_small"))
     if any("mmn-fast export" in block.text for block in examples):

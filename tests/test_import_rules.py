@@ -25,7 +25,7 @@ LADDER = {
     ),
     "geometry": "geometry geometry_crops",
     "kernels": "kernels",
-    "model": "weights tokenizer features text_encoder model postprocess artifact checkpoint request",
+    "model": "weights tokenizer media features text_encoder model postprocess artifact checkpoint request",
     "runtime": "runtime",
     "backends": "backends",
     "engine": "origin engine_tubes engine",

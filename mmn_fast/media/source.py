@@ -1,0 +1,212 @@
+"""One pass over a file's video stream: packets in, decoded frames out, in the order in which they are shown."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from mmn_fast.errors import InputError
+from mmn_fast.media.container import av_module, choose_stream, open_container, why
+from mmn_fast.media.info import promised_duration, stream_duration
+from mmn_fast.media.losses import Losses
+from mmn_fast.media.plan import Action, OddStampsError, Plan
+from mmn_fast.media.times import LONGEST_S
+
+_SILENCE_S = 60.0
+"""Longest time without a frame. A file may hold hours of packets that no decoder understands."""
+_MOST_FAILURES = 1000  # of the container, one after another: then the rest of the file is given up
+_WHOLE_GROUPS = frozenset(
+    ("h264", "hevc", "vp9", "av1", "mpeg1video", "mpeg2video", "mpeg4", "mjpeg", "prores", "dnxhd", "ffv1")
+)
+"""Codecs whose decoders start afresh at any key packet. VP8's packets may hold frames that are never shown."""
+_FREE_FRAMES = frozenset(("h264", "mpeg1video", "mpeg2video", "mpeg4"))
+"""Codecs whose decoders know by a frame's header that no frame refers to it (FFmpeg's skip_frame=nonref)."""
+_PROMISES = frozenset(("matroska,webm", "avi", "flv", "asf"))
+"""Containers whose header names a duration and that have no list of all frames to compare with."""
+
+
+class Source:
+    """An open file, its decoder and what was lost so far; used for one pass.
+
+    Attributes:
+        container: PyAV's container.
+        stream: its video stream.
+        losses: damage that was met so far.
+    """
+
+    def __init__(self, path: Path, threads: int, *, skipping: bool = True) -> None:
+        """Open a file.
+
+        Args:
+            path: a local file.
+            threads: threads of the decoder, at least 1.
+            skipping: packets that no wanted time needs may be left out.
+
+        Raises:
+            InputError: as `container.open_container` and `choose_stream`, or the decoder cannot start.
+        """
+        self.container = open_container(path)
+        try:
+            self.stream = choose_stream(self.container, path)
+            self._context = self.stream.codec_context
+            self._context.thread_count = threads
+            self._context.thread_type = "AUTO"
+            self._context.options = {"max_pixels": str(2**26)}
+            self._open_decoder(path)
+        except BaseException:
+            self.container.close()
+            raise
+        self.losses = Losses()
+        self._path, self._av = path, av_module()
+        tick = self.stream.time_base
+        codec = self._context.codec.canonical_name
+        self._plan = Plan(
+            frames=skipping and (codec in _FREE_FRAMES or (codec == "hevc" and self._has_one_layer())),
+            groups=skipping and codec in _WHOLE_GROUPS,
+            longest_ticks=int(LONGEST_S / tick),
+        )
+        self._num_packets, self._num_listed = 0, self._listed()
+        self._since = time.monotonic()
+        self._skip = "DEFAULT"
+
+    def begin(self, origin: int | None, wanted: Callable[[int, int], bool]) -> None:
+        """Say which frames are wanted, after the first frame came: see `Plan.begin`."""
+        self._plan.begin(origin, wanted)
+
+    @property
+    def skipped(self) -> bool:
+        """Whether any packet was not decoded in full."""
+        return self._plan.skipped
+
+    def check(self, stamp: int | None, at: Callable[[int], bool]) -> None:
+        """Refuse to give a frame in the place of one that the decoder dropped: see `Plan.lost`.
+
+        Raises:
+            OddStampsError: it was dropped.
+        """
+        if self.skipped and (stamp is None or self._plan.lost(stamp, at)):
+            raise OddStampsError
+
+    def frames(self) -> Iterator[Any]:
+        """Yield the decoded frames (PyAV's `VideoFrame`) in the order in which they are shown.
+
+        Raises:
+            InputError: no frame came for a minute, or the packets are encrypted.
+            OddStampsError: packets were left out that should not have been.
+        """
+        for packet in self._packets():
+            for held, action in self._plan.put(packet):
+                yield from self._decode(held, action)
+        for held, action in self._plan.finish():
+            yield from self._decode(held, action)
+        yield from self._drain()
+
+    def finish(self, end_s: float, jumps: int) -> None:
+        """Complete the losses, after the last frame.
+
+        Args:
+            end_s: the end of the video, in seconds after its first frame.
+            jumps: leaps of the time stamps.
+        """
+        self.losses.jumps = jumps
+        self.losses.missing = max(0, self._num_listed - self._num_packets)
+        if self.container.format.name in _PROMISES and not jumps:
+            alone = len(self.container.streams) == 1
+            promised = (promised_duration(self.container, self.stream) if alone else stream_duration(self.stream)) or 0
+            # A header may count from the file's start, or round to whole seconds.
+            if promised - end_s > max(1.0, 0.02 * promised):
+                self.losses.short_s = promised - end_s
+
+    def close(self) -> None:
+        """Close the file."""
+        self.container.close()
+
+    def _open_decoder(self, path: Path) -> None:
+        av = av_module()
+        try:
+            self._context.open(strict=False)
+        except av.FFmpegError as error:
+            name = self._context.name
+            raise InputError(f"{path}: expected a video, got one that decoder {name} refuses: {why(error)}") from error
+
+    def _listed(self) -> int:
+        """Number of packets in the file's index, for containers whose index lists all of them; else 0."""
+        whole = self.container.format.name.startswith("mov,")
+        return len(self.stream.index_entries) if whole else 0
+
+    def _has_one_layer(self) -> bool:
+        """Whether an HEVC stream has one temporal layer: only then no frame refers to its "non-reference" frames."""
+        extra = self._context.extradata
+        return bool(extra) and len(extra) > 22 and extra[0] == 1 and (extra[21] >> 3) & 7 == 1  # hvcC
+
+    def _packets(self) -> Iterator[Any]:
+        """Yield the stream's packets; go on after failures of the container."""
+        failures = 0
+        while failures < _MOST_FAILURES:
+            try:
+                for packet in self.container.demux(self.stream):
+                    if packet.size == 0:
+                        continue  # PyAV's mark of the end, or an empty packet ("as before") of AVI
+                    failures = 0
+                    self._num_packets += 1
+                    self._check_packet(packet)
+                    yield packet
+                return
+            except self._av.FFmpegError:
+                failures += 1
+                self._lose(unread=1)
+            self._check_silence()
+
+    def _check_packet(self, packet: Any) -> None:
+        if packet.has_sidedata("encryption_info") or packet.has_sidedata("encryption_init_info"):
+            raise InputError(f"{self._path}: expected a video, got an encrypted one")
+        self._check_silence()
+
+    def _check_silence(self) -> None:
+        if time.monotonic() - self._since > _SILENCE_S:
+            raise InputError(f"{self._path}: no frame could be decoded in {_SILENCE_S:.0f} seconds")
+
+    def _decode(self, packet: Any, action: Action) -> Iterator[Any]:
+        if action is Action.DROP:
+            self._since = time.monotonic()
+            return
+        if action is Action.RESTART:
+            yield from self._drain()
+            self._context.flush_buffers()
+        skip = "NONREF" if action is Action.IF_REFERENCE else "DEFAULT"
+        if skip != self._skip:
+            self._context.skip_frame = self._skip = skip
+        try:
+            found = self._context.decode(packet)
+        except self._av.FFmpegError:
+            self._lose(packets=1)
+            return
+        yield from self._seen(found)
+
+    def _drain(self) -> Iterator[Any]:
+        """Yield the frames that the decoder still holds."""
+        try:
+            found = self._context.decode(None)
+        except self._av.EOFError:
+            return
+        except self._av.FFmpegError:
+            self._lose(packets=1)
+            return
+        yield from self._seen(found)
+
+    def _seen(self, frames: list[Any]) -> Iterator[Any]:
+        for frame in frames:
+            if frame.is_corrupt:
+                self._lose(frames=1)
+            self._plan.forget(frame.pts)
+            yield frame
+            self._since = time.monotonic()  # the time of the caller does not count
+
+    def _lose(self, *, packets: int = 0, frames: int = 0, unread: int = 0) -> None:
+        if self.skipped:
+            raise OddStampsError  # damage is counted in the whole file, so the whole file is decoded
+        self.losses.packets += packets
+        self.losses.frames += frames
+        self.losses.unread += unread
