@@ -12,7 +12,8 @@ from mmn_fast.process.environment import configure_logging
 
 if TYPE_CHECKING:
     from mmn_fast.backends.registry import available_backends
-    from mmn_fast.engine import Engine, ground, load
+    from mmn_fast.engine import Engine, load
+    from mmn_fast.kept_engines import ground
     from mmn_fast.presets import PRESETS
     from mmn_fast.tubes import Tube, TubeMoment, TubeQuery
     from mmn_fast.types import Moment, Query, Video
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "load": "engine",
-    "ground": "engine",
+    "ground": "kept_engines",
     "Engine": "engine",
     "Video": "types",
     "Query": "types",

@@ -30,6 +30,15 @@ _ITEM_RULES: dict[str, Rule] = {
     "video_ids": Text(least=0, most=2**20),
     "sentences": Text(least=0, most=2**26),
 }
+_MAX_WINDOWS = 10_000_000
+_SECONDS = Number(0)
+
+
+def _window(value: object, where: str) -> tuple[float, float]:
+    """Rule for the start and the length of a window."""
+    start_s, length_s = Each(_SECONDS, least=2, most=2)(value, where)
+    return start_s, _ITEM_RULES["durations_s"](length_s, where)
+
 
 _Self = TypeVar("_Self", bound="_Embeddings")
 
@@ -62,9 +71,23 @@ class _Embeddings:
             IndexError: an item does not exist.
         """
         chosen = index if isinstance(index, slice) else np.atleast_1d(index if np.size(index) else np.empty(0, np.intp))
-        rows = np.arange(len(self))[chosen].tolist()
-        extra = {name: tuple(getattr(self, name)[i] for i in rows) for name in self._per_item}
+        items = np.arange(len(self))[chosen].tolist()
+        extra = {name: tuple(getattr(self, name)[i] for i in items) for name in self._per_item} | self._more_of(items)
+        rows = self._rows_of(items)
         return type(self)(contrastive=self.contrastive[rows], iou=self.iou[rows], fingerprint=self.fingerprint, **extra)
+
+    def _rows_of(self, items: list[int]) -> list[int]:
+        """The rows of the arrays that hold some items."""
+        return items
+
+    def _more_of(self, items: list[int]) -> dict[str, Any]:
+        """Fields of some items that `_per_item` does not name."""
+        return {}
+
+    @classmethod
+    def _more_of_parts(cls: type[_Self], parts: Sequence[_Self]) -> dict[str, Any]:
+        """Fields of joined parts that `_per_item` does not name."""
+        return {}
 
     def __repr__(self) -> str:
         names = reprlib.repr(list(getattr(self, self._per_item[-1])))
@@ -101,6 +124,7 @@ class _Embeddings:
         contrastive.flags.writeable = any(part.contrastive.flags.writeable for part in parts)
         iou.flags.writeable = any(part.iou.flags.writeable for part in parts)
         extra = {name: tuple(value for part in parts for value in getattr(part, name)) for name in cls._per_item}
+        extra |= cls._more_of_parts(parts)
         return cls(contrastive=contrastive, iou=iou, fingerprint=first.fingerprint, **extra)
 
     def __add__(self: _Self, other: _Self) -> _Self:
@@ -120,7 +144,7 @@ class _Embeddings:
         from safetensors.numpy import save
 
         meta = {"kind": self._kind, "fingerprint": self.fingerprint}
-        meta |= {name: json.dumps(getattr(self, name)) for name in self._texts()}
+        meta |= {name: json.dumps(getattr(self, name)) for name in (*self._texts(), *self._texts_if_any())}
         arrays = {name: np.ascontiguousarray(array) for name, array in self._arrays().items()}
         meta[_CHECKSUM] = _checksum(arrays, meta)
         write_whole(path, save(arrays, metadata=meta), overwrite=True)
@@ -162,14 +186,27 @@ class _Embeddings:
         """The fields that `save` writes as text."""
         return cls._per_item
 
+    def _texts_if_any(self) -> tuple[str, ...]:
+        """Fields that `save` writes as text only if they say something."""
+        return ()
+
     @classmethod
     def _from_file(
-        cls: type[_Self], arrays: Mapping[str, Any], meta: Mapping[str, str], where: str, **more: Any
+        cls: type[_Self],
+        arrays: Mapping[str, Any],
+        meta: Mapping[str, str],
+        where: str,
+        items: int | None = None,
+        **more: Any,
     ) -> _Self:
-        """Check a file's content and make embeddings from it, and from the fields that a subclass has read."""
+        """Check a file's content and make embeddings from it, and from the fields that a subclass has read.
+
+        `items` is the number of items; None means one per row of the arrays.
+        """
         check_keys(arrays, ("contrastive", "iou"), where)
         meta = check_keys(meta, ("kind", "fingerprint", *cls._texts()), where)
         shape = arrays["contrastive"].shape
+        count = shape[0] if items is None else items
         for name, array in arrays.items():
             if array.dtype != np.float32 or array.ndim != cls._axes or array.shape != shape:
                 expected = f"float32 of {cls._axes} axes, both branches alike"
@@ -178,7 +215,7 @@ class _Embeddings:
                 raise InputError(f"{where}: {name} holds NaN or infinite values")
         per_item = dict(more)
         for name in cls._texts():
-            rule = Each(_ITEM_RULES[name], least=shape[0], most=shape[0])
+            rule = Each(_ITEM_RULES[name], least=count, most=count)
             per_item[name] = rule(parse_json(meta[name], f"{where}: {name}"), f"{where}: {name}")
         fingerprint = Text()(meta["fingerprint"], f"{where}: fingerprint")
         return cls(contrastive=arrays["contrastive"], iou=arrays["iou"], fingerprint=fingerprint, **per_item)
@@ -192,20 +229,65 @@ def _checksum(arrays: Mapping[str, npt.NDArray[Any]], meta: Mapping[str, str]) -
 class VideoEmbeddings(_Embeddings):
     """Joint-space embeddings of every proposal of some videos.
 
+    The items are videos. A video that was cut into windows has a row of the arrays per window, one after the other;
+    without windows W is B.
+
     Attributes:
-        contrastive: float32 [B, P, J], unit norm over J.
-        iou: float32 [B, P, J], unit norm over J.
+        contrastive: float32 [W, P, J], unit norm over J.
+        iou: float32 [W, P, J], unit norm over J.
         fingerprint: identifies the model; embeddings of two models are never scored together.
         durations_s: one duration in seconds per video.
         video_ids: one name per video.
+        windows: per video the (start, length) of each of its windows, seconds; empty if no video was cut.
     """
 
     durations_s: tuple[float, ...] = field(default=())
     video_ids: tuple[str, ...] = field(default=())
+    windows: tuple[tuple[tuple[float, float], ...], ...] = field(default=())
 
     _kind: ClassVar[str] = "mmn_fast video embeddings"
     _per_item: ClassVar[tuple[str, ...]] = ("durations_s", "video_ids")
     _axes: ClassVar[int] = 3
+
+    def __len__(self) -> int:
+        return len(self.windows) or len(self.contrastive)
+
+    @property
+    def spans(self) -> tuple[tuple[tuple[float, float], ...], ...]:
+        """`windows`; a video that was not cut is one window from 0 to its end."""
+        return self.windows or tuple(((0.0, duration_s),) for duration_s in self.durations_s)
+
+    def _rows_of(self, items: list[int]) -> list[int]:
+        if not self.windows:
+            return items
+        ends = np.cumsum([len(spans) for spans in self.windows]).tolist()
+        return [row for item in items for row in range(ends[item] - len(self.windows[item]), ends[item])]
+
+    def _more_of(self, items: list[int]) -> dict[str, Any]:
+        return {"windows": tuple(self.windows[item] for item in items) if self.windows else ()}
+
+    @classmethod
+    def _more_of_parts(cls, parts: Sequence[VideoEmbeddings]) -> dict[str, Any]:
+        cut = any(part.windows for part in parts)
+        return {"windows": tuple(spans for part in parts for spans in part.spans) if cut else ()}
+
+    def _texts_if_any(self) -> tuple[str, ...]:
+        return ("windows",) if self.windows else ()
+
+    @classmethod
+    def _from_file(
+        cls, arrays: Mapping[str, Any], meta: Mapping[str, str], where: str, items: int | None = None, **more: Any
+    ) -> VideoEmbeddings:
+        if "windows" not in meta:
+            return super()._from_file(arrays, meta, where)
+        meta, where_windows = dict(meta), f"{where}: windows"
+        rule = Each(Each(_window, most=_MAX_WINDOWS), most=_MAX_WINDOWS)
+        windows = rule(parse_json(meta.pop("windows"), where_windows), where_windows)
+        rows = sum(map(len, windows))
+        if rows != len(arrays.get("contrastive", ())):
+            found = len(arrays.get("contrastive", ()))
+            raise InputError(f"{where_windows}: expected as many windows as rows of the arrays, {found}, got {rows}")
+        return super()._from_file(arrays, meta, where, items=len(windows), windows=windows)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -259,7 +341,9 @@ class TubeEmbeddings(_Embeddings):
         return ("video_ids",)
 
     @classmethod
-    def _from_file(cls, arrays: Mapping[str, Any], meta: Mapping[str, str], where: str, **more: Any) -> TubeEmbeddings:
+    def _from_file(
+        cls, arrays: Mapping[str, Any], meta: Mapping[str, str], where: str, items: int | None = None, **more: Any
+    ) -> TubeEmbeddings:
         check_keys(arrays, ("contrastive", "iou", "frames", "boxes", "rows"), where)
         rest = {name: arrays[name] for name in ("contrastive", "iou")}
         rows, frames = arrays["rows"], arrays["frames"]

@@ -22,8 +22,7 @@ from mmn_fast.kernels import host
 from mmn_fast.origin import Origin, absolute
 from mmn_fast.postprocess import fuse_scores, to_moments
 from mmn_fast.presets import PUBLISHED_FEATURES, Preset
-from mmn_fast.process.environment import default_model, requested_threads
-from mmn_fast.process.once import Once
+from mmn_fast.process.environment import requested_threads
 from mmn_fast.request import (
     Request,
     VideoInput,
@@ -36,6 +35,9 @@ from mmn_fast.request import (
 )
 from mmn_fast.types import Moment, Query, ScoreMaps, Video
 from mmn_fast.version import __version__
+from mmn_fast.windows.calls import WindowGrounding
+from mmn_fast.windows.cuts import checked_windows
+from mmn_fast.windows.grounding import moments_of_video
 
 
 def load(
@@ -109,7 +111,7 @@ def load(
     return Engine(loaded, running, passed_over=choice.passed_over, progress=progress, origin=origin)
 
 
-class Engine(TubeGrounding):
+class Engine(TubeGrounding, WindowGrounding):
     """A loaded model, safe to call from several threads. It is immutable: `copy.copy` and `copy.deepcopy` return it.
 
     A pickle takes a few hundred bytes: the model's absolute path (or "demo", or a hub id), its fingerprint, the chosen
@@ -158,12 +160,23 @@ class Engine(TubeGrounding):
     def __deepcopy__(self, memo: object) -> Engine:
         return self
 
-    def ground(self, batch: Iterable[Query], top_k: int = 5) -> list[list[list[Moment]]]:
+    def ground(
+        self,
+        batch: Iterable[Query],
+        top_k: int = 5,
+        *,
+        window_s: float | None = None,
+        overlap: float | None = None,
+    ) -> list[list[list[Moment]]]:
         """Find the moments that sentences describe.
 
         Args:
             batch: any number of queries; a repeated video is encoded once.
             top_k: moments per sentence, >= 1.
+            window_s: cut videos that are longer than this many seconds into windows of this length, at boundaries of
+                feature rows, and merge their moments by the preset's suppression; no moment is longer than a window.
+                None cuts no video.
+            overlap: share of a window that the next one repeats, 0 <= overlap < 1; None takes 0.5.
 
         Returns:
             `result[v][s]`: moments of sentence s of query v, best first, after non-maximum suppression; it can leave
@@ -172,7 +185,12 @@ class Engine(TubeGrounding):
         Raises:
             InputError: a query cannot be used; the message names the query and what is wrong with it.
         """
-        top_k = self._moments_wanted(top_k)
+        windows = checked_windows(window_s, overlap, self.preset)
+        if windows is not None:
+            return self._ground_windows(batch, windows, check_top_k(top_k), self._ground)
+        return self._ground(batch, self._moments_wanted(top_k))
+
+    def _ground(self, batch: Iterable[Query], top_k: int) -> list[list[list[Moment]]]:
         request = self._request(batch, self._backend.video_input)
         chosen, scores = self._backend.ground(request, top_k)
         return [
@@ -184,6 +202,9 @@ class Engine(TubeGrounding):
 
     def score_maps(self, batch: Iterable[Query]) -> list[ScoreMaps]:
         """Score every proposal of every query, without selection.
+
+        There are no maps of a whole long video: a map belongs to one window. `windows.cut_video` gives the windows of
+        a video as videos, which this call takes.
 
         Args:
             batch: any number of queries.
@@ -202,11 +223,15 @@ class Engine(TubeGrounding):
             scores[number] = contrastive, iou, fuse_scores(contrastive, iou, self.preset)
         return [ScoreMaps(*maps, cells=self._plan.cells.copy()) for maps in scores]
 
-    def encode_video(self, videos: Iterable[Video]) -> VideoEmbeddings:
+    def encode_video(
+        self, videos: Iterable[Video], *, window_s: float | None = None, overlap: float | None = None
+    ) -> VideoEmbeddings:
         """Embed every proposal of some videos; the embeddings serve any number of sentences later.
 
         Args:
             videos: any number of videos.
+            window_s: cut longer videos into windows, as for `ground`; the embeddings keep where each window lies.
+            overlap: as for `ground`.
 
         Returns:
             Embeddings in the order given.
@@ -214,7 +239,10 @@ class Engine(TubeGrounding):
         Raises:
             InputError: a video cannot be used.
         """
-        items = check_videos(videos)
+        windows, items = checked_windows(window_s, overlap, self.preset), check_videos(videos)
+        in_windows = None if windows is None else self._encode_windows(items, windows)
+        if in_windows is not None:
+            return in_windows
         distinct, rows = distinct_videos([(f"videos[{n}]", video) for n, video in enumerate(items)], self._pre_clips)
         shape = (-1, self.preset.num_pre_clips, self.preset.input_size)
         inputs = np.concatenate(distinct) if items else np.empty(0, np.float32)
@@ -266,14 +294,14 @@ class Engine(TubeGrounding):
         Raises:
             InputError: the embeddings are of another model.
         """
-        top_k = self._moments_wanted(top_k)
+        top_k = check_top_k(top_k)
         check_embeddings(video, VideoEmbeddings, "video", self._model.fingerprint)
         check_embeddings(text, TextEmbeddings, "text", self._model.fingerprint)
-        result = []
-        for contrastive, iou, duration_s in zip(video.contrastive, video.iou, video.durations_s, strict=True):
-            moments, sentences = self._seconds(duration_s), (text.contrastive, text.iou)
-            selection = self._backend.top_moments((contrastive, iou), sentences, moments, top_k)
-            result.append(to_moments(*selection, moments))
+        result, row = [], 0
+        for spans, duration_s in zip(video.spans, video.durations_s, strict=True):
+            mine = slice(row, row := row + len(spans))
+            branches, sentences = (video.contrastive[mine], video.iou[mine]), (text.contrastive, text.iou)
+            result.append(moments_of_video(self._backend, branches, sentences, spans, duration_s, top_k))
         return result
 
     def warmup(
@@ -387,33 +415,3 @@ def _loaded_again(origin: Origin) -> Engine:
 
 def _engine_of(model: LoadedModel, backend: Backend, passed_over: dict[str, str], progress: bool) -> Engine:
     return Engine(model, backend, passed_over=passed_over, progress=progress)
-
-
-_engines: Once[tuple[Any, ...], Engine] = Once()
-
-
-def ground(
-    batch: Iterable[Query], model: str | Path | None = None, top_k: int = 5, **options: Any
-) -> list[list[list[Moment]]]:
-    """Find the moments that sentences describe; the engine is loaded on the first call and kept.
-
-    Args:
-        batch: any number of queries.
-        model: as for `load`; None takes `$MMN_FAST_MODEL`.
-        top_k: moments per sentence.
-        options: other arguments of `load`; one engine is kept per model and options.
-
-    Returns:
-        `result[v][s]`: moments of sentence s of query v, best first.
-
-    Raises:
-        InputError: no model is named, or the model or a query cannot be used.
-    """
-    model = default_model() if model is None else model
-    if model is None:
-        raise InputError(
-            "ground(): no model; pass model=, set MMN_FAST_MODEL, or use an engine of your own, as from"
-            ' mmn_fast.load("demo")'
-        )
-    key = (model in IN_THE_BOX, str(model), *sorted((name, str(value)) for name, value in options.items()))
-    return _engines.get(key, lambda: load(model, **options)).ground(batch, top_k=top_k)

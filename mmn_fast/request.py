@@ -105,7 +105,7 @@ def make_request(
     Raises:
         InputError: a query cannot be used; the message names the query and what is wrong with it.
     """
-    queries = _check_batch(batch)
+    queries = check_batch(batch)
     arrays, numbers = distinct_videos([(f"batch[{n}].video", q.video) for n, q in enumerate(queries)], video_input)
     asked = [(number, q.sentences, q.video.duration_s) for number, q in zip(numbers, queries, strict=True)]
     return _without_repetition(arrays, asked, tokenize, progress)
@@ -312,7 +312,12 @@ def check_top_k(top_k: int) -> int:
     return int(top_k)
 
 
-def _check_batch(batch: Iterable[Query]) -> list[Query]:
+def check_batch(batch: Iterable[Query]) -> list[Query]:
+    """The queries of a batch, their sentences as lists.
+
+    Raises:
+        InputError: the batch is no list, an entry is no `Query`, or a query has no video or no texts.
+    """
     queries = []
     for number, query in enumerate(_queries(batch, Query, TubeQuery, "ground_tubes")):
         video = _check_video(query.video, f"batch[{number}].video")

@@ -60,6 +60,7 @@ SLOW = {
     "features.md",
     "tubes.md",
     "presets.md",
+    "long_videos.md",
 }  # over a second of processor time
 _BLOCK = re.compile(r"(?:^<!-- parsed only: ([^\n]+) -->\n)?^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")

@@ -301,7 +301,7 @@ def test_module_level_ground_keeps_one_engine_per_model(
     loads: list[Any] = []
     load = mmn_fast.engine.load  # type: ignore[attr-defined]
     monkeypatch.setattr("mmn_fast.engine.load", lambda *a, **k: loads.append(a) or load(*a, **k))
-    monkeypatch.setattr("mmn_fast.engine._engines", Once())
+    monkeypatch.setattr("mmn_fast.kept_engines._engines", Once())
     expected = golden_engine("charades_small").ground(batch_of(SMALL))
     assert mmn_fast.ground(batch_of(SMALL), model=golden_model("charades_small"), backend="torch") == expected
     monkeypatch.setenv("MMN_FAST_MODEL", str(golden_model("charades_small")))

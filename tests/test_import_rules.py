@@ -28,7 +28,7 @@ LADDER = {
     "model": "weights tokenizer media features text_encoder model postprocess artifact checkpoint request",
     "runtime": "runtime",
     "backends": "backends",
-    "engine": "origin engine_tubes engine",
+    "engine": "origin windows engine_tubes engine kept_engines",
     "tools": "evaluation training viz demo benchmarking export",
     "commands": "cli __main__ __init__",
     "benchmarks": "benchmarks",

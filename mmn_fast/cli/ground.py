@@ -19,6 +19,7 @@ from mmn_fast.cli.options import (
     Model,
     Protocol,
     SplitOptions,
+    WindowOptions,
     check_html,
     open_split,
     save_html,
@@ -48,6 +49,7 @@ def ground(
     top_k: Annotated[
         int | None, typer.Option("--top-k", "-k", help="Moments per sentence; default 5, of tubes 1.")
     ] = None,
+    windows: WindowOptions,
     loading: EngineOptions,
     html: Html = None,
     strict: Annotated[bool, typer.Option("--strict", help="Refuse sentences that the text encoder cuts.")] = False,
@@ -56,7 +58,7 @@ def ground(
     """Find the moments of one video, or of its person tubes, that sentences describe."""
     from mmn_fast.evaluation.notes import by_kind, cut_sentences, refuse
 
-    _check_source(features, duration, tubes, html)
+    _check_source(features, duration, tubes, html, windows)
     engine = loading.load(model)
     cut = cut_sentences(engine, query)
     if strict:
@@ -67,10 +69,13 @@ def ground(
     else:
         assert features is not None
         assert duration is not None
-        _ground_video(engine, features, duration, query, 5 if top_k is None else top_k, notes, html, as_json)
+        wanted = 5 if top_k is None else top_k
+        _ground_video(engine, features, duration, query, wanted, windows, notes, html, as_json)
 
 
-def _check_source(features: str | None, duration: float | None, tubes: str | None, html: Path | None) -> None:
+def _check_source(
+    features: str | None, duration: float | None, tubes: str | None, html: Path | None, windows: WindowOptions
+) -> None:
     """Refuse options that do not name one video, or tubes; nothing is read before."""
     if tubes is None:
         if features is None:
@@ -81,6 +86,9 @@ def _check_source(features: str | None, duration: float | None, tubes: str | Non
         for name, value in (("--features", features), ("--duration", duration)):
             if value is not None:
                 raise InputError(f"{name}: the file of --tubes has all that is needed; give one or the other")
+        for name, number in (("--window", windows.window_s), ("--overlap", windows.overlap)):
+            if number is not None:
+                raise InputError(f"{name}: expected none with --tubes, whose tubes are grounded whole, got {number}")
         if html is not None:
             raise InputError("--html: a page of tubes needs the video's frames; mmn_fast.viz.tube_report makes it")
     check_html(html)
@@ -92,6 +100,7 @@ def _ground_video(
     duration: float,
     query: list[str],
     top_k: int,
+    windows: WindowOptions,
     notes: dict[str, Any],
     html: Path | None,
     as_json: bool,
@@ -101,7 +110,7 @@ def _ground_video(
 
     video = Video(load_features(features, width=engine.preset.input_size), duration, video_id=features)
     batch = [Query(video, query)]
-    (result,) = engine.ground(batch, top_k=top_k)
+    (result,) = engine.ground(batch, top_k=top_k, **vars(windows))
     with output() as out:
         lines = [
             [f"{moment.start_s:8.2f} s - {moment.end_s:8.2f} s   score {moment.score:.4f}" for moment in moments]
@@ -110,7 +119,7 @@ def _ground_video(
         source = {"features": features, "duration_s": duration}
         out.show(_as_json(source, query, result, notes) if as_json else _as_text(query, lines))
         if html is not None:
-            out.beside("--html", lambda: _save_page(engine, batch[0], result, top_k, html))
+            out.beside("--html", lambda: _save_page(engine, batch[0], result, top_k, windows, html))
 
 
 def _ground_tubes(
@@ -158,12 +167,19 @@ def _as_text(query: list[str], found: Sequence[Sequence[str]]) -> str:
     return "\n".join(lines)
 
 
-def _save_page(engine: Engine, query: Query, result: list[list[Moment]], top_k: int, path: Path) -> None:
+def _save_page(
+    engine: Engine, query: Query, result: list[list[Moment]], top_k: int, windows: WindowOptions, path: Path
+) -> None:
     from mmn_fast.viz import grounded, report
 
-    maps, video = engine.score_maps([query])[0], query.video
-    queries = grounded(list(query.sentences), result, maps=maps, num_clips=engine.preset.num_clips)
-    notes = [f"preset {engine.preset.name}"]
+    video, notes = query.video, [f"preset {engine.preset.name}"]
+    if windows.window_s is not None and windows.window_s < video.duration_s:
+        # A map is that of one window; the page has the timelines alone.
+        notes.append(f"grounded in windows of {windows.window_s:g} s")
+        queries = grounded(list(query.sentences), result)
+    else:
+        maps = engine.score_maps([query])[0]
+        queries = grounded(list(query.sentences), result, maps=maps, num_clips=engine.preset.num_clips)
     save_html(report(queries, video.duration_s, video_id=video.video_id, notes=notes, max_moments=top_k), path)
 
 
@@ -183,6 +199,7 @@ def evaluate(
         typer.Option("--predictions", help="Write predictions here, as QVHighlights JSONL; of tubes: results.json."),
     ] = None,
     split: SplitOptions,
+    windows: WindowOptions,
     loading: EngineOptions,
     html: Html = None,
     as_json: AsJson = False,
@@ -195,7 +212,8 @@ def evaluate(
     results: list[QueryResult] = []
     engine = loading.load(model)
     if engine.preset.of_tubes:
-        refuse_options_of_videos(engine, feature_key=feature_key, durations=split.durations, html=html)
+        given = {"feature_key": feature_key, "durations": split.durations, "html": html, **vars(windows)}
+        refuse_options_of_videos(engine, **given)
         evaluate_tube_split(engine, annotations, features, protocol, predictions, split, as_json)
         return
     samples = split.samples(annotations, engine)
@@ -210,6 +228,7 @@ def evaluate(
                 predictions=predictions,
                 on_result=None if html is None else results.append,
                 **split.while_running(),
+                **vars(windows),
             )
         except UnwrittenPredictions as error:
             report, unwritten = error.report, error

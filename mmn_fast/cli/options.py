@@ -120,6 +120,19 @@ class SplitOptions:
         return {**{name: getattr(self, name) for name in names}, "progress": True}
 
 
+@dataclass(frozen=True)
+class WindowOptions:
+    """How videos that are longer than those of the training are cut."""
+
+    window_s: Annotated[
+        float | None,
+        typer.Option("--window", help="Cut longer videos into windows of this many seconds; merge their moments."),
+    ] = None
+    overlap: Annotated[
+        float | None, typer.Option("--overlap", help="Share of a window that the next one repeats; default 0.5.")
+    ] = None
+
+
 def open_split(features: Path, key: str | None, engine: Engine) -> FeatureStore:
     """Open the features of a split; `key` is the value of `--feature-key`."""
     from mmn_fast.errors import named_as

@@ -19,6 +19,7 @@ from mmn_fast.cli.options import (
     Protocol,
     SplitOptions,
     Strict,
+    WindowOptions,
     open_split,
 )
 from mmn_fast.cli.output import show
@@ -42,6 +43,7 @@ def predict(
     ] = None,
     protocol: Protocol = "mmn",
     split: SplitOptions,
+    windows: WindowOptions,
     loading: EngineOptions,
     as_json: AsJson = False,
 ) -> None:
@@ -52,14 +54,15 @@ def predict(
     refuse_existing(output, "output")
     engine = loading.load(model)
     if engine.preset.of_tubes:
-        given = {"feature_key": feature_key, "durations": split.durations, "top_k": top_k}
+        given = {"feature_key": feature_key, "durations": split.durations, "top_k": top_k, **vars(windows)}
         refuse_options_of_videos(engine, **given, protocol=None if protocol == "mmn" else protocol)
         predict_tube_split(engine, annotations, features, output, split, as_json)
         return
     samples = split.samples(annotations, engine, truth=False)
     with open_split(features, feature_key, engine) as store:
         wanted = 10 if top_k is None else top_k
-        report = run(engine, samples, store, output, protocol=protocol, top_k=wanted, **split.while_running())
+        settings = {**split.while_running(), **vars(windows)}
+        report = run(engine, samples, store, output, protocol=protocol, top_k=wanted, **settings)
     skipped = f", {report.num_skipped} videos skipped" if report.num_skipped else ""
     plain = f"{output}: {report.num_videos} videos, {report.num_sentences} sentences{skipped}"
     show(json.dumps(report.to_dict(), indent=2) if as_json else plain)

@@ -17,7 +17,16 @@ from mmn_fast.arrays import Float32, Float64
 from mmn_fast.errors import InputError, WriteError
 from mmn_fast.evaluation.datasets import Sample, first_few
 from mmn_fast.evaluation.judge import Judge
-from mmn_fast.evaluation.loop import FeatureStore, ScoringEngine, check_counts, choose, num_skipped, scored_batches
+from mmn_fast.evaluation.loop import (
+    FeatureStore,
+    Ranking,
+    ScoringEngine,
+    check_counts,
+    choose,
+    num_skipped,
+    ranked_batches,
+    windows_for,
+)
 from mmn_fast.evaluation.metrics import Protocol, get_protocol
 from mmn_fast.evaluation.notes import Note, by_kind
 from mmn_fast.evaluation.predictions import PredictionsFile
@@ -27,6 +36,7 @@ from mmn_fast.geometry import proposal_cells, proposal_mask
 from mmn_fast.postprocess import fuse_scores
 from mmn_fast.presets import Preset, get_preset
 from mmn_fast.types import Moment
+from mmn_fast.windows import Windows
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +55,7 @@ class EvaluationReport:
         num_skipped: videos passed over because they have no features.
         seconds: wall-clock time of the evaluation.
         notes: what was left out, clamped, cut, skipped or ignored, and why.
+        windows: how long videos were cut; None if none was.
     """
 
     protocol: Protocol
@@ -55,6 +66,7 @@ class EvaluationReport:
     num_skipped: int
     seconds: float
     notes: tuple[Note, ...] = ()
+    windows: Windows | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Give all values as plain JSON types; the notes stand under their kinds."""
@@ -63,6 +75,7 @@ class EvaluationReport:
             "iou_test": self.protocol.test,
             "nms_iou": self.protocol.nms_iou,
             "preset": self.preset,
+            **({} if self.windows is None else vars(self.windows)),
             "metrics": dict(self.metrics),
             "num_videos": self.num_videos,
             "num_sentences": self.num_sentences,
@@ -80,6 +93,8 @@ class EvaluationReport:
             f"{self.preset}: {self.num_videos} videos, {self.num_sentences} sentences{skipped}\n"
             f"protocol {self.protocol.name}: IoU {self.protocol.test} m counts, {ranked}"
         )
+        if self.windows is not None:
+            header += f"\nvideos above {self.windows.window_s:g} s in windows that overlap by {self.windows.overlap:g}"
         plain = [name for name in self.metrics if not name.startswith(("Best_", "MR-"))]
         tables = [framed_table([plain, [f"{100 * self.metrics[name]:.2f}" for name in plain]])]
         ranges = [name for name in RANGES if f"MR-{name}-mAP" in self.metrics]
@@ -201,6 +216,8 @@ def evaluate(
     top_k: int = 10,
     progress: bool = False,
     on_result: Callable[[QueryResult], None] | None = None,
+    window_s: float | None = None,
+    overlap: float | None = None,
 ) -> EvaluationReport:
     """Ground every sentence of a dataset and compare with its ground truth.
 
@@ -223,6 +240,8 @@ def evaluate(
         top_k: moments per sentence in the predictions.
         progress: show a progress bar on stderr.
         on_result: called with every sentence's result, in the order of the samples; `list.append` collects them.
+        window_s: ground longer videos in windows, as `Engine.ground`; the protocols mmn and qvh alone.
+        overlap: as for `Engine.ground`.
 
     Returns:
         The report.
@@ -237,6 +256,7 @@ def evaluate(
     check_counts(limit=limit, batch_size=batch_size, top_k=top_k)
     preset = engine.preset
     rules = get_protocol(protocol).for_preset(preset.nms_iou)
+    cut = windows_for(preset, rules, window_s, overlap)
     unknown = [sample.video_id for sample in samples if not all(map(len, sample.moments_s))]
     if unknown:
         raise InputError(
@@ -246,11 +266,10 @@ def evaluate(
     chosen, notes = choose(engine, samples, features, limit, skip_missing, strict)
 
     judge = Judge(rules, preset.recall_at, preset.recall_ious)
-    num_ranked = max(judge.num_judged, top_k)
+    ranking = Ranking(rules, max(judge.num_judged, top_k), cut)
     file = None if predictions is None else PredictionsFile(predictions)
     with file or contextlib.nullcontext():
-        for sample, maps in scored_batches(engine, chosen, features, batch_size, progress):
-            moments = rank_moments(maps.fused, maps.cells, sample.duration_s, preset.num_clips, rules, num_ranked)
+        for sample, moments in ranked_batches(engine, chosen, features, batch_size, progress, ranking):
             for ranked, windows in zip(moments, sample.moments_s, strict=True):
                 judge.add(ranked, windows)
             if file is not None:
@@ -267,6 +286,7 @@ def evaluate(
         num_skipped=num_skipped(notes),
         seconds=time.perf_counter() - started,
         notes=notes,
+        windows=cut,
     )
     if file is not None and file.failure is not None:
         raise UnwrittenPredictions(str(file.failure), report)

@@ -7,14 +7,21 @@ import logging
 import typing
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
+from mmn_fast.arrays import Float32
 from mmn_fast.errors import InputError
 from mmn_fast.evaluation.datasets import Sample, first_few
+from mmn_fast.evaluation.metrics import Protocol
 from mmn_fast.evaluation.notes import Note, cut_sentences, refuse
+from mmn_fast.evaluation.ranking import rank_moments
 from mmn_fast.presets import Preset
 from mmn_fast.tokenizer import without_warnings_of_cuts
-from mmn_fast.types import Query, ScoreMaps, Video
+from mmn_fast.types import Moment, Query, ScoreMaps, Video
+from mmn_fast.windows import Windows, checked_windows
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +35,15 @@ class ScoringEngine(typing.Protocol):
 
     def score_maps(self, batch: Sequence[Query], /) -> Sequence[ScoreMaps]:
         """Score every proposal, one entry per query."""
+
+
+class WindowEngine(ScoringEngine, typing.Protocol):
+    """An engine that cuts long videos into windows."""
+
+    def ground(
+        self, batch: Sequence[Query], /, top_k: int, *, window_s: float, overlap: float
+    ) -> list[list[list[Moment]]]:
+        """Find the moments of sentences."""
 
 
 class FeatureStore(typing.Protocol):
@@ -110,10 +126,51 @@ def _some(kind: str, total: int, why: str, names: list[str]) -> tuple[Note, ...]
     return (Note(kind, "videos", len(names), total, why, first_few(names)),) if names else ()
 
 
-def scored_batches(
-    engine: ScoringEngine, samples: Sequence[Sample], features: FeatureStore, batch_size: int, progress: bool
-) -> Iterator[tuple[Sample, ScoreMaps]]:
-    """Yield every sample with its score maps; memory holds one batch of videos. `choose` has logged cut sentences."""
+@dataclass(frozen=True)
+class Ranking:
+    """How moments are ranked.
+
+    Attributes:
+        rules: the protocol, its NMS threshold filled in.
+        top_k: moments per sentence.
+        windows: how long videos are cut; None cuts none.
+    """
+
+    rules: Protocol
+    top_k: int
+    windows: Windows | None = None
+
+
+def windows_for(preset: Preset, rules: Protocol, window_s: float | None, overlap: float | None) -> Windows | None:
+    """Check the windows of an evaluation; None if videos are not cut.
+
+    Raises:
+        InputError: a value cannot be used, or the protocol does not rank by the model's own suppression, which merges
+            windows.
+    """
+    windows = checked_windows(window_s, overlap, preset)
+    if windows is not None and (rules.rules == "2dtan" or rules.nms_iou != preset.nms_iou):
+        raise InputError(
+            f"window_s: expected none with protocol {rules.name!r}: windows are merged by the preset's own suppression,"
+            " as the protocols mmn and qvh rank moments"
+        )
+    return windows
+
+
+def ranked_batches(
+    engine: ScoringEngine,
+    samples: Sequence[Sample],
+    features: FeatureStore,
+    batch_size: int,
+    progress: bool,
+    ranking: Ranking,
+) -> Iterator[tuple[Sample, list[Float32]]]:
+    """Ground every sample's sentences; memory holds one batch of videos. `choose` has logged cut sentences.
+
+    Yields:
+        Each sample, and per sentence its moments, best first: float32 [K, 3], start and end in seconds and score.
+    """
+    windows = ranking.windows
     with progress_bar(progress, len(samples)) as advance:
         for first in range(0, len(samples), batch_size):
             batch = samples[first : first + batch_size]
@@ -121,10 +178,31 @@ def scored_batches(
                 Query(Video(features[sample.video_id], sample.duration_s, sample.video_id), list(sample.sentences))
                 for sample in batch
             ]
+            is_long = [windows is not None and sample.duration_s > windows.window_s for sample in batch]
             with without_warnings_of_cuts():
-                scored = engine.score_maps(queries)
-            yield from zip(batch, scored, strict=True)
+                whole = [query for query, long in zip(queries, is_long, strict=True) if not long]
+                scored = iter(engine.score_maps(whole) if whole else [])
+                for sample, query, long in zip(batch, queries, is_long, strict=True):
+                    yield (
+                        sample,
+                        _in_windows(engine, query, ranking)
+                        if long
+                        else _whole(next(scored), sample, engine.preset, ranking),
+                    )
             advance(len(batch))
+
+
+def _whole(maps: ScoreMaps, sample: Sample, preset: Preset, ranking: Ranking) -> list[Float32]:
+    return rank_moments(maps.fused, maps.cells, sample.duration_s, preset.num_clips, ranking.rules, ranking.top_k)
+
+
+def _in_windows(engine: ScoringEngine, query: Query, ranking: Ranking) -> list[Float32]:
+    windows = ranking.windows
+    assert windows is not None
+    cutting = typing.cast(WindowEngine, engine)
+    (found,) = cutting.ground([query], ranking.top_k, window_s=windows.window_s, overlap=windows.overlap)
+    rows = [[(moment.start_s, moment.end_s, moment.score) for moment in moments] for moments in found]
+    return [np.array(row, np.float32).reshape(-1, 3) for row in rows]
 
 
 @contextlib.contextmanager

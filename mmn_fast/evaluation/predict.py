@@ -19,17 +19,18 @@ from mmn_fast.evaluation.evaluate import EvaluationReport
 from mmn_fast.evaluation.judge import Judge
 from mmn_fast.evaluation.loop import (
     FeatureStore,
+    Ranking,
     ScoringEngine,
     check_counts,
     choose,
     notes_of,
     num_skipped,
-    scored_batches,
+    ranked_batches,
+    windows_for,
 )
 from mmn_fast.evaluation.metrics import Protocol, get_protocol
 from mmn_fast.evaluation.notes import Note, by_kind, refuse, say
 from mmn_fast.evaluation.predictions import PredictionsFile
-from mmn_fast.evaluation.ranking import rank_moments
 from mmn_fast.storage.documents import parse_json
 
 logger = logging.getLogger(__name__)
@@ -75,6 +76,8 @@ def predict(
     batch_size: int = 8,
     top_k: int = 10,
     progress: bool = False,
+    window_s: float | None = None,
+    overlap: float | None = None,
 ) -> PredictionReport:
     """Ground every sentence of a dataset and write the moments; true windows are ignored.
 
@@ -91,6 +94,8 @@ def predict(
         batch_size: videos per call of the engine.
         top_k: moments per sentence.
         progress: show a progress bar on stderr.
+        window_s: ground longer videos in windows, as `Engine.ground`; the protocols mmn and qvh alone.
+        overlap: as for `Engine.ground`.
 
     Returns:
         The summary.
@@ -102,12 +107,11 @@ def predict(
     """
     started = time.perf_counter()
     check_counts(limit=limit, batch_size=batch_size, top_k=top_k)
-    num_clips = engine.preset.num_clips
     rules = get_protocol(protocol).for_preset(engine.preset.nms_iou)
+    ranking = Ranking(rules, top_k, windows_for(engine.preset, rules, window_s, overlap))
     chosen, notes = choose(engine, samples, features, limit, skip_missing, strict)
     with PredictionsFile(output, "output") as file:
-        for sample, maps in scored_batches(engine, chosen, features, batch_size, progress):
-            moments = rank_moments(maps.fused, maps.cells, sample.duration_s, num_clips, rules, top_k)
+        for sample, moments in ranked_batches(engine, chosen, features, batch_size, progress, ranking):
             file.write(sample, moments, top_k)
             if file.failure is not None:
                 break

@@ -1,0 +1,116 @@
+"""Grounds sentences in videos that are cut into windows; memory holds one block of windows at a time.
+
+Every window goes through the three seams of the backend as a video of its own, so every backend can do it, and moments
+from kept embeddings equal those that are grounded at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+
+from mmn_fast.backends.base import Backend, Branches
+from mmn_fast.features import pre_clips
+from mmn_fast.geometry import cells_to_moments, plan_for
+from mmn_fast.postprocess import to_moments
+from mmn_fast.request import VIDEOS_AT_ONCE
+from mmn_fast.types import Moment
+from mmn_fast.windows.merge import Found, found_in_window, merged
+
+_Item = TypeVar("_Item")
+
+
+def encoded_blocks(
+    backend: Backend, pieces: Sequence[tuple[Any, str]], progress: bool = False
+) -> Iterator[tuple[int, Branches]]:
+    """Encode windows in batches of at most `VIDEOS_AT_ONCE`.
+
+    Args:
+        backend: runs the model.
+        pieces: per window its feature rows, float [n, D], and its video's name in messages.
+        progress: show a bar on stderr if there are several batches.
+
+    Yields:
+        The number of the batch's first window, and the batch's embeddings, float32 [W, P, J] twice.
+    """
+    for first in shown(range(0, len(pieces), VIDEOS_AT_ONCE), progress):
+        batch = pieces[first : first + VIDEOS_AT_ONCE]
+        clips = [pre_clips(rows, backend.preset, f"{name}.features") for rows, name in batch]
+        yield first, backend.encode_video(np.stack(clips))
+
+
+class Collected:
+    """Collects the moments of some sentences, window after window, and merges them.
+
+    Memory holds 20 bytes per moment that a window's own suppression leaves.
+
+    Args:
+        backend: runs the model.
+        text: embeddings of S sentences, float32 [S, J] twice.
+    """
+
+    def __init__(self, backend: Backend, text: Branches) -> None:
+        self._backend, self._text = backend, text
+        self._plan = plan_for(backend.preset)
+        self._found: list[list[Found]] = [[] for _ in text[0]]
+
+    def add(self, video: Branches, start_s: float, duration_s: float) -> None:
+        """Ground the sentences in the next window.
+
+        Args:
+            video: its embeddings, float32 [P, J] twice.
+            start_s: where it starts, seconds.
+            duration_s: its length, seconds.
+        """
+        moments = cells_to_moments(self._plan.cells, duration_s, self._plan.num_clips)
+        selection = self._backend.top_moments(video, self._text, moments, self._plan.num_proposals)
+        for sentence, found in enumerate(found_in_window(*selection, moments, start_s)):
+            self._found[sentence].append(found)
+
+    def merged(self, duration_s: float, top_k: int) -> list[list[Moment]]:
+        """The best moments of each sentence in the whole video, `duration_s` seconds long."""
+        threshold = self._backend.preset.nms_iou
+        return [merged(found, duration_s, threshold, top_k) for found in self._found]
+
+
+def moments_of_video(
+    backend: Backend,
+    video: Branches,
+    text: Branches,
+    spans: Sequence[tuple[float, float]],
+    duration_s: float,
+    top_k: int,
+) -> list[list[Moment]]:
+    """Ground sentences in one video from its embeddings.
+
+    Args:
+        backend: runs the model.
+        video: embeddings of its windows, float32 [W, P, J] twice.
+        text: embeddings of the sentences, float32 [S, J] twice.
+        spans: start and length of each window, seconds.
+        duration_s: length of the video in seconds.
+        top_k: moments per sentence.
+
+    Returns:
+        Per sentence its moments, best first.
+    """
+    if len(spans) == 1:
+        plan = plan_for(backend.preset)
+        moments, top_k = cells_to_moments(plan.cells, duration_s, plan.num_clips), min(top_k, plan.num_proposals)
+        return to_moments(*backend.top_moments((video[0][0], video[1][0]), text, moments, top_k), moments)
+    collected = Collected(backend, text)
+    for contrastive, iou, (start_s, length_s) in zip(*video, spans, strict=True):
+        collected.add((contrastive, iou), start_s, length_s)
+    return collected.merged(duration_s, top_k)
+
+
+def shown(items: Sequence[_Item], progress: bool) -> Iterable[_Item]:
+    """The items, with a bar on stderr if there are two or more and progress is shown."""
+    if not progress or len(items) < 2:
+        return items
+    from rich.console import Console
+    from rich.progress import track
+
+    return track(items, description="windows", transient=True, console=Console(stderr=True))
