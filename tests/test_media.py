@@ -12,6 +12,9 @@ import numpy as np
 import pytest
 
 from mmn_fast.media import open_video, probe
+from mmn_fast.media.plan import Action
+from mmn_fast.media.reference import FreeFrames
+from mmn_fast.media.source import Source
 from tests.videos import HEIGHT, WIDTH, number_of, numbered, write_video
 
 SLOW = Fraction(1, 25)
@@ -341,3 +344,39 @@ def test_the_same_frames_come_out_when_others_are_left_out(moving: dict[str, Pat
     assert [time for time, _ in found] == times
     for (_, picture), wanted in zip(found, everything(path, times), strict=True):
         np.testing.assert_array_equal(picture, wanted)
+
+
+@pytest.mark.parametrize("name", ["pyramid", "open", "hevc", "mpeg2", "mpeg4"])
+def test_free_frames_are_those_that_the_decoder_leaves_out(moving: dict[str, Path], name: str) -> None:
+    with av.open(str(moving[name])) as file:
+        context = file.streams.video[0].codec_context
+        free = FreeFrames(context.codec.canonical_name, context.extradata)
+        context.skip_frame = "NONREF"
+        packets = [packet for packet in file.demux(video=0) if packet.size]
+        decoded = {frame.pts for packet in [*packets, None] for frame in context.decode(packet)}
+    assert free.known
+    assert {packet.pts for packet in packets if not free.holds(bytes(packet))} == decoded
+    assert len(decoded) < 50
+
+
+def test_layers_and_unknown_codecs_have_no_free_frames(moving: dict[str, Path]) -> None:
+    with av.open(str(moving["hevc-layers"])) as file:
+        assert not FreeFrames("hevc", file.streams.video[0].codec_context.extradata).known
+    assert not FreeFrames("hevc", None).known
+    assert not FreeFrames("vp9", None).known
+
+
+@pytest.mark.parametrize("name", GROUPS)
+def test_a_sound_file_is_read_once_and_little_is_decoded(
+    moving: dict[str, Path], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    actions: list[Action] = []
+    decode = Source._decode
+    monkeypatch.setattr(
+        Source, "_decode", lambda own, packet, action: (actions.append(action), decode(own, packet, action))[1]
+    )
+    with open_video(moving[name], threads=2) as reader:
+        assert len(list(reader.frames(0.5))) == 1
+        assert reader.lost is None
+    assert len(actions) == 60
+    assert name == "hevc-layers" or actions.count(Action.DECODE) < 40

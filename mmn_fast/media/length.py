@@ -18,7 +18,7 @@ def reaches(path: Path, time_s: float) -> bool:
         with suppress(av.FFmpegError):  # a container without an index is read from its start
             container.seek(int(limit), stream=stream)
         return any(packet.pts is not None and packet.pts > limit for packet in container.demux(stream))
-    except av.FFmpegError:
+    except (av.FFmpegError, IndexError):  # IndexError: see Source
         return False  # damaged on the way there: decoding will tell
     finally:
         container.close()

@@ -11,6 +11,7 @@ class Losses:
 
     Attributes:
         packets: packets that the decoder refused.
+        absent: frames that never came out of the decoder; packets that it refused may be among them.
         frames: frames that the decoder repaired or marked as damaged.
         unread: failures of the container between two packets.
         jumps: leaps of the time stamps that were left out.
@@ -19,19 +20,17 @@ class Losses:
     """
 
     packets: int = 0
+    absent: int = 0
     frames: int = 0
     unread: int = 0
     jumps: int = 0
     missing: int = 0
     short_s: float = 0.0
 
-    def __bool__(self) -> bool:
-        return self.sentence() is not None
-
     def sentence(self) -> str | None:
         """All losses in one sentence; None if there are none."""
         parts = [
-            _counted(self.packets, "frame could not be decoded", "frames could not be decoded"),
+            _counted(max(self.packets, self.absent), "frame could not be decoded", "frames could not be decoded"),
             _counted(self.frames, "frame is damaged", "frames are damaged"),
             _counted(self.unread, "part of the file could not be read", "parts of the file could not be read"),
             _counted(self.jumps, "leap of the time stamps was left out", "leaps of the time stamps were left out"),

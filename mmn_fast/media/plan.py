@@ -11,7 +11,7 @@ still to come is never shown before the latest decoding time stamp.
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right, insort
+from bisect import bisect_left, bisect_right
 from collections import deque
 from collections.abc import Callable, Iterator
 from enum import Enum
@@ -159,8 +159,9 @@ class Plan:
             self._latest = decoding
         if not packet.is_discard:
             number = bisect_left(self._shown, stamp)
-            if number == len(self._shown) or self._shown[number] != stamp:
-                insort(self._shown, stamp)
+            if number < len(self._shown) and self._shown[number] == stamp:
+                return False
+            self._shown.insert(number, stamp)
         return True
 
     def _all_held(self) -> Iterator[tuple[Any, Action]]:

@@ -200,7 +200,7 @@ class VideoReader:
             shown = frame
         self._check_time(clock.end())
         yield from self._until(clock.end(), run, source, clock, painter, shown)
-        source.finish(clock.end(), clock.jumps)
+        source.finish(clock.seconds(origin or 0), clock.end(), clock.jumps)
         self.duration_s, self.lost = clock.end(), source.losses.sentence()
 
     def _check_time(self, time_s: float) -> None:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from heapq import heappop, heappush
 from pathlib import Path
 from typing import Any
 
 from mmn_fast.errors import InputError
 from mmn_fast.media.container import av_module, choose_stream, open_container, why
-from mmn_fast.media.info import promised_duration, stream_duration
+from mmn_fast.media.info import promised_duration, stream_duration, usual_step
 from mmn_fast.media.losses import Losses
 from mmn_fast.media.plan import Action, OddStampsError, Plan
+from mmn_fast.media.reference import FreeFrames
 from mmn_fast.media.times import LONGEST_S
 
 _SILENCE_S = 60.0
@@ -21,10 +23,11 @@ _WHOLE_GROUPS = frozenset(
     ("h264", "hevc", "vp9", "av1", "mpeg1video", "mpeg2video", "mpeg4", "mjpeg", "prores", "dnxhd", "ffv1")
 )
 """Codecs whose decoders start afresh at any key packet. VP8's packets may hold frames that are never shown."""
-_FREE_FRAMES = frozenset(("h264", "mpeg1video", "mpeg2video", "mpeg4"))
-"""Codecs whose decoders know by a frame's header that no frame refers to it (FFmpeg's skip_frame=nonref)."""
-_PROMISES = frozenset(("matroska,webm", "avi", "flv", "asf"))
+_ONE_EACH = (("mov,", "matroska,"), _WHOLE_GROUPS)
+"""Containers and codecs of which every packet holds one frame. AVI's packets may hold two or none."""
+_PROMISES = frozenset(("matroska,webm", "avi", "flv", "asf", "mxf"))
 """Containers whose header names a duration and that have no list of all frames to compare with."""
+_ROUNDED = 0.01  # of the promised duration: headers round
 
 
 class Source:
@@ -62,12 +65,16 @@ class Source:
         self._path, self._av = path, av_module()
         tick = self.stream.time_base
         codec = self._context.codec.canonical_name
+        self._free = FreeFrames(codec, self._context.extradata)
         self._plan = Plan(
-            frames=skipping and (codec in _FREE_FRAMES or (codec == "hevc" and self._has_one_layer())),
+            frames=skipping and self._free.known,
             groups=skipping and codec in _WHOLE_GROUPS,
             longest_ticks=int(LONGEST_S / tick),
         )
-        self._num_packets, self._num_listed = 0, self._listed()
+        self._num_packets = 0
+        one_each = self.container.format.name.startswith(_ONE_EACH[0]) and codec in _ONE_EACH[1]
+        self._due: list[int] | None = [] if one_each else None  # stamps of frames that must come out, as a heap
+        self._first: int | None = None  # the first frame's stamp
         self._since = time.monotonic()
         self._skip = "DEFAULT"
 
@@ -102,22 +109,26 @@ class Source:
         for held, action in self._plan.finish():
             yield from self._decode(held, action)
         yield from self._drain()
+        self._count_absent(None)
 
-    def finish(self, end_s: float, jumps: int) -> None:
+    def finish(self, start_s: float, end_s: float, jumps: int) -> None:
         """Complete the losses, after the last frame.
 
         Args:
+            start_s: the first frame's time stamp in seconds.
             end_s: the end of the video, in seconds after its first frame.
             jumps: leaps of the time stamps.
         """
         self.losses.jumps = jumps
-        self.losses.missing = max(0, self._num_listed - self._num_packets)
-        if self.container.format.name in _PROMISES and not jumps:
+        name = self.container.format.name
+        if name.startswith("mov,"):  # its index lists all packets
+            self.losses.missing = max(0, len(self.stream.index_entries) - self._num_packets)
+        if name in _PROMISES and not jumps:
             alone = len(self.container.streams) == 1
             promised = (promised_duration(self.container, self.stream) if alone else stream_duration(self.stream)) or 0
-            # A header may count from the file's start, or round to whole seconds.
-            if promised - end_s > max(1.0, 0.02 * promised):
-                self.losses.short_s = promised - end_s
+            short_s = promised - end_s - max(0.0, start_s)  # some headers count from the first frame, some from 0
+            if short_s > max(3 * usual_step(self.stream), _ROUNDED * promised):
+                self.losses.short_s = short_s
 
     def close(self) -> None:
         """Close the file."""
@@ -130,16 +141,6 @@ class Source:
         except av.FFmpegError as error:
             name = self._context.name
             raise InputError(f"{path}: expected a video, got one that decoder {name} refuses: {why(error)}") from error
-
-    def _listed(self) -> int:
-        """Number of packets in the file's index, for containers whose index lists all of them; else 0."""
-        whole = self.container.format.name.startswith("mov,")
-        return len(self.stream.index_entries) if whole else 0
-
-    def _has_one_layer(self) -> bool:
-        """Whether an HEVC stream has one temporal layer: only then no frame refers to its "non-reference" frames."""
-        extra = self._context.extradata
-        return bool(extra) and len(extra) > 22 and extra[0] == 1 and (extra[21] >> 3) & 7 == 1  # hvcC
 
     def _packets(self) -> Iterator[Any]:
         """Yield the stream's packets; go on after failures of the container."""
@@ -154,6 +155,8 @@ class Source:
                     self._check_packet(packet)
                     yield packet
                 return
+            except IndexError:
+                return  # PyAV's mark of the end fails if another stream appeared in the middle of the file
             except self._av.FFmpegError:
                 failures += 1
                 self._lose(unread=1)
@@ -175,9 +178,12 @@ class Source:
         if action is Action.RESTART:
             yield from self._drain()
             self._context.flush_buffers()
-        skip = "NONREF" if action is Action.IF_REFERENCE else "DEFAULT"
+        free = action is Action.IF_REFERENCE and self._free.holds(bytes(packet))
+        skip = "NONREF" if free else "DEFAULT"
         if skip != self._skip:
             self._context.skip_frame = self._skip = skip
+        if self._due is not None and not (free or packet.is_discard or packet.pts is None):
+            heappush(self._due, packet.pts)
         try:
             found = self._context.decode(packet)
         except self._av.FFmpegError:
@@ -201,12 +207,23 @@ class Source:
             if frame.is_corrupt:
                 self._lose(frames=1)
             self._plan.forget(frame.pts)
+            self._count_absent(frame.pts)
             yield frame
             self._since = time.monotonic()  # the time of the caller does not count
 
-    def _lose(self, *, packets: int = 0, frames: int = 0, unread: int = 0) -> None:
+    def _count_absent(self, stamp: int | None) -> None:
+        """Count the frames that should have come before that of a time stamp; None stands for the end."""
+        while self._due and (stamp is None or self._due[0] <= stamp):
+            due = heappop(self._due)
+            if due != stamp and self._first is not None and due >= self._first:
+                self._lose(absent=1)
+        if self._first is None:
+            self._first = stamp  # what is shown before belongs to a group that the file does not have
+
+    def _lose(self, *, packets: int = 0, absent: int = 0, frames: int = 0, unread: int = 0) -> None:
         if self.skipped:
             raise OddStampsError  # damage is counted in the whole file, so the whole file is decoded
         self.losses.packets += packets
+        self.losses.absent += absent
         self.losses.frames += frames
         self.losses.unread += unread
