@@ -24,6 +24,7 @@ from mmn_fast.presets import Preset, get_preset
 from mmn_fast.training.data import epoch_order, epoch_parts
 from mmn_fast.training.initial import new_model
 from mmn_fast.training.objective import Objective
+from tests.test_several_moments import two, with_windows
 from tests.tolerances import check_close
 from tests.training_runs import ROOT, command, data_of, lines
 from tests.training_task import PRESET, TEXT
@@ -190,8 +191,11 @@ def _gradients(task: dict[str, Path], rank: int, world: int, share: bool) -> tup
 
 
 @pytest.mark.slow
-def test_two_processes_with_shared_negatives_and_statistics_equal_one(task: dict[str, Path]) -> None:
+def test_two_processes_with_shared_negatives_and_statistics_equal_one(task: dict[str, Path], tmp_path: Path) -> None:
+    """One sentence of each video has two moments."""
     import socket
+
+    task = with_windows(task, tmp_path, two)
 
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -3,7 +3,7 @@
 Three published layouts are recognised by their content:
 
 * MMN's JSON, `{video: {duration, timestamps, sentences}}` in seconds, or in frames with `fps` and `num_frames`
-  instead of `duration`;
+  instead of `duration`; a timestamp is a window, or a list of windows that are several ground truths;
 * Charades-STA's text, one line `VIDEO start end##sentence` per sentence, in seconds and without durations;
 * QVHighlights' JSON lines (also Lighthouse's), `{qid, query, vid, duration, relevant_windows}` in seconds; several
   windows are several ground truths.
@@ -55,8 +55,8 @@ class Sample:
         video_id: the video's name, the key of its features.
         duration_s: its length in seconds.
         sentences: S sentences, as annotated (leading spaces too).
-        moments_s: per sentence its ground-truth windows, float64 (or float32) [G, 2] seconds. Only the QVHighlights
-            layout has G > 1; G = 0 where no truth is known. A protocol that compares in float32 rounds the windows.
+        moments_s: per sentence its ground-truth windows, float64 (or float32) [G, 2] seconds. Charades-STA's layout has
+            G = 1; G = 0 where no truth is known. A protocol that compares in float32 rounds the windows.
         query_ids: per sentence its name in predictions: the file's qid, else "<video_id>#<index in the video>". The
             index counts all entries, dropped ones too.
     """
@@ -224,7 +224,7 @@ def _from_json(content: dict[str, Any], path: Path, unit: str | None, truth: boo
                 f"{len(sentences)} sentences"
             )
         for index, (window, sentence) in enumerate(zip(timestamps, sentences, strict=True)):
-            entry = _Entry(f"{where}, entry {index}", f"{video_id}#{index}", sentence, _given([window]))
+            entry = _Entry(f"{where}, entry {index}", f"{video_id}#{index}", sentence, _given(_several(window)))
             video.entries.append(entry)
         videos[video_id] = video
     return videos
@@ -232,6 +232,12 @@ def _from_json(content: dict[str, Any], path: Path, unit: str | None, truth: boo
 
 def _windows_field(truth: bool, name: str) -> tuple[str, ...]:
     return (name,) if truth else ()
+
+
+def _several(timestamp: Any) -> list[Any]:
+    """The windows of a JSON timestamp: [start, end], or a list of such windows, among which null stands for none."""
+    lists = isinstance(timestamp, list) and [isinstance(one, list) for one in timestamp if one is not None]
+    return timestamp if lists and all(lists) else [timestamp]
 
 
 def _given(windows: list[Any]) -> list[Any]:

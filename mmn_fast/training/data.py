@@ -38,8 +38,9 @@ class Batch:
         token_ids: int64 [S, L], padded with 0.
         lengths: int64 [S], word pieces of each sentence.
         video_of: int64 [S], ascending: index of the sentence's video in the batch.
-        iou: float32 [S, P], IoU of every proposal with the sentence's moment.
-        moments: float32 [S, 2], start and end, seconds.
+        iou: float32 [S, P], IoU of every proposal with the sentence's moment, the best of several.
+        moments: float32 [S, 2], start and end, seconds; float32 [S, G, 2] if a sentence of the data set has several, a
+            sentence with fewer than G repeats one of its own.
     """
 
     pre_clips: Tensor
@@ -96,7 +97,7 @@ class TrainingData:
     """A data set that gives batches.
 
     A sentence with several windows (QVHighlights) is one training sentence. A proposal's target is its best IoU with
-    any of the windows; the longest window represents the sentence in comparisons with other sentences.
+    any of the windows. Two sentences overlap as much as the best pair of their windows.
 
     Args:
         samples: videos with their sentences and moments in seconds.
@@ -179,16 +180,23 @@ class TrainingData:
 
 
 def _targets(samples: Sequence[Sample], preset: Preset) -> tuple[Float32, Float32]:
-    """The moments [S, 2] of all sentences in a row, and their IoU with every proposal [S, P]."""
+    """The moments of all sentences in a row, as in `Batch`, and their best IoU with every proposal [S, P]."""
     cells = plan_for(preset).cells
-    moments, ious = [], []
+    windows, ious = [], []
     for sample in samples:
         proposals = cells_to_moments(cells, sample.duration_s, preset.num_clips)
         for truth in sample.moments_s:
-            windows = truth.astype(np.float32)
-            moments.append(windows[np.argmax(windows[:, 1] - windows[:, 0])])
-            ious.append(np.max([temporal_iou(proposals, window) for window in windows], axis=0))
-    return np.array(moments, np.float32), np.array(ious, np.float32)
+            windows.append(_within(truth.astype(np.float32)))
+            ious.append(np.max([temporal_iou(proposals, window) for window in windows[-1]], axis=0))
+    most = max(map(len, windows))
+    moments = np.stack([np.concatenate([one, np.repeat(one[:1], most - len(one), axis=0)]) for one in windows])
+    return (moments[:, 0] if most == 1 else moments), np.array(ious, np.float32)
+
+
+def _within(windows: Float32) -> Float32:
+    """Leave out windows wholly outside the video, which reading has clamped to nothing, unless all are."""
+    inside = windows[windows[:, 0] < windows[:, 1]]
+    return inside if len(inside) else windows[:1]
 
 
 def epoch_order(num_videos: int, seed: int, epoch: int) -> Int64:

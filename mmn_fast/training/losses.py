@@ -30,6 +30,7 @@ __all__ = [
     "iou_loss",
     "iou_loss_packed",
     "pairwise_iou",
+    "sentence_ious",
 ]
 
 # This term is added to the sum of exponentials that normalises p(i_v | s_i), as in the official code.
@@ -49,8 +50,9 @@ def contrastive_loss(
     Args:
         map2d: [B, J, N, N], contrastive embeddings of the 2D map, not normalised.
         sentences: per video [S_b, J], contrastive sentence embeddings, not normalised.
-        iou2d: per video [S_b, N, N], IoU of every cell with the sentence's moment.
-        moments: per video [S_b, 2], start and end of the sentences' moments, seconds.
+        iou2d: per video [S_b, N, N], IoU of every cell with the sentence's moment, the best of several.
+        moments: per video [S_b, 2], start and end of the sentences' moments, seconds; or [S_b, G, 2], see
+            `sentence_ious`.
         mask: bool [N, N], valid cells.
         params: temperatures, margin, thresholds.
 
@@ -95,7 +97,7 @@ def contrastive_loss_packed(
         sentences: [S, J], contrastive embeddings, not normalised.
         video_of: int64 [S], the video of each sentence.
         iou: [S, P], IoU of every proposal of its video with the sentence's moment.
-        moments: [S, 2], start and end of the sentence's moment, seconds.
+        moments: [S, 2], start and end of the sentence's moment, seconds; or [S, G, 2], see `sentence_ious`.
         params: temperatures, margin, thresholds.
         positives_of: the sentences whose pairs enter the means; all sentences are negatives. A process that has
             gathered the other processes' batches passes the slice of its own sentences.
@@ -139,7 +141,7 @@ def _video_term(
     """
     logits = cosine[:, columns].permute(1, 2, 0)  # [S', K, S], f(v_i)^T f(s_j)
     same_video = video_of[own, None] == video_of  # [S', S]
-    left_out = same_video & ~(pairwise_iou(moments[own], moments) < params.sent_removal_iou)
+    left_out = same_video & ~(sentence_ious(moments[own], moments) < params.sent_removal_iou)
     if not cross_video:
         left_out = left_out | ~same_video
     is_pair = own[:, None] == torch.arange(len(video_of), device=own.device)  # [S', S]
@@ -173,6 +175,26 @@ def _sentence_term(
     pair = positive / params.tau_sent
     eps = torch.full_like(pair, SENTENCE_EPS).log()
     return (torch.logaddexp(torch.logaddexp(pair, negatives), eps) - pair).mean()
+
+
+def sentence_ious(first: Tensor, second: Tensor) -> Tensor:
+    """IoU of sentences with sentences: that of the best pair of their moments.
+
+    Args:
+        first: [X, 2], one moment per sentence, or [X, G, 2]; a sentence with fewer than G moments repeats one.
+        second: [Y, 2], or [Y, G, 2].
+
+    Returns:
+        [X, Y], as `pairwise_iou`.
+    """
+    if first.dim() == 2:
+        return pairwise_iou(first, second)
+    best = None
+    for moments in first.unbind(1):  # one at a time: memory holds [X, Y, G]
+        ious = pairwise_iou(moments, second.flatten(0, 1)).unflatten(1, second.shape[:2]).amax(-1)
+        best = ious if best is None else torch.maximum(best, ious)
+    assert best is not None
+    return best
 
 
 def pairwise_iou(first: Tensor, second: Tensor) -> Tensor:
