@@ -213,7 +213,7 @@ def evaluate(
     engine = loading.load(model)
     if engine.preset.of_tubes:
         given = {"feature_key": feature_key, "durations": split.durations, "html": html, **vars(windows)}
-        refuse_options_of_videos(engine, **given)
+        refuse_options_of_videos(engine.preset, **given)
         evaluate_tube_split(engine, annotations, features, protocol, predictions, split, as_json)
         return
     samples = split.samples(annotations, engine)

@@ -23,7 +23,7 @@ from mmn_fast.cli.options import (
     open_split,
 )
 from mmn_fast.cli.output import show
-from mmn_fast.cli.tubes.split import predict_tube_split, refuse_options_of_videos
+from mmn_fast.cli.tubes.split import predict_tube_split, refuse_options_of_videos, score_tube_file
 
 
 @app.command()
@@ -55,7 +55,7 @@ def predict(
     engine = loading.load(model)
     if engine.preset.of_tubes:
         given = {"feature_key": feature_key, "durations": split.durations, "top_k": top_k, **vars(windows)}
-        refuse_options_of_videos(engine, **given, protocol=None if protocol == "mmn" else protocol)
+        refuse_options_of_videos(engine.preset, **given, protocol=None if protocol == "mmn" else protocol)
         predict_tube_split(engine, annotations, features, output, split, as_json)
         return
     samples = split.samples(annotations, engine, truth=False)
@@ -70,12 +70,17 @@ def predict(
 
 @app.command("score-file")
 def score_file(
-    predictions: Annotated[Path, typer.Argument(help="QVHighlights JSONL, as predict or eval --predictions writes.")],
+    predictions: Annotated[
+        Path, typer.Argument(help="As predict or eval writes: QVHighlights JSONL; of tubes results.json.")
+    ],
     annotations: Annotated[Path, typer.Option("--annotations", help="As for eval, with their windows.")],
     protocol: Protocol = "mmn",
     preset: Annotated[
         str | None,
-        typer.Option("--preset", help="Preset that sets n and m of R@n,IoU@m; default n 1,5 and m 0.3,0.5,0.7."),
+        typer.Option(
+            "--preset",
+            help="Sets n and m of R@n,IoU@m (default n 1,5, m 0.3,0.5,0.7); hc-stvg for tubes.",
+        ),
     ] = None,
     durations: Durations = None,
     skip_missing: Annotated[
@@ -90,6 +95,10 @@ def score_file(
     from mmn_fast.presets import get_preset
 
     chosen = None if preset is None else get_preset(preset)
+    if chosen is not None and chosen.of_tubes:
+        refuse_options_of_videos(chosen, durations=durations)
+        score_tube_file(predictions, annotations, chosen, protocol, skip_missing, strict, as_json)
+        return
     samples = read_annotations(annotations, chosen, durations=durations, strict=strict)
     recall: dict[str, Any] = {}
     if chosen is not None:

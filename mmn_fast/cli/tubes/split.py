@@ -15,15 +15,14 @@ if TYPE_CHECKING:
     from mmn_fast.engine import Engine
     from mmn_fast.evaluation.tubes import TubeAnswer
     from mmn_fast.features.tubes import TubeStore
+    from mmn_fast.presets import Preset
 
 
-def refuse_options_of_videos(engine: Engine, **given: Any) -> None:
+def refuse_options_of_videos(preset: Preset, **given: Any) -> None:
     """Refuse options that mean nothing for tubes; None stands for an option that was not given."""
     for name, value in given.items():
         if value is not None:
-            raise InputError(
-                f"{name}: expected none with preset {engine.preset.name!r}, which is of tubes, got {value}"
-            )
+            raise InputError(f"{name}: expected none with preset {preset.name!r}, which is of tubes, got {value}")
 
 
 def evaluate_tube_split(
@@ -67,6 +66,32 @@ def predict_tube_split(
     write_results(output, answers, "output")
     facts = {"predictions": str(output), **report.to_dict()}
     show(json.dumps(facts, indent=2) if as_json else f"{output}: {len(answers)} videos, a sentence each")
+
+
+def score_tube_file(
+    predictions: Path,
+    annotations: Path,
+    preset: Preset,
+    protocol: str,
+    skip_missing: bool,
+    strict: bool,
+    as_json: bool,
+) -> None:
+    """Print the table of a results.json."""
+    from mmn_fast.evaluation.tubes import read_tube_annotations, score_results
+    from mmn_fast.evaluation.tubes.figures import is_half_open
+
+    is_half_open(protocol)
+    report = score_results(
+        predictions,
+        read_tube_annotations(annotations, strict=strict),
+        thresholds=preset.recall_ious,
+        protocol=protocol,
+        preset=preset.name,
+        skip_missing=skip_missing,
+        strict=strict,
+    )
+    show(json.dumps(report.to_dict(), indent=2) if as_json else report.table())
 
 
 def _open(features: Path) -> TubeStore:
