@@ -30,7 +30,7 @@ from mmn_fast.export.packages import missing_extra
 from mmn_fast.export.reference import Arrays, read_reference
 from mmn_fast.geometry import cells_to_moments, plan_for
 from mmn_fast.postprocess import fuse_scores, select_moments
-from mmn_fast.runtime.onnxruntime_module import onnxruntime_module
+from mmn_fast.process.onnxruntime_module import onnxruntime_module
 
 BATCH_SIZES = (1, 2, 8, 33)
 

@@ -21,7 +21,7 @@ from mmn_fast.errors import BackendUnavailable, InputError
 from mmn_fast.precisions import EXPORTED, refusal
 from mmn_fast.process.cores import limited_cores
 from mmn_fast.process.forks import Lock, Opened, fork_waits, renew_in_child
-from mmn_fast.runtime.onnxruntime_module import onnxruntime_module
+from mmn_fast.process.onnxruntime_module import onnxruntime_module
 
 _CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 

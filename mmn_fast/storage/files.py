@@ -106,7 +106,7 @@ def whole_file(path: str | Path, argument: str = "path", durable: bool = False) 
             return
         target = Path(os.path.realpath(path))
         with unfinished(target) as partial:
-            with partial.open("xb") as file:
+            with partial.open("x+b") as file:
                 yield file
                 if durable:
                     file.flush()

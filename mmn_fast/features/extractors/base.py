@@ -8,8 +8,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,6 +18,9 @@ from mmn_fast.checks import in_bytes
 from mmn_fast.errors import InputError
 from mmn_fast.features.contract import FeatureContract
 from mmn_fast.features.limits import MAX_BYTES
+
+if TYPE_CHECKING:
+    from mmn_fast.media import VideoReader
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,12 +89,12 @@ class Extractor(ABC):
             InputError: the file cannot be read or is no video, or its features take more than 2 GiB; the message names
                 the file.
         """
-        open_video = import_module("mmn_fast.media").open_video
+        from mmn_fast.media import open_video
+
         with open_video(path, threads=self.threads, max_duration_s=max_duration_s) as video:
             parts: list[Float32] = []
             size = 0
-            frames = (frame for _, frame in video.frames(self.contract.fps, max_side=self.max_side))
-            for rows in self.stream(frames):
+            for rows in self.stream(self._sampled(video)):
                 parts.append(rows)
                 size += rows.nbytes
                 if size > MAX_BYTES:
@@ -102,7 +105,17 @@ class Extractor(ABC):
                     progress(size / (4 * self.width) * self.contract.row_s)
             if not parts:
                 raise InputError(f"{path}: expected a video with at least one frame, got none")
+            assert video.duration_s is not None, "the frames were read to their end"
             return ExtractedFeatures(np.concatenate(parts), video.duration_s, video.lost)
+
+    def _sampled(self, video: VideoReader) -> Iterator[Uint8]:
+        """The sampled frames; of a video that ends before the first sampled time, its first frame."""
+        none = True
+        for _, frame in video.frames(self.contract.fps, max_side=self.max_side):
+            none = False
+            yield frame
+        if none:
+            yield from (frame for _, frame in video.frames_at([0.0], max_side=self.max_side))
 
 
 def check_frame(frame: Uint8, first: Uint8 | None = None) -> Uint8:

@@ -1,0 +1,226 @@
+"""Finished videos' features on their way into one HDF5 file.
+
+HDF5 cannot be written safely in place: a killed writer leaves a damaged file. So every finished video becomes a file
+of its own in the folder `<output>.parts`, written whole, and at the end all of them become the HDF5 file, written whole
+too. A killed run loses the videos at hand; the next run goes on with the same folder.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Collection
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from mmn_fast.arrays import Float32
+from mmn_fast.errors import InputError, WriteError, named_as
+from mmn_fast.features.contract import FeatureContract
+from mmn_fast.features.extractors.base import ExtractedFeatures
+from mmn_fast.features.store import open_features
+from mmn_fast.storage.documents import read_text
+from mmn_fast.storage.files import whole_file, write_whole
+from mmn_fast.storage.hdf5_file import Unfailing
+from mmn_fast.storage.unfinished import remove_abandoned
+
+_LOG = logging.getLogger(__name__)
+_SUFFIX = ".safetensors"
+_CONTRACT = "feature_contract.json"
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What is known of a finished video without its rows.
+
+    Attributes:
+        video_id: its id.
+        num_rows: n, its rows.
+        duration_s: its length in seconds.
+        lost: None, or what was unreadable.
+    """
+
+    video_id: str
+    num_rows: int
+    duration_s: float
+    lost: str | None
+
+
+def write_part(folder: Path, video_id: str, source: str, features: ExtractedFeatures) -> None:
+    """Write a finished video's features into the folder; they appear whole or not at all, also across power cuts.
+
+    Raises:
+        WriteError: the system refuses, such as for a full disk.
+    """
+    from safetensors.numpy import save
+
+    facts = {
+        "video_id": video_id,
+        "source": source,
+        "duration_s": features.duration_s,
+        "lost": features.lost,
+        "num_rows": len(features.rows),
+    }
+    content = save({"rows": np.ascontiguousarray(features.rows)}, {"facts": json.dumps(facts)})
+    name = hashlib.sha256(video_id.encode()).hexdigest()[:32]  # an id may be too long for a longer suffix
+    write_whole(folder / f"{name}{_SUFFIX}", content, overwrite=True, argument="output", durable=True)
+
+
+class Parts:
+    """The folder of finished videos of one output file, locked for one run. A context manager.
+
+    Args:
+        output: the HDF5 file to write.
+
+    Raises:
+        InputError: the output's folder does not exist, another run writes the same output, or the output is a file
+            without a feature contract.
+        WriteError: the folder cannot be made.
+    """
+
+    def __init__(self, output: Path) -> None:
+        self.output = output
+        self.folder = output.with_name(f"{output.name}.parts")
+        if output.suffix.lower() not in (".h5", ".hdf5") or output.is_dir():
+            raise InputError(f"output: expected the name of a file ending in .h5 or .hdf5, got {str(output)!r}")
+        if not output.parent.is_dir():
+            raise InputError(f"output: cannot write {output}: no such folder {output.parent}")
+        self.in_output: frozenset[str] = frozenset()
+        self._contract = self._contract_of_the_output()
+        self._lock = self._make_and_lock()
+        remove_abandoned(self.folder)
+        self.finished = {one.video_id: one for one in map(self._read_facts, self._files()) if one is not None}
+
+    def _make_and_lock(self) -> int:
+        """Make the folder and lock it; return the lock's descriptor."""
+        while True:
+            try:
+                self.folder.mkdir(exist_ok=True)
+                lock = os.open(self.folder, os.O_RDONLY | os.O_CLOEXEC)
+            except OSError as error:
+                raise WriteError(f"output: cannot write {self.folder}: {error.strerror or error}") from None
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                os.close(lock)
+                raise InputError(f"output: another run writes {self.output} at this moment") from None
+            except OSError:  # a file system without locks
+                return lock
+            if self.folder.is_dir() and os.path.samestat(os.fstat(lock), os.stat(self.folder)):
+                return lock
+            os.close(lock)  # a run that ended meanwhile has removed this folder
+
+    def _contract_of_the_output(self) -> FeatureContract | None:
+        if not self.output.exists():
+            return None
+        with named_as("path", "output"), open_features(self.output) as store:
+            self.in_output = frozenset(store.ids())
+            if store.contract is None:
+                raise InputError(
+                    f"output: {self.output} exists and has no feature contract, so nothing is added to it; name a new"
+                    " file"
+                )
+            return store.contract
+
+    def begin(self, contract: FeatureContract) -> None:
+        """Check that the features that are there were made like those that come.
+
+        Args:
+            contract: the contract of the features that come.
+
+        Raises:
+            InputError: the output, or what a killed run left, has another contract.
+            WriteError: the folder cannot be written to.
+        """
+        path = self.folder / _CONTRACT
+        left = (
+            FeatureContract.from_json(read_text(path, f"output: {path}"), f"output: {path}") if path.exists() else None
+        )
+        for there, what in ((self._contract, self.output), (left if self.finished else None, self.folder)):
+            difference = None if there is None else there.first_difference(contract)
+            if difference is not None:
+                raise InputError(
+                    f"output: {what} has features of another contract: {difference}; name another output file"
+                )
+        write_whole(path, contract.to_json().encode(), overwrite=True, argument="output", durable=True)
+
+    def done(self) -> Collection[str]:
+        """The ids of finished videos, in the output and in the folder."""
+        return self.in_output | self.finished.keys()
+
+    def assemble(self, contract: FeatureContract) -> None:
+        """Write all finished videos into the output, whole or not at all; then remove the folder.
+
+        Raises:
+            WriteError: the system refuses; the folder and the old output stay as they are.
+        """
+        import h5py
+
+        if not self.finished:
+            return
+        with whole_file(self.output, "output", durable=True) as whole:
+            file = Unfailing(whole)
+            with h5py.File(file, "w") as new:
+                new.attrs["feature_contract"] = contract.to_json()
+                if self.in_output:
+                    with h5py.File(self.output, "r") as old:
+                        for video_id in sorted(self.in_output - self.finished.keys()):
+                            old.copy(old[video_id], new, video_id)
+                            file.check()
+                for path in self._files():
+                    _copy(path, new)
+                    file.check()
+            file.check()
+        self.remove()
+
+    def remove(self) -> None:
+        """Remove the folder and all that is in it."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _files(self) -> list[Path]:
+        return sorted(path for path in self.folder.iterdir() if path.suffix == _SUFFIX and path.name[0] != ".")
+
+    def _read_facts(self, path: Path) -> Finished | None:
+        try:
+            facts = _facts_and_rows(path)[0]
+            return Finished(facts["video_id"], facts["num_rows"], facts["duration_s"], facts["lost"])
+        except Exception as error:  # on damaged bytes a decoder may raise anything
+            _LOG.warning("%s is damaged and is made again (%s)", path, error)
+            path.unlink(missing_ok=True)
+            return None
+
+    def __enter__(self) -> Parts:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.folder.is_dir() and not self._files():
+            self.remove()
+        with suppress(OSError):
+            os.close(self._lock)
+
+
+def _facts_and_rows(path: Path, rows: bool = False) -> tuple[dict[str, Any], Float32 | None]:
+    from safetensors import safe_open
+
+    with safe_open(str(path), framework="numpy") as file:
+        facts: dict[str, Any] = json.loads(file.metadata()["facts"])
+        return facts, file.get_tensor("rows") if rows else None
+
+
+def _copy(path: Path, new: Any) -> None:
+    """Copy a finished video into an open HDF5 file."""
+    facts, rows = _facts_and_rows(path, rows=True)
+    dataset = new.create_dataset(facts["video_id"], data=rows)
+    for name in ("duration_s", "source", "lost"):
+        if facts[name] is not None:
+            dataset.attrs[name] = facts[name]
