@@ -287,7 +287,7 @@ def test_examples_run(
     examples = [block for block in blocks(page) if not block.reason]
     if any("mmn-charades" in block.text for block in examples):
         _write_stand_ins(golden_model("charades_small"))
-    if any('"clip.mp4"' in block.text for block in examples):
+    if any(re.search(r"\bclip\.mp4\b", block.text) for block in examples):
         write_video(Path("clip.mp4"))
     if any("mmn-hcstvg" in block.text for block in examples):
         _write_tubes(golden_model("hcstvg_small"))

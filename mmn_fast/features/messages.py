@@ -42,9 +42,9 @@ def is_video(path: Path) -> bool:
 def needs_extraction(what: str) -> str:
     """Tell the user how to handle a video file: its features must be extracted first."""
     return (
-        f"{what}, and a model takes features: run the extractor of the model's training on the video and give the rows"
-        " that the extractor writes (.h5, .npy, .npz, .pt or .safetensors, [n_src, D]); the one extractor in this"
-        " package, mmn_fast.features.PixelFeatures, is for the demo model"
+        f"{what}, and a model takes features: `mmn-fast features VIDEO -o FILE.h5 --extractor ...` makes them, with the"
+        " extractor of the model's training (pixels for the demo model; docs/features.md says what is known of the"
+        " published models' ones)"
     )
 
 
