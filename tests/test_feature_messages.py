@@ -19,7 +19,7 @@ WRITER = "import h5py, sys; f = h5py.File(sys.argv[1], 'a'); print('open', flush
 @pytest.mark.parametrize("name", ["x.mp4", "x.MKV", "x.webm"])
 def test_a_video_file_is_named_as_such_with_what_to_do(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(b"\0\0\0\x20ftypisom")
-    message = r"this is a video, and a model takes features: `mmn-fast features VIDEO -o FILE.h5 --extractor ...` makes them, "
+    message = r"this is a video, and a model takes features: `mmn-fast features VIDEO .* makes them, "
     with pytest.raises(InputError, match=rf"^source: .*{message}"):
         load_features(tmp_path / name)
     with pytest.raises(InputError, match=rf"^path: .*{message}"):
