@@ -27,6 +27,8 @@ from mmn_fast.errors import InputError, named_as
 from mmn_fast.evaluation.agreement import Agreement, LabelledSplit, agreement
 from mmn_fast.evaluation.datasets import read_annotations
 from mmn_fast.features import open_features, pre_clips
+from mmn_fast.features.contract import FeatureContract
+from mmn_fast.features.matching import refuse_other_features
 from mmn_fast.presets import PRESETS, Preset
 from mmn_fast.storage.checksums import file_sha256
 from mmn_fast.tokenizer import load_tokenizer
@@ -65,13 +67,18 @@ class Splits:
 
 
 def check_wish(
-    preset: Preset, what: list[str], raw_features: bool, max_recall_loss: float, data: Labelled | None
+    preset: Preset,
+    what: list[str],
+    raw_features: bool,
+    max_recall_loss: float,
+    data: Labelled | None,
+    contract: FeatureContract | None = None,
 ) -> Splits:
     """Find the data to calibrate and measure an int8 export, before any work is done.
 
     Raises:
-        InputError: no annotated videos for a world other than the demo's, too few or damaged ones, not all graphs,
-            source rows, or an unusable limit.
+        InputError: no annotated videos for a world other than the demo's, too few or damaged ones, features of another
+            contract than the model's, not all graphs, source rows, or an unusable limit.
     """
     if not max_recall_loss >= 0:
         raise InputError(f"max_recall_loss: expected points of R@1, 0 or more, got {max_recall_loss!r}")
@@ -80,7 +87,7 @@ def check_wish(
             "precision: int8 is measured with all graphs on pre-clips; expected --what all, no --raw-features"
         )
     if data is not None:
-        return _splits_of(data, preset)
+        return _splits_of(data, preset, contract)
     width = PRESETS["shapes"].input_size
     if preset.input_size != width:
         raise InputError(
@@ -100,7 +107,7 @@ def demo_splits() -> Splits:
     )
 
 
-def _splits_of(data: Labelled, preset: Preset) -> Splits:
+def _splits_of(data: Labelled, preset: Preset, contract: FeatureContract | None) -> Splits:
     """Splits of a data set in random order: the first videos for calibration, the next ones for evaluation."""
     samples = read_annotations(data.annotations, preset, durations=data.durations)
     calibration, evaluation = LabelledSplit([], []), LabelledSplit([], [])
@@ -108,6 +115,7 @@ def _splits_of(data: Labelled, preset: Preset) -> Splits:
         key = preset.feature_key if data.feature_key is None else data.feature_key
         store = open_features(data.features, key, preset.input_size)
     with store:
+        refuse_other_features(contract, store.contract, f"features: {data.features}")
         for number in np.random.default_rng(0).permutation(len(samples)).tolist():
             sample = samples[number]
             if sample.video_id not in store:

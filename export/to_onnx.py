@@ -81,7 +81,7 @@ def export(
         raise InputError(f"annotations: expected only with precision 'int8', got precision {precision!r}")
     splits = None
     if precision == "int8":
-        splits = check_wish(loaded.preset, what, raw_features, max_recall_loss, int8_data)
+        splits = check_wish(loaded.preset, what, raw_features, max_recall_loss, int8_data, loaded.contract)
     return export_loaded(loaded, output, precision, what, raw_features, top_k, splits, max_recall_loss)
 
 
@@ -124,6 +124,7 @@ def export_loaded(
             graphs=graphs,
             files={},
             versions=versions(),
+            feature_contract=model.contract,
         )
         manifest = _write_verified(model, manifest, reference, partial)
         if splits is not None:

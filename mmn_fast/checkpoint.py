@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from mmn_fast.checks import build, check_keys, shown
 from mmn_fast.errors import InputError
+from mmn_fast.features.contract import FeatureContract
 from mmn_fast.presets import Preset, TextEncoderConfig, get_preset
 from mmn_fast.process.once import kept_property
 from mmn_fast.storage.checksums import array_digests, combined_sha256, file_sha256
@@ -55,6 +56,8 @@ class LoadedModel:
             is empty.
         weights_sha256: SHA-256 of the weights behind the export; None without an export.
         manifest_sha256: SHA-256 of the export's manifest, which lists every file's SHA-256; None without an export.
+        contract: how the features of the model's training are made; None if that is not known. It is no part of the
+            fingerprint, because it changes no result of given features.
     """
 
     preset: Preset
@@ -65,6 +68,7 @@ class LoadedModel:
     exported: Path | None = None
     weights_sha256: str | None = None
     manifest_sha256: str | None = None
+    contract: FeatureContract | None = None
 
     @kept_property
     def fingerprint(self) -> str:
@@ -137,6 +141,7 @@ def convert(
     tokenizer: str | Path | None,
     output: str | Path,
     text_heads: int | None = None,
+    contract: FeatureContract | None = None,
 ) -> Path:
     """Turn an official checkpoint into a directory that `mmn_fast.load` takes.
 
@@ -149,6 +154,7 @@ def convert(
         tokenizer: tokenizer.json, vocab.txt, a directory with either, or a hub id; None if the checkpoint records it.
         output: directory to create; must not exist.
         text_heads: attention heads of the text encoder, if neither the checkpoint nor the width tells the number.
+        contract: how the model's features are made, if the checkpoint does not record it.
 
     Returns:
         The directory.
@@ -161,12 +167,27 @@ def convert(
     if output.exists():
         raise InputError(f"output: {output} exists; name a directory that does not")
     if not path.is_dir():
-        return save_model(_from_official(path, preset, tokenizer, text_heads), output)
+        return save_model(_with_contract(_from_official(path, preset, tokenizer, text_heads), contract), output)
     if text_heads is not None:
         raise InputError(
             f"text_heads: expected none for the directory {path}, because it records its own number of heads"
         )
-    return save_model(_from_directory(path, preset, tokenizer), output)
+    return save_model(_with_contract(_from_directory(path, preset, tokenizer), contract), output)
+
+
+def _with_contract(model: LoadedModel, contract: FeatureContract | None) -> LoadedModel:
+    """The model with a contract for its features; refuses one that suits neither its width nor its own contract."""
+    if contract is None:
+        return model
+    if contract.width != model.preset.input_size:
+        raise InputError(
+            f"contract: width: expected {model.preset.input_size}, that of the features of preset"
+            f" {model.preset.name!r}, got {contract.width}"
+        )
+    difference = None if model.contract is None else model.contract.first_difference(contract)
+    if difference is not None:
+        raise InputError(f"contract: {model.source} has another contract for its features: {difference}")
+    return dataclasses.replace(model, contract=contract)
 
 
 def save_model(model: LoadedModel, output: str | Path) -> Path:
@@ -188,12 +209,18 @@ def save_model(model: LoadedModel, output: str | Path) -> Path:
     if output.exists():
         raise InputError(f"output: {output} exists; name a directory that does not")
     with new_directory(output, "output") as partial:
-        write_directory(partial, model.preset, model.text, model.state, model.tokenizer, Path(model.source).name)
+        source = Path(model.source).name
+        write_directory(partial, model.preset, model.text, model.state, model.tokenizer, source, model.contract)
     return output
 
 
 def model_from_state(
-    preset: Preset, text: TextEncoderConfig, state: Mapping[str, npt.NDArray[Any]], tokenizer: Tokenizer, source: str
+    preset: Preset,
+    text: TextEncoderConfig,
+    state: Mapping[str, npt.NDArray[Any]],
+    tokenizer: Tokenizer,
+    source: str,
+    contract: FeatureContract | None = None,
 ) -> LoadedModel:
     """Make a model from weights in memory, as `load_model` makes it from files.
 
@@ -203,13 +230,14 @@ def model_from_state(
         state: arrays under official keys; contiguous float32 arrays are taken without a copy.
         tokenizer: the word pieces of the text encoder's training.
         source: origin of the weights, for messages.
+        contract: how the features of the model's training are made, if that is known.
 
     Raises:
         InputError: the weights do not fit the preset's model, or are not finite.
     """
     arrays = {name: np.ascontiguousarray(array, np.float32) for name, array in state.items()}
     check_state(arrays, preset, text, source)
-    return _checked(preset, text, arrays, tokenizer, Path(source))
+    return _checked(preset, text, arrays, tokenizer, Path(source), contract)
 
 
 def _from_official(
@@ -239,13 +267,16 @@ def _from_recorded(
 ) -> LoadedModel:
     """Make a model from a checkpoint that records its preset, text encoder and tokenizer."""
     where = f"checkpoint: {path}: {RECORD}"
-    check_keys(record, ("format_version", "preset", "text_encoder", "tokenizer"), where)
+    names = ("format_version", "preset", "text_encoder", "tokenizer")
+    check_keys(record, (*names, "feature_contract"), where, names)
     if record["format_version"] != RECORD_FORMAT:
         raise InputError(
             f"{where}: format_version: expected {RECORD_FORMAT}, got {shown(record['format_version'])}; install the"
             f" mmn_fast that wrote it"
         )
     held, text = Preset.from_dict(record["preset"]), build(TextEncoderConfig, record["text_encoder"], where)
+    contract = record.get("feature_contract")
+    contract = None if contract is None else FeatureContract.from_dict(contract, f"{where}: feature_contract")
     _insist(held, preset, f"{path} was trained")
     if text_heads not in (None, text.num_heads):
         raise InputError(f"text_heads: {path} was trained with {text.num_heads}, got {text_heads!r}")
@@ -254,7 +285,7 @@ def _from_recorded(
         chosen = tokenizer_from_json(str(record["tokenizer"]), str(path), text.max_tokens)
     else:
         chosen = load_tokenizer(tokenizer, text.max_tokens)
-    return _checked(held, text, state, chosen, path)
+    return _checked(held, text, state, chosen, path, contract)
 
 
 def _insist(held: Preset, preset: str | Path | Preset | None, made: str) -> None:
@@ -271,13 +302,15 @@ def _from_directory(path: Path, preset: str | Path | Preset | None, tokenizer: s
     missing = [name for name in FILES if not (path / name).is_file() and (name != TOKENIZER or tokenizer is None)]
     if missing:
         raise InputError(f"model: {path} is not a converted directory: no {', '.join(missing)}")
-    config, held, text = read_config(path / CONFIG)
+    found = read_config(path / CONFIG)
+    config, held, text = found.record, found.preset, found.text
     _insist(held, preset, f"{path} was converted")
     state, weights = read_weights(path / WEIGHTS, config)
     check_state(state, held, text, str(path / WEIGHTS))
     if tokenizer is not None:
         words = load_tokenizer(tokenizer, text.max_tokens)
-        return _checked(held, text, state, words, path)._knowing(fingerprint_of(held, text, weights, words))
+        fingerprint = fingerprint_of(held, text, weights, words)
+        return _checked(held, text, state, words, path, found.contract)._knowing(fingerprint)
     if config["format_version"] > 1 and file_sha256(path / TOKENIZER) != config["tokenizer_sha256"]:
         raise InputError(
             f"model: {path / TOKENIZER} is not the file that {CONFIG} was written for: its sha256 differs; copy it"
@@ -290,7 +323,7 @@ def _from_directory(path: Path, preset: str | Path | Preset | None, tokenizer: s
             f"model: {path}: fingerprint: expected {fingerprint}, as computed from the files, got"
             f" {config['fingerprint']}; convert the checkpoint again"
         )
-    return _checked(held, text, state, words, path)._knowing(fingerprint)
+    return _checked(held, text, state, words, path, found.contract)._knowing(fingerprint)
 
 
 def _from_export(path: Path, preset: str | Path | Preset | None, tokenizer: str | Path | None) -> LoadedModel:
@@ -301,7 +334,7 @@ def _from_export(path: Path, preset: str | Path | Preset | None, tokenizer: str 
     check_files(path, manifest)
     words = load_tokenizer(path / TOKENIZER if tokenizer is None else tokenizer, manifest.text.max_tokens)
     loaded = dataclasses.replace(
-        _checked(manifest.preset, manifest.text, {}, words, path),
+        _checked(manifest.preset, manifest.text, {}, words, path, manifest.feature_contract),
         exported=path.absolute(),
         weights_sha256=manifest.weights_sha256,
         manifest_sha256=file_sha256(path / MANIFEST),
@@ -326,9 +359,16 @@ def _check_export(path: Path, manifest_sha256: str | None) -> None:
     check_files(path, manifest)
 
 
-def _checked(preset: Preset, text: TextEncoderConfig, state: State, tokenizer: Tokenizer, source: Path) -> LoadedModel:
+def _checked(
+    preset: Preset,
+    text: TextEncoderConfig,
+    state: State,
+    tokenizer: Tokenizer,
+    source: Path,
+    contract: FeatureContract | None = None,
+) -> LoadedModel:
     if tokenizer.vocab_size != text.vocab_size:
         raise InputError(
             f"tokenizer: expected the {text.vocab_size} word pieces that {source} embeds, got {tokenizer.vocab_size}"
         )
-    return LoadedModel(preset, text, state, tokenizer, str(source))
+    return LoadedModel(preset, text, state, tokenizer, str(source), contract=contract)

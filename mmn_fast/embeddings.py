@@ -15,14 +15,13 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from mmn_fast.arrays import Float32
+from mmn_fast.arrays import Float32, described
 from mmn_fast.checks import Each, Number, Rule, Text, check_keys
 from mmn_fast.errors import InputError
 from mmn_fast.storage.checksums import array_digests, plain_sha256
 from mmn_fast.storage.documents import parse_json
 from mmn_fast.storage.files import write_whole
 from mmn_fast.tubes import Track, check_track
-from mmn_fast.types import described
 
 _CHECKSUM = "sha256"  # metadata key of the checksum over the arrays and the rest of the metadata
 _ITEM_RULES: dict[str, Rule] = {

@@ -17,6 +17,8 @@ from mmn_fast.embeddings import TextEmbeddings, VideoEmbeddings, check_embedding
 from mmn_fast.engine_tubes import TubeGrounding
 from mmn_fast.errors import InputError
 from mmn_fast.features import pre_clips
+from mmn_fast.features.contract import FeatureContract
+from mmn_fast.features.extractors.base import Extractor
 from mmn_fast.geometry import cells_to_moments, plan_for
 from mmn_fast.kernels import host
 from mmn_fast.origin import Origin, absolute
@@ -243,7 +245,8 @@ class Engine(TubeGrounding, WindowGrounding):
         in_windows = None if windows is None else self._encode_windows(items, windows)
         if in_windows is not None:
             return in_windows
-        distinct, rows = distinct_videos([(f"videos[{n}]", video) for n, video in enumerate(items)], self._pre_clips)
+        named = [(f"videos[{n}]", video) for n, video in enumerate(items)]
+        distinct, rows = distinct_videos(named, self._pre_clips, self.contract)
         shape = (-1, self.preset.num_pre_clips, self.preset.input_size)
         inputs = np.concatenate(distinct) if items else np.empty(0, np.float32)
         contrastive, iou = self._backend.encode_video(inputs.reshape(shape))
@@ -329,6 +332,32 @@ class Engine(TubeGrounding, WindowGrounding):
         self._backend.warmup(videos, sentences, tokens, rows, self._moments_wanted(top_k))
 
     @property
+    def contract(self) -> FeatureContract | None:
+        """How the features of the model's training are made; None if the model does not say."""
+        return self._model.contract
+
+    def extractor(self, spec: str | None = None, **options: Any) -> Extractor:
+        """Make the extractor of the model's features, for `Video.open`.
+
+        Args:
+            spec: the extractor, such as "onnx:net.onnx", if its weights have moved since training; None takes the
+                contract's.
+            options: `device`, `precision`, `batch_size` and `threads`, as for `make_extractor`.
+
+        Raises:
+            InputError: the model does not say how its features are made, the weights are not found, or they are others
+                than those of training.
+        """
+        from mmn_fast.features.extractors.registry import extractor_for
+
+        if self.contract is None:
+            raise InputError(
+                f"extractor: the model {self._model.source} does not say how its features are made; name the extractor,"
+                " or add its contract to the model (mmn-fast convert --contract)"
+            )
+        return extractor_for(self.contract, spec, **options)
+
+    @property
     def max_tokens(self) -> int:
         """Most word pieces of a sentence that the text encoder takes, [CLS] and [SEP] included."""
         return self._model.text.max_tokens
@@ -368,6 +397,7 @@ class Engine(TubeGrounding, WindowGrounding):
                 "normalisation": "each stream of each row to unit length, by the engine",
                 "key": self.preset.feature_key or "the video itself",
                 "extractor": PUBLISHED_FEATURES.get(self.preset.name, "not known; that of the training features"),
+                "contract": None if self.contract is None else self.contract.to_dict(),
             },
             "text_encoder": {"layers": text.num_layers, "width": text.width, "max_tokens": text.max_tokens},
             "backend": self._backend.name,
@@ -387,7 +417,7 @@ class Engine(TubeGrounding, WindowGrounding):
         return min(check_top_k(top_k), self._plan.num_proposals)
 
     def _request(self, batch: Iterable[Query], video_input: VideoInput) -> Request:
-        return make_request(batch, video_input, self._model.tokenizer.encode, self._progress)
+        return make_request(batch, video_input, self._model.tokenizer.encode, self._progress, self.contract)
 
     def _pre_clips(self, features: Any, name: str) -> Float32:
         return pre_clips(features, self.preset, name)

@@ -13,6 +13,8 @@ from mmn_fast.arrays import Float32, Int32, Int64
 from mmn_fast.checks import shown
 from mmn_fast.errors import InputError
 from mmn_fast.features import check_duration, tube_pre_clips
+from mmn_fast.features.contract import FeatureContract
+from mmn_fast.features.matching import refuse_other_features
 from mmn_fast.presets import Preset
 from mmn_fast.tokenizer import check_text
 from mmn_fast.tubes import Track, Tube, TubeQuery, check_track
@@ -93,6 +95,7 @@ def make_request(
     video_input: VideoInput,
     tokenize: Callable[[Sequence[str]], Sequence[Int64]],
     progress: bool = False,
+    contract: FeatureContract | None = None,
 ) -> Request:
     """Check queries and make a request from them.
 
@@ -101,12 +104,14 @@ def make_request(
         video_input: called once per array of features.
         tokenize: turns the distinct sentences into token ids.
         progress: as in `Request`.
+        contract: as in `distinct_videos`.
 
     Raises:
         InputError: a query cannot be used; the message names the query and what is wrong with it.
     """
     queries = check_batch(batch)
-    arrays, numbers = distinct_videos([(f"batch[{n}].video", q.video) for n, q in enumerate(queries)], video_input)
+    videos = [(f"batch[{n}].video", q.video) for n, q in enumerate(queries)]
+    arrays, numbers = distinct_videos(videos, video_input, contract)
     asked = [(number, q.sentences, q.video.duration_s) for number, q in zip(numbers, queries, strict=True)]
     return _without_repetition(arrays, asked, tokenize, progress)
 
@@ -217,23 +222,38 @@ def _without_repetition(
 
 
 def distinct_videos(
-    videos: Sequence[tuple[str, Video]], video_input: VideoInput
+    videos: Sequence[tuple[str, Video]], video_input: VideoInput, contract: FeatureContract | None = None
 ) -> tuple[Sequence[Float32], Sequence[int]]:
     """Check all videos before the first is encoded, and find equal ones.
 
     Args:
         videos: (name in messages, video) per video.
         video_input: called once per array of features.
+        contract: how the model's features are made; None takes all features.
 
     Returns:
         The array from `video_input` for each distinct video, and per given video the number of its array.
 
     Raises:
-        InputError: a duration or features cannot be used.
+        InputError: a duration or features cannot be used, or features have another contract.
+    """
+    check_facts(videos, contract)
+    return _distinct([(f"{where}.features", video.features) for where, video in videos], video_input)
+
+
+def check_facts(videos: Sequence[tuple[str, Video]], contract: FeatureContract | None) -> None:
+    """Check all that is known of videos besides their features.
+
+    Args:
+        videos: (name in messages, video) per video.
+        contract: how the model's features are made; None takes all features.
+
+    Raises:
+        InputError: a duration cannot be used, or features have another contract.
     """
     for where, video in videos:
         check_duration(video.duration_s, f"{where}.duration_s")
-    return _distinct([(f"{where}.features", video.features) for where, video in videos], video_input)
+        refuse_other_features(contract, video.contract, where)
 
 
 def _distinct(

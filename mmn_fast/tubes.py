@@ -13,10 +13,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mmn_fast.arrays import Float64, Int32, Int64
+from mmn_fast.arrays import Float64, Int32, Int64, described
 from mmn_fast.checks import shown
 from mmn_fast.errors import InputError
-from mmn_fast.types import described
 
 Boxes = npt.NDArray[np.floating[Any]]
 """float32 or float64 [n, 4]: x1, y1, x2, y2 in pixels."""

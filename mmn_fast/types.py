@@ -1,4 +1,4 @@
-"""Inputs and outputs of the engine: videos, queries, moments and score maps. Nothing here computes.
+"""Inputs and outputs of the engine: videos, queries, moments and score maps.
 
 Arrays are NumPy, so results of every backend can be pickled, saved and moved between processes.
 Symbols: B videos, S sentences, P proposals, J joint width.
@@ -6,13 +6,22 @@ Symbols: B videos, S sentences, P proposals, J joint width.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy.typing as npt
 
-from mmn_fast.arrays import Float32, Int32
+from mmn_fast.arrays import Float32, Int32, described
+from mmn_fast.errors import InputError
+
+if TYPE_CHECKING:
+    from mmn_fast.features.contract import FeatureContract
+    from mmn_fast.features.extractors.base import Extractor
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +52,48 @@ class Video:
             temporal order, not normalised (the engine normalises them).
         duration_s: length of the video in seconds, > 0.
         video_id: name used in messages and predictions.
+        contract: how the features are made, if that is known; an engine refuses features of another contract than its
+            model's. None is never refused.
     """
 
     features: Any
     duration_s: float
     video_id: str = ""
+    contract: FeatureContract | None = None
+
+    @classmethod
+    def open(
+        cls, path: str | Path, extractor: str | Extractor, *, video_id: str | None = None, **options: Any
+    ) -> Video:
+        """Extract the features of a video file.
+
+        Args:
+            path: a local video file.
+            extractor: an extractor, such as `engine.extractor()`; or its name, as `features.extractors.make_extractor`
+                takes it.
+            video_id: name of the video; None takes the file's name without its suffix.
+            options: with an extractor's name, other arguments of `make_extractor`.
+
+        Returns:
+            The video, its length as found by decoding. If a part of the file is damaged, a warning says how much was
+            lost.
+
+        Raises:
+            InputError: the file is no readable video, or the extractor cannot be made.
+        """
+        from mmn_fast.features.extractors.base import Extractor
+        from mmn_fast.features.extractors.registry import make_extractor
+
+        if isinstance(extractor, Extractor):
+            if options:
+                raise InputError(f"extractor: expected its name with {', '.join(options)}, got one that is made")
+        else:
+            extractor = make_extractor(extractor, **options)
+        found = extractor.read(path)
+        if found.lost is not None:
+            logger.warning("%s: %s", path, found.lost)
+        name = Path(path).stem if video_id is None else video_id
+        return cls(found.rows, found.duration_s, name, extractor.contract)
 
     def __repr__(self) -> str:
         return f"Video({described(self.features)}, duration_s={self.duration_s!r}, video_id={self.video_id!r})"
@@ -94,11 +140,3 @@ class ScoreMaps:
             raise KeyError(name)
         array: npt.NDArray[Any] = getattr(self, name)
         return array
-
-
-def described(array: Any) -> str:
-    """Describe an array briefly, such as "float32 [2, 136, 256]"; for other values, give the type's name."""
-    shape, dtype = getattr(array, "shape", None), getattr(array, "dtype", None)
-    if shape is None or dtype is None:
-        return type(array).__name__
-    return f"{str(dtype).removeprefix('torch.')} {list(shape)}"

@@ -277,7 +277,7 @@ def _cut(path: Path) -> None:
         (lambda d: (d / "tokenizer.json").unlink(), "no tokenizer.json"),
         (lambda d: (d / "config.json").write_text("{"), "config.json: not JSON"),
         (lambda d: _edit_config(d, lambda c: c.pop("preset")), "config.json: missing preset"),
-        (lambda d: _edit_config(d, lambda c: c.update(format_version=99)), "format_version: expected 2, got 99"),
+        (lambda d: _edit_config(d, lambda c: c.update(format_version=99)), "format_version: expected 3, got 99"),
         (
             lambda d: _edit_config(d, lambda c: c.update(source="x"), sign=False),
             "config.json has changed since it was written",

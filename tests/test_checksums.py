@@ -212,7 +212,7 @@ def as_format_1(directory: Path) -> None:
     from safetensors.numpy import load_file, save_file
 
     config = json.loads((directory / "config.json").read_text())
-    for name in ("sha256", "weights_sha256", "tokenizer_sha256", "tensors"):
+    for name in ("sha256", "weights_sha256", "tokenizer_sha256", "tensors", "feature_contract"):
         del config[name]
     state = load_file(directory / "model.safetensors")
     digest = hashlib.sha256(json.dumps(config["preset"], sort_keys=True).encode())

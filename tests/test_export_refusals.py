@@ -65,7 +65,7 @@ def test_a_file_that_cannot_be_read_is_refused(name: str, copy: Path, monkeypatc
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format_version": 3}, "format_version: expected 4, got 3; export the model again"),
+        ({"format_version": 3}, "format_version: expected 5, got 3; export the model again"),
         ({"kind": "other"}, "is not the manifest of an mmn_fast export"),
         ({"files": {"../model": "00"}}, "expected names of files in the same directory, got '../model'"),
         ({"files": {}}, "graph 'video' is in 'video.onnx', which is not among its files"),

@@ -20,12 +20,12 @@ PACKAGE = Path(mmn_fast.__file__).parent
 # a package's name stands for all of its modules. CONTRIBUTING.md describes each rung.
 LADDER = {
     "values": (
-        "version errors arrays precisions checks types tubes process storage embeddings buckets preset_files recipes"
+        "version errors arrays precisions checks tubes process storage embeddings buckets preset_files recipes"
         " text_config presets"
     ),
     "geometry": "geometry geometry_crops",
     "kernels": "kernels",
-    "model": "weights tokenizer media features text_encoder model postprocess artifact checkpoint request",
+    "model": "weights tokenizer media features types text_encoder model postprocess artifact checkpoint request",
     "runtime": "runtime",
     "backends": "backends",
     "engine": "origin windows engine_tubes engine kept_engines",

@@ -342,8 +342,8 @@ def test_nothing_is_left_when_writing_fails(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_videos_are_refused_without_a_writer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
-    with pytest.raises(InputError, match=r"video: .*pip install imageio\[ffmpeg\]"):
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(InputError, match=r"^video: writing videos needs PyAV \(pip install mmn_fast\[video\]\)"):
         write_dataset(tmp_path / "data", counts={"train": 1}, video=True)
     assert not list(tmp_path.iterdir())
 

@@ -124,7 +124,7 @@ def test_schedule_is_the_official_one() -> None:
 
 def test_frozen_text_encoder_does_not_move(task: dict[str, Path], tmp_path: Path) -> None:
     torch.manual_seed(0)
-    before, _, _ = new_model(PRESET, TEXT, task["tokenizer"], None, 0.1)
+    before, *_ = new_model(PRESET, TEXT, task["tokenizer"], None, 0.1)
     recipe = dataclasses.replace(options(task, tmp_path).recipe, epochs=1)  # type: ignore[type-var]
     after = load_model(train(options(task, tmp_path / "run", recipe=recipe))).state
     moved = {
@@ -194,7 +194,7 @@ def test_published_text_encoder_is_taken_as_it_is(task: dict[str, Path], tmp_pat
     published = transformers.DistilBertForMaskedLM(config).eval()
     published.save_pretrained(tmp_path / "distilbert")
     (tmp_path / "distilbert" / "vocab.txt").write_bytes(task["tokenizer"].read_bytes())
-    model, sizes, _ = new_model(PRESET, tmp_path / "distilbert", None, None, 0.1)
+    model, sizes, *_ = new_model(PRESET, tmp_path / "distilbert", None, None, 0.1)
     assert sizes == TEXT
     ids = torch.tensor([[2, 5, 7, 8, 3]])
     model.eval()
@@ -209,7 +209,7 @@ def test_objective_equals_the_seams_of_the_reference_model(task: dict[str, Path]
     from mmn_fast.training.losses import contrastive_loss, iou_loss
 
     torch.manual_seed(0)
-    model, _, _ = new_model(PRESET, TEXT, task["tokenizer"], None, dropout=0.0)
+    model, *_ = new_model(PRESET, TEXT, task["tokenizer"], None, dropout=0.0)
     model = model.double()
     data = data_of(task)
     batch = data.batch(np.arange(5))

@@ -76,7 +76,7 @@ def official_steps(task: dict[str, Path], preset: Preset, world: int, steps: int
     DistributedDataParallel gives every process the mean of all gradients; each process has its own running statistics.
     """
     torch.manual_seed(0)
-    model, _, _ = new_model(preset, TEXT, task["tokenizer"], None, dropout=0.0)
+    model, *_ = new_model(preset, TEXT, task["tokenizer"], None, dropout=0.0)
     recipe, data = preset.recipe, data_of(task)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("bert" not in name)
@@ -133,7 +133,7 @@ def test_processes_and_parts_are_official_processes(
 def test_parts_weigh_the_same_whatever_their_sentences(uneven: dict[str, Path]) -> None:
     """The two weighings differ by far more than the tolerance, so the test above tells them apart."""
     torch.manual_seed(0)
-    model, _, _ = new_model(PRESET, TEXT, uneven["tokenizer"], None, dropout=0.0)
+    model, *_ = new_model(PRESET, TEXT, uneven["tokenizer"], None, dropout=0.0)
     data = data_of(uneven)
     batches = [official_batches(len(data), 8, 2, rank, epoch=1)[0] for rank in (0, 1)]
     counts = np.array([data.sentences_in(batch) for batch in batches])
@@ -169,7 +169,7 @@ def _distributed(rank: int, world: int, port: int, share: bool, task: dict[str, 
 
 def _gradients(task: dict[str, Path], rank: int, world: int, share: bool) -> tuple[list[float], Any, Any]:
     torch.manual_seed(0)
-    model, _, _ = new_model(PRESET, TEXT, task["tokenizer"], None, dropout=0.0)
+    model, *_ = new_model(PRESET, TEXT, task["tokenizer"], None, dropout=0.0)
     data = data_of(task)
     part = np.array_split(np.arange(8), world)[rank]
     batch = data.batch(part)

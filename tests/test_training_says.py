@@ -109,7 +109,7 @@ def test_sizes_of_a_text_encoder_follow_from_its_width() -> None:
 
 def test_the_vocabulary_is_as_large_as_the_tokenizers(task: dict[str, Path]) -> None:
     sizes = TextEncoderConfig(max_tokens=12, width=16, num_layers=1, num_heads=2, ffn_width=32)
-    _, config, tokenizer = new_model(PRESET, sizes, task["tokenizer"], None, 0.1)
+    _, config, tokenizer, _ = new_model(PRESET, sizes, task["tokenizer"], None, 0.1)
     assert config == TEXT
     assert config.vocab_size == tokenizer.vocab_size
     wrong = dataclasses.replace(sizes, vocab_size=99)

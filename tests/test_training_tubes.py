@@ -162,7 +162,7 @@ def test_a_run_resumes_to_the_bit_and_keeps_the_best_viou(
 
 def test_a_frozen_text_encoder_keeps_its_dropout(words: Path) -> None:
     torch.manual_seed(0)
-    model, _, _ = new_model(TUBE_PRESET, TEXT, words, None, dropout=0.1)
+    model, *_ = new_model(TUBE_PRESET, TEXT, words, None, dropout=0.1)
     model.text_encoder.bert.requires_grad_(False)
     batch = tiny_data(words).batch(np.arange(5))
     objective = TubeObjective(model)
@@ -223,7 +223,7 @@ def test_two_parts_or_processes_have_their_own_negatives_and_statistics_and_weig
 
     preset = get_preset(tmp_path / "tubes.yaml")
     torch.manual_seed(preset.recipe.seed)
-    model, _, words = new_model(preset, TEXT, task["tokenizer"], None, dropout=0.0)
+    model, _, words, _ = new_model(preset, TEXT, task["tokenizer"], None, dropout=0.0)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("bert" not in name)  # the first epoch freezes it
     with open_tubes(task["features"]) as tubes:

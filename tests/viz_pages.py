@@ -16,6 +16,7 @@ from mmn_fast.geometry import proposal_cells
 from mmn_fast.tubes import Tube, TubeMoment
 from mmn_fast.types import Moment
 from mmn_fast.viz import GroundedQuery, ScoreMap, evaluation_report, report
+from mmn_fast.viz.film import Film
 from mmn_fast.viz.tube_page import GroundedTubes, tube_report
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -162,8 +163,21 @@ def pixels_of(uri):
     return rows.reshape(height, width, channels)
 
 
+def film(link=None, why_not=None):
+    """A film of some bytes that are no video."""
+    content = None if link or why_not else base64.b64encode(b"no video").decode()
+    return Film(f"8 × 6, {NASTY}", "video/mp4", content, link, frames(), why_not)
+
+
+def film_page(made, **options):
+    return report(queries(NASTY), 12.0, film=made, frames=made.frames, fps=len(made.frames) / 12.0, **options)
+
+
 def every_page():
     return [
+        film_page(film(), title=NASTY, video_id=NASTY, notes=[NASTY]),
+        film_page(film(link="a%20b/%3Cclip%3E.mp4")),
+        film_page(film(why_not=NASTY)),
         report(queries(NASTY), 12.0, title=NASTY, video_id=NASTY, frames=frames(), fps=2.5, notes=[NASTY]),
         report(queries(NASTY), 12.0),
         report([], 12.0),

@@ -31,13 +31,14 @@ from mmn_fast.checks import (
     shown,
 )
 from mmn_fast.errors import InputError
+from mmn_fast.features.contract import FeatureContract
 from mmn_fast.geometry import plan_for
 from mmn_fast.precisions import EXPORTED
 from mmn_fast.presets import Preset, TextEncoderConfig
 from mmn_fast.storage.checksums import file_sha256, plain_sha256, side_by_side
 from mmn_fast.storage.documents import read_json
 
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5  # 4 lacks the contract of the features
 KIND = "mmn_fast export"
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.json"
@@ -131,6 +132,7 @@ class Manifest:
         files: file -> its SHA-256; weights above 2 GB are in a separate file.
         verification: result of `verify`.
         versions: versions of all packages that made the export.
+        feature_contract: how the model's features are made; None if that is not known.
     """
 
     preset: Preset
@@ -147,6 +149,7 @@ class Manifest:
     files: dict[str, str]
     verification: dict[str, Any] = dataclasses.field(default_factory=dict)
     versions: dict[str, str] = dataclasses.field(default_factory=dict)
+    feature_contract: FeatureContract | None = None
 
     def signature(self, graph: str) -> Signature:
         """The inputs and outputs of one of the graphs."""
@@ -159,6 +162,7 @@ class Manifest:
             plain[field.name] = getattr(self, field.name)
         plain["preset"] = self.preset.to_dict()
         plain["text"] = dataclasses.asdict(self.text)
+        plain["feature_contract"] = None if self.feature_contract is None else self.feature_contract.to_dict()
         plain["graphs"] = {
             name: {"file": file, **dataclasses.asdict(self.signature(name))} for name, file in self.graphs.items()
         }
@@ -189,6 +193,7 @@ _RULES: dict[str, Rule] = {
     "files": MapOf(Text()),
     "verification": MapOf(anything),
     "versions": MapOf(Text(least=0)),
+    "feature_contract": Optional(MapOf(anything)),
 }
 
 
@@ -211,7 +216,7 @@ def read_manifest(directory: str | Path) -> Manifest:
     plain = read_json(path, where)
     if not isinstance(plain, dict) or plain.get("kind") != KIND:
         raise InputError(f"{where} is not the manifest of an mmn_fast export")
-    if plain.get("format_version") != FORMAT_VERSION:
+    if plain.get("format_version") not in (4, FORMAT_VERSION):
         raise InputError(
             f"{where}: format_version: expected {FORMAT_VERSION}, got {shown(plain.get('format_version'))};"
             f" export the model again, or install the mmn_fast that wrote it"
@@ -222,11 +227,13 @@ def read_manifest(directory: str | Path) -> Manifest:
             f"{where} has changed since it was written: its sha256 differs from the one that it names; copy it"
             " again, or export the model again"
         )
-    values = check_record(plain, _RULES, where)
+    values = check_record(plain if plain["format_version"] > 4 else {"feature_contract": None, **plain}, _RULES, where)
     del values["kind"], values["format_version"]
     try:
         values["preset"] = Preset.from_dict(values["preset"])
         values["text"] = build(TextEncoderConfig, values["text"], "text")
+        if values["feature_contract"] is not None:
+            values["feature_contract"] = FeatureContract.from_dict(values["feature_contract"], "feature_contract")
     except InputError as error:
         raise InputError(f"{where}: {error}") from None
     for stage in values["fp32_stages"]:

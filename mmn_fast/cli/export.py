@@ -39,14 +39,21 @@ def convert(
         int | None,
         typer.Option("--text-heads", help="Attention heads of the text encoder, if its width is not a published one."),
     ] = None,
+    contract: Annotated[
+        Path | None,
+        typer.Option("--contract", help="How the model's features are made: a JSON file, or features.h5 with one."),
+    ] = None,
 ) -> None:
     """Turn an official checkpoint into a directory that every command and mmn_fast.load() take."""
     from mmn_fast.checkpoint import convert as convert_checkpoint
+    from mmn_fast.features.matching import read_contract
     from mmn_fast.weights.directory import CONFIG, read_config
 
-    convert_checkpoint(checkpoint, preset, tokenizer, output, text_heads)
-    _, held, _ = read_config(output / CONFIG)
-    show(f"{output}: preset {preset or held.name}, {size_of(output)}")
+    wanted = None if contract is None else read_contract(contract)
+    convert_checkpoint(checkpoint, preset, tokenizer, output, text_heads, wanted)
+    written = read_config(output / CONFIG)
+    made = "" if written.contract is None else f", features of {written.contract.extractor}"
+    show(f"{output}: preset {preset or written.preset.name}{made}, {size_of(output)}")
 
 
 @dataclass(frozen=True)

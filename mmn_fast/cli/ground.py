@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
 from mmn_fast.cli.app import app
 from mmn_fast.cli.options import (
+    AnyFeatures,
     AsJson,
     EngineOptions,
     FeatureKey,
@@ -30,20 +33,122 @@ from mmn_fast.errors import InputError, named_as
 
 if TYPE_CHECKING:
     from mmn_fast.engine import Engine
+    from mmn_fast.features.contract import FeatureContract
     from mmn_fast.tubes import TubeMoment
-    from mmn_fast.types import Moment, Query
+    from mmn_fast.types import Moment, Query, Video
+
+
+Facts = tuple["FeatureContract | None", float | None]
+"""What a file says of features besides the rows: their contract, and the video's length in seconds."""
+
+
+@dataclass(frozen=True)
+class SourceOptions:
+    """The video in which sentences are grounded: a file, its features, or person tubes."""
+
+    video: Annotated[
+        str | None, typer.Option("--video", help="A video file; the model's contract says how its features are made.")
+    ] = None
+    extractor: Annotated[
+        str | None,
+        typer.Option(
+            "--extractor", help="With --video: the extractor, as for features, if the model does not say or it moved."
+        ),
+    ] = None
+    features: Annotated[
+        str | None, typer.Option("--features", help="FILE or FILE::KEY: .h5, .npy, .npz, .pt, .safetensors.")
+    ] = None
+    duration: Annotated[
+        float | None,
+        typer.Option("--duration", help="Length of the video in seconds, if the file of features does not say."),
+    ] = None
+    tubes: Annotated[
+        str | None, typer.Option("--tubes", help="Person tubes instead, FILE or FILE::VIDEO: .h5, .npz, .safetensors.")
+    ] = None
+    any_features: AnyFeatures = False
+
+    @property
+    def kind(self) -> str:
+        """Which option names the video."""
+        return "features" if self.video is None else "video"
+
+    @property
+    def name(self) -> str:
+        """The video's file, or that of its features."""
+        return str(self.features if self.video is None else self.video)
+
+    def check(self, html: Path | None, windows: WindowOptions) -> Facts:
+        """Refuse options that do not name one video, before anything is loaded; read the small facts of its file."""
+        given = [name for name in ("video", "features", "tubes") if getattr(self, name) is not None]
+        if not given:
+            raise InputError("--features: give the video's features, or --video or --tubes")
+        if given[1:]:
+            raise InputError(f"--{given[1]}: give one of --video, --features and --tubes, got --{given[0]} as well")
+        refused = {
+            "duration": self.duration if self.features is None else None,
+            "extractor": self.extractor if self.video is None else None,
+            "any_features": (self.any_features or None) if self.tubes is not None else None,
+        }
+        for name, value in refused.items():
+            if value is not None:
+                raise InputError(f"{name}: expected none with --{given[0]}, got {value}")
+        if self.tubes is not None:
+            for name, number in (("--window", windows.window_s), ("--overlap", windows.overlap)):
+                if number is not None:
+                    raise InputError(
+                        f"{name}: expected none with --tubes, whose tubes are grounded whole, got {number}"
+                    )
+            if html is not None:
+                raise InputError("--html: a page of tubes needs the video's frames; mmn_fast.viz.tube_report makes it")
+        if self.features is None:
+            return None, None
+        from mmn_fast.features.matching import stored_facts
+
+        contract, duration_s = stored_facts(self.features)
+        if self.duration is None and duration_s is None:
+            raise InputError("--duration: give the video's length in seconds, which the file does not say")
+        return contract, duration_s if self.duration is None else self.duration
+
+    def read(self, engine: Engine, facts: Facts) -> Video:
+        """The video with its features; `facts` come from `check`."""
+        from mmn_fast.features import load_features
+        from mmn_fast.features.matching import refuse_other_features
+        from mmn_fast.types import Video
+
+        if self.video is not None:
+            return self._open(engine, self.video)
+        contract, duration_s = facts
+        refuse_other_features(engine.contract, contract, f"features: {self.features}", self.any_features)
+        rows = load_features(self.name, width=engine.preset.input_size)
+        return Video(rows, cast("float", duration_s), video_id=self.name)
+
+    def _open(self, engine: Engine, video: str) -> Video:
+        """Extract the features of a video file, by the model's contract or by the named extractor."""
+        from mmn_fast.features.extractors.registry import make_extractor
+        from mmn_fast.features.matching import refuse_other_features
+        from mmn_fast.types import Video
+
+        if self.extractor is None or (engine.contract is not None and not self.any_features):
+            extractor = engine.extractor(self.extractor)
+        else:
+            extractor = make_extractor(self.extractor)
+            refuse_other_features(engine.contract, extractor.contract, f"extractor: {self.extractor}", True)
+        if extractor.width != engine.preset.input_size:
+            raise InputError(
+                f"extractor: expected rows of {engine.preset.input_size} values, as the model takes, got"
+                f" {extractor.width} of {extractor.contract.extractor}"
+            )
+        try:
+            opened = Video.open(video, extractor, video_id=Path(video).name)
+        except InputError as error:
+            raise InputError(f"video: {error}") from error
+        return dataclasses.replace(opened, contract=None) if self.any_features else opened
 
 
 @app.command()
 def ground(
     *,
-    features: Annotated[
-        str | None, typer.Option("--features", help="FILE or FILE::KEY: .h5, .npy, .npz, .pt, .safetensors.")
-    ] = None,
-    duration: Annotated[float | None, typer.Option("--duration", help="Length of the video in seconds.")] = None,
-    tubes: Annotated[
-        str | None, typer.Option("--tubes", help="Person tubes instead, FILE or FILE::VIDEO: .h5, .npz, .safetensors.")
-    ] = None,
+    source: SourceOptions,
     query: Annotated[list[str], typer.Option("--query", "-q", help="A sentence; give the option again for more.")],
     model: Model = None,
     top_k: Annotated[
@@ -58,46 +163,24 @@ def ground(
     """Find the moments of one video, or of its person tubes, that sentences describe."""
     from mmn_fast.evaluation.notes import by_kind, cut_sentences, refuse
 
-    _check_source(features, duration, tubes, html, windows)
+    check_html(html)
+    facts = source.check(html, windows)
     engine = loading.load(model)
     cut = cut_sentences(engine, query)
     if strict:
         refuse(cut)
     notes = {"cut": by_kind(cut)["cut"]}
-    if tubes is not None:
-        _ground_tubes(engine, tubes, query, 1 if top_k is None else top_k, notes, as_json)
+    if source.tubes is not None:
+        _ground_tubes(engine, source.tubes, query, 1 if top_k is None else top_k, notes, as_json)
     else:
-        assert features is not None
-        assert duration is not None
         wanted = 5 if top_k is None else top_k
-        _ground_video(engine, features, duration, query, wanted, windows, notes, html, as_json)
-
-
-def _check_source(
-    features: str | None, duration: float | None, tubes: str | None, html: Path | None, windows: WindowOptions
-) -> None:
-    """Refuse options that do not name one video, or tubes; nothing is read before."""
-    if tubes is None:
-        if features is None:
-            raise InputError("--features: give the video's features, or --tubes")
-        if duration is None:
-            raise InputError("--duration: give the video's length in seconds")
-    else:
-        for name, value in (("--features", features), ("--duration", duration)):
-            if value is not None:
-                raise InputError(f"{name}: the file of --tubes has all that is needed; give one or the other")
-        for name, number in (("--window", windows.window_s), ("--overlap", windows.overlap)):
-            if number is not None:
-                raise InputError(f"{name}: expected none with --tubes, whose tubes are grounded whole, got {number}")
-        if html is not None:
-            raise InputError("--html: a page of tubes needs the video's frames; mmn_fast.viz.tube_report makes it")
-    check_html(html)
+        _ground_video(engine, source, facts, query, wanted, windows, notes, html, as_json)
 
 
 def _ground_video(
     engine: Engine,
-    features: str,
-    duration: float,
+    source: SourceOptions,
+    facts: Facts,
     query: list[str],
     top_k: int,
     windows: WindowOptions,
@@ -105,10 +188,9 @@ def _ground_video(
     html: Path | None,
     as_json: bool,
 ) -> None:
-    from mmn_fast.features import load_features
-    from mmn_fast.types import Query, Video
+    from mmn_fast.types import Query
 
-    video = Video(load_features(features, width=engine.preset.input_size), duration, video_id=features)
+    video = source.read(engine, facts)
     batch = [Query(video, query)]
     (result,) = engine.ground(batch, top_k=top_k, **vars(windows))
     with output() as out:
@@ -116,10 +198,10 @@ def _ground_video(
             [f"{moment.start_s:8.2f} s - {moment.end_s:8.2f} s   score {moment.score:.4f}" for moment in moments]
             for moments in result
         ]
-        source = {"features": features, "duration_s": duration}
-        out.show(_as_json(source, query, result, notes) if as_json else _as_text(query, lines))
+        shown = {source.kind: source.name, "duration_s": video.duration_s}
+        out.show(_as_json(shown, query, result, notes) if as_json else _as_text(query, lines))
         if html is not None:
-            out.beside("--html", lambda: _save_page(engine, batch[0], result, top_k, windows, html))
+            out.beside("--html", lambda: _save_page(engine, batch[0], result, top_k, windows, html, source.video))
 
 
 def _ground_tubes(
@@ -168,7 +250,13 @@ def _as_text(query: list[str], found: Sequence[Sequence[str]]) -> str:
 
 
 def _save_page(
-    engine: Engine, query: Query, result: list[list[Moment]], top_k: int, windows: WindowOptions, path: Path
+    engine: Engine,
+    query: Query,
+    result: list[list[Moment]],
+    top_k: int,
+    windows: WindowOptions,
+    path: Path,
+    file: str | None,
 ) -> None:
     from mmn_fast.viz import grounded, report
 
@@ -180,7 +268,16 @@ def _save_page(
     else:
         maps = engine.score_maps([query])[0]
         queries = grounded(list(query.sentences), result, maps=maps, num_clips=engine.preset.num_clips)
-    save_html(report(queries, video.duration_s, video_id=video.video_id, notes=notes, max_moments=top_k), path)
+    shown: dict[str, Any] = {}
+    if file is not None:
+        from mmn_fast.viz.film import film_of, link_note
+
+        film = film_of(file, video.duration_s, path)
+        if film.link is not None:
+            typer.echo(f"mmn-fast: {link_note(file, path)}", err=True)
+        shown = {"film": film, "frames": film.frames, "fps": len(film.frames) / video.duration_s}
+    page = report(queries, video.duration_s, video_id=video.video_id, notes=notes, max_moments=top_k, **shown)
+    save_html(page, path)
 
 
 @app.command("eval")
@@ -213,7 +310,7 @@ def evaluate(
     engine = loading.load(model)
     if engine.preset.of_tubes:
         given = {"feature_key": feature_key, "durations": split.durations, "html": html, **vars(windows)}
-        refuse_options_of_videos(engine.preset, **given)
+        refuse_options_of_videos(engine.preset, **given, any_features=split.any_features or None)
         evaluate_tube_split(engine, annotations, features, protocol, predictions, split, as_json)
         return
     samples = split.samples(annotations, engine)

@@ -47,6 +47,10 @@ Durations = Annotated[
     Path | None, typer.Option("--durations", help="Durations of the videos, for Charades-STA's text format.")
 ]
 Protocol = Annotated[str, typer.Option("--protocol", help="mmn, 2dtan or qvh; of tubes: mmn or half-open.")]
+AnyFeatures = Annotated[
+    bool,
+    typer.Option("--any-features", help="Take features that are made in another way than the model's, with a warning."),
+]
 Strict = Annotated[bool, typer.Option("--strict", help="Refuse to leave out, clamp, cut or skip anything.")]
 
 
@@ -106,6 +110,7 @@ class SplitOptions:
         bool, typer.Option("--skip-missing", help="Leave out videos without features and say how many.")
     ] = False
     strict: Strict = False
+    any_features: AnyFeatures = False
     batch_size: Annotated[int, typer.Option("--batch-size", help="Videos per call.")] = 8
 
     def samples(self, annotations: Path, engine: Engine, truth: bool = True) -> Annotations:
@@ -116,7 +121,7 @@ class SplitOptions:
 
     def while_running(self) -> dict[str, Any]:
         """The keyword arguments that `evaluate` and `predict` share."""
-        names = ("limit", "skip_missing", "strict", "batch_size")
+        names = ("limit", "skip_missing", "strict", "any_features", "batch_size")
         return {**{name: getattr(self, name) for name in names}, "progress": True}
 
 

@@ -55,6 +55,7 @@ def predict(
     engine = loading.load(model)
     if engine.preset.of_tubes:
         given = {"feature_key": feature_key, "durations": split.durations, "top_k": top_k, **vars(windows)}
+        given["any_features"] = split.any_features or None
         refuse_options_of_videos(engine.preset, **given, protocol=None if protocol == "mmn" else protocol)
         predict_tube_split(engine, annotations, features, output, split, as_json)
         return

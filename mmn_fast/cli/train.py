@@ -13,6 +13,7 @@ import typer
 from mmn_fast.cli.app import app
 from mmn_fast.cli.names import Commands
 from mmn_fast.cli.options import (
+    AnyFeatures,
     AsJson,
     Device,
     Durations,
@@ -46,7 +47,7 @@ def shapes(
     tubes: Annotated[
         bool, typer.Option("--tubes", help="Tubes and sentences about one shape each, in the layout of HC-STVG.")
     ] = False,
-    video: Annotated[bool, typer.Option("--video", help="Also write mp4 files; needs imageio[ffmpeg].")] = False,
+    video: Annotated[bool, typer.Option("--video", help="Also write mp4 files; needs the extra video.")] = False,
     workers: Annotated[int | None, typer.Option("--workers", help="Processes; default: one per core.")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -179,6 +180,7 @@ class LoopOptions:
     skip_missing: Annotated[
         bool, typer.Option("--skip-missing", help="Leave out videos without features and say how many.")
     ] = False
+    any_features: AnyFeatures = False
     official_pth: Annotated[bool, typer.Option("--official-pth", help="Write model.pth too.")] = False
     resume: Annotated[bool, typer.Option("--resume", help="Resume from the checkpoint; --epochs may grow.")] = False
 

@@ -26,7 +26,10 @@ from mmn_fast.demo.scenes import ACTION_NAMES, COLOURS, FPS, SHAPES, Scene, acti
 from mmn_fast.demo.sentences import Sentence, say, vocabulary
 from mmn_fast.demo.stage import draw_scene
 from mmn_fast.errors import InputError
+from mmn_fast.features.extractors.base import Extractor
 from mmn_fast.features.extractors.pixels import PixelFeatures
+from mmn_fast.features.extractors.registry import make_extractor
+from mmn_fast.media.writing import encoder, write_video
 from mmn_fast.process.once import kept_property
 from mmn_fast.storage.files import new_directory
 from mmn_fast.version import __version__
@@ -72,6 +75,11 @@ class ShapesVideo:
             "timestamps": [[sentence.fact.start_s, sentence.fact.end_s] for sentence in self.sentences],
             "sentences": [sentence.text for sentence in self.sentences],
         }
+
+
+def extractor() -> Extractor:
+    """The extractor of this world's features."""
+    return make_extractor("pixels", fps=FPS)
 
 
 def held_out(colour: str, shape: str, action: str) -> bool:
@@ -123,14 +131,15 @@ def write_dataset(
 ) -> dict[str, Any]:
     """Write the data set (annotations, features, vocabulary, manifest), whole or not at all.
 
-    The directory holds `<split>.json` in the official JSON layout, `features.h5` with one float32 dataset
-    [n_clips, D] per video, `vocab.txt`, `manifest.json`, and with `video` also `videos/<video_id>.mp4`.
+    The directory holds `<split>.json` in the official JSON layout, `features.h5` with the features' contract and one
+    float32 dataset [n_clips, D] and length per video, `vocab.txt`, `manifest.json`, and with `video` also
+    `videos/<video_id>.mp4`.
 
     Args:
         output: directory to create; must not exist.
         seed: seed of the data set, >= 0.
         counts: videos per split; default `DEFAULT_COUNTS`. A split without videos gets no annotation file.
-        video: also write the frames as video files, which needs imageio and imageio-ffmpeg.
+        video: also write the frames as video files, which needs the extra `video`.
         workers: processes that make videos; default the cores this process may use. Files do not depend on `workers`.
         progress: show a progress bar.
 
@@ -168,7 +177,10 @@ def dataset_jobs(
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise InputError(f"seed: expected an integer >= 0, got {seed!r}")
     if video:
-        _require_video_writer()
+        try:
+            encoder()
+        except InputError as error:
+            raise InputError(f"video: {error}") from None
     workers = len(os.sched_getaffinity(0)) if workers is None else workers
     if workers < 1:
         raise InputError(f"workers: expected a number of processes >= 1, got {workers}")
@@ -185,10 +197,11 @@ def _fill(path: Path, seed: int, jobs: list[Job], video: bool, workers: int, pro
         (path / "videos").mkdir()
     annotations: dict[str, dict[str, Any]] = {}
     with h5py.File(path / "features.h5", "w") as features:
+        features.attrs["feature_contract"] = extractor().contract.to_json()
         make = partial(_make, path / "videos" if video else None)
         for split, video_id, annotation, rows in made_of(jobs, make, workers, progress):
             annotations.setdefault(split, {})[video_id] = annotation
-            features.create_dataset(video_id, data=rows)
+            features.create_dataset(video_id, data=rows).attrs["duration_s"] = annotation["duration"]
     for split, videos in annotations.items():
         (path / f"{split}.json").write_text(json.dumps(videos, indent=1) + "\n", encoding="utf-8")
     (path / "vocab.txt").write_text("\n".join(vocabulary()) + "\n", encoding="utf-8")
@@ -244,16 +257,6 @@ def _make(videos: Path | None, job: Job) -> tuple[str, str, dict[str, Any], Floa
     return job[0], video.video_id, video.annotation(), video.features
 
 
-def _require_video_writer() -> None:
-    try:
-        import imageio.v2  # noqa: F401
-        import imageio_ffmpeg  # noqa: F401
-    except ImportError:
-        raise InputError(
-            "video: writing videos needs imageio and imageio-ffmpeg (pip install imageio[ffmpeg])"
-        ) from None
-
-
 def save_video(frames: Frames, path: str | Path, scale: int = 4) -> None:
     """Write frames as an mp4 file.
 
@@ -263,11 +266,6 @@ def save_video(frames: Frames, path: str | Path, scale: int = 4) -> None:
         scale: pixels of the file per pixel of the frames; enlarges small frames.
 
     Raises:
-        InputError: imageio or its ffmpeg is not installed.
+        InputError: PyAV is not installed, or a side of the enlarged frames is odd.
     """
-    _require_video_writer()
-    import imageio.v2
-
-    with imageio.v2.get_writer(str(path), fps=FPS, codec="libx264", macro_block_size=None) as writer:
-        for frame in frames:
-            writer.append_data(np.kron(frame, np.ones((scale, scale, 1), np.uint8)))
+    write_video(path, (frame.repeat(scale, axis=0).repeat(scale, axis=1) for frame in frames), FPS)

@@ -42,7 +42,7 @@ def write_tubes(
         output: directory to create; must not exist.
         seed: seed of the data set, >= 0.
         counts: videos per split; default `shapes.DEFAULT_COUNTS`.
-        video: also write the frames as video files, which needs imageio and imageio-ffmpeg.
+        video: also write the frames as video files, which needs the extra `video`.
         workers: processes that make videos; default the cores this process may use. Files do not depend on `workers`.
         progress: show a progress bar.
 

@@ -215,6 +215,7 @@ def evaluate(
     batch_size: int = 8,
     top_k: int = 10,
     progress: bool = False,
+    any_features: bool = False,
     on_result: Callable[[QueryResult], None] | None = None,
     window_s: float | None = None,
     overlap: float | None = None,
@@ -239,6 +240,7 @@ def evaluate(
         batch_size: videos per call of the engine.
         top_k: moments per sentence in the predictions.
         progress: show a progress bar on stderr.
+        any_features: warn of features of another contract than the model's instead of refusing them.
         on_result: called with every sentence's result, in the order of the samples; `list.append` collects them.
         window_s: ground longer videos in windows, as `Engine.ground`; the protocols mmn and qvh alone.
         overlap: as for `Engine.ground`.
@@ -263,7 +265,7 @@ def evaluate(
             f"samples: expected a true window for every sentence, got none in {len(unknown)} of {len(samples)} videos: "
             f"{first_few(unknown)} (predict needs none)"
         )
-    chosen, notes = choose(engine, samples, features, limit, skip_missing, strict)
+    chosen, notes = choose(engine, samples, features, limit, skip_missing, strict, any_features)
 
     judge = Judge(rules, preset.recall_at, preset.recall_ious)
     ranking = Ranking(rules, max(judge.num_judged, top_k), cut)

@@ -18,6 +18,7 @@ from mmn_fast.evaluation.datasets import Sample, first_few
 from mmn_fast.evaluation.metrics import Protocol
 from mmn_fast.evaluation.notes import Note, cut_sentences, refuse
 from mmn_fast.evaluation.ranking import rank_moments
+from mmn_fast.features.matching import refuse_other_features
 from mmn_fast.presets import Preset
 from mmn_fast.tokenizer import without_warnings_of_cuts
 from mmn_fast.types import Moment, Query, ScoreMaps, Video
@@ -27,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 
 class ScoringEngine(typing.Protocol):
-    """The parts of an engine that evaluation uses."""
+    """The parts of an engine that evaluation uses; the contract of its model's features, if it has one, is another."""
 
     @property
     def preset(self) -> Preset:
@@ -70,6 +71,7 @@ def choose(
     limit: int | None,
     skip_missing: bool,
     strict: bool,
+    any_features: bool = False,
 ) -> tuple[list[Sample], tuple[Note, ...]]:
     """Choose the first `limit` samples that have features; log what is skipped or cut before the work begins.
 
@@ -80,13 +82,18 @@ def choose(
         limit: number of videos; None for all.
         skip_missing: pass over videos without features.
         strict: refuse to skip videos and to cut sentences.
+        any_features: warn of features of another contract than the model's instead of refusing them.
 
     Returns:
         The samples, and all notes, those of `samples` first.
 
     Raises:
-        InputError: a video has no features (unless `skip_missing`), no video has any, or `strict` refuses something.
+        InputError: the features have another contract than the model's, a video has no features (unless
+            `skip_missing`), no video has any, or `strict` refuses something.
     """
+    where = f"features: {getattr(features, 'path', 'the store')}"
+    contracts = getattr(engine, "contract", None), getattr(features, "contract", None)
+    refuse_other_features(*contracts, where, any_features)
     missing = [sample.video_id for sample in samples if sample.video_id not in features]
     if missing and not skip_missing:
         few = f"{len(missing)} of {len(samples)} videos: {first_few(missing)}"

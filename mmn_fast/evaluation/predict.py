@@ -78,6 +78,7 @@ def predict(
     progress: bool = False,
     window_s: float | None = None,
     overlap: float | None = None,
+    any_features: bool = False,
 ) -> PredictionReport:
     """Ground every sentence of a dataset and write the moments; true windows are ignored.
 
@@ -96,6 +97,7 @@ def predict(
         progress: show a progress bar on stderr.
         window_s: ground longer videos in windows, as `Engine.ground`; the protocols mmn and qvh alone.
         overlap: as for `Engine.ground`.
+        any_features: warn of features of another contract than the model's instead of refusing them.
 
     Returns:
         The summary.
@@ -109,7 +111,7 @@ def predict(
     check_counts(limit=limit, batch_size=batch_size, top_k=top_k)
     rules = get_protocol(protocol).for_preset(engine.preset.nms_iou)
     ranking = Ranking(rules, top_k, windows_for(engine.preset, rules, window_s, overlap))
-    chosen, notes = choose(engine, samples, features, limit, skip_missing, strict)
+    chosen, notes = choose(engine, samples, features, limit, skip_missing, strict, any_features)
     with PredictionsFile(output, "output") as file:
         for sample, moments in ranked_batches(engine, chosen, features, batch_size, progress, ranking):
             file.write(sample, moments, top_k)

@@ -15,12 +15,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mmn_fast.arrays import Float32, Int64
+from mmn_fast.arrays import Float32, Int64, described
 from mmn_fast.errors import InputError
 from mmn_fast.features.messages import first_line
 from mmn_fast.presets import Preset
 from mmn_fast.tubes import Tube
-from mmn_fast.types import described
 
 _EPS = 1e-12  # eps of torch.nn.functional.normalize
 # Rows are processed in blocks that stay in a core's L2 cache (1 MiB of float32). A block has at most 128 rows, so that

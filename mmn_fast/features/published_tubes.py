@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mmn_fast.arrays import Bool
+from mmn_fast.arrays import Bool, described
 from mmn_fast.checks import Integer, Text, in_bytes, shown
 from mmn_fast.errors import InputError
 from mmn_fast.features.files import check_file
@@ -24,7 +24,6 @@ from mmn_fast.features.messages import close_to, listed
 from mmn_fast.features.tubes import video_id_of
 from mmn_fast.storage.pickles import MAX_FILE, read_pickle
 from mmn_fast.tubes import Tube, check_track
-from mmn_fast.types import described
 
 MAX_VIDEO = 2 * 2**30
 """Most bytes of one video's file; the published ones have a megabyte."""

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mmn_fast.arrays import Int64
+from mmn_fast.arrays import Int64, described
 from mmn_fast.checks import Text, nearest, shown
 from mmn_fast.errors import InputError
 from mmn_fast.features.files import check_file, read_file
@@ -33,7 +33,6 @@ from mmn_fast.features.limits import Wanted
 from mmn_fast.features.messages import close_to, first_line, is_video, listed, unreadable_hdf5
 from mmn_fast.storage.files import check_name
 from mmn_fast.tubes import Tube, check_track
-from mmn_fast.types import described
 
 _ID = Text(most=255)
 _SUFFIXES = (".npz", ".safetensors")

@@ -13,6 +13,7 @@ from torch import nn
 from mmn_fast.checkpoint import load_model
 from mmn_fast.checks import build, check_keys, shown
 from mmn_fast.errors import InputError
+from mmn_fast.features.contract import FeatureContract
 from mmn_fast.model import MMN
 from mmn_fast.presets import Preset, TextEncoderConfig
 from mmn_fast.storage.documents import parse_json, read_json
@@ -42,8 +43,8 @@ def new_model(
     tokenizer: str | Path | None,
     init: str | Path | None,
     dropout: float,
-) -> tuple[MMN, TextEncoderConfig, Tokenizer]:
-    """Make the initial model; also return its text encoder's sizes and its tokenizer.
+) -> tuple[MMN, TextEncoderConfig, Tokenizer, FeatureContract | None]:
+    """Make the initial model; also return its text encoder's sizes, its tokenizer and the contract of its features.
 
     Random weights come from PyTorch's global generator.
 
@@ -71,16 +72,17 @@ def new_model(
             )
         model = MMN(preset, loaded.text)
         model.load_state_dict({name: torch.from_numpy(a) for name, a in loaded.state.items()}, strict=False)
-        config, chosen = loaded.text, loaded.tokenizer
+        config, chosen, contract = loaded.text, loaded.tokenizer, loaded.contract
     else:
         config, weights, chosen = _text_start(text_encoder, tokenizer)
+        contract = None
         model = MMN(preset, config)
         if weights is None:
             _initialise(model.text_encoder.bert)
         else:
             model.text_encoder.bert.load_state_dict({name: torch.from_numpy(a) for name, a in weights.items()})
     model.text_encoder.bert.dropout = dropout
-    return model.train(), config, chosen
+    return model.train(), config, chosen, contract
 
 
 def parse_text_encoder(value: str, vocab_size: int) -> TextEncoderConfig:

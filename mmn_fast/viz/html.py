@@ -11,8 +11,9 @@ from mmn_fast.storage.files import write_whole
 from mmn_fast.version import __version__
 from mmn_fast.viz.svg import palette_css, picture_css, static, text
 
-# The browser enforces that the page is self-contained: only inline content may load.
+# The browser enforces that the page is self-contained: only inline content may load, and the video of `build_page`.
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
+_ALONE = "This page is complete in itself and loads nothing."
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Page:
         return write_whole(path, self.html.encode("utf-8"), overwrite)
 
 
-def build_page(title: str, body: str, data: Any, *scripts: str) -> Page:
+def build_page(title: str, body: str, data: Any, *scripts: str, media: str = "", footer: str = _ALONE) -> Page:
     """Put a page together.
 
     Args:
@@ -59,13 +60,16 @@ def build_page(title: str, body: str, data: Any, *scripts: str) -> Page:
         body: HTML of the main part, already escaped.
         data: JSON values that the script reads from the element "data".
         scripts: names of files in static/, run in this order as one script.
+        media: sources from which a video may load, as in a Content-Security-Policy; "" for none.
+        footer: plain text on what the page needs.
     """
+    policy = f"{_POLICY}; media-src {media}" if media else _POLICY
     css = palette_css(":root") + picture_css() + static("page.css")
     html = f"""<!DOCTYPE html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{_POLICY}">
+<meta http-equiv="Content-Security-Policy" content="{policy}">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
 <title>{text(title)}</title>
@@ -76,7 +80,7 @@ def build_page(title: str, body: str, data: Any, *scripts: str) -> Page:
 <main>
 {body}
 </main>
-<footer>Made by mmn_fast {text(__version__)}. This page is complete in itself and loads nothing.</footer>
+<footer>Made by mmn_fast {text(__version__)}. {text(footer)}</footer>
 <script type="application/json" id="data">{json_block(data)}</script>
 <script>
 {"".join(map(static, scripts))}</script>

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mmn_fast.arrays import Float32, Uint8
+from mmn_fast.arrays import Float32, Uint8, described
 from mmn_fast.errors import InputError
 from mmn_fast.geometry import temporal_iou
-from mmn_fast.types import Moment, ScoreMaps, described
+from mmn_fast.types import Moment, ScoreMaps
 
 Window = tuple[float, float]
 

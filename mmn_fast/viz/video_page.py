@@ -11,6 +11,7 @@ import numpy as np
 
 from mmn_fast.arrays import Uint8
 from mmn_fast.errors import InputError
+from mmn_fast.viz.film import Film
 from mmn_fast.viz.html import Page, build_page, facts_line
 from mmn_fast.viz.images import png_uri, sheet, shrink, spread
 from mmn_fast.viz.pictures import PLOT, draw_timeline, moment_map
@@ -29,6 +30,7 @@ def report(
     video_id: str = "",
     frames: Uint8 | None = None,
     fps: float | None = None,
+    film: Film | None = None,
     notes: Sequence[str] = (),
     max_moments: int = 5,
 ) -> Page:
@@ -42,6 +44,8 @@ def report(
         frames: RGB uint8 [n, H, W, 3], the video. The page holds at most 240 frames, evenly spread, and frames at most
             256 pixels wide; wider ones are shrunk.
         fps: frames per second; needed with `frames`.
+        film: the video's file (`film.film_of`), which the page plays; `frames` then stand above the timelines only,
+            unless not every browser plays the file.
         notes: further short facts for the line under the title (the model, the seed).
         max_moments: predicted spans shown per sentence.
 
@@ -55,27 +59,36 @@ def report(
     for position, query in enumerate(queries):
         if not isinstance(query, GroundedQuery):
             raise InputError(f"queries[{position}]: expected GroundedQuery, got {type(query).__name__}")
-    video = None if frames is None else video_data(check_frames(frames), fps)
+    plays = film is not None and film.why_not is None
+    video = None if frames is None or plays else video_data(check_frames(frames), fps)
     maps = [number for number, query in enumerate(queries) if query.map is not None]
     count = len(queries)
     facts = [video_id, f"{number(duration_s)} s", f"{count} {'sentence' if count == 1 else 'sentences'}"]
-    if frames is not None and fps is not None:
+    if film is not None:
+        facts.append(film.described)
+    elif frames is not None and fps is not None:
         facts.append(f"{len(frames)} frames at {number(fps)} per second")
     body = [f"<header><h1>{text(title)}</h1>{facts_line([*facts, *notes])}</header>"]
-    if video is not None or maps:
-        both = " both" if video is not None and maps else ""
-        screen = "" if video is None else player(duration_s)
+    seekable = video is not None or plays
+    if seekable or maps:
+        both = " both" if seekable and maps else ""
+        screen = film.player() if film is not None and plays else ""
+        if video is not None:
+            screen = player(duration_s, "" if film is None else film.trouble())
         pictures = maps_panel(queries, duration_s, max_moments) if maps else ""
         body.append(f'<div class="stage{both}">{screen}{pictures}</div>')
-    body.append(_table(queries, seekable=video is not None))
-    body.append(timelines_panel(queries, duration_s, frames, video is not None, max_moments))
+    body.append(_table(queries, seekable))
+    body.append(timelines_panel(queries, duration_s, frames, seekable, max_moments))
     data = {
         "duration_s": duration_s,
         "video": video,
         "plot": PLOT,
         "queries": [query_data(query, duration_s, max_moments) for query in queries],
     }
-    return build_page(title, "\n".join(body), data, "video.js")
+    if film is None or not plays:
+        return build_page(title, "\n".join(body), data, "video.js")
+    data["film"] = film.data()
+    return build_page(title, "\n".join(body), data, "film.js", "video.js", media=film.source, footer=film.footer)
 
 
 def video_data(frames: Uint8, fps: float | None) -> dict[str, Any]:

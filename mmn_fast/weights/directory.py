@@ -1,7 +1,8 @@
 """The three files of a converted directory: writing adds checksums, reading verifies them.
 
-config.json has the preset, the text encoder's sizes, the fingerprint, the SHA-256 of the weights and of tokenizer.json,
-the first digits of every tensor's SHA-256 (so that a message can name a tensor), and last the SHA-256 of all of these.
+config.json has the preset, the text encoder's sizes, the contract of the features, the fingerprint, the SHA-256 of the
+weights and of tokenizer.json, the first digits of every tensor's SHA-256 (so that a message can name a tensor), and
+last the SHA-256 of all of these.
 model.safetensors carries no checksum: the order of several entries in its metadata changes from write to write.
 """
 
@@ -12,6 +13,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ import numpy as np
 
 from mmn_fast.checks import build, check_keys, shown
 from mmn_fast.errors import InputError
+from mmn_fast.features.contract import FeatureContract
 from mmn_fast.presets import Preset, TextEncoderConfig
 from mmn_fast.storage.checksums import array_digests, combined_sha256, file_sha256, plain_sha256
 from mmn_fast.storage.documents import read_json
@@ -28,10 +31,11 @@ from mmn_fast.weights.fingerprint import fingerprint_of
 from mmn_fast.weights.hub import check_arrived
 from mmn_fast.weights.state import State
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 CONFIG, WEIGHTS, TOKENIZER = FILES = ("config.json", "model.safetensors", "tokenizer.json")
 _OLD_KEYS = ("format_version", "mmn_fast_version", "preset", "text_encoder", "fingerprint", "source")
-_KEYS = {1: _OLD_KEYS, FORMAT_VERSION: (*_OLD_KEYS, "weights_sha256", "tokenizer_sha256", "tensors")}
+_CHECKED_KEYS = (*_OLD_KEYS, "weights_sha256", "tokenizer_sha256", "tensors")
+_KEYS = {1: _OLD_KEYS, 2: _CHECKED_KEYS, FORMAT_VERSION: (*_CHECKED_KEYS, "feature_contract")}
 _DIGITS = 16  # kept digits of a tensor's SHA-256; the full SHA-256 of all weights guards them
 _OWN = "sha256"  # key of the SHA-256 of everything else in config.json
 _OTHER = (
@@ -42,8 +46,31 @@ _OTHER = (
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class Config:
+    """Content of config.json.
+
+    Attributes:
+        record: all of its values, as plain JSON types.
+        preset: sizes and conventions.
+        text: sizes of the text encoder.
+        contract: how the model's features are made; None if the directory does not say.
+    """
+
+    record: Mapping[str, Any]
+    preset: Preset
+    text: TextEncoderConfig
+    contract: FeatureContract | None
+
+
 def write_directory(
-    directory: Path, preset: Preset, text: TextEncoderConfig, state: State, tokenizer: Tokenizer, source: str
+    directory: Path,
+    preset: Preset,
+    text: TextEncoderConfig,
+    state: State,
+    tokenizer: Tokenizer,
+    source: str,
+    contract: FeatureContract | None,
 ) -> None:
     """Write the three files.
 
@@ -54,6 +81,7 @@ def write_directory(
         state: float32 arrays under the official keys.
         tokenizer: the word pieces.
         source: name of the weights' origin.
+        contract: how the model's features are made; None if that is not known.
 
     Raises:
         OSError: the system refuses.
@@ -74,6 +102,7 @@ def write_directory(
         "weights_sha256": weights,
         "tokenizer_sha256": file_sha256(directory / TOKENIZER),
         "tensors": {name: digest[:_DIGITS] for name, digest in digests.items()},
+        "feature_contract": None if contract is None else contract.to_dict(),
     }
     config[_OWN] = plain_sha256(config)
     (directory / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
@@ -85,8 +114,8 @@ def write_directory(
     (directory / WEIGHTS).chmod((directory / CONFIG).stat().st_mode)
 
 
-def read_config(path: Path) -> tuple[dict[str, Any], Preset, TextEncoderConfig]:
-    """Read config.json, with its preset and its text encoder's sizes.
+def read_config(path: Path) -> Config:
+    """Read config.json.
 
     Raises:
         InputError: the file is damaged, changed, or in a format that this version does not read.
@@ -99,17 +128,19 @@ def read_config(path: Path) -> tuple[dict[str, Any], Preset, TextEncoderConfig]:
             f"{where}: format_version: expected {FORMAT_VERSION}, got {shown(version)}; convert the checkpoint again,"
             f" or install the mmn_fast that wrote it"
         )
-    if version == FORMAT_VERSION and config.pop(_OWN, None) != plain_sha256(config):
+    if version > 1 and config.pop(_OWN, None) != plain_sha256(config):
         raise InputError(
             f"{where} has changed since it was written: its sha256 differs from the one that it names; copy the"
             f" directory again, or convert the checkpoint again"
         )
     check_keys(config, _KEYS[version], where)
+    contract = config.get("feature_contract")
     try:
-        return (
+        return Config(
             config,
             Preset.from_dict(config["preset"]),
             build(TextEncoderConfig, config["text_encoder"], "text_encoder"),
+            None if contract is None else FeatureContract.from_dict(contract, "feature_contract"),
         )
     except InputError as error:
         raise InputError(f"{where}: {error}") from None
@@ -120,7 +151,7 @@ def read_weights(path: Path, config: Mapping[str, Any]) -> tuple[State, str]:
 
     Args:
         path: model.safetensors.
-        config: the result of `read_config`.
+        config: `Config.record`.
 
     Raises:
         InputError: the file is damaged, or has other weights than config.json describes (the first tensor is named).

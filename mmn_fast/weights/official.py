@@ -90,7 +90,8 @@ def official_content(
 
     Args:
         state: float32 arrays under official keys.
-        record: "preset" and "text_encoder" as plain values, "tokenizer" as the text of tokenizer.json.
+        record: "preset", "text_encoder" and "feature_contract" as plain values, "tokenizer" as the text of
+            tokenizer.json.
         preset: the model's preset: its proposal convolution has a BatchNorm per layer, and the official model of tubes
             has two layers that no output depends on, written as zeros.
         epoch: epochs of the model's training.

@@ -11,10 +11,9 @@ import numpy as np
 from mmn_fast.backends.base import Backend, Branches
 from mmn_fast.checkpoint import LoadedModel
 from mmn_fast.embeddings import VideoEmbeddings
-from mmn_fast.features import check_duration
 from mmn_fast.geometry import ProposalPlan
 from mmn_fast.presets import Preset
-from mmn_fast.request import check_batch
+from mmn_fast.request import check_batch, check_facts
 from mmn_fast.types import Moment, Query, Video
 from mmn_fast.windows.cuts import Window, Windows, cut_rows
 from mmn_fast.windows.grounding import Collected, encoded_blocks
@@ -113,8 +112,7 @@ class WindowGrounding:
 
     def _cuts(self, videos: Sequence[tuple[str, Video]], windows: Windows) -> list[_Cut]:
         """Check and cut every video, before the first is encoded; a video that occurs several times is cut once."""
-        for name, video in videos:
-            check_duration(video.duration_s, f"{name}.duration_s")
+        check_facts(videos, self._model.contract)
         cuts: dict[tuple[int, float], _Cut] = {}
         for number, (name, video) in enumerate(videos):
             duration_s = float(video.duration_s)

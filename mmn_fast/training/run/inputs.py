@@ -18,6 +18,8 @@ from mmn_fast.evaluation.datasets import read_annotations
 from mmn_fast.evaluation.evaluate import evaluate
 from mmn_fast.evaluation.tubes import evaluate_tubes, read_tube_annotations
 from mmn_fast.features import FeatureStore, open_features
+from mmn_fast.features.contract import FeatureContract
+from mmn_fast.features.matching import refuse_other_features
 from mmn_fast.features.tubes import TubeStore, open_tubes
 from mmn_fast.presets import Preset
 from mmn_fast.tokenizer import Tokenizer
@@ -40,11 +42,19 @@ class Validation:
 
 
 def training_data(
-    options: TrainOptions, preset: Preset, tokenizer: Tokenizer, stack: ExitStack, progress: bool
-) -> TrainingData | TubeData:
-    """Open the training data; `stack` closes the features."""
+    options: TrainOptions,
+    preset: Preset,
+    tokenizer: Tokenizer,
+    stack: ExitStack,
+    progress: bool,
+    initial: FeatureContract | None,
+) -> tuple[TrainingData | TubeData, FeatureContract | None]:
+    """Open the training data, and read the contract of its features, which must agree with that of the initial model.
+
+    `stack` closes the features.
+    """
     if preset.of_tubes:
-        return TubeData(
+        tubes = TubeData(
             read_tube_annotations(options.annotations),
             _open_tubes(options.features, "features", stack),
             preset,
@@ -54,9 +64,13 @@ def training_data(
             strict=options.strict,
             progress=progress,
         )
-    return TrainingData(
+        return tubes, None
+    store = _open_features(options, preset, options.features, "features", stack)
+    where, wanted_by = f"features: {options.features}", f"the model of init, {options.init}"
+    refuse_other_features(initial, store.contract, where, options.any_features, wanted_by)
+    data = TrainingData(
         read_annotations(options.annotations, preset, options.durations, options.strict),
-        _open_features(options, preset, options.features, "features", stack),
+        store,
         preset,
         tokenizer,
         source=str(options.annotations),
@@ -65,12 +79,21 @@ def training_data(
         strict=options.strict,
         progress=progress,
     )
+    return data, store.contract
 
 
 def validation(
-    options: TrainOptions, preset: Preset, tokenizer: Tokenizer, device: torch.device, stack: ExitStack
+    options: TrainOptions,
+    preset: Preset,
+    tokenizer: Tokenizer,
+    device: torch.device,
+    stack: ExitStack,
+    contract: FeatureContract | None,
 ) -> Validation | None:
-    """Open the validation data; None without it. `stack` closes the features."""
+    """Open the validation data, which must follow the contract of the training features; None without such data.
+
+    `stack` closes the features.
+    """
     if options.val_annotations is None:
         return None
     path, argument = options.val_features, "val_features"
@@ -91,6 +114,8 @@ def validation(
         )
     samples = read_annotations(options.val_annotations, preset, options.durations, options.strict)
     store = _open_features(options, preset, path, argument, stack)
+    wanted_by = f"the training features {options.features}"
+    refuse_other_features(contract, store.contract, f"{argument}: {path}", options.any_features, wanted_by)
     usable = usable_samples(
         samples,
         store,
@@ -100,7 +125,11 @@ def validation(
         skip_missing=options.skip_missing,
         strict=options.strict,
     )
-    return Validation(lambda model: evaluate(engine_of(model), usable, store).metrics, f"Best_R{preset.recall_at[0]}")
+
+    def metrics(model: LoadedModel) -> dict[str, float]:
+        return evaluate(engine_of(model), usable, store, any_features=options.any_features).metrics
+
+    return Validation(metrics, f"Best_R{preset.recall_at[0]}")
 
 
 def _open_features(options: TrainOptions, preset: Preset, path: Path, argument: str, stack: ExitStack) -> FeatureStore:

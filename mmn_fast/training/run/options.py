@@ -62,6 +62,8 @@ class TrainOptions:
         strict: refuse, in training and validation data, annotations that the official code repairs (times outside the
             video, ends before starts), sentences that the text encoder would cut, and videos without features.
         skip_missing: leave out videos without features; videos without tubes are left out anyway.
+        any_features: warn of features of another contract than that of `init`, of the run's beginning or of the
+            training features, instead of refusing them.
         official_pth: write `model.pth` too.
         resume: resume from the run's checkpoint, if there is one. `recipe.epochs` may have grown since: milestones and
             the other epochs of the recipe stay, and the result equals a run that began with the new number of epochs.
@@ -96,6 +98,7 @@ class TrainOptions:
     cache_gib: float = 4.0
     strict: bool = False
     skip_missing: bool = False
+    any_features: bool = False
     official_pth: bool = False
     resume: bool = False
     progress: bool = False
@@ -133,6 +136,7 @@ class TrainOptions:
             ("share_negatives", self.share_negatives, "whose negatives are those of each process"),
             ("feature_key", self.feature_key is not None, "whose files have one layout"),
             ("durations", self.durations is not None, "whose annotations are in frames"),
+            ("any_features", self.any_features, "whose features have no contract"),
         ):
             if given:
                 raise InputError(f"{option}: expected none for {name!r}, a preset of tubes, {why}")

@@ -97,6 +97,7 @@ class RunOutput:
             "preset": model.preset.to_dict(),
             "text_encoder": dataclasses.asdict(model.text),
             "tokenizer": model.tokenizer.to_json(),
+            "feature_contract": None if model.contract is None else model.contract.to_dict(),
         }
         content = official_content(model.state, record, model.preset, epoch, step)
         with whole_file(self.path / "model.pth", "output", durable=True) as file:

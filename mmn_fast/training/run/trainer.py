@@ -25,6 +25,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mmn_fast.checkpoint import LoadedModel, load_model, model_from_state
 from mmn_fast.errors import InputError, WriteError
+from mmn_fast.features.contract import FeatureContract
+from mmn_fast.features.matching import refuse_other_features
 from mmn_fast.precisions import torch_dtype
 from mmn_fast.presets import Preset
 from mmn_fast.training.data import epoch_order, epoch_parts
@@ -108,13 +110,14 @@ class _Run:
             self.device.type, dtype=torch_dtype(options.precision), enabled=options.precision != "fp32"
         )
         torch.manual_seed(self.seed)
-        self.model, self.text, self.tokenizer = new_model(
+        self.model, self.text, self.tokenizer, initial_contract = new_model(
             self.preset, options.text_encoder, options.tokenizer, options.init, options.dropout
         )
         self._warn_of_a_frozen_start()
         torch.manual_seed(self.seed * self.world + self.rank)  # dropout differs between processes
-        self.data = training_data(options, self.preset, self.tokenizer, stack, options.progress and self.rank == 0)
-        self.validation = validation(options, self.preset, self.tokenizer, self.device, stack)
+        shown = options.progress and self.rank == 0
+        self.data, self.contract = training_data(options, self.preset, self.tokenizer, stack, shown, initial_contract)
+        self.validation = validation(options, self.preset, self.tokenizer, self.device, stack, self.contract)
         self.model.to(self.device)
         for conv in self.model.proposal_conv.convs:
             # Channels last puts a tap's weights in a row, see sparse.py.
@@ -308,7 +311,8 @@ class _Run:
             for name, tensor in self.model.state_dict().items()
             if not name.endswith("num_batches_tracked")
         }
-        return model_from_state(self.preset, self.text, state, self.tokenizer, str(self.output.path))
+        source = str(self.output.path)
+        return model_from_state(self.preset, self.text, state, self.tokenizer, source, self.contract)
 
     def _identity(self) -> dict[str, Any]:
         """Settings that must match before a run can resume."""
@@ -338,6 +342,7 @@ class _Run:
             content = {
                 "mmn_fast_version": __version__,
                 "run": self._identity(),
+                "feature_contract": None if self.contract is None else self.contract.to_dict(),
                 "position": dataclasses.asdict(self.position),
                 "model": self.model.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
@@ -364,6 +369,11 @@ class _Run:
         extended = check_same_run(then, now, position.epoch - 1, f"resume: {path}")
         if extended is not None:
             self._say(extended)
+        contract = content.get("feature_contract")  # a checkpoint of an earlier version has none
+        if contract is not None:
+            wanted = FeatureContract.from_dict(contract, f"resume: {path}")
+            where = f"features: {self.options.features}"
+            refuse_other_features(wanted, self.contract, where, self.options.any_features, "the run's beginning")
         self.model.load_state_dict(content["model"])
         self.optimizer.load_state_dict(content["optimizer"])
         self.scaler.load_state_dict(content["scaler"])

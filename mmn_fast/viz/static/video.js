@@ -20,14 +20,25 @@
   if (choose) choose.addEventListener("change", () => pick(Number(choose.value)));
   if (data.queries.length) pick(0);
 
-  /* The player: frames are cut from one sheet. */
+  /* The line over the timelines, and the sentences whose best moment is now (with boxes: the chosen sentence). */
+  const boxed = typeof boxesOf === "function";
+  function tell(time) {
+    one("head").style.left = (100 * Math.min(time / data.duration_s, 1)) + "%";
+    const found = boxed ? data.queries.slice(chosen, chosen + 1)
+      : data.queries.filter((q) => q.best && q.best[0] <= time && time < q.best[1]);
+    one("now").textContent = found.map((q) => q.sentence).join(" · ");
+  }
+
   let seek = null;
+  if (data.film) seek = playerOf(data.film, tell);
+
+  /* The player of frames, which are cut from one sheet. */
   if (data.video) {
     const video = data.video, times = video.times_s, last = data.duration_s;
-    const screen = one("screen"), scrub = one("scrub"), clock = one("clock"), now = one("now"), head = one("head");
+    const screen = one("screen"), scrub = one("scrub"), clock = one("clock");
     const play = one("play"), pen = screen.getContext("2d");
     /* Boxes are drawn finer than the frames' pixels. */
-    const boxes = typeof boxesOf === "function" ? boxesOf(data, screen) : null;
+    const boxes = boxed ? boxesOf(data, screen) : null;
     const zoom = boxes ? Math.max(1, Math.round(768 / video.width)) : 1;
     screen.width = video.width * zoom;
     screen.height = video.height * zoom;
@@ -56,10 +67,7 @@
       scrub.value = String(time);
       scrub.setAttribute("aria-valuetext", seconds(time));
       clock.textContent = seconds(time) + " / " + seconds(last);
-      head.style.left = (100 * time / last) + "%";
-      const found = boxes ? data.queries.slice(chosen, chosen + 1)
-        : data.queries.filter((q) => q.best && q.best[0] <= time && time < q.best[1]);
-      now.textContent = found.map((q) => q.sentence).join(" · ");
+      tell(time);
     }
     function run(on) {
       running = on;
