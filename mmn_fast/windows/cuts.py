@@ -156,4 +156,6 @@ def cut_video(video: Video, preset: Preset, window_s: float, overlap: float = DE
     assert windows is not None
     check_duration(video.duration_s, "video.duration_s")
     rows, found = cut_rows(video, preset, windows, "video")
-    return [Piece(w.start_s, Video(rows[w.first : w.last], w.duration_s, video.video_id, video.contract)) for w in found]
+    return [
+        Piece(w.start_s, Video(rows[w.first : w.last], w.duration_s, video.video_id, video.contract)) for w in found
+    ]
