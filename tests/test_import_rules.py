@@ -68,7 +68,10 @@ MODULES = dict(_modules())
 
 
 def _own_name(imported: str) -> str:
-    return imported.removeprefix("mmn_fast.")
+    """The name in `LADDER` of one of the project's modules; "/types" stands for the `types` of the standard library."""
+    if imported.startswith("mmn_fast."):
+        return imported.removeprefix("mmn_fast.")
+    return imported if imported.split(".")[0] in ("benchmarks", "tests") else f"/{imported}"
 
 
 def _imports(path: Path, at_call_too: bool) -> set[str]:
