@@ -31,7 +31,7 @@ from typer.testing import CliRunner
 import mmn_fast
 from benchmarks import report, speed
 from benchmarks.golden import cases
-from benchmarks.pictures import SCREENSHOT
+from benchmarks.pictures import SCREENSHOT, TUBES_SCREENSHOT
 from mmn_fast.backends.registry import BACKENDS, backend_class
 from mmn_fast.cli import app
 from mmn_fast.cli.names import Command
@@ -121,14 +121,15 @@ def test_every_block_is_of_a_kind_that_is_checked(page: Path) -> None:
 
 
 def test_the_pages_show_the_recorded_results() -> None:
-    """`python -m benchmarks.report --write` makes tables and chart, `python -m benchmarks.pictures` both pictures."""
+    """`python -m benchmarks.report --write` makes tables and chart, `python -m benchmarks.pictures` the pictures."""
     lines = report.read_lines()
     for path, page in report.pages(lines).items():
         assert path.read_text(encoding="utf-8") == page, path.name
     assert speed.CHART.read_text(encoding="utf-8") == str(speed.speed_chart(lines))
-    picture = SCREENSHOT.read_bytes()
-    assert picture.startswith(b"\x89PNG")
-    assert len(picture) < 200_000
+    for screenshot in (SCREENSHOT, TUBES_SCREENSHOT):
+        picture = screenshot.read_bytes()
+        assert picture.startswith(b"\x89PNG")
+        assert len(picture) < 200_000
 
 
 def test_contributing_has_the_rungs_of_the_ladder_in_their_order() -> None:

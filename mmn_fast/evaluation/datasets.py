@@ -181,7 +181,7 @@ def _fields(record: Any, names: tuple[str, ...], where: str) -> list[Any]:
         alone = len(missing) == 1 and missing[0] in ("timestamps", "relevant_windows")
         hint = " (`mmn-fast predict` needs no windows)" if alone else ""
         if "bbox" in record and "st_frame" in record:
-            hint = "; these are annotations of tubes, and the model's preset is not of tubes"
+            hint = "; these are annotations of tubes, which go with a preset of tubes, such as hc-stvg"
         raise InputError(f"{where}: missing {', '.join(missing)}; it has {has}{hint}")
     return [record[name] for name in names]
 
