@@ -15,6 +15,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import mmn_fast
+from benchmarks import window_recall
 from mmn_fast import embeddings
 from mmn_fast.backends.base import Settings
 from mmn_fast.backends.native_gpu import NativeGpuBackend
@@ -26,6 +27,7 @@ from mmn_fast.errors import InputError
 from mmn_fast.presets import PRESETS
 from mmn_fast.types import Moment, Query, Video
 from mmn_fast.windows import Windows, checked_windows, cut, cut_video
+from mmn_fast.windows.grounding import inside_a_bar, shown
 from mmn_fast.windows.merge import Found, merged
 from tests.command import run_here
 from tests.tiny_model import tiny_model
@@ -330,5 +332,23 @@ def test_ground_writes_a_page_of_timelines(saved: Path, task: dict[str, Path], t
     features = ("--features", task["features"] / "val0.npy", "--duration", 16, "--query", "a dog", "--html", page)
     done = run_here("ground", "--model", saved, *features, "--window", 8, "--json")
     assert done.returncode == 0, done.stderr
-    assert len(json.loads(done.stdout)["results"][0]["moments"]) == 5
+    found = json.loads(done.stdout)
+    assert (len(found["results"][0]["moments"]), found["window_s"], found["overlap"]) == (5, 8.0, 0.5)
     assert "grounded in windows of 8 s" in page.read_text()
+
+
+def test_one_bar_at_a_time_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    assert list(shown(range(3), progress=True)) == [0, 1, 2]
+    assert capsys.readouterr().err
+    with inside_a_bar():
+        assert list(shown(range(3), progress=True)) == [0, 1, 2]
+    assert list(shown(range(1), progress=True)) == [0]
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.slow
+def test_windows_find_what_is_lost_in_the_whole_video() -> None:
+    """The demo model on a video of two minutes; `window_recall` prints the figures of more."""
+    engine, videos = mmn_fast.load("demo", threads=1), [window_recall.draw(0, 8)]
+    assert window_recall.figures(engine, videos, {})[1] < 0.2
+    assert window_recall.figures(engine, videos, {"window_s": 16})[1] > 0.75

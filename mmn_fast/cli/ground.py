@@ -198,7 +198,7 @@ def _ground_video(
             [f"{moment.start_s:8.2f} s - {moment.end_s:8.2f} s   score {moment.score:.4f}" for moment in moments]
             for moments in result
         ]
-        shown = {source.kind: source.name, "duration_s": video.duration_s}
+        shown = {source.kind: source.name, "duration_s": video.duration_s, **windows.facts()}
         out.show(_as_json(shown, query, result, notes) if as_json else _as_text(query, lines))
         if html is not None:
             out.beside("--html", lambda: _save_page(engine, batch[0], result, top_k, windows, html, source.video))

@@ -137,6 +137,14 @@ class WindowOptions:
         float | None, typer.Option("--overlap", help="Share of a window that the next one repeats; default 0.5.")
     ] = None
 
+    def facts(self) -> dict[str, float]:
+        """What JSON says about the windows; nothing if there are none."""
+        from mmn_fast.windows.cuts import DEFAULT_OVERLAP
+
+        if self.window_s is None:
+            return {}
+        return {"window_s": self.window_s, "overlap": DEFAULT_OVERLAP if self.overlap is None else self.overlap}
+
 
 def open_split(features: Path, key: str | None, engine: Engine) -> FeatureStore:
     """Open the features of a split; `key` is the value of `--feature-key`."""

@@ -23,6 +23,7 @@ from mmn_fast.presets import Preset
 from mmn_fast.tokenizer import without_warnings_of_cuts
 from mmn_fast.types import Moment, Query, ScoreMaps, Video
 from mmn_fast.windows import Windows, checked_windows
+from mmn_fast.windows.grounding import inside_a_bar
 
 logger = logging.getLogger(__name__)
 
@@ -207,7 +208,8 @@ def _in_windows(engine: ScoringEngine, query: Query, ranking: Ranking) -> list[F
     windows = ranking.windows
     assert windows is not None
     cutting = typing.cast(WindowEngine, engine)
-    (found,) = cutting.ground([query], ranking.top_k, window_s=windows.window_s, overlap=windows.overlap)
+    with inside_a_bar():
+        (found,) = cutting.ground([query], ranking.top_k, window_s=windows.window_s, overlap=windows.overlap)
     rows = [[(moment.start_s, moment.end_s, moment.score) for moment in moments] for moments in found]
     return [np.array(row, np.float32).reshape(-1, 3) for row in rows]
 

@@ -7,6 +7,8 @@ from kept embeddings equal those that are grounded at once.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, TypeVar
 
 import numpy as np
@@ -20,6 +22,17 @@ from mmn_fast.types import Moment
 from mmn_fast.windows.merge import Found, found_in_window, merged
 
 _Item = TypeVar("_Item")
+_bar_is_shown: ContextVar[bool] = ContextVar("_bar_is_shown", default=False)
+
+
+@contextmanager
+def inside_a_bar() -> Iterator[None]:
+    """Show no bar of windows, because the caller shows one: two bars would overwrite each other's line."""
+    before = _bar_is_shown.set(True)
+    try:
+        yield
+    finally:
+        _bar_is_shown.reset(before)
 
 
 def encoded_blocks(
@@ -108,7 +121,7 @@ def moments_of_video(
 
 def shown(items: Sequence[_Item], progress: bool) -> Iterable[_Item]:
     """The items, with a bar on stderr if there are two or more and progress is shown."""
-    if not progress or len(items) < 2:
+    if not progress or len(items) < 2 or _bar_is_shown.get():
         return items
     from rich.console import Console
     from rich.progress import track
