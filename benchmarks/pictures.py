@@ -24,7 +24,7 @@ from mmn_fast.demo.show import demonstrate
 from mmn_fast.demo.show_tubes import demonstrate_tubes
 
 SCREENSHOT, TUBES_SCREENSHOT = CHART.with_name("demo.png"), CHART.with_name("tubes.png")
-SEED, TUBES_SEED = 0, 3  # of the demo's pages; `mmn-fast demo --seed 0` makes the same page
+SEED, TUBES_SEED = 0, 3  # of the demo's pages; the first shows frames here: a player loads its video in its own time
 _WINDOW, _TUBES_WINDOW = (1200, 1046), (1200, 720)
 # Chooses the fourth sentence and goes to the middle of its span, where its boxes are drawn.
 _SHOW_BOXES = """<script>

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -78,19 +80,43 @@ def test_demonstration_is_the_same_for_the_same_seed(engine: mmn_fast.Engine) ->
         assert query.sentence in first.table()
 
 
-def test_demo_command_prints_the_table_and_writes_the_page(tmp_path: Path) -> None:
+def test_demo_command_writes_the_video_grounds_in_the_file_and_writes_the_page(tmp_path: Path) -> None:
     refused = CliRunner().invoke(app, ["demo", "--html", str(tmp_path / "absent" / "demo.html")])
     assert str(refused.exception).startswith("--html: cannot write")
-    page = tmp_path / "demo.html"
+    refused = CliRunner().invoke(app, ["demo", "--html", str(tmp_path / "demo.mp4")])
+    assert str(refused.exception).startswith("--html: expected the name of a page, got")
+    page, file = tmp_path / "demo.html", tmp_path / "demo.mp4"
     for arguments in ([], ["--json"]):
         done = CliRunner().invoke(app, ["demo", "--seed", "5", "--html", str(page), *arguments])
         assert done.exit_code == 0, done.output
+        assert "memory" not in done.stderr
     content = json.loads(done.stdout)
-    assert content["seed"] == 5
+    assert (content["seed"], content["video"]) == (5, str(file))
     html = page.read_text()
+    assert base64.b64encode(file.read_bytes()).decode() in html
     for result in content["results"]:
         assert result["query"] in html
         assert len(result["moments"]) >= 1
+    sentence = content["results"][0]["query"]
+    ground = ["ground", "--model", "demo", "--video", str(file), "-q", sentence, "--json"]
+    again = json.loads(CliRunner().invoke(app, ground).stdout)
+    assert again["results"][0]["moments"] == content["results"][0]["moments"]
+
+
+def test_demo_without_pyav_stays_in_memory_and_says_so(
+    engine: mmn_fast.Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "av", None)
+    page = tmp_path / "demo.html"
+    done = CliRunner().invoke(app, ["demo", "--seed", "5", "--html", str(page), "--json"])
+    assert done.exit_code == 0, done.output
+    said = "mmn-fast: the video stays in memory: writing videos needs PyAV (pip install mmn_fast[video])"
+    assert done.stderr.splitlines()[0] == said
+    content = json.loads(done.stdout)
+    assert content["video"] is None
+    assert content["results"] == demonstrate(engine, 5).to_list()
+    assert '<canvas id="screen"' in page.read_text()
+    assert [path.name for path in tmp_path.iterdir()] == ["demo.html"]
 
 
 def test_demo_refuses_a_model_of_another_world(golden_engine) -> None:

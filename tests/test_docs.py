@@ -61,6 +61,7 @@ SLOW = {
     "tubes.md",
     "presets.md",
     "long_videos.md",
+    "video.md",
 }  # over a second of processor time
 _BLOCK = re.compile(r"(?:^<!-- parsed only: ([^\n]+) -->\n)?^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")

@@ -23,6 +23,7 @@ from mmn_fast.demo.shapes import DEFAULT_COUNTS, SPLITS, ShapesVideo, held_out, 
 from mmn_fast.errors import InputError
 from mmn_fast.evaluation import read_annotations
 from mmn_fast.features import open_features
+from mmn_fast.features.extractors import pixels
 from mmn_fast.features.extractors.pixels import CHANGES, CHANNELS, LOOKS, PixelFeatures
 from mmn_fast.presets import PRESETS
 from mmn_fast.tokenizer import load_tokenizer
@@ -204,6 +205,17 @@ def test_features_take_any_size_and_a_single_frame(shape: tuple[int, int, int]) 
     features = PixelFeatures(clip_frames=2)(frames)
     assert features.shape == ((shape[0] + 1) // 2, PixelFeatures.width)
     assert np.isfinite(features).all()
+
+
+@pytest.mark.parametrize("shape", [(1, 256, 256), (2, 200, 333), (2, 5, 300), (1, 2, 700), (1, 1080, 1920)])
+def test_large_frames_are_shrunk_by_plain_means(shape: tuple[int, int, int]) -> None:
+    frames = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
+    factor = max(shape[1:]) // 64
+    height, width = (max(side // factor, 1) for side in shape[1:])
+    cut = frames[:, : height * factor, : width * factor]
+    blocks = cut.reshape(len(cut), height, min(factor, cut.shape[1]), width, min(factor, cut.shape[2]), 3)
+    expected = blocks.mean(axis=(2, 4), dtype=np.float32) / np.float32(255)
+    np.testing.assert_array_equal(pixels._shrunk(frames), expected)
 
 
 def test_features_of_nothing_are_zero_and_a_still_picture_changes_nothing() -> None:

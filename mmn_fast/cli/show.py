@@ -32,9 +32,9 @@ def demo(
     seed: Annotated[
         int | None, typer.Option("--seed", help="Number of the video; default: another one each time.")
     ] = None,
-    html: Annotated[Path, typer.Option("--html", help="Page to write; replaced if there.")] = Path(
-        "mmn-fast-demo.html"
-    ),
+    html: Annotated[
+        Path, typer.Option("--html", help="Page to write; replaced if there, and so is the video beside it, .mp4.")
+    ] = Path("mmn-fast-demo.html"),
     tubes: Annotated[
         bool, typer.Option("--tubes", help="Ground sentences about one shape in tubes, and show their boxes.")
     ] = False,
@@ -56,19 +56,38 @@ def demo(
 
     if not html.parent.is_dir():
         raise InputError(f"--html: cannot write {html}: no such folder {html.parent}")
+    if not html.name:
+        raise InputError(f"--html: expected the name of a page, got {str(html)!r}")
     seed = secrets.randbelow(10**6) if seed is None else seed
     loading = EngineOptions(precision=precision, backend=backend, threads=threads, backend_option=backend_option)
     engine = loading.load(model or ("shapes-tubes" if tubes else "demo"))
-    shown = demonstrate_tubes(engine, seed) if tubes else demonstrate(engine, seed)
+    file = None if tubes else _file_beside(html)
+    shown = demonstrate_tubes(engine, seed) if tubes else demonstrate(engine, seed, file=file)
     with output() as out:
         if as_json:
-            facts = {"seed": seed, "html": str(html), "results": shown.to_list()}
+            facts = {"seed": seed, "html": str(html), "video": file and str(file), "results": shown.to_list()}
             out.show(json.dumps(facts, indent=2))
         else:
-            video = f"video {shown.video.video_id}, {shown.video.duration_s:.1f} s (--seed {seed})"
-            out.show(f"{video}\n{shown.table()}")
+            place = "" if file is None else f"{file}: "
+            out.show(f"{place}video {shown.video.video_id}, {shown.video.duration_s:.1f} s (--seed {seed})")
+            out.show(shown.table())
         if out.beside("--html", lambda: shown.page().save(html, overwrite=True)) and not as_json:
             out.show(str(html))
+
+
+def _file_beside(html: Path) -> Path | None:
+    """The video file of the demo's page; None, and a line that says why, if no video can be written here."""
+    from mmn_fast.media.writing import encoder
+
+    file = html.with_suffix(".mp4")
+    if file == html:
+        raise InputError(f"--html: expected the name of a page, got {html}, the name of its video")
+    try:
+        encoder()
+    except InputError as error:
+        typer.echo(f"mmn-fast: the video stays in memory: {error}", err=True)
+        return None
+    return file
 
 
 @app.command()

@@ -16,7 +16,7 @@ _CODEC = "libx264"
 _KEY_FRAMES_S = 2  # seconds from one frame to which a player can jump to the next
 # Quality, 0 (best) to 51. At x264's usual 23, features of the demo's videos change so much that R@1,IoU@0.7 loses up to
 # ten points; at 4 it loses less than one, and a minute takes 0.4 MB.
-_QUALITY = "4"
+_OPTIONS = {"crf": "4", "preset": "veryfast"}
 
 
 def encoder() -> Any:
@@ -64,7 +64,7 @@ def write_video(path: str | Path, frames: Iterable[Uint8], fps: int) -> Path:
         stream.pix_fmt = "yuv420p"
         stream.gop_size = _KEY_FRAMES_S * fps
         stream.thread_count = 1
-        stream.options = {"crf": _QUALITY}
+        stream.options = dict(_OPTIONS)
         for frame in chain((first,), frames):
             if frame.shape != first.shape:
                 raise InputError(f"frames: expected frames of one size, {described(first)}, got {described(frame)}")
