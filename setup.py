@@ -97,7 +97,9 @@ setup(
         "tensorrt": ["tensorrt", "cuda-bindings"],
         "train": ["transformers>=4.44", "tensorboard"],
         "serve": ["litserve"],
-        "video": ["av>=18"],  # its wheels bring FFmpeg
+        "hf": ["transformers>=5", "pillow"],
+        # PyAV's wheels bring FFmpeg; Pillow resizes frames for the networks of `onnx:`.
+        "video": ["av>=18", "pillow"],
         "viz": ["cairosvg"],
         "test": [
             *(
@@ -111,6 +113,7 @@ setup(
                 "onnxruntime",
                 "onnxscript",
                 "av>=18",
+                "pillow",
             ),
             "triton==3.6.*",  # Triton's interpreter and ahead-of-time compiler need no GPU
             "tritonclient[grpc]",  # holds the official protobuf of Triton's config files

@@ -15,6 +15,8 @@ from mmn_fast.features.extractors.options import ExtractorOptions
 # Name -> what follows its colon (None: nothing), and the function that makes the extractor of that place and options.
 _EXTRACTORS: dict[str, tuple[str | None, str, str]] = {
     "pixels": (None, "mmn_fast.features.extractors.pixels", "PixelExtractor"),
+    "hf": ("<model id or directory>", "mmn_fast.features.extractors.hf", "HfExtractor"),
+    "onnx": ("<file.onnx>", "mmn_fast.features.extractors.onnx_graph", "OnnxExtractor"),
 }
 SPECS = tuple(name if place is None else f"{name}:{place}" for name, (place, _, _) in _EXTRACTORS.items())
 """How an extractor may be named."""
