@@ -159,11 +159,20 @@ def test_outputs_that_cannot_be_are_refused(folder: Path, tmp_path: Path) -> Non
         assert message in str(caught.value)
     done = run_here("features", folder, "-o", tmp_path / "x.h5")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    assert "--extractor: expected pixels" in done.stderr
+    assert "--extractor: expected pixels or hf:" in done.stderr
     done = run_here("features", folder, "-o", tmp_path / "x.h5", "--extractor", "pixels", "--device", "cuda")
     assert done.returncode == 2
     assert done.stderr.startswith("mmn-fast: --device: the extractor 'pixels' runs on a CPU, got 'cuda'")
     assert not list(tmp_path.glob("*.parts"))
+
+
+def test_a_model_says_how_its_features_are_made(folder: Path, tmp_path: Path) -> None:
+    done = run_here("features", folder / "one.mp4", "-o", tmp_path / "x.h5", "--model", "demo", "--json")
+    assert (done.returncode, json.loads(done.stdout)["contract"]["fps"]) == (0, 8)
+    done = run_here("features", folder / "one.mp4", "-o", tmp_path / "y.h5", "--model", "demo", "--fps", 4)
+    assert done.returncode == 2
+    assert "--extractor: pixels makes other features than the model's: fps: expected 8.0, got 4.0" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["x.h5"]
 
 
 def test_another_run_for_the_same_output_waits_outside(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,6 +13,9 @@ from mmn_fast.cli.app import app, removing_what_is_half_written
 from mmn_fast.cli.options import AsJson
 from mmn_fast.cli.output import output as output_of_command
 from mmn_fast.errors import InputError
+
+if TYPE_CHECKING:
+    from mmn_fast.features.contract import FeatureContract
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,10 @@ def features(
     extractor: Annotated[
         str | None, typer.Option("--extractor", help="pixels, hf:<model id or directory>, or onnx:<file.onnx>.")
     ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", "-m", help="The model that takes the features; its contract says how to make them."),
+    ] = None,
     sampling: SamplingOptions,
     workers: Annotated[int | None, typer.Option("--workers", help="Processes; each has the network once.")] = None,
     max_duration: Annotated[
@@ -62,14 +69,23 @@ def features(
 ) -> None:
     """Make features of video files; a killed run goes on where it was, and damaged videos are named and skipped."""
     from mmn_fast.features.extraction import extract_features
-    from mmn_fast.features.extractors import SPECS
 
-    if extractor is None:
-        raise InputError(f"extractor: expected {' or '.join(SPECS)}, got none")
-    report = extract_features(
-        videos, output, extractor, workers=workers, max_duration_s=max_duration, progress=True, **sampling.given()
-    )
+    running: dict[str, Any] = {"workers": workers, "max_duration_s": max_duration, "progress": True}
+    wanted = None if model is None else _contract_of(model)
+    report = extract_features(videos, output, extractor, contract=wanted, **running, **sampling.given())
     with output_of_command() as out:
         out.show(json.dumps(report.to_dict(), indent=2) if as_json else str(report))
         if report.skipped:
             out.status = 1
+
+
+def _contract_of(model: str) -> FeatureContract:
+    from mmn_fast.checkpoint import load_model
+
+    contract = load_model(model).contract
+    if contract is None:
+        raise InputError(
+            f"model: {model} does not say how its features are made (mmn-fast convert --contract adds that); give"
+            " --extractor in its place"
+        )
+    return contract

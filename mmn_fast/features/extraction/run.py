@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from mmn_fast.checks import Integer, Number, Optional
-from mmn_fast.errors import WriteError
+from mmn_fast.errors import InputError, WriteError
 from mmn_fast.features.contract import FeatureContract
 from mmn_fast.features.extraction.parts import Finished, Parts
 from mmn_fast.features.extraction.videos import VideoFile, find_videos
 from mmn_fast.features.extraction.workers import Skipped, Work, Workers
+from mmn_fast.features.extractors import SPECS
 from mmn_fast.process.cores import usable_cores
 from mmn_fast.storage.files import check_name
 
@@ -84,8 +85,9 @@ class ExtractionReport:
 def extract_features(
     videos: Sequence[str | Path],
     output: str | Path,
-    extractor: str,
+    extractor: str | None = None,
     *,
+    contract: FeatureContract | None = None,
     workers: int | None = None,
     max_duration_s: float | None = None,
     progress: bool = False,
@@ -103,7 +105,8 @@ def extract_features(
     Args:
         videos: files, folders, lists of files and patterns, as `find_videos` takes them.
         output: the HDF5 file to write or to add to, ending in .h5 or .hdf5.
-        extractor: as `make_extractor` takes it.
+        extractor: as `make_extractor` takes it; default the contract's.
+        contract: the contract that the features must have, such as a model's; its sampling and output are the defaults.
         workers: processes; default one per core for extractors that run on a CPU without weights, else one.
         max_duration_s: longer videos are skipped.
         progress: show a progress bar on stderr.
@@ -114,8 +117,8 @@ def extract_features(
         What was done. Skipped videos are in it, and each is logged as a warning.
 
     Raises:
-        InputError: nothing is done: an argument cannot be used, two videos have one id, or the output has features of
-            another contract.
+        InputError: nothing is done: an argument cannot be used, two videos have one id, the extractor makes other
+            features than `contract` says, or the output has features of another contract.
         WriteError: the system refuses to write; finished videos stay in `<output>.parts`.
     """
     found = find_videos(videos)
@@ -123,6 +126,12 @@ def extract_features(
     workers = Optional(Integer(1, 1024))(workers, "workers")
     max_duration_s = Optional(Number(0, above=True))(max_duration_s, "max_duration_s")
     options["output"] = options.pop("extractor_output", None)
+    if contract is not None:
+        extractor = contract.extractor if extractor is None else extractor
+        for name in ("fps", "clip_frames", "stride", "output"):
+            options[name] = getattr(contract, name) if options.get(name) is None else options[name]
+    if extractor is None:
+        raise InputError(f"extractor: expected {' or '.join(SPECS)}, got none")
     if workers is None:
         workers = usable_cores() if extractor == "pixels" else 1
     workers = min(workers, len(found))
@@ -133,6 +142,9 @@ def extract_features(
         done = parts.done()
         waiting = [video for video in found if video.video_id not in done]
         with Workers(workers, Work(extractor, options, parts.folder, max_duration_s)) as pool:
+            difference = None if contract is None else contract.first_difference(pool.contract)
+            if difference is not None:
+                raise InputError(f"extractor: {extractor} makes other features than the model's: {difference}")
             contract = pool.contract
             parts.begin(contract)
             with _bar(progress, len(found), len(found) - len(waiting)) as (told, finished):
