@@ -97,7 +97,9 @@ def new(
     check_own_name(name, PRESETS, "--name")
     made = changed(chosen, name, sizes, losses, recipe)
     refuse_existing(output, "output")
-    write_whole(output, own_text(made, shlex.join(["mmn-fast", *sys.argv[1:]])).encode(), overwrite=False)
+    write_whole(
+        output, own_text(made, shlex.join(["mmn-fast", *sys.argv[1:]])).encode(), overwrite=False, argument="output"
+    )
     facts = PresetFacts.of(made)
     show_text(f"{output}: preset {made.name}, {facts.num_proposals} proposals, {_gflop(facts.gflop)} GFLOP per video")
 
