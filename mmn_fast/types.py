@@ -7,7 +7,7 @@ Symbols: B videos, S sentences, P proposals, J joint width.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -63,7 +63,13 @@ class Video:
 
     @classmethod
     def open(
-        cls, path: str | Path, extractor: str | Extractor, *, video_id: str | None = None, **options: Any
+        cls,
+        path: str | Path,
+        extractor: str | Extractor,
+        *,
+        video_id: str | None = None,
+        progress: Callable[[float], object] | None = None,
+        **options: Any,
     ) -> Video:
         """Extract the features of a video file.
 
@@ -72,6 +78,7 @@ class Video:
             extractor: an extractor, such as `engine.extractor()`; or its name, as `features.extractors.make_extractor`
                 takes it.
             video_id: name of the video; None takes the file's name without its suffix.
+            progress: called now and then with the seconds of video that are done.
             options: with an extractor's name, other arguments of `make_extractor`.
 
         Returns:
@@ -89,7 +96,7 @@ class Video:
                 raise InputError(f"extractor: expected its name with {', '.join(options)}, got one that is made")
         else:
             extractor = make_extractor(extractor, **options)
-        found = extractor.read(path)
+        found = extractor.read(path, progress=progress)
         if found.lost is not None:
             logger.warning("%s: %s", path, found.lost)
         name = Path(path).stem if video_id is None else video_id

@@ -108,10 +108,12 @@ def test_what_the_page_says_is_escaped() -> None:
         assert "<script>alert" not in film_page(made).html
 
 
-def test_a_file_that_is_no_video_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_is_no_video_is_refused(clip: Path, tmp_path: Path) -> None:
     (tmp_path / "text.mp4").write_text("no video")
     with pytest.raises(InputError, match=r"text\.mp4: expected a video file"):
         film_of(tmp_path / "text.mp4", 1.0)
+    with pytest.raises(InputError, match=r"duration_s: expected the length of .*clip #1\.mp4, 3 s, got 999"):
+        film_of(clip, 999.0)
 
 
 _CLICK = """new Promise((give) => {

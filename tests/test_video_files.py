@@ -113,6 +113,18 @@ def test_ground_takes_a_video_file_alone(clip: Path, drawn: ShapesVideo, tmp_pat
     assert run_here(*ground).stdout.startswith(sentences[0])
 
 
+def test_ground_shows_how_much_of_a_long_video_is_done(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ground = ["ground", "--model", "demo", "-q", "red", "--video"]
+    quiet = run_here(*ground, clip)
+    monkeypatch.setattr("mmn_fast.cli.ground._LONG_S", 1.0)
+    assert run_here(*ground, clip).stderr == quiet.stderr == ""
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes stderr for a terminal
+    shown = run_here(*ground, clip)
+    assert shown.stdout == quiet.stdout
+    assert "features" in shown.stderr
+    assert run_here(*ground, "absent.mp4").stderr.startswith("mmn-fast: --video: absent.mp4: expected a video file")
+
+
 def test_ground_says_what_it_lacks(clip: Path, tmp_path: Path) -> None:
     plain = save_model(dataclasses.replace(load_model("demo"), contract=None), tmp_path / "plain")
     ground = ["ground", "-q", "red", "--video"]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from mmn_fast.types import Moment, Query, Video
 
 
+_LONG_S = 60.0  # a shorter video is done before a bar could be read
 Facts = tuple["FeatureContract | None", float | None]
 """What a file says of features besides the rows: their contract, and the video's length in seconds."""
 
@@ -139,10 +141,29 @@ class SourceOptions:
                 f" {extractor.width} of {extractor.contract.extractor}"
             )
         try:
-            opened = Video.open(video, extractor, video_id=Path(video).name)
+            with _bar(video) as progress:
+                opened = Video.open(video, extractor, video_id=Path(video).name, progress=progress)
         except InputError as error:
             raise InputError(f"video: {error}") from error
         return dataclasses.replace(opened, contract=None) if self.any_features else opened
+
+
+@contextmanager
+def _bar(video: str) -> Iterator[Callable[[float], object] | None]:
+    """Show on stderr how much of a long video is done."""
+    from mmn_fast.media import probe
+
+    duration_s = probe(video).duration_s
+    if duration_s is not None and duration_s < _LONG_S:
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("features", total=duration_s)
+        yield lambda done_s: bar.update(task, completed=done_s)
 
 
 @app.command()

@@ -13,6 +13,7 @@ import numpy as np
 
 from mmn_fast.arrays import Uint8
 from mmn_fast.checks import in_bytes
+from mmn_fast.errors import InputError
 from mmn_fast.media import open_video, probe
 from mmn_fast.viz.svg import number, text
 
@@ -93,7 +94,7 @@ def film_of(path: str | Path, duration_s: float, page: str | Path | None = None,
         limit: most bytes of an embedded video.
 
     Raises:
-        InputError: the file is no readable video.
+        InputError: the file is no readable video, or far shorter than `duration_s`.
         OSError: the system refuses to read the file.
     """
     info = probe(path)
@@ -137,4 +138,7 @@ def _spread_frames(path: Path, duration_s: float, count: int, side: int) -> Uint
     """Frames of the middle of each of `count` equal parts of a video, uint8 [n, H, W, 3]."""
     times = [(share + 0.5) * duration_s / count for share in range(count)]
     with open_video(path) as video:
-        return np.stack([frame for _, frame in video.frames_at(times, max_side=side)])
+        frames = [frame for _, frame in video.frames_at(times, max_side=side)]
+        if not frames:
+            raise InputError(f"duration_s: expected the length of {path}, {video.duration_s:g} s, got {duration_s:g}")
+        return np.stack(frames)
