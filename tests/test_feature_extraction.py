@@ -235,9 +235,7 @@ def test_a_full_disk_ends_in_one_sentence_and_loses_nothing(folder: Path, tmp_pa
     assert run.returncode == 1
     last = said.strip().splitlines()[-1]
     assert last.startswith("mmn-fast: --output: cannot write ")
-    assert last.endswith(
-        "File too large; 0 videos of this run are kept in " + f"{output}.parts, and the same command goes on"
-    )
+    assert last.endswith(f"File too large; 0 videos of this run kept in {output}.parts; the same command goes on")
     run = command(*videos, "-o", output, most_bytes=20_000)  # all three take 34 kB
     _, said = run.communicate()
     assert run.returncode == 1

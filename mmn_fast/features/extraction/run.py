@@ -71,13 +71,13 @@ class ExtractionReport:
         }
 
     def __str__(self) -> str:
-        facts = [f"features of {self.num_extracted} videos, {self.num_rows} rows of {self.contract.width}"]
+        facts = [f"{self.num_rows} rows of {self.contract.width} from {_videos(self.num_extracted)}"]
         if self.num_kept:
-            facts.append(f"{self.num_kept} videos were there")
+            facts.append(f"{_videos(self.num_kept)} already done")
         if self.skipped:
-            facts.append(f"{len(self.skipped)} videos skipped")
+            facts.append(f"{_videos(len(self.skipped))} skipped")
         if self.lost:
-            facts.append(f"{len(self.lost)} videos with unreadable parts")
+            facts.append(f"{_videos(len(self.lost))} with unreadable parts")
         speed = f"{self.video_s / 3600:.2f} hours of video in {self.elapsed_s:.0f} s"
         return f"{self.output}: {', '.join(facts)}; {speed}"
 
@@ -164,7 +164,7 @@ def _run(
 
     def kept() -> str:
         count = sum(isinstance(result, Finished) for result in results)
-        return f"{count} videos of this run are kept in {folder}, and the same command goes on"
+        return f"{_videos(count)} of this run kept in {folder}; the same command goes on"
 
     try:
         for result in pool.run(waiting, told):
@@ -173,13 +173,17 @@ def _run(
             if isinstance(result, Skipped):
                 _LOG.warning("skipped: %s", result.reason)
             elif result.lost is not None:
-                _LOG.warning("%s: %s", result.video_id, result.lost)
+                _LOG.warning("%s: %s; the rest of it is used", result.video_id, result.lost)
     except WriteError as error:
         raise WriteError(f"{error}; {kept()}") from None
     except (KeyboardInterrupt, SystemExit):
         _LOG.warning("stopped: %s", kept())
         raise
     return results
+
+
+def _videos(count: int) -> str:
+    return f"{count} video{'' if count == 1 else 's'}"
 
 
 def _report(
