@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import struct
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -12,6 +16,7 @@ import numpy as np
 import pytest
 
 from mmn_fast.media import open_video, probe
+from mmn_fast.media.ahead import ahead
 from mmn_fast.media.plan import Action
 from mmn_fast.media.reference import FreeFrames
 from mmn_fast.media.source import Source
@@ -380,3 +385,56 @@ def test_a_sound_file_is_read_once_and_little_is_decoded(
         assert reader.lost is None
     assert len(actions) == 60
     assert name == "hevc-layers" or actions.count(Action.DECODE) < 40
+
+
+# Threads
+
+
+def num_decoders() -> int:
+    return sum(thread.name == "mmn_fast video decoder" for thread in threading.enumerate())
+
+
+def test_a_reader_that_is_left_early_leaves_no_thread(plain: Path) -> None:
+    with open_video(plain, threads=2) as reader:
+        frames = reader.frames(10.0)
+        next(frames)
+        assert num_decoders() == 1
+        frames.close()  # type: ignore[attr-defined]
+        assert num_decoders() == 0
+        for _ in reader.frames(10.0):
+            break
+        assert num_decoders() == 0
+    with open_video(plain, threads=1) as reader:
+        next(reader.frames(10.0))
+        assert num_decoders() == 0
+
+
+def test_few_frames_are_made_ahead() -> None:
+    made = []
+
+    def items() -> Iterator[int]:
+        for number in range(10):
+            made.append(number)
+            yield number
+        raise ValueError("at the end")
+
+    found = ahead(items(), 3)
+    assert next(found) == 0
+    time.sleep(0.05)
+    assert len(made) <= 4
+    assert [next(found) for _ in range(9)] == list(range(1, 10))
+    with pytest.raises(ValueError, match="at the end"):
+        next(found)
+
+
+def test_readers_side_by_side(moving: dict[str, Path]) -> None:
+    """The threads of one reader do not disturb another one in another thread."""
+    wanted = {name: everything(moving[name], middles(8.0, 2.4)) for name in ("pyramid", "hevc", "mpeg2", "vp9")}
+
+    def read(name: str) -> list[np.ndarray]:
+        with open_video(moving[name], threads=2) as reader:
+            return [picture for _, picture in reader.frames(8.0)]
+
+    with ThreadPoolExecutor(4) as pool:
+        for name, found in zip(wanted, pool.map(read, wanted), strict=True):
+            assert all(np.array_equal(a, b) for a, b in zip(found, wanted[name], strict=True))

@@ -20,6 +20,7 @@ import pytest
 
 from mmn_fast.errors import InputError
 from mmn_fast.media import container, open_video, source
+from mmn_fast.media.times import Clock
 from tests.videos import HEIGHT, WIDTH, number_of, numbered, write_video
 
 GROUPS = {"preset": "medium", "bf": "2", "g": "6"}
@@ -345,3 +346,34 @@ def test_a_hundred_damaged_files(tmp_path: Path) -> None:
         kinds["refused" if count < 0 else "lost" if said else "read"] += 1
     assert min(kinds[kind] for kind in ("refused", "lost", "read")) >= 10, kinds
     assert time.monotonic() - started < 200
+
+
+def placed(stamps: list[int | None], promised_s: float | None = None) -> tuple[list[float | None], int]:
+    """Place frames of 0.1 s on a clock of ten ticks a second; also return the number of leaps."""
+    clock = Clock(1, 10, 0.1, promised_s)
+    return [clock.place(stamp, 1) for stamp in stamps], clock.jumps
+
+
+def test_the_clock_starts_anew_after_a_leap() -> None:
+    assert placed([5, 6, None, 9]) == ([0.0, 0.1, 0.2, 0.4], 0)
+    assert placed([50, 51, 48, 52]) == ([0.0, 0.1, None, 0.2], 0)  # a stray frame
+    assert placed([50, 51, 0, 1]) == ([0.0, 0.1, 0.2, 0.3], 1)  # another recording
+    assert placed([0, 1, 35990, 35991]) == ([0.0, 0.1, 3599.0, 3599.1], 0)  # a slide
+    assert placed([0, 1, 36002, 36003]) == ([0.0, 0.1, 0.2, 0.3], 1)
+    assert placed([0, 1, 7000, 7001], promised_s=700) == ([0.0, 0.1, 700.0, 700.1], 0)
+    assert placed([0, 1, 7000, 7001], promised_s=10) == ([0.0, 0.1, 0.2, 0.3], 1)
+    assert placed([0, 1, 5000, 5001], promised_s=10) == ([0.0, 0.1, 500.0, 500.1], 0)  # the header may be wrong
+
+
+def test_a_long_still_is_shown_for_as_long_as_it_lasts(folder: Path) -> None:
+    stamps = [0, 1, 2, 2000, 2001, 33000, 33001]  # tenths of a second
+    path = write_video(folder / "slides.mp4", 7, stamps=stamps, options={"bf": "0"})
+    with open_video(path, threads=2) as reader:
+        found = [number_of(picture) for _, picture in reader.frames(0.01)]
+        assert reader.lost is None
+    assert found == [2, 2, *[4] * 31]
+
+
+def test_a_clock_of_absurd_ticks_is_refused(plain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(source, "LONGEST_S", 1e-6)
+    refused(plain, "expected a video, got one whose clock ticks every 1/12800 s$")

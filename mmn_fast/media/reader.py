@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from functools import partial
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
 from itertools import chain, pairwise
 from pathlib import Path
 from types import TracebackType
@@ -13,16 +13,18 @@ from typing import Any
 from mmn_fast.arrays import Uint8
 from mmn_fast.checks import Integer, Number, Optional
 from mmn_fast.errors import InputError
-from mmn_fast.media.info import MediaInfo, describe, usual_step
-from mmn_fast.media.length import reaches
+from mmn_fast.media.ahead import ahead
+from mmn_fast.media.info import MediaInfo, describe
 from mmn_fast.media.picture import Painter
 from mmn_fast.media.plan import OddStampsError
-from mmn_fast.media.source import Source
-from mmn_fast.media.times import Clock, Every, Listed, Times
+from mmn_fast.media.sampling import Run, Sampler, first_frame, too_long
+from mmn_fast.media.source import Source, reaches
+from mmn_fast.media.times import Every, Listed, Times
 from mmn_fast.process.cores import usable_cores
 from mmn_fast.process.environment import requested_threads
 
 _MOST_THREADS = 16  # FFmpeg's own limit for frames in parallel
+_FRAMES_AHEAD = 3  # frames that are decoded while the caller works
 _MAX_SIDE = Optional(Integer(1, 2**14))
 
 
@@ -54,13 +56,6 @@ def open_video(path: str | os.PathLike[str], *, threads: int = 0, max_duration_s
             file and reason. PyAV may also be missing.
     """
     return VideoReader(path, threads=threads, max_duration_s=max_duration_s)
-
-
-class _Run:
-    """State of one iteration that survives a second pass over the file: how many wanted times were served."""
-
-    def __init__(self, times: Times, max_side: int | None) -> None:
-        self.times, self.max_side, self.number = times, max_side, 0
 
 
 class VideoReader:
@@ -113,7 +108,7 @@ class VideoReader:
             InputError: a bad argument, the video turns out to be longer than `max_duration_s`, or it cannot be decoded.
         """
         times = Every(Number(0, 1e4, above=True)(fps, "fps"))
-        return self._iterate(_Run(times, _MAX_SIDE(max_side, "max_side")))
+        return self._iterate(times, _MAX_SIDE(max_side, "max_side"))
 
     def frames_at(self, times: Sequence[float], max_side: int | None = None) -> Iterator[tuple[float, Uint8]]:
         """Yield the frames at ascending times in seconds after the first frame's time; none for times after the end.
@@ -134,13 +129,13 @@ class VideoReader:
         for number, (before, after) in enumerate(pairwise(checked), 1):
             if after < before:
                 raise InputError(f"times[{number}]: expected a time that is not before {before:g}, got {after:g}")
-        return self._iterate(_Run(Listed(checked), _MAX_SIDE(max_side, "max_side")))
+        return self._iterate(Listed(checked), _MAX_SIDE(max_side, "max_side"))
 
     def _opened(self) -> MediaInfo:
         source = Source(self._path, self._threads)
         try:
             frames = source.frames()
-            first = self._first(frames)
+            first = first_frame(self._path, frames)
             info = describe(str(self._path), source.container, source.stream, first)
             self._check_length(info)
         except BaseException:
@@ -149,85 +144,41 @@ class VideoReader:
         self._fresh = source, chain((first,), frames)
         return info
 
-    def _first(self, frames: Iterator[Any]) -> Any:
-        first = next(frames, None)
-        if first is None:
-            raise InputError(f"{self._path}: expected a video, got one without any frame that can be decoded")
-        return first
-
     def _check_length(self, info: MediaInfo) -> None:
         if self._max is None or info.duration_s is None or info.duration_s <= self._max:
             return
         if reaches(self._path, self._max):
-            raise InputError(
-                f"{self._path}: expected a video of at most {self._max:g} s, got one of {info.duration_s:.1f} s"
-            )
+            raise too_long(self._path, self._max, f"one of {info.duration_s:.1f} s")
 
-    def _iterate(self, run: _Run) -> Iterator[tuple[float, Uint8]]:
+    def _iterate(self, times: Times, max_side: int | None) -> Iterator[tuple[float, Uint8]]:
         self.duration_s = self.lost = None
+        run = Run(times)
         try:
-            yield from self._pass(run, skipping=True)
+            yield from self._pass(run, max_side, skipping=True)
         except OddStampsError:
-            yield from self._pass(run, skipping=False)
+            yield from self._pass(run, max_side, skipping=False)
 
-    def _pass(self, run: _Run, *, skipping: bool) -> Iterator[tuple[float, Uint8]]:
+    def _pass(self, run: Run, max_side: int | None, *, skipping: bool) -> Iterator[tuple[float, Uint8]]:
         """Decode the file once, from its start; yield the wanted frames that the run has not had yet."""
         if skipping and self._fresh is not None:
             (source, frames), self._fresh = self._fresh, None
         else:
             source = Source(self._path, self._threads, skipping=skipping)
             frames = source.frames()
-        try:
-            yield from self._shown(run, source, frames)
-        finally:
-            source.close()
+        with closing(source):
+            sampler = Sampler(self._path, run, source, frames, self._max)
+            painter = Painter(self._path, source.stream, max_side)
+            last = picture = None
+            with closing(self._in_time(sampler.chosen())) as chosen:
+                for time_s, frame in chosen:
+                    if picture is None or frame is not last:
+                        last, picture = frame, painter.paint(frame)
+                    yield time_s, picture
+            self.duration_s, self.lost = sampler.end_s, sampler.lost
 
-    def _shown(self, run: _Run, source: Source, frames: Iterator[Any]) -> Iterator[tuple[float, Uint8]]:
-        tick = source.stream.time_base
-        clock = Clock(tick.numerator, tick.denominator, usual_step(source.stream))
-        painter = Painter(self._path, source.stream, run.max_side)
-        shown = self._first(frames)
-        origin = shown.pts
-        clock.place(origin, shown.duration)
-        if origin is not None:
-            source.begin(origin, lambda start, end: self._wanted(run, clock, start - origin, end - origin))
-        for frame in frames:
-            time_s = clock.place(frame.pts, frame.duration, trusted=source.skipped)
-            if time_s is None:
-                continue
-            self._check_time(time_s)
-            yield from self._until(time_s, run, source, clock, painter, shown)
-            shown = frame
-        self._check_time(clock.end())
-        yield from self._until(clock.end(), run, source, clock, painter, shown)
-        source.finish(clock.seconds(origin or 0), clock.end(), clock.jumps)
-        self.duration_s, self.lost = clock.end(), source.losses.sentence()
-
-    def _check_time(self, time_s: float) -> None:
-        if self._max is not None and time_s > self._max:
-            raise InputError(f"{self._path}: expected a video of at most {self._max:g} s, got a longer one")
-
-    @staticmethod
-    def _wanted(run: _Run, clock: Clock, start: int, end: int) -> bool:
-        """Whether a wanted time falls on a frame that is shown from `start` to `end`, in ticks after the first."""
-        time_s = run.times.after(clock.seconds(start))
-        return time_s is not None and time_s < clock.seconds(end)
-
-    def _until(
-        self, time_s: float, run: _Run, source: Source, clock: Clock, painter: Painter, shown: Any
-    ) -> Iterator[tuple[float, Uint8]]:
-        """Yield the frame that is shown now for all wanted times before `time_s`."""
-        picture = None
-        while (wanted_s := run.times.at(run.number)) is not None and wanted_s < time_s:
-            source.check(shown.pts, partial(_is_by, clock, wanted_s))
-            picture = painter.paint(shown) if picture is None else picture
-            run.number += 1
-            yield wanted_s, picture
-
-
-def _is_by(clock: Clock, wanted_s: float, stamp: int) -> bool:
-    """Whether a time stamp is not later than a wanted time."""
-    return clock.time_of(stamp) <= wanted_s
+    def _in_time(self, chosen: Generator[tuple[float, Any]]) -> Generator[tuple[float, Any]]:
+        """Decode beside the painting and the caller's work, unless one thread is all there is."""
+        return ahead(chosen, _FRAMES_AHEAD) if self._threads > 1 else chosen
 
 
 def _decoder_threads(threads: int) -> int:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
 from heapq import heappop, heappush
 from pathlib import Path
 from typing import Any
@@ -11,10 +13,9 @@ from typing import Any
 from mmn_fast.errors import InputError
 from mmn_fast.media.container import av_module, choose_stream, open_container, why
 from mmn_fast.media.info import promised_duration, stream_duration, usual_step
-from mmn_fast.media.losses import Losses
 from mmn_fast.media.plan import Action, OddStampsError, Plan
 from mmn_fast.media.reference import FreeFrames
-from mmn_fast.media.times import LONGEST_S
+from mmn_fast.media.times import LONG_S, LONGEST_S
 
 _SILENCE_S = 60.0
 """Longest time without a frame. A file may hold hours of packets that no decoder understands."""
@@ -28,6 +29,46 @@ _ONE_EACH = (("mov,", "matroska,"), _WHOLE_GROUPS)
 _PROMISES = frozenset(("matroska,webm", "avi", "flv", "asf", "mxf"))
 """Containers whose header names a duration and that have no list of all frames to compare with."""
 _ROUNDED = 0.01  # of the promised duration: headers round
+
+
+@dataclass
+class Losses:
+    """Damage that was met in one pass over a file.
+
+    Attributes:
+        packets: packets that the decoder refused.
+        absent: frames that never came out of the decoder; packets that it refused may be among them.
+        frames: frames that the decoder repaired or marked as damaged.
+        unread: failures of the container between two packets.
+        jumps: leaps of the time stamps that were left out.
+        missing: frames that the index lists and that are not in the file.
+        short_s: seconds that the header promises after the last frame.
+    """
+
+    packets: int = 0
+    absent: int = 0
+    frames: int = 0
+    unread: int = 0
+    jumps: int = 0
+    missing: int = 0
+    short_s: float = 0.0
+
+    def sentence(self) -> str | None:
+        """All losses in one sentence; None if there are none."""
+        parts = [
+            _counted(max(self.packets, self.absent), "frame could not be decoded", "frames could not be decoded"),
+            _counted(self.frames, "frame is damaged", "frames are damaged"),
+            _counted(self.unread, "part of the file could not be read", "parts of the file could not be read"),
+            _counted(self.jumps, "leap of the time stamps was left out", "leaps of the time stamps were left out"),
+            _counted(self.missing, "frame is missing at the end", "frames are missing at the end"),
+        ]
+        if self.short_s and not self.missing:
+            parts.append(f"the file ends {self.short_s:.1f} s before the end that its header names")
+        return ", ".join(filter(None, parts)) or None
+
+
+def _counted(number: int, one: str, many: str) -> str:
+    return f"{number} {one if number == 1 else many}" if number else ""
 
 
 class Source:
@@ -53,6 +94,8 @@ class Source:
         self.container = open_container(path)
         try:
             self.stream = choose_stream(self.container, path)
+            if self.stream.time_base > LONGEST_S:
+                raise InputError(f"{path}: expected a video, got one whose clock ticks every {self.stream.time_base} s")
             self._context = self.stream.codec_context
             self._context.thread_count = threads
             self._context.thread_type = "AUTO"
@@ -69,7 +112,7 @@ class Source:
         self._plan = Plan(
             frames=skipping and self._free.known,
             groups=skipping and codec in _WHOLE_GROUPS,
-            longest_ticks=int(LONGEST_S / tick),
+            longest_ticks=int(LONG_S / tick),
         )
         self._num_packets = 0
         one_each = self.container.format.name.startswith(_ONE_EACH[0]) and codec in _ONE_EACH[1]
@@ -227,3 +270,22 @@ class Source:
         self.losses.absent += absent
         self.losses.frames += frames
         self.losses.unread += unread
+
+
+def reaches(path: Path, time_s: float) -> bool:
+    """Whether a file has a packet of its video stream that is shown later than `time_s` after its start.
+
+    Nothing is decoded: a header that promises hours may be wrong, and decoding them takes long.
+    """
+    av = av_module()
+    container = open_container(path)
+    try:
+        stream = choose_stream(container, path)
+        limit = (stream.start_time or 0) + time_s / float(stream.time_base)
+        with suppress(av.FFmpegError):  # a container without an index is read from its start
+            container.seek(int(limit), stream=stream)
+        return any(packet.pts is not None and packet.pts > limit for packet in container.demux(stream))
+    except (av.FFmpegError, IndexError):  # IndexError: see Source._packets
+        return False  # damaged on the way there: decoding will tell
+    finally:
+        container.close()

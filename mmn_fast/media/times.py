@@ -9,6 +9,8 @@ from typing import Protocol
 
 LONGEST_S = 3600.0
 """A frame that stays longer is a damaged time stamp, not a slide."""
+LONG_S = 600.0
+"""A frame that stays longer may be one: if it also lasts beyond twice the duration that the header promises, it is."""
 _BACK_S = 1.0
 """Stamps that fall back by less are stray frames; by more, the start of another recording in the same file."""
 
@@ -59,26 +61,29 @@ class Listed:
 class Clock:
     """Places frames in time, in the order in which they are shown; the first frame's time is 0.
 
-    Frames without a time stamp follow at the usual distance. A stamp that falls back by over a second, or leaps by over
-    an hour, starts a new count: the frame follows the one before it at the usual distance. A stamp that falls back by
-    less belongs to no place in time; that frame is not shown.
+    Frames without a time stamp follow at the usual distance. A stamp that falls back by over a second, or leaps too far
+    (`LONGEST_S`, `LONG_S`), starts a new count: the frame follows the one before it at the usual distance. A stamp that
+    falls back by less belongs to no place in time; that frame is not shown.
 
     Attributes:
         jumps: number of new counts.
     """
 
-    def __init__(self, numerator: int, denominator: int, usual_step_s: float) -> None:
+    def __init__(self, numerator: int, denominator: int, usual_step_s: float, promised_s: float | None = None) -> None:
         """Start before the first frame.
 
         Args:
             numerator: seconds of a tick of the time stamps are `numerator / denominator`.
             denominator: likewise.
             usual_step_s: seconds from a frame to the next, where no stamp says it.
+            promised_s: the duration that the header promises, if any.
         """
         self.jumps = 0
         self._num, self._den = numerator, denominator
         self._usual = max(1, round(usual_step_s * denominator / numerator))
         self._longest = int(LONGEST_S * denominator / numerator)
+        self._long = int(LONG_S * denominator / numerator)
+        self._promised = int(min(promised_s or 1e12, 1e12) * denominator / numerator)
         self._back = int(_BACK_S * denominator / numerator)
         self._origin: int | None = None  # the stamp of time 0, in the present count
         self._last: int | None = None  # ticks of the last frame after the first frame
@@ -108,7 +113,7 @@ class Clock:
             ticks = stamp - self._origin
             if -self._back <= ticks - self._last <= 0:
                 return None
-            if not (trusted or 0 < ticks - self._last <= self._longest):
+            if not (trusted or self._is_step(ticks - self._last)):
                 self.jumps += 1
                 ticks = self._last + self._step()
         if stamp is not None:
@@ -121,4 +126,9 @@ class Clock:
         return self.seconds((self._last or 0) + self._step())
 
     def _step(self) -> int:
-        return self._duration if 0 < self._duration <= self._longest else self._usual
+        return self._duration if self._is_step(self._duration) else self._usual
+
+    def _is_step(self, ticks: int) -> bool:
+        """Whether the last frame may be shown for so long."""
+        late = (self._last or 0) + ticks > 2 * self._promised
+        return 0 < ticks <= (self._long if late else self._longest)

@@ -1,0 +1,157 @@
+"""Times decoding and sampling of a video beside PyAV alone, which decodes the same file with as many threads.
+
+PyAV alone decodes every frame and converts none. `mmn_fast` gives RGB frames of at most 256 pixels a side, at 1 and 8
+frames per second and at every frame, then features of each extractor. The two take turns. The error is the largest
+difference of a frame from PyAV's frame at that time, converted in the same way. Without --video a film of 20 s in
+H.264 is written first. An extractor's own time, over frames that are in memory, is printed and recorded apart.
+
+    python -m benchmarks.bench_media [--video FILE] [--threads 2] [--repeats 5] [--extractor pixels] [--hours 0]
+
+With --hours H, one film of a minute is read again and again until H hours of video are done, and the process's memory
+is printed on the way.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import tempfile
+import time
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+
+from benchmarks.timing import alternate, record
+from mmn_fast.features.extractors import make_extractor
+from mmn_fast.media import open_video, probe
+
+_MAX_SIDE = 256
+_RATE = 25
+_FEW = (1.0, 8.0)  # frames per second: usual for image and for clip features
+
+
+def write_film(path: Path, seconds: float, width: int, height: int) -> Path:
+    """Write a film of moving texture and grain: H.264 as x264 makes it by default, 25 frames per second."""
+    rng = np.random.default_rng(0)
+    texture = np.kron(rng.integers(40, 216, (height // 8, width // 8, 3)), np.ones((16, 16, 1))).astype(np.uint8)
+    grain = rng.integers(0, 24, (2 * height, 2 * width, 3)).astype(np.uint8)
+    with av.open(str(path), "w") as file:
+        stream = file.add_stream("libx264", rate=_RATE)
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        stream.options = {"preset": "veryfast"}
+        for number in range(round(seconds * _RATE)):
+            y, x = 2 * number % height, 3 * number % width
+            dy, dx = rng.integers(0, height), rng.integers(0, width)
+            picture = texture[y : y + height, x : x + width] + grain[dy : dy + height, dx : dx + width]
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
+            frame.pts, frame.time_base = number, Fraction(1, _RATE)
+            file.mux(stream.encode(frame))
+        file.mux(stream.encode(None))
+    return path
+
+
+def decoded(path: Path, threads: int) -> Iterator[av.VideoFrame]:
+    """Decode all frames with PyAV alone."""
+    with av.open(str(path)) as file:
+        stream = file.streams.video[0]
+        stream.codec_context.thread_type, stream.codec_context.thread_count = "AUTO", threads
+        yield from file.decode(stream)
+
+
+def sampled(path: Path, threads: int, fps: float) -> list[tuple[float, np.ndarray]]:
+    """Sample a film with mmn_fast."""
+    with open_video(path, threads=threads) as reader:
+        return list(reader.frames(fps, _MAX_SIDE))
+
+
+def largest_difference(path: Path, threads: int, fps: float) -> float:
+    """Compare the sampled frames with PyAV's: the frame shown at each time, converted in the same way."""
+    wanted = iter(sampled(path, threads, fps))
+    time_s, picture = next(wanted)
+    largest, last, first = 0, None, None
+    for frame in [*decoded(path, threads), None]:
+        first = frame.time if first is None else first
+        while picture is not None and last is not None and (frame is None or time_s < frame.time - first):
+            height, width = picture.shape[:2]
+            other = last.to_ndarray(format="rgb24", width=width, height=height, interpolation="AREA", threads=1)
+            largest = max(largest, int(np.abs(other.astype(int) - picture).max()))
+            time_s, picture = next(wanted, (0.0, None))
+        last = frame
+    assert picture is None
+    return float(largest)
+
+
+def resident_mib() -> float:
+    """Resident memory of this process now, in MiB."""
+    return int(re.findall(r"^VmRSS:\s*(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE)[0]) / 2**10
+
+
+def bench(path: Path, options: argparse.Namespace) -> None:
+    """Measure one film and record its lines."""
+    info, threads = probe(path), options.threads
+    name = f"{info.codec} {info.width}x{info.height}"
+
+    def peer() -> int:
+        return sum(1 for _ in decoded(path, threads))
+
+    for fps in (*_FEW, info.frame_rate or _RATE):
+        ways = {"mmn_fast": lambda fps=fps: len(sampled(path, threads, fps)), "PyAV alone": peer}
+        timings = alternate(ways, options.repeats, warmup=1)
+        error = largest_difference(path, threads, fps)
+        record("bench_media", timings, error, stage=f"{name}, {fps:g} frames/s", threads=threads)
+        _print(f"{name}, {fps:g} frames/s", timings)
+    for spec in options.extractor:
+        extractor = make_extractor(spec, threads=threads)
+        fps = extractor.contract.fps
+        with open_video(path, threads=threads) as reader:
+            frames = [picture for _, picture in reader.frames(fps, extractor.max_side)]
+        ways = {
+            "mmn_fast": lambda extractor=extractor: extractor.read(path),
+            "PyAV alone": peer,
+            "extractor alone": lambda extractor=extractor, frames=frames: list(extractor.stream(frames)),
+        }
+        timings = alternate(ways, options.repeats, warmup=1)
+        stage = f"{name}, {spec} at {fps:g} frames/s"
+        error = np.abs(extractor.read(path).rows - np.concatenate(list(extractor.stream(frames)))).max()
+        record("bench_media", timings, float(error), stage=stage, threads=threads)
+        _print(stage, timings)
+
+
+def _print(stage: str, timings: dict[str, object]) -> None:
+    times = ", ".join(f"{name} {timing.median_ms:.0f} ms" for name, timing in timings.items())  # type: ignore[attr-defined]
+    print(f"{stage}: {times}", flush=True)
+
+
+def read_for_hours(path: Path, hours: float, threads: int) -> None:
+    """Read a film again and again; print the memory at the start, at each tenth and at the end."""
+    extractor, done_s, shown, started = make_extractor("pixels", threads=threads), 0.0, 0, time.perf_counter()
+    while done_s < hours * 3600:
+        done_s += extractor.read(path).duration_s
+        if done_s >= shown * hours * 360:
+            shown += 1
+            print(
+                f"{done_s / 3600:.2f} h in {time.perf_counter() - started:.0f} s: {resident_mib():.0f} MiB", flush=True
+            )
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--video", type=Path, help="a video file; without it a film of 20 s is written")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--extractor", action="append", default=[], help="also features: pixels, hf:ID or onnx:FILE")
+    parser.add_argument("--hours", type=float, default=0.0, help="read a film of a minute for this many hours of video")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        if options.hours:
+            read_for_hours(write_film(Path(folder) / "film.mp4", 60, 320, 240), options.hours, options.threads)
+        else:
+            bench(options.video or write_film(Path(folder) / "film.mp4", 20, 1280, 720), options)
+
+
+if __name__ == "__main__":
+    main()
