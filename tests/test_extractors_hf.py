@@ -210,3 +210,34 @@ def test_places_without_a_model_are_refused(models: Path, tmp_path: Path) -> Non
         with pytest.raises(InputError, match=f"^extractor: .*{message}"):
             make_extractor(f"hf:{tmp_path / place}", threads=1)
     assert not os.environ.get("HF_HUB_OFFLINE")
+
+
+@pytest.mark.parametrize("shards", [False, True])
+def test_a_hub_id_is_downloaded_without_what_is_not_needed(
+    shards: bool, models: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    hub = tmp_path / "hub"
+    shutil.copytree(models / "dinov2", hub)
+    if shards:
+        (hub / "model.safetensors").rename(hub / "model-00001-of-00001.safetensors")
+        names = transformers.Dinov2Model(dinov2()[0].config).state_dict()
+        index = {"metadata": {}, "weight_map": dict.fromkeys(names, "model-00001-of-00001.safetensors")}
+        (hub / "model.safetensors.index.json").write_text(json.dumps(index))
+    (hub / "pytorch_model.bin").write_text("not needed")
+    asked: list[str] = []
+
+    def download(repo_id: str, files: list[str]) -> Path:
+        assert repo_id == "facebook/dinov2"
+        asked.extend(files)
+        return hub
+
+    monkeypatch.setattr("mmn_fast.features.extractors.hf_files.download", download)
+    listed = [path.name for path in hub.iterdir()]
+    monkeypatch.setattr("huggingface_hub.HfApi.list_repo_files", lambda api, repo_id: listed)
+    contract = make_extractor("hf:facebook/dinov2", threads=1).contract
+    assert contract.extractor == "hf:facebook/dinov2"
+    assert "pytorch_model.bin" not in asked
+    assert {"config.json", "preprocessor_config.json"} <= set(asked)
+    assert ("model-00001-of-00001.safetensors" in asked) == shards
+    local = make_extractor(f"hf:{models / 'dinov2'}", threads=1).contract
+    assert local.first_difference(contract) is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import resource
@@ -121,6 +122,7 @@ def test_the_file_has_rows_lengths_sources_and_the_contract(
             assert np.array_equal(store[name[:3]], expected.rows)
             assert store.duration_s(name[:3]) == expected.duration_s == pytest.approx(2)
             assert file[name[:3]].attrs["source"] == name
+            assert file[name[:3]].attrs["source_bytes"] == (folder / name).stat().st_size
 
 
 def test_a_finished_file_keeps_its_videos_and_gets_new_ones(
@@ -135,6 +137,16 @@ def test_a_finished_file_keeps_its_videos_and_gets_new_ones(
         assert store.ids() == ["four", "one", "three", "two"]
         assert np.array_equal(store["four"], store["one"])
         assert store.duration_s("three") == pytest.approx(2)
+    write_video(tmp_path / "two.mkv", 19)
+    for path, message in (
+        (
+            tmp_path / "two.mkv",
+            rf"has features of another video 'two': {(folder / 'two.mkv').stat().st_size} bytes then",
+        ),
+        (write_video(tmp_path / "one.avi", 3, codec="mpeg4"), r"another video 'one': one\.mp4 then, one\.avi now"),
+    ):
+        with pytest.raises(InputError, match=f"^videos: .*{message}"):
+            extract_features([path], output, "pixels", workers=1)
     before = output.stat().st_mtime_ns
     with pytest.raises(InputError, match=r"features\.h5 has features of another contract: fps: expected 8\.0, got 4"):
         extract_features([folder], output, "pixels", fps=4)
@@ -273,13 +285,16 @@ def test_a_damaged_part_is_made_again(tmp_path: Path) -> None:
     contract = make_extractor("pixels").contract
     rows = np.ones((2, contract.width), np.float32)
     with Parts(tmp_path / "x.h5") as parts:
-        parts.begin(contract)
         for name in ("a", "b"):
-            write_part(parts.folder, name, f"{name}.mp4", ExtractedFeatures(rows, 1.5, "the end is lost"))
+            (tmp_path / f"{name}.mp4").touch()
+            video = VideoFile(name, tmp_path / f"{name}.mp4")
+            write_part(parts.folder, video, ExtractedFeatures(rows, 1.5, "the end is lost"), contract)
     path = sorted(parts.folder.glob("*.safetensors"))[0]
-    path.write_bytes(path.read_bytes()[:-40] if path.stat().st_size > 40 else b"")
+    path.write_bytes(path.read_bytes()[:-40])
     with Parts(tmp_path / "x.h5") as parts:
         (left,) = parts.done()
+        other = dataclasses.replace(contract, fps=3)  # a process of a killed run finishes its video now
+        write_part(parts.folder, VideoFile("late", tmp_path / "a.mp4"), ExtractedFeatures(rows, 1.5), other)
         parts.assemble(contract)
     with h5py.File(tmp_path / "x.h5") as file:
         assert list(file) == [left]

@@ -13,9 +13,9 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -25,16 +25,30 @@ import numpy as np
 from mmn_fast.arrays import Float32
 from mmn_fast.errors import InputError, WriteError, named_as
 from mmn_fast.features.contract import FeatureContract
+from mmn_fast.features.extraction.videos import VideoFile
 from mmn_fast.features.extractors.base import ExtractedFeatures
+from mmn_fast.features.hdf5 import member, read_attribute
+from mmn_fast.features.messages import first_line
 from mmn_fast.features.store import open_features
-from mmn_fast.storage.documents import read_text
 from mmn_fast.storage.files import whole_file, write_whole
 from mmn_fast.storage.hdf5_file import Unfailing
 from mmn_fast.storage.unfinished import remove_abandoned
 
 _LOG = logging.getLogger(__name__)
 _SUFFIX = ".safetensors"
-_CONTRACT = "feature_contract.json"
+
+
+@dataclass(frozen=True)
+class Source:
+    """The video file that features were made of, as far as it is recorded.
+
+    Attributes:
+        source: the file's name; None if it is not recorded.
+        source_bytes: its size; None if it is not recorded.
+    """
+
+    source: str | None
+    source_bytes: int | None
 
 
 @dataclass(frozen=True)
@@ -46,15 +60,19 @@ class Finished:
         num_rows: n, its rows.
         duration_s: its length in seconds.
         lost: None, or what was unreadable.
+        made_of: the video's file.
+        contract: how the features were made.
     """
 
     video_id: str
     num_rows: int
     duration_s: float
     lost: str | None
+    made_of: Source
+    contract: FeatureContract
 
 
-def write_part(folder: Path, video_id: str, source: str, features: ExtractedFeatures) -> None:
+def write_part(folder: Path, video: VideoFile, features: ExtractedFeatures, contract: FeatureContract) -> Finished:
     """Write a finished video's features into the folder; they appear whole or not at all, also across power cuts.
 
     Raises:
@@ -62,16 +80,14 @@ def write_part(folder: Path, video_id: str, source: str, features: ExtractedFeat
     """
     from safetensors.numpy import save
 
-    facts = {
-        "video_id": video_id,
-        "source": source,
-        "duration_s": features.duration_s,
-        "lost": features.lost,
-        "num_rows": len(features.rows),
-    }
-    content = save({"rows": np.ascontiguousarray(features.rows)}, {"facts": json.dumps(facts)})
-    name = hashlib.sha256(video_id.encode()).hexdigest()[:32]  # an id may be too long for a longer suffix
+    rows = np.ascontiguousarray(features.rows)
+    source = Source(video.path.name, video.path.stat().st_size)
+    done = Finished(video.video_id, len(rows), features.duration_s, features.lost, source, contract)
+    facts = {**asdict(done), "contract": contract.to_dict()}
+    name = hashlib.sha256(video.video_id.encode()).hexdigest()[:32]  # an id may be too long for a longer suffix
+    content = save({"rows": rows}, {"facts": json.dumps(facts)})
     write_whole(folder / f"{name}{_SUFFIX}", content, overwrite=True, argument="output", durable=True)
+    return done
 
 
 class Parts:
@@ -93,11 +109,15 @@ class Parts:
             raise InputError(f"output: expected the name of a file ending in .h5 or .hdf5, got {str(output)!r}")
         if not output.parent.is_dir():
             raise InputError(f"output: cannot write {output}: no such folder {output.parent}")
-        self.in_output: frozenset[str] = frozenset()
-        self._contract = self._contract_of_the_output()
         self._lock = self._make_and_lock()
-        remove_abandoned(self.folder)
-        self.finished = {one.video_id: one for one in map(self._read_facts, self._files()) if one is not None}
+        try:
+            self.in_output: frozenset[str] = frozenset()
+            self._contract = self._contract_of_the_output()
+            remove_abandoned(self.folder)
+            self.finished = {one.video_id: one for one in map(self._read_facts, self._files()) if one is not None}
+        except BaseException:
+            self._let_go()
+            raise
 
     def _make_and_lock(self) -> int:
         """Make the folder and lock it; return the lock's descriptor."""
@@ -130,27 +150,50 @@ class Parts:
                 )
             return store.contract
 
-    def begin(self, contract: FeatureContract) -> None:
-        """Check that the features that are there were made like those that come.
+    def begin(self, contract: FeatureContract, videos: Iterable[VideoFile]) -> None:
+        """Check that the features that are there were made like those that come, and of the same files.
 
         Args:
             contract: the contract of the features that come.
+            videos: the videos of this run.
 
         Raises:
-            InputError: the output, or what a killed run left, has another contract.
-            WriteError: the folder cannot be written to.
+            InputError: the output, or what a killed run left, has another contract; or a video that is done was another
+                file of the same id.
         """
-        path = self.folder / _CONTRACT
-        left = (
-            FeatureContract.from_json(read_text(path, f"output: {path}"), f"output: {path}") if path.exists() else None
-        )
-        for there, what in ((self._contract, self.output), (left if self.finished else None, self.folder)):
+        left = next((one.contract for one in self.finished.values()), None)
+        for there, what in ((self._contract, self.output), (left, self.folder)):
             difference = None if there is None else there.first_difference(contract)
             if difference is not None:
                 raise InputError(
                     f"output: {what} has features of another contract: {difference}; name another output file"
                 )
-        write_whole(path, contract.to_json().encode(), overwrite=True, argument="output", durable=True)
+        recorded = self._sources_in_the_output(videos)
+        recorded |= {video_id: one.made_of for video_id, one in self.finished.items()}
+        for video in videos:
+            made_of, now = recorded.get(video.video_id), Source(video.path.name, video.path.stat().st_size)
+            for name, unit in (("source", ""), ("source_bytes", " bytes")):
+                then, is_now = getattr(made_of, name, None), getattr(now, name)
+                if then is not None and then != is_now:
+                    raise InputError(
+                        f"videos: {video.path}: {self.output} has features of another video {video.video_id!r}:"
+                        f" {then}{unit} then, {is_now}{unit} now; name another output file"
+                    )
+
+    def _sources_in_the_output(self, videos: Iterable[VideoFile]) -> dict[str, Source]:
+        import h5py
+
+        wanted = [video.video_id for video in videos if video.video_id in self.in_output]
+        if not wanted:
+            return {}
+        found = {}
+        with h5py.File(self.output, "r") as file:
+            for video_id in wanted:
+                where = f"output: {self.output}"
+                node = member(file, video_id, where)
+                name, size = (read_attribute(node, attribute, where) for attribute in ("source", "source_bytes"))
+                found[video_id] = Source(None if name is None else str(name), None if size is None else int(size))
+        return found
 
     def done(self) -> Collection[str]:
         """The ids of finished videos, in the output and in the folder."""
@@ -160,7 +203,8 @@ class Parts:
         """Write all finished videos into the output, whole or not at all; then remove the folder.
 
         Raises:
-            WriteError: the system refuses; the folder and the old output stay as they are.
+            InputError: the old output is damaged.
+            WriteError: the system refuses. Either way the folder and the old output stay as they are.
         """
         import h5py
 
@@ -171,15 +215,27 @@ class Parts:
             with h5py.File(file, "w") as new:
                 new.attrs["feature_contract"] = contract.to_json()
                 if self.in_output:
-                    with h5py.File(self.output, "r") as old:
-                        for video_id in sorted(self.in_output - self.finished.keys()):
-                            old.copy(old[video_id], new, video_id)
-                            file.check()
+                    self._copy_old(new, file)
                 for path in self._files():
-                    _copy(path, new)
+                    _copy(path, new, contract)
                     file.check()
             file.check()
         self.remove()
+
+    def _copy_old(self, new: Any, file: Unfailing) -> None:
+        import h5py
+
+        where = f"output: {self.output}"
+        with h5py.File(self.output, "r") as old:
+            for video_id in sorted(self.in_output - self.finished.keys()):
+                try:
+                    old.copy(member(old, video_id, where), new, video_id)
+                except InputError:
+                    raise
+                except Exception as error:  # on damaged bytes a decoder may raise anything
+                    file.check()
+                    raise InputError(f"{where}: truncated or damaged ({first_line(error)})") from None
+                file.check()
 
     def remove(self) -> None:
         """Remove the folder and all that is in it."""
@@ -190,12 +246,17 @@ class Parts:
 
     def _read_facts(self, path: Path) -> Finished | None:
         try:
-            facts = _facts_and_rows(path)[0]
-            return Finished(facts["video_id"], facts["num_rows"], facts["duration_s"], facts["lost"])
+            return _finished_and_rows(path)[0]
         except Exception as error:  # on damaged bytes a decoder may raise anything
-            _LOG.warning("%s is damaged and is made again (%s)", path, error)
+            _LOG.warning("%s is damaged and is made again (%s)", path, first_line(error))
             path.unlink(missing_ok=True)
             return None
+
+    def _let_go(self) -> None:
+        if self.folder.is_dir() and not self._files():
+            self.remove()
+        with suppress(OSError):
+            os.close(self._lock)
 
     def __enter__(self) -> Parts:
         return self
@@ -203,24 +264,25 @@ class Parts:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self.folder.is_dir() and not self._files():
-            self.remove()
-        with suppress(OSError):
-            os.close(self._lock)
+        self._let_go()
 
 
-def _facts_and_rows(path: Path, rows: bool = False) -> tuple[dict[str, Any], Float32 | None]:
+def _finished_and_rows(path: Path, rows: bool = False) -> tuple[Finished, Float32 | None]:
     from safetensors import safe_open
 
     with safe_open(str(path), framework="numpy") as file:
         facts: dict[str, Any] = json.loads(file.metadata()["facts"])
-        return facts, file.get_tensor("rows") if rows else None
+        made = {"made_of": Source(**facts["made_of"]), "contract": FeatureContract.from_dict(facts["contract"])}
+        return Finished(**{**facts, **made}), file.get_tensor("rows") if rows else None
 
 
-def _copy(path: Path, new: Any) -> None:
+def _copy(path: Path, new: Any, contract: FeatureContract) -> None:
     """Copy a finished video into an open HDF5 file."""
-    facts, rows = _facts_and_rows(path, rows=True)
-    dataset = new.create_dataset(facts["video_id"], data=rows)
-    for name in ("duration_s", "source", "lost"):
-        if facts[name] is not None:
-            dataset.attrs[name] = facts[name]
+    done, rows = _finished_and_rows(path, rows=True)
+    if contract.first_difference(done.contract) is not None:
+        return  # a process of a killed run has finished it meanwhile, with other options
+    dataset = new.create_dataset(done.video_id, data=rows)
+    facts = {"duration_s": done.duration_s, "lost": done.lost, **asdict(done.made_of)}
+    for name, value in facts.items():
+        if value is not None:
+            dataset.attrs[name] = value

@@ -96,8 +96,8 @@ def extract_features(
     """Extract the features of videos into an HDF5 file.
 
     The file holds one float32 dataset [n, D] per video, under the video's id (the file's name without suffix), with the
-    attributes `duration_s`, `source` (the file's name) and, if a part was unreadable, `lost`. The file's attribute
-    `feature_contract` says how the features were made. An existing output keeps its videos; only new ones are done.
+    attributes `duration_s`, `source` (the file's name), `source_bytes` (its size) and, if a part was unreadable, `lost`.
+    The file's attribute `feature_contract` says how the features were made. An existing output keeps its videos; only new ones are done.
 
     Every finished video is a file in `<output>.parts` until the run ends. A killed run loses the videos at hand, and
     the same call goes on.
@@ -146,7 +146,7 @@ def extract_features(
             if difference is not None:
                 raise InputError(f"extractor: {extractor} makes other features than the model's: {difference}")
             contract = pool.contract
-            parts.begin(contract)
+            parts.begin(contract, found)
             with _bar(progress, len(found), len(found) - len(waiting)) as (told, finished):
                 results = _run(pool, waiting, told, finished, parts.folder)
         for result in results:

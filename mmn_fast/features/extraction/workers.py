@@ -93,7 +93,7 @@ def _answer(video: VideoFile, extractor: Any, work: Work, connection: Connection
 
     try:
         features = extractor.read(video.path, max_duration_s=work.max_duration_s, progress=tell)
-        write_part(work.folder, video.video_id, video.path.name, features)
+        done = write_part(work.folder, video, features, extractor.contract)
     except WriteError as error:
         return "full", str(error)
     except InputError as error:
@@ -104,7 +104,7 @@ def _answer(video: VideoFile, extractor: Any, work: Work, connection: Connection
         return "skipped", f"{video.path}: not enough memory"
     except Exception as error:  # a video must not end the run; the message names what happened
         return "skipped", f"{video.path}: {type(error).__name__}: {first_line(error)}"
-    return "done", Finished(video.video_id, len(features.rows), features.duration_s, features.lost)
+    return "done", done
 
 
 class _Process:

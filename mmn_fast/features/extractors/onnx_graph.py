@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from mmn_fast.storage.checksums import file_sha256
 from mmn_fast.storage.documents import read_json
 from mmn_fast.weights.hub import check_arrived
 
+_LOG = logging.getLogger(__name__)
 # Layout -> order of the axes of a clip batch [N, T, C, H, W] in the network's input; without T, frames are the batch.
 _LAYOUTS = {
     "NCHW": (0, 1, 2, 3),
@@ -311,15 +313,22 @@ def _open(model: Path | bytes, path: Path, options: ExtractorOptions) -> Any:
     threads = options.threads or limited_cores()
     if threads is not None:
         settings.intra_op_num_threads = threads
-    providers: list[Any] = ["CPUExecutionProvider"]
-    if has_cuda and kind != "cpu":
-        if hasattr(onnxruntime, "preload_dlls"):
-            onnxruntime.preload_dlls()
-        providers.insert(0, (cuda, {"device_id": number or "0", "use_tf32": "0"}))
-    try:
-        with fork_waits:
-            return onnxruntime.InferenceSession(
-                model if isinstance(model, bytes) else str(model), settings, providers=providers, enable_fallback=0
-            )
-    except Exception as error:  # ONNX Runtime has its own class for each kind of failure
-        raise InputError(f"extractor: {path}: ONNX Runtime does not load it ({first_line(error)})") from None
+    on_cuda = (cuda, {"device_id": number or "0", "use_tf32": "0"})  # TF32 would round to 11 bits
+    if has_cuda and kind != "cpu" and hasattr(onnxruntime, "preload_dlls"):
+        onnxruntime.preload_dlls()  # CUDA and cuDNN from their wheels
+    content = model if isinstance(model, bytes) else str(model)
+    for provider in ([on_cuda] if has_cuda and kind != "cpu" else []) + ["CPUExecutionProvider"]:
+        try:
+            with fork_waits:
+                session = onnxruntime.InferenceSession(content, settings, providers=[provider], enable_fallback=0)
+        except Exception as error:  # ONNX Runtime has its own class for each kind of failure
+            reason = first_line(error)
+        else:
+            if provider is not on_cuda or cuda in session.get_providers():
+                return session
+            reason = "its CUDA provider does not start"
+        if provider is on_cuda and kind == "auto":
+            _LOG.warning("%s runs on the CPU: %s", path, reason)
+        else:
+            break
+    raise InputError(f"extractor: {path}: ONNX Runtime does not load it on {options.device} ({reason})") from None
