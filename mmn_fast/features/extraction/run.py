@@ -95,9 +95,10 @@ def extract_features(
 ) -> ExtractionReport:
     """Extract the features of videos into an HDF5 file.
 
-    The file holds one float32 dataset [n, D] per video, under the video's id (the file's name without suffix), with the
-    attributes `duration_s`, `source` (the file's name), `source_bytes` (its size) and, if a part was unreadable, `lost`.
-    The file's attribute `feature_contract` says how the features were made. An existing output keeps its videos; only new ones are done.
+    The output holds one float32 dataset [n, D] per video, under the video's id (its file's name without suffix), with
+    the attributes `duration_s`, `source` (the video file's name), `source_bytes` (its size) and, if a part was
+    unreadable, `lost`. The output's attribute `feature_contract` says how the features were made. An existing output
+    keeps its videos; only new ones are done.
 
     Every finished video is a file in `<output>.parts` until the run ends. A killed run loses the videos at hand, and
     the same call goes on.
