@@ -15,8 +15,8 @@ import pytest
 from mmn_fast.errors import InputError
 from mmn_fast.media.writing import write_video
 from mmn_fast.types import Moment
-from mmn_fast.viz import GroundedQuery, report
-from mmn_fast.viz.film import Film, film_of, link_note
+from mmn_fast.viz import Film, GroundedQuery, film_of, report
+from mmn_fast.viz.film import link_note
 from tests.browser import BROWSER, run_in_page
 from tests.viz_pages import Reader, data_of, film, film_page, pixels_of
 
@@ -45,7 +45,7 @@ def _encoded(path: Path, codec: str, pixels: str) -> Path:
 
 def _page(made: Film) -> Any:
     queries = [GroundedQuery("it grows brighter", [Moment(1.0, 1.6, 0.5)])]
-    return report(queries, SECONDS, film=made, frames=made.frames, fps=len(made.frames) / SECONDS)
+    return report(queries, SECONDS, film=made)
 
 
 def test_a_small_video_is_in_the_page(clip: Path, tmp_path: Path) -> None:

@@ -198,8 +198,10 @@ def test_an_engine_makes_the_extractor_of_its_contract_or_says_why_not(
     frames = make_video("test", 0, 0).frames()
     rows = np.concatenate(list(extractor.stream(frames)))
     np.testing.assert_array_equal(rows, make_video("test", 0, 0).features)
-    with pytest.raises(InputError, match=r"net\.onnx"):  # its weights are not here
+    with pytest.raises(InputError, match=r"there/net\.onnx: no such file"):
         mmn_fast.load(directory).extractor()
+    with pytest.raises(InputError, match="extractor: expected 'onnx', which the contract names, got 'pixels'"):
+        mmn_fast.load(directory).extractor("pixels")
     wide = dataclasses.replace(model, contract=dataclasses.replace(demo.contract, width=WIDTH))
     with pytest.raises(InputError, match="extractor: pixels makes other features than the contract: width: expected"):
         mmn_fast.load(save_model(wide, tmp_path / "wide")).extractor()

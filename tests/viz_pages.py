@@ -170,7 +170,7 @@ def film(link=None, why_not=None):
 
 
 def film_page(made, **options):
-    return report(queries(NASTY), 12.0, film=made, frames=made.frames, fps=len(made.frames) / 12.0, **options)
+    return report(queries(NASTY), 12.0, film=made, **options)
 
 
 def every_page():

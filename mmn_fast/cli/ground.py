@@ -293,10 +293,9 @@ def _save_page(
     if file is not None:
         from mmn_fast.viz.film import film_of, link_note
 
-        film = film_of(file, video.duration_s, path)
-        if film.link is not None:
+        shown["film"] = film_of(file, video.duration_s, path)
+        if shown["film"].link is not None:
             typer.echo(f"mmn-fast: {link_note(file, path)}", err=True)
-        shown = {"film": film, "frames": film.frames, "fps": len(film.frames) / video.duration_s}
     page = report(queries, video.duration_s, video_id=video.video_id, notes=notes, max_moments=top_k, **shown)
     save_html(page, path)
 

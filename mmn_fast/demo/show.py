@@ -11,8 +11,7 @@ from mmn_fast.demo.shapes import ShapesVideo, extractor, make_video, save_video
 from mmn_fast.engine import Engine
 from mmn_fast.errors import InputError
 from mmn_fast.types import Query, Video
-from mmn_fast.viz import GroundedQuery, Page, grounded, report
-from mmn_fast.viz.film import film_of
+from mmn_fast.viz import GroundedQuery, Page, film_of, grounded, report
 
 FRAME_SIDE = 192  # pixels of the frames on the page; features come from frames of `rendering.FRAME_SIZE` pixels
 _DRAWN_SIDE, _SCALE = 128, 2  # a file's frames are drawn small and enlarged: drawing takes longer than coding
@@ -62,8 +61,7 @@ class Demonstration:
         shown["video_id"] = self.video.video_id
         if self.file is None:
             return report(self.queries, self.video.duration_s, frames=self.video.frames(FRAME_SIDE), fps=FPS, **shown)
-        film = film_of(self.file, self.video.duration_s)
-        return report(self.queries, self.video.duration_s, film=film, frames=film.frames, **shown)
+        return report(self.queries, self.video.duration_s, film=film_of(self.file, self.video.duration_s), **shown)
 
 
 def demonstrate(engine: Engine, seed: int, top_k: int = 5, file: Path | None = None) -> Demonstration:

@@ -10,6 +10,7 @@ Text is escaped, the same input gives the same bytes, and a page loads nothing f
 
 from mmn_fast.storage.files import refuse_existing
 from mmn_fast.viz.dataset_page import evaluation_report
+from mmn_fast.viz.film import Film, film_of
 from mmn_fast.viz.html import Page
 from mmn_fast.viz.pictures import moment_map, timeline
 from mmn_fast.viz.svg import Svg
@@ -18,12 +19,14 @@ from mmn_fast.viz.values import GroundedQuery, ScoreMap, grounded
 from mmn_fast.viz.video_page import report
 
 __all__ = [
+    "Film",
     "GroundedQuery",
     "GroundedTubes",
     "Page",
     "ScoreMap",
     "Svg",
     "evaluation_report",
+    "film_of",
     "grounded",
     "moment_map",
     "refuse_existing",

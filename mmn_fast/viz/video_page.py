@@ -44,8 +44,8 @@ def report(
         frames: RGB uint8 [n, H, W, 3], the video. The page holds at most 240 frames, evenly spread, and frames at most
             256 pixels wide; wider ones are shrunk.
         fps: frames per second; needed with `frames`.
-        film: the video's file (`film.film_of`), which the page plays; `frames` then stand above the timelines only,
-            unless not every browser plays the file.
+        film: the video's file (`film_of`), which the page plays. Its own frames then stand above the timelines if no
+            `frames` are given; they are also shown in place of a file that not every browser plays.
         notes: further short facts for the line under the title (the model, the seed).
         max_moments: predicted spans shown per sentence.
 
@@ -60,6 +60,8 @@ def report(
         if not isinstance(query, GroundedQuery):
             raise InputError(f"queries[{position}]: expected GroundedQuery, got {type(query).__name__}")
     plays = film is not None and film.why_not is None
+    if film is not None and frames is None:
+        frames, fps = film.frames, len(film.frames) / duration_s
     video = None if frames is None or plays else video_data(check_frames(frames), fps)
     maps = [number for number, query in enumerate(queries) if query.map is not None]
     count = len(queries)

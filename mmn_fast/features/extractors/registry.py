@@ -74,6 +74,9 @@ def extractor_for(contract: FeatureContract, spec: str | None = None, **options:
     Raises:
         InputError: as `make_extractor`; or the extractor's own contract differs (the first field that does is named).
     """
+    kind = contract.kind if spec is None else str(spec).partition(":")[0]
+    if kind != contract.kind:
+        raise InputError(f"extractor: expected {contract.kind!r}, which the contract names, got {shown(spec)}")
     sampling = {name: getattr(contract, name) for name in ("fps", "clip_frames", "stride", "output")}
     made = make_extractor(contract.extractor if spec is None else spec, **sampling, **options)
     difference = contract.first_difference(made.contract)
