@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import struct
-import threading
-import time
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -16,10 +12,6 @@ import numpy as np
 import pytest
 
 from mmn_fast.media import open_video, probe
-from mmn_fast.media.ahead import ahead
-from mmn_fast.media.plan import Action
-from mmn_fast.media.reference import FreeFrames
-from mmn_fast.media.source import Source
 from tests.videos import HEIGHT, WIDTH, number_of, numbered, write_video
 
 SLOW = Fraction(1, 25)
@@ -286,155 +278,3 @@ def test_all_pictures_have_the_first_ones_size(folder: Path) -> None:
         found = [picture for _, picture in reader.frames(2.0)]
     assert {picture.shape for picture in found} == {(48, 64, 3)}
     assert [number_of(picture) for picture in found][-1] == 17
-
-
-# What is left out changes nothing
-
-
-def everything(path: Path, times: list[float]) -> list[np.ndarray]:
-    """The frames at some times, by decoding all of them with PyAV alone."""
-    with av.open(str(path)) as file:
-        frames = list(file.decode(video=0))
-        tick = file.streams.video[0].time_base
-    stamps = [float(frame.pts * tick) for frame in frames]
-    return [frames[number].to_ndarray(format="rgb24") for number in shown_at(stamps, times)]
-
-
-GROUPS = {
-    "pyramid": ("libx264", B_FRAMES),
-    "open": ("libx264", {**B_FRAMES, "x264-params": "scenecut=0:open-gop=1"}),
-    "refresh": ("libx264", {"preset": "medium", "g": "20", "x264-params": "intra-refresh=1"}),
-    "mpeg4": ("mpeg4", {"bf": "2", "g": "12"}),
-    "mpeg2": ("mpeg2video", {"bf": "2", "g": "12"}),
-    "hevc": ("libx265", {"x265-params": "log-level=none:keyint=12:bframes=3:open-gop=1"}),
-    "hevc-layers": ("libx265", {"x265-params": "log-level=none:keyint=24:bframes=3:temporal-layers=3"}),
-    "vp9": (
-        "libvpx-vp9",
-        {"g": "12", "deadline": "realtime", "cpu-used": "8", "lag-in-frames": "8", "auto-alt-ref": "1"},
-    ),
-    "mjpeg": ("mjpeg", {}),
-}
-
-
-@pytest.fixture(scope="module")
-def moving(folder: Path) -> dict[str, Path]:
-    """60 frames per codec, 25 a second, of moving noise, so that a wrong reference shows."""
-    rng = np.random.default_rng(0)
-    noise = np.kron(rng.integers(0, 256, (30, 40, 3)), np.ones((4, 4, 1))).astype(np.uint8)
-    pictures = [np.roll(noise, (2 * k, 3 * k), (0, 1))[:HEIGHT, :WIDTH] for k in range(60)]
-    found = {}
-    for name, (codec, options) in GROUPS.items():
-        pixels = "yuvj420p" if codec == "mjpeg" else "yuv420p"
-        suffix = "mp4" if "264" in codec or "265" in codec else "mkv"
-        found[name] = write_video(
-            folder / f"moving-{name}.{suffix}",
-            pictures,
-            codec=codec,
-            rate=25,
-            time_base=SLOW,
-            options=options,
-            pixel_format=pixels,
-        )
-    return found
-
-
-@pytest.mark.parametrize("name", GROUPS)
-@pytest.mark.parametrize("fps", [0.5, 1.0, 3.0, 8.0, 25.0])
-def test_the_same_frames_come_out_when_others_are_left_out(moving: dict[str, Path], name: str, fps: float) -> None:
-    path = moving[name]
-    times = middles(fps, 2.4)
-    with open_video(path, threads=2) as reader:
-        found = list(reader.frames(fps))
-        assert reader.duration_s == pytest.approx(2.4)
-    assert [time for time, _ in found] == times
-    for (_, picture), wanted in zip(found, everything(path, times), strict=True):
-        np.testing.assert_array_equal(picture, wanted)
-
-
-@pytest.mark.parametrize("name", ["pyramid", "open", "hevc", "mpeg2", "mpeg4"])
-def test_free_frames_are_those_that_the_decoder_leaves_out(moving: dict[str, Path], name: str) -> None:
-    with av.open(str(moving[name])) as file:
-        context = file.streams.video[0].codec_context
-        free = FreeFrames(context.codec.canonical_name, context.extradata)
-        context.skip_frame = "NONREF"
-        packets = [packet for packet in file.demux(video=0) if packet.size]
-        decoded = {frame.pts for packet in [*packets, None] for frame in context.decode(packet)}
-    assert free.known
-    assert {packet.pts for packet in packets if not free.holds(bytes(packet))} == decoded
-    assert len(decoded) < 50
-
-
-def test_layers_and_unknown_codecs_have_no_free_frames(moving: dict[str, Path]) -> None:
-    with av.open(str(moving["hevc-layers"])) as file:
-        assert not FreeFrames("hevc", file.streams.video[0].codec_context.extradata).known
-    assert not FreeFrames("hevc", None).known
-    assert not FreeFrames("vp9", None).known
-
-
-@pytest.mark.parametrize("name", GROUPS)
-def test_a_sound_file_is_read_once_and_little_is_decoded(
-    moving: dict[str, Path], name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    actions: list[Action] = []
-    decode = Source._decode
-    monkeypatch.setattr(
-        Source, "_decode", lambda own, packet, action: (actions.append(action), decode(own, packet, action))[1]
-    )
-    with open_video(moving[name], threads=2) as reader:
-        assert len(list(reader.frames(0.5))) == 1
-        assert reader.lost is None
-    assert len(actions) == 60
-    assert name == "hevc-layers" or actions.count(Action.DECODE) < 40
-
-
-# Threads
-
-
-def num_decoders() -> int:
-    return sum(thread.name == "mmn_fast video decoder" for thread in threading.enumerate())
-
-
-def test_a_reader_that_is_left_early_leaves_no_thread(plain: Path) -> None:
-    with open_video(plain, threads=2) as reader:
-        frames = reader.frames(10.0)
-        next(frames)
-        assert num_decoders() == 1
-        frames.close()  # type: ignore[attr-defined]
-        assert num_decoders() == 0
-        for _ in reader.frames(10.0):
-            break
-        assert num_decoders() == 0
-    with open_video(plain, threads=1) as reader:
-        next(reader.frames(10.0))
-        assert num_decoders() == 0
-
-
-def test_few_frames_are_made_ahead() -> None:
-    made = []
-
-    def items() -> Iterator[int]:
-        for number in range(10):
-            made.append(number)
-            yield number
-        raise ValueError("at the end")
-
-    found = ahead(items(), 3)
-    assert next(found) == 0
-    time.sleep(0.05)
-    assert len(made) <= 4
-    assert [next(found) for _ in range(9)] == list(range(1, 10))
-    with pytest.raises(ValueError, match="at the end"):
-        next(found)
-
-
-def test_readers_side_by_side(moving: dict[str, Path]) -> None:
-    """The threads of one reader do not disturb another one in another thread."""
-    wanted = {name: everything(moving[name], middles(8.0, 2.4)) for name in ("pyramid", "hevc", "mpeg2", "vp9")}
-
-    def read(name: str) -> list[np.ndarray]:
-        with open_video(moving[name], threads=2) as reader:
-            return [picture for _, picture in reader.frames(8.0)]
-
-    with ThreadPoolExecutor(4) as pool:
-        for name, found in zip(wanted, pool.map(read, wanted), strict=True):
-            assert all(np.array_equal(a, b) for a, b in zip(found, wanted[name], strict=True))

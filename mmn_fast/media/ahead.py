@@ -36,6 +36,7 @@ def ahead(items: Iterator[T], depth: int) -> Generator[T]:
             error = caught
         finally:
             made.put(([], error))
+            error = None  # its traceback refers to this call: a circle would keep the decoder's memory for long
 
     thread = threading.Thread(target=make, name="mmn_fast video decoder", daemon=True)
     thread.start()
@@ -49,6 +50,7 @@ def ahead(items: Iterator[T], depth: int) -> Generator[T]:
             yield found.pop()
             slots.release()
     finally:
+        error = None
         stopped.set()
         slots.release()
         thread.join()

@@ -129,6 +129,11 @@ class Plan:
         if self._on and self._wanted is not None:
             yield from self._decided()
 
+    def close(self) -> None:
+        """Forget the packets that are held and who wants them."""
+        self._groups.clear()
+        self._wanted = None
+
     def lost(self, stamp: int, at: Callable[[int], bool]) -> bool:
         """Whether the decoder dropped a frame that it had to give.
 

@@ -174,8 +174,9 @@ class Source:
                 self.losses.short_s = short_s
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file, and let go of the caller."""
         self.container.close()
+        self._plan.close()
 
     def _open_decoder(self, path: Path) -> None:
         av = av_module()
