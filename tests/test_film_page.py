@@ -100,6 +100,7 @@ def test_a_video_that_browsers_do_not_play_is_shown_by_its_frames(
     assert len(reader.tags("canvas")) == 1
     assert f"Not every browser plays this file ({said}): the page shows {len(made.frames)} frames of it." in page.html
     assert pixels_of(data_of(page)["video"]["sheet"]).shape[2] == 3
+    assert len(made.frames) == len(data_of(page)["video"]["times_s"]) == SECONDS * FPS
     assert "loads nothing" in page.html
 
 

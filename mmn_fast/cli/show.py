@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -25,6 +25,10 @@ from mmn_fast.cli.options import (
 )
 from mmn_fast.cli.output import output, show
 from mmn_fast.errors import InputError
+
+if TYPE_CHECKING:
+    from mmn_fast.demo.show import Demonstration
+    from mmn_fast.demo.show_tubes import TubesDemonstration
 
 
 @app.command()
@@ -51,9 +55,6 @@ def demo(
     """Draw a new video, ground its sentences with the model in the box, and write a page that shows both."""
     import secrets
 
-    from mmn_fast.demo.show import demonstrate
-    from mmn_fast.demo.show_tubes import demonstrate_tubes
-
     if not html.parent.is_dir():
         raise InputError(f"--html: cannot write {html}: no such folder {html.parent}")
     if not html.name:
@@ -61,8 +62,16 @@ def demo(
     seed = secrets.randbelow(10**6) if seed is None else seed
     loading = EngineOptions(precision=precision, backend=backend, threads=threads, backend_option=backend_option)
     engine = loading.load(model or ("shapes-tubes" if tubes else "demo"))
+    shown: Demonstration | TubesDemonstration
     file = None if tubes else _file_beside(html)
-    shown = demonstrate_tubes(engine, seed) if tubes else demonstrate(engine, seed, file=file)
+    if tubes:
+        from mmn_fast.demo.show_tubes import demonstrate_tubes
+
+        shown = demonstrate_tubes(engine, seed)
+    else:
+        from mmn_fast.demo.show import demonstrate
+
+        shown = demonstrate(engine, seed, file=file)
     with output() as out:
         if as_json:
             facts = {"seed": seed, "html": str(html), "video": file and str(file), "results": shown.to_list()}

@@ -10,10 +10,8 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -245,6 +243,9 @@ def made_of(jobs: Sequence[Job], make: Callable[[Job], _Made], workers: int, pro
     if workers <= 1:
         yield from bar(map(make, jobs))
         return
+    from concurrent.futures import ProcessPoolExecutor
+    from multiprocessing import get_context
+
     # Spawned, not forked: the caller may have threads (torch, BLAS), and a forked process would inherit their locks.
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         yield from bar(pool.map(make, jobs, chunksize=max(1, min(16, len(jobs) // (4 * workers)))))

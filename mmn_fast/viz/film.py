@@ -110,6 +110,8 @@ def film_of(path: str | Path, duration_s: float, page: str | Path | None = None,
     size = path.stat().st_size
     linked = plays and page is not None and size > limit
     count, side = (_STRIP, _STRIP_SIDE) if plays else (_SHEET, _SHEET_SIDE)
+    if info.frame_rate is not None:
+        count = max(1, min(count, round(duration_s * info.frame_rate)))
     return Film(
         described=f"{info.width} × {info.height}, {info.codec}{rate}",
         type=kind,
