@@ -121,6 +121,7 @@ def _one_epoch(task: dict[str, Path], output: Path, epochs: int = 1, **changes: 
     return options(task, output, recipe=recipe, **changes)
 
 
+@pytest.mark.slow
 def test_train_copies_the_contract_into_the_model_and_its_official_file(
     files: dict[str, Path], task: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -131,6 +132,7 @@ def test_train_copies_the_contract_into_the_model_and_its_official_file(
     assert load_model(train(_one_epoch(task, tmp_path / "without"))).contract is None
 
 
+@pytest.mark.slow
 def test_train_refuses_validation_features_and_initial_models_of_another_contract(
     files: dict[str, Path], task: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -148,6 +150,7 @@ def test_train_refuses_validation_features_and_initial_models_of_another_contrac
     assert load_model(train(_one_epoch(other, tmp_path / "more", any_features=True, **start))).contract == OTHER
 
 
+@pytest.mark.slow
 def test_a_run_does_not_resume_with_features_of_another_contract(
     files: dict[str, Path], task: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -164,6 +167,7 @@ def test_a_run_does_not_resume_with_features_of_another_contract(
     assert load_model(train(_one_epoch(other, tmp_path / "run", 4, resume=True))).contract == OTHER
 
 
+@pytest.mark.slow
 def test_the_command_trains_on_any_features_when_told_to(
     files: dict[str, Path], task: dict[str, Path], tmp_path: Path
 ) -> None:
