@@ -30,6 +30,7 @@ from mmn_fast.features.extractors.registry import make_extractor
 from mmn_fast.media.writing import encoder, write_video
 from mmn_fast.process.once import kept_property
 from mmn_fast.storage.files import new_directory
+from mmn_fast.storage.hdf5_file import new_hdf5
 from mmn_fast.version import __version__
 
 SPLITS = ("train", "val", "test", "test_unseen")
@@ -189,17 +190,16 @@ _Made = TypeVar("_Made")
 
 
 def _fill(path: Path, seed: int, jobs: list[Job], video: bool, workers: int, progress: bool) -> dict[str, Any]:
-    import h5py
-
     if video:
         (path / "videos").mkdir()
     annotations: dict[str, dict[str, Any]] = {}
-    with h5py.File(path / "features.h5", "w") as features:
+    with (path / "features.h5").open("x+b") as file, new_hdf5(file) as (features, check):
         features.attrs["feature_contract"] = extractor().contract.to_json()
         make = partial(_make, path / "videos" if video else None)
         for split, video_id, annotation, rows in made_of(jobs, make, workers, progress):
             annotations.setdefault(split, {})[video_id] = annotation
             features.create_dataset(video_id, data=rows).attrs["duration_s"] = annotation["duration"]
+            check()
     for split, videos in annotations.items():
         (path / f"{split}.json").write_text(json.dumps(videos, indent=1) + "\n", encoding="utf-8")
     (path / "vocab.txt").write_text("\n".join(vocabulary()) + "\n", encoding="utf-8")

@@ -1,23 +1,41 @@
-"""A file for HDF5 to write to that never fails: HDF5 crashes if a write fails while it closes a file."""
+"""Writes HDF5 files: a full disk is an error, and not a crash of HDF5."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, BinaryIO
 
 
-class Unfailing:
-    """A file that remembers the first error of its writes and pretends that they have succeeded.
+@contextmanager
+def new_hdf5(file: BinaryIO) -> Iterator[tuple[Any, Callable[[], None]]]:
+    """Write HDF5 into a file.
 
-    HDF5 2.0 ends the process with a segmentation fault if the system refuses a write (a full disk, a limit) when a file
-    is closed. `h5py.File` takes this object in place of a name; the caller calls `check` now and then, and after the
-    HDF5 file is closed.
+    HDF5 2.0 ends the process with a segmentation fault if the system refuses a write (a full disk, a limit) and HDF5
+    meets that when it closes the file. So HDF5 writes through an object whose writes never fail, and which remembers
+    the first error.
 
     Args:
         file: an empty file, open for reading and writing.
+
+    Yields:
+        The `h5py.File`, and a function that raises the system's first refusal so far; call it after each large write.
+
+    Raises:
+        OSError: the system has refused a write.
     """
+    import h5py
+
+    unfailing = _Unfailing(file)
+    with h5py.File(unfailing, "w") as new:
+        yield new, unfailing.check
+    unfailing.check()
+
+
+class _Unfailing:
+    """A file that remembers the first error of its writes and pretends that they have succeeded."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._descriptor = file.fileno()

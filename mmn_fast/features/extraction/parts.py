@@ -13,7 +13,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -31,7 +31,7 @@ from mmn_fast.features.hdf5 import member, read_attribute
 from mmn_fast.features.messages import first_line
 from mmn_fast.features.store import open_features
 from mmn_fast.storage.files import whole_file, write_whole
-from mmn_fast.storage.hdf5_file import Unfailing
+from mmn_fast.storage.hdf5_file import new_hdf5
 from mmn_fast.storage.unfinished import remove_abandoned
 
 _LOG = logging.getLogger(__name__)
@@ -206,23 +206,18 @@ class Parts:
             InputError: the old output is damaged.
             WriteError: the system refuses. Either way the folder and the old output stay as they are.
         """
-        import h5py
-
         if not self.finished:
             return
-        with whole_file(self.output, "output", durable=True) as whole:
-            file = Unfailing(whole)
-            with h5py.File(file, "w") as new:
-                new.attrs["feature_contract"] = contract.to_json()
-                if self.in_output:
-                    self._copy_old(new, file)
-                for path in self._files():
-                    _copy(path, new, contract)
-                    file.check()
-            file.check()
+        with whole_file(self.output, "output", durable=True) as whole, new_hdf5(whole) as (new, check):
+            new.attrs["feature_contract"] = contract.to_json()
+            if self.in_output:
+                self._copy_old(new, check)
+            for path in self._files():
+                _copy(path, new, contract)
+                check()
         self.remove()
 
-    def _copy_old(self, new: Any, file: Unfailing) -> None:
+    def _copy_old(self, new: Any, check: Callable[[], None]) -> None:
         import h5py
 
         where = f"output: {self.output}"
@@ -233,9 +228,9 @@ class Parts:
                 except InputError:
                     raise
                 except Exception as error:  # on damaged bytes a decoder may raise anything
-                    file.check()
+                    check()
                     raise InputError(f"{where}: truncated or damaged ({first_line(error)})") from None
-                file.check()
+                check()
 
     def remove(self) -> None:
         """Remove the folder and all that is in it."""
