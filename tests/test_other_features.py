@@ -98,6 +98,7 @@ def test_ground_refuses_other_features_and_reads_the_duration_from_the_file(
     assert (done.returncode, f"--features: {other}::v {REFUSED}" in done.stderr) == (2, True), done.stderr
     done = run_here(*ground, f"{other}::v", "--any-features")
     assert (done.returncode, ALOUD in done.stderr) == (0, True), done.stderr
+    assert run_here(*ground, "absent.h5").stderr.startswith("mmn-fast: --features: absent.h5: no such file")
     done = run_here(*ground, f"{files['same']}::val0")
     assert done.stderr.startswith("mmn-fast: --duration: give the video's length in seconds")
 

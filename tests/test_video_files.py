@@ -134,6 +134,9 @@ def test_ground_says_what_it_lacks(clip: Path, tmp_path: Path) -> None:
     assert "does not say how its features are made" in done.stderr
     done = run_here(*ground, clip, "--model", plain, "--extractor", "pixels")
     assert done.returncode == 0, done.stderr
+    done = run_here(*ground, clip, "--model", "shapes-tubes")
+    said = "mmn-fast: --video: expected --tubes with preset 'shapes-tubes', which is of tubes\n"
+    assert (done.returncode, done.stderr) == (2, said)
     (tmp_path / "text.mp4").write_text("no video")
     done = run_here(*ground, tmp_path / "text.mp4", "--model", "demo")
     assert (done.returncode, len(done.stderr.strip().splitlines())) == (2, 1)

@@ -130,6 +130,8 @@ class SourceOptions:
         from mmn_fast.features.matching import refuse_other_features
         from mmn_fast.types import Video
 
+        if engine.preset.of_tubes:
+            raise InputError(f"video: expected --tubes with preset {engine.preset.name!r}, which is of tubes")
         if self.extractor is None or (engine.contract is not None and not self.any_features):
             extractor = engine.extractor(self.extractor)
         else:

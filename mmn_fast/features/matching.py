@@ -70,10 +70,10 @@ def stored_facts(source: str) -> tuple[FeatureContract | None, float | None]:
         source: "FILE" or "FILE::KEY", as `load_features` takes it. Only HDF5 files can say it.
 
     Raises:
-        InputError: the file is damaged, or its contract cannot be used; the message begins with "features".
+        InputError: the file is missing or damaged, or its contract cannot be used; the message begins with "features".
     """
     file, _, key = (source, "", "") if Path(source).exists() else source.partition("::")
-    if Path(file).suffix.lower() not in _HDF5 or not Path(file).is_file():
+    if Path(file).suffix.lower() not in _HDF5:
         return None, None
     with named_as("path", "features"), open_features(file) as store:
         video_id = key.strip("/").partition("/")[0]

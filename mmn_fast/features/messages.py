@@ -44,7 +44,7 @@ def needs_extraction(what: str) -> str:
     return (
         f"{what}, and a model takes features: `mmn-fast features VIDEO -o FILE.h5 --extractor ...` makes them, with the"
         " extractor of the model's training (pixels for the demo model; docs/features.md says what is known of the"
-        " published models' ones)"
+        " published models' ones); `mmn-fast ground --video VIDEO` does it at once"
     )
 
 
