@@ -125,6 +125,7 @@ def test_the_file_has_rows_lengths_sources_and_the_contract(
             assert file[name[:3]].attrs["source_bytes"] == (folder / name).stat().st_size
 
 
+@pytest.mark.slow
 def test_a_finished_file_keeps_its_videos_and_gets_new_ones(
     folder: Path, finished: tuple[subprocess.CompletedProcess[str], Path], tmp_path: Path
 ) -> None:
@@ -178,6 +179,7 @@ def test_outputs_that_cannot_be_are_refused(folder: Path, tmp_path: Path) -> Non
     assert not list(tmp_path.glob("*.parts"))
 
 
+@pytest.mark.slow
 def test_a_model_says_how_its_features_are_made(folder: Path, tmp_path: Path) -> None:
     done = run_here("features", folder / "one.mp4", "-o", tmp_path / "x.h5", "--model", "demo", "--json")
     assert (done.returncode, json.loads(done.stdout)["contract"]["fps"]) == (0, 8)
@@ -270,6 +272,7 @@ class _Crash:
         return "crash.mp4"
 
 
+@pytest.mark.slow
 def test_a_crash_of_the_decoder_skips_its_video_alone(folder: Path, tmp_path: Path) -> None:
     videos = [VideoFile("crash", _Crash()), VideoFile("one", folder / "one.mp4")]  # type: ignore[arg-type]
     with Workers(1, Work("pixels", {"threads": 1}, tmp_path, None)) as workers:
@@ -277,6 +280,15 @@ def test_a_crash_of_the_decoder_skips_its_video_alone(folder: Path, tmp_path: Pa
     assert isinstance(first, Skipped)
     assert first.reason == "crash.mp4: the process that read it ended with exit status 11"
     assert second.video_id == "one"  # type: ignore[union-attr]
+
+
+def test_without_pyav_no_video_is_skipped(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "broken/av").mkdir(parents=True)
+    (tmp_path / "broken/av/__init__.py").write_text("raise ImportError('none here')")
+    monkeypatch.syspath_prepend(tmp_path / "broken")  # processes get the caller's path
+    with pytest.raises(InputError, match=r"^reading videos needs PyAV \(pip install mmn_fast\[video\]\)"):
+        extract_features([folder], tmp_path / "x.h5", "pixels")
+    assert not list(tmp_path.glob("x.h5*"))
 
 
 def test_a_damaged_part_is_made_again(tmp_path: Path) -> None:

@@ -66,11 +66,13 @@ def serve(descriptor: int) -> None:
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all processes; the parent ends this one
     from mmn_fast.features.extractors import make_extractor
+    from mmn_fast.media.container import av_module
 
     connection = Connection(descriptor)
     try:
         work: Work = connection.recv()
         try:
+            av_module()  # without it every single video would be skipped
             extractor = make_extractor(work.spec, **work.options)
         except (InputError, BackendUnavailable) as error:
             connection.send(("refused", str(error)))

@@ -16,7 +16,7 @@ from mmn_fast.errors import InputError
 from mmn_fast.features.contract import FeatureContract
 from mmn_fast.features.extractors.clips import DEFAULT_BATCH, ClipExtractor
 from mmn_fast.features.extractors.options import ExtractorOptions
-from mmn_fast.features.extractors.steps import FrameSteps
+from mmn_fast.features.extractors.steps import FrameSteps, need_pillow
 from mmn_fast.features.messages import close_to, first_line, listed
 from mmn_fast.process.cores import limited_cores
 from mmn_fast.process.forks import fork_waits
@@ -127,6 +127,8 @@ class OnnxExtractor(ClipExtractor):
         options.refuse("onnx", precision="has the precision of its file")
         self._path, self._said = path, read_description(path.with_suffix(".json"))
         self._steps = self._said.steps()
+        if self._steps.resize is not None:
+            need_pillow()
         self.threads = options.threads or 0
         wanted, self._pool = _split(options.output) if options.output else (self._said.output, self._said.pool)
         content, sha256 = _graph_with_output(path, wanted)
