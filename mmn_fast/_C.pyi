@@ -54,6 +54,29 @@ def top_moments(
     threads: int,
     isa: str | None = None,
 ) -> None: ...
+def search_moments(
+    contrastive: npt.NDArray[np.floating],  # float32 or float16 [R, J]
+    iou: npt.NDArray[np.floating],  # [R, J] of the same type
+    codes: npt.NDArray[np.int8] | None,  # [R, J]
+    scales: npt.NDArray[np.float32] | None,  # [R]
+    errors: npt.NDArray[np.float32] | None,  # [R]
+    norm: float,
+    starts: npt.NDArray[np.int64],  # [W]
+    window_videos: npt.NDArray[np.int64],  # [W]
+    window_numbers: npt.NDArray[np.int64],  # [W]
+    proposals: int,
+    text_contrastive: npt.NDArray[np.float32],  # [S, J]
+    text_iou: npt.NDArray[np.float32],  # [S, J]
+    fusion: str,
+    power: float,
+    least: npt.NDArray[np.float32],  # [S]
+    scores: npt.NDArray[np.float32],  # [S, k]
+    videos: npt.NDArray[np.int64],  # [S, k]
+    windows: npt.NDArray[np.int64],  # [S, k]
+    cells: npt.NDArray[np.int32],  # [S, k]
+    threads: int,
+    isa: str | None = None,
+) -> None: ...
 def target_iou(
     boxes: npt.NDArray[np.float64],  # [rows, 4], one tube after another
     starts: npt.NDArray[np.int64],  # [K + 1]

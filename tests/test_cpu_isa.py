@@ -60,7 +60,7 @@ def test_isas_rise_from_generic():
 @pytest.mark.parametrize("isa", [isa for isa in ISAS if isa in _C.available_cpu_isas()])
 def test_kernel_isas_tell_where_an_isa_has_no_code_of_its_own(isa):
     expected = "avx512" if isa in _C.bf16_isas() else isa  # such ISAs only add bf16 products
-    ops = ("temporal_nms", "match_scores", "top_moments")
+    ops = ("temporal_nms", "match_scores", "top_moments", "search_moments")
     assert _C.kernel_isas(isa) == {**dict.fromkeys(ops, expected), "proposal_conv": isa, "text_encoder": isa}
 
 
@@ -79,11 +79,11 @@ def test_isa_files_include_nothing_whose_inline_code_could_leak(path):
                 seen.add(header)
                 todo += [CSRC / header] if kind == '"' else []
     allowed = {"immintrin.h", "cstdint", "cstddef", "ops/temporal_nms.h"}
-    allowed |= {"ops/match_scores.h", "ops/top_moments.h"}
+    allowed |= {"ops/match_scores.h", "ops/top_moments.h", "ops/search_moments.h"}
     # These headers only hold functions over the file's own Vec. Its namespace is unnamed, so no two files share a copy.
     allowed |= {"common/device.h", "common/fourier_lines.h"}
     allowed |= {"cpu/isa/kernels.h", "cpu/isa/list.h"} | {
-        f"cpu/kernels/{name}.h" for name in ("rows", "text", "tile_transform")
+        f"cpu/kernels/{name}.h" for name in ("rows", "search_moments", "text", "tile_transform")
     }
     allowed |= {f"cpu/kernels/products/{name}.h" for name in ("gemm", "run_products")}
     assert {header for header in seen if not header.endswith("-inl.h")} <= allowed

@@ -6,6 +6,7 @@
 namespace mmn_fast {
 
 void register_cpu_ops(pybind11::module_& module);
+void register_search(pybind11::module_& module);
 void register_video_encoder(pybind11::module_& module);
 void register_text_encoder(pybind11::module_& module);
 void register_gpu_ops(pybind11::module_& module);

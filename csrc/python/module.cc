@@ -31,6 +31,7 @@ PYBIND11_MODULE(_C, m) {
   m.doc() = "Native kernels of mmn_fast. Call them through mmn_fast.kernels.cpu.ops.";
   m.def("build_info", &build_info, "Version, compiler, build type and CUDA architectures of this build.");
   mmn_fast::register_cpu_ops(m);
+  mmn_fast::register_search(m);
   mmn_fast::register_video_encoder(m);
   mmn_fast::register_text_encoder(m);
   mmn_fast::register_gpu_ops(m);

@@ -74,8 +74,8 @@ std::vector<CpuIsa> detect() {
   std::vector<CpuIsa> found = {CpuIsa::generic};
   uint32_t a, b, c, d, ignored;
   if (!__get_cpuid(1, &a, &b, &c, &d)) return found;
-  const bool osxsave_avx_fma = all(c, bit_OSXSAVE | bit_AVX | bit_FMA);
-  if (!osxsave_avx_fma || !__get_cpuid_count(7, 0, &a, &b, &c, &d)) return found;
+  const bool up_to_f16c = all(c, bit_OSXSAVE | bit_AVX | bit_FMA | bit_F16C);
+  if (!up_to_f16c || !__get_cpuid_count(7, 0, &a, &b, &c, &d)) return found;
   const uint64_t saved = saved_states();
   if (!all(saved, kYmm) || !all(b, bit_AVX2)) return found;
   found.push_back(CpuIsa::avx2);

@@ -86,11 +86,13 @@ CpuKernels cpu_kernels(CpuIsa isa) {
   fill(&CpuKernels::attend_f32);
   fill(&CpuKernels::match_scores_f32);
   fill(&CpuKernels::top_moments_f32);
+  fill(&CpuKernels::search_window_f32);
   // bf16 only, with no fallback to a lower row.
   kernels.gemm_split_f32 = row(isa)->gemm_split_f32;
   kernels.gemm_complex_split_f32 = row(isa)->gemm_complex_split_f32;
   kernels.run_products = row(isa)->run_products;
   kernels.fill_slots = row(isa)->fill_slots;
+  kernels.search_columns = row(source_of(&CpuKernels::search_window_f32, isa))->search_columns;
   kernels.gemm_columns = row(source_of(&CpuKernels::gemm_f32, isa))->gemm_columns;
   return kernels;
 }
@@ -101,6 +103,7 @@ std::map<std::string, CpuIsa> kernel_isas(CpuIsa isa) {
           {"proposal_conv", row(isa)->gemm_split_f32 != nullptr ? isa : gemm},
           {"match_scores", source_of(&CpuKernels::match_scores_f32, isa)},
           {"top_moments", source_of(&CpuKernels::top_moments_f32, isa)},
+          {"search_moments", source_of(&CpuKernels::search_window_f32, isa)},
           {"text_encoder", row(isa)->gemm_split_f32 != nullptr ? isa : gemm}};
 }
 

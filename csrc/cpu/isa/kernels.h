@@ -8,6 +8,7 @@
 #include "cpu/kernels/products/gemm.h"
 #include "cpu/kernels/products/run_products.h"
 #include "cpu/kernels/rows.h"
+#include "cpu/kernels/search_moments.h"
 #include "cpu/kernels/text.h"
 #include "cpu/kernels/tile_transform.h"
 #include "ops/match_scores.h"
@@ -47,6 +48,8 @@ struct CpuKernels {
   void (*match_scores_f32)(const MatchScoresArgs& args, int64_t first_sentence, int64_t last_sentence) = nullptr;
   int64_t (*top_moments_f32)(const TopMomentsArgs& args, const TemporalNmsScratch& scratch, int64_t first_sentence,
                                int64_t last_sentence) = nullptr;
+  int64_t search_columns = 0;  // columns of a packed panel for search_window_f32
+  void (*search_window_f32)(const SearchBlock& block, int64_t window, const SearchState& state) = nullptr;
   // bf16 only; null elsewhere, with no fallback to a lower row.
   void (*gemm_split_f32)(const GemmArgs& args, int64_t first_panel, int64_t last_panel) = nullptr;
   void (*gemm_complex_split_f32)(const GemmArgs& args, int64_t first_panel, int64_t last_panel) = nullptr;

@@ -27,6 +27,14 @@ struct Vec {
   static M first(int lanes) { return static_cast<M>((1u << lanes) - 1); }
 
   static F load(const float* p) { return _mm512_loadu_ps(p); }
+  // Full masks, because GCC 12 warns about its own unmasked forms (GCC bug 105593); `sum` has them too.
+  static F load_half(const uint16_t* p) {
+    return _mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+  }
+  static F load_codes(const int8_t* p) {
+    const __m128i codes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    return _mm512_maskz_cvtepi32_ps(0xffff, _mm512_maskz_cvtepi8_epi32(0xffff, codes));
+  }
   static I load_i(const int32_t* p) { return _mm512_loadu_si512(p); }
   static void store(float* p, F v) { _mm512_storeu_ps(p, v); }
   static void store_i(int32_t* p, I v) { _mm512_storeu_si512(p, v); }
@@ -40,16 +48,16 @@ struct Vec {
   static F div(F a, F b) { return _mm512_div_ps(a, b); }
   static F sqrt(F a) { return _mm512_sqrt_ps(a); }
   static float sum(F a) {
-    // These have full masks, because GCC 12 warns about its own unmasked forms (GCC bug 105593).
     const __m256 eight = _mm256_add_ps(_mm512_maskz_extractf32x8_ps(0xff, a, 0), _mm512_maskz_extractf32x8_ps(0xff, a, 1));
     const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
     const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
     return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
   }
-  static F min(F a, F b) { return _mm512_min_ps(a, b); }
-  static F max(F a, F b) { return _mm512_max_ps(a, b); }
+  static F min(F a, F b) { return _mm512_maskz_min_ps(0xffff, a, b); }
+  static F max(F a, F b) { return _mm512_maskz_max_ps(0xffff, a, b); }
   static F max_or_nan(F a, F b) { return select(_mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q), a, max(a, b)); }
   static M gt(F a, F b) { return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ); }
+  static unsigned bits(M m) { return m; }
   static F select(M m, F a, F b) { return _mm512_mask_blend_ps(m, b, a); }
 
   static I add_i(I a, I b) { return _mm512_add_epi32(a, b); }

@@ -22,6 +22,13 @@ struct Vec {
   static I iota(int32_t first) { return I{first, first + 1, first + 2, first + 3}; }
 
   static F load(const float* p) { F v; __builtin_memcpy(&v, p, sizeof v); return v; }
+  static F load_half(const uint16_t* p) {
+    // A normal number moves its exponent from bias 15 to bias 127; a subnormal one is a multiple of 2^-24.
+    const I half = {p[0], p[1], p[2], p[3]}, rest = half & 0x3ff;
+    const F normal = (F)(((half & 0x7fff) << 13) + (112 << 23)), subnormal = __builtin_convertvector(rest, F) * 0x1p-24f;
+    return (F)((I)((half & 0x7c00) != 0 ? normal : subnormal) | (half & 0x8000) << 16);
+  }
+  static F load_codes(const int8_t* p) { return __builtin_convertvector((I{p[0], p[1], p[2], p[3]}), F); }
   static I load_i(const int32_t* p) { I v; __builtin_memcpy(&v, p, sizeof v); return v; }
   static void store(float* p, F v) { __builtin_memcpy(p, &v, sizeof v); }
   static void store_i(int32_t* p, I v) { __builtin_memcpy(p, &v, sizeof v); }
@@ -41,6 +48,7 @@ struct Vec {
   static F max(F a, F b) { return a > b ? a : b; }
   static F max_or_nan(F a, F b) { return a != a ? a : max(a, b); }
   static M gt(F a, F b) { return a > b; }
+  static unsigned bits(M m) { return (m[0] & 1) | (m[1] & 2) | (m[2] & 4) | (m[3] & 8); }
   static F select(M m, F a, F b) { return m ? a : b; }
 
   static I add_i(I a, I b) { return a + b; }

@@ -99,10 +99,10 @@ struct Fusion {
   enum { kProduct, kRoot, kPower } kind;
   Vec::F power, of_zero;
 
-  explicit Fusion(const TopMomentsArgs& args)
-      : kind(args.fusion == ScoreFusion::kProduct ? kProduct : args.power == 0.5f ? kRoot : kPower),
-        power(Vec::set1(args.power)),
-        of_zero(Vec::set1(args.power > 0.0f ? 0.0f : args.power < 0.0f ? __builtin_inff() : 1.0f)) {}
+  Fusion(ScoreFusion fusion, float exponent)
+      : kind(fusion == ScoreFusion::kProduct ? kProduct : exponent == 0.5f ? kRoot : kPower),
+        power(Vec::set1(exponent)),
+        of_zero(Vec::set1(exponent > 0.0f ? 0.0f : exponent < 0.0f ? __builtin_inff() : 1.0f)) {}
 
   Vec::F operator()(Vec::F c, Vec::F u) const {
     if (kind == kProduct) return Vec::mul(c, u);
@@ -119,7 +119,7 @@ struct Fusion {
 void score_keys(const TopMomentsArgs& args, int64_t first, int64_t sentences, int32_t* keys, int64_t padded,
                 bool* nan) {
   const MatchInputs& in = args.inputs;
-  const Fusion fuse(args);
+  const Fusion fuse(args.fusion, args.power);
   alignas(64) float contrastive[kScoredAtOnce * kProposalsAtOnce] = {}, iou[kScoredAtOnce * kProposalsAtOnce] = {};
   for (int64_t p = 0; p < in.proposals; p += kProposalsAtOnce) {
     const int64_t count = in.proposals - p < kProposalsAtOnce ? in.proposals - p : kProposalsAtOnce;

@@ -3,6 +3,7 @@
 #include "cpu/kernels/rows-inl.h"
 #include "cpu/kernels/temporal_nms-inl.h"
 #include "cpu/kernels/match_scores-inl.h"  // uses temporal_nms-inl.h
+#include "cpu/kernels/search_moments-inl.h"  // uses gemm-inl.h and match_scores-inl.h
 #include "cpu/kernels/text-inl.h"
 #include "cpu/kernels/tile_transform-inl.h"
 
@@ -26,6 +27,8 @@ constexpr CpuKernels vector_row() {
   row.attend_f32 = attend_f32;
   row.match_scores_f32 = match_scores_f32;
   row.top_moments_f32 = top_moments_f32;
+  row.search_columns = kTileColumns;
+  row.search_window_f32 = search_window_f32;
   return row;
 }
 

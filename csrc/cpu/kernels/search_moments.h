@@ -1,0 +1,45 @@
+// What the search driver (cpu/search/search_moments.cc) and the kernel on one window share.
+#pragma once
+
+#include <cstdint>
+
+#include "ops/search_moments.h"
+
+namespace mmn_fast {
+
+constexpr int64_t kSearchRows = 56;  // most rows that a kernel multiplies at once
+
+// From a score to the u that a row needs at least: see ops/search_moments.h. One per sentence.
+struct SearchLimit {
+  double factor;  // F, rounded up; infinity if no bound exists
+  double error;   // bound of the rough u's rounding error
+  float contrastive_error;  // the same of the rough c
+};
+float search_limit(const SearchLimit& limit, float score);
+
+// One block of sentences. Arrays have kSearchSentences elements unless a size is given.
+struct SearchBlock {
+  const SearchMomentsArgs* args;
+  const float *text_contrastive, *text_iou;  // [sentences, joint]
+  const float* packed;                       // text_iou in panels of `search_columns`: [panel][joint][column], padded
+  int64_t sentences;
+  float text_norm;                           // the longest text_iou
+  const SearchLimit* limits_of;
+  const float *errors, *contrastive_errors;  // of limits_of, padded with zeros
+};
+
+// A thread's state in one video.
+struct SearchState {
+  float* limits;     // u below which a row does not count; infinity past the last sentence
+  float* floors;     // the score below which a row does not count
+  float* scores;     // best of the video so far
+  int64_t* windows;  // its window, -1 if there is none
+  int32_t* cells;
+  float* tile;       // [kSearchRows, kSearchSentences]
+  float* decoded;    // [kSearchRows, joint]
+  float* pair;       // [2, joint], the decoded row of both branches
+  float* cosines;    // rough c of a row
+  bool* nan;         // set if a score is NaN
+};
+
+}  // namespace mmn_fast
