@@ -31,7 +31,10 @@ def choice(names: Collection[str], where: str) -> str:
     return f"{found}; give FILE::KEY, as in {place}{'/' if '::' in place else '::'}{first}"
 
 
-_VIDEOS = (".mp4", ".mkv", ".avi", ".webm", ".mov", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".gif")
+_VIDEOS = (
+    *(".mp4", ".m4v", ".mov", ".3gp", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".vob", ".ts", ".mts", ".m2ts", ".wmv"),
+    *(".asf", ".flv", ".ogv", ".mxf", ".dv", ".gif"),
+)
 
 
 def is_video(path: Path) -> bool:
