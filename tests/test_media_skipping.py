@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -14,10 +15,10 @@ import numpy as np
 import pytest
 
 from mmn_fast.errors import InputError
-from mmn_fast.media import open_video
+from mmn_fast.media import open_video, plan
 from mmn_fast.media.ahead import ahead
+from mmn_fast.media.headers import Headers
 from mmn_fast.media.plan import Action
-from mmn_fast.media.reference import FreeFrames
 from mmn_fast.media.source import Source
 from tests.test_media import B_FRAMES, SLOW, middles, shown_at
 from tests.videos import HEIGHT, WIDTH, write_video
@@ -39,7 +40,7 @@ def everything(path: Path, times: list[float]) -> list[np.ndarray]:
     with av.open(str(path)) as file:
         frames = list(file.decode(video=0))
         tick = file.streams.video[0].time_base
-    stamps = [float(frame.pts * tick) for frame in frames]
+    stamps = [float((frame.pts - frames[0].pts) * tick) for frame in frames]
     return [frames[number].to_ndarray(format="rgb24") for number in shown_at(stamps, times)]
 
 
@@ -47,6 +48,7 @@ GROUPS = {
     "pyramid": ("libx264", B_FRAMES),
     "open": ("libx264", {**B_FRAMES, "x264-params": "scenecut=0:open-gop=1"}),
     "refresh": ("libx264", {"preset": "medium", "g": "20", "x264-params": "intra-refresh=1"}),
+    "refresh-stream": ("libx264", {"preset": "medium", "g": "5", "x264-params": "intra-refresh=1"}),
     "mpeg4": ("mpeg4", {"bf": "2", "g": "12"}),
     "mpeg2": ("mpeg2video", {"bf": "2", "g": "12"}),
     "hevc": ("libx265", {"x265-params": "log-level=none:keyint=12:bframes=3:open-gop=1"}),
@@ -56,7 +58,9 @@ GROUPS = {
         {"g": "12", "deadline": "realtime", "cpu-used": "8", "lag-in-frames": "8", "auto-alt-ref": "1"},
     ),
     "mjpeg": ("mjpeg", {}),
+    "irregular": ("libx264", {**B_FRAMES, "x264-params": "scenecut=0:open-gop=1"}),
 }
+IRREGULAR = np.cumsum([0, *np.random.default_rng(1).choice([1, 1, 2, 8, 30], 59)]).tolist()  # hundredths of a second
 
 
 @pytest.fixture(scope="module")
@@ -68,29 +72,46 @@ def moving(folder: Path) -> dict[str, Path]:
     found = {}
     for name, (codec, options) in GROUPS.items():
         pixels = "yuvj420p" if codec == "mjpeg" else "yuv420p"
-        suffix = "mp4" if "264" in codec or "265" in codec else "mkv"
+        suffix = "ts" if "stream" in name else "mp4" if "264" in codec or "265" in codec else "mkv"
         found[name] = write_video(
             folder / f"moving-{name}.{suffix}",
             pictures,
             codec=codec,
+            stamps=IRREGULAR if name == "irregular" else None,
             rate=25,
-            time_base=SLOW,
+            time_base=Fraction(1, 100) if name == "irregular" else SLOW,
             options=options,
             pixel_format=pixels,
         )
     return found
 
 
-@pytest.mark.parametrize("name", GROUPS)
+@pytest.mark.parametrize(
+    ("name", "most_packets"), [*((name, 600) for name in GROUPS), *((name, 4) for name in ("open", "irregular"))]
+)
 @pytest.mark.parametrize("fps", [0.5, 1.0, 3.0, 8.0, 25.0])
-def test_the_same_frames_come_out_when_others_are_left_out(moving: dict[str, Path], name: str, fps: float) -> None:
-    path = moving[name]
-    times = middles(fps, 2.4)
-    with open_video(path, threads=2) as reader:
+def test_the_same_frames_come_out_when_others_are_left_out(
+    moving: dict[str, Path], name: str, most_packets: int, fps: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With four packets ahead, many decisions are made before all is known."""
+    monkeypatch.setattr(plan, "_MOST_PACKETS", most_packets)
+    with open_video(moving[name], threads=2) as reader:
         found = list(reader.frames(fps))
-        assert reader.duration_s == pytest.approx(2.4)
+        assert name == "irregular" or reader.duration_s == pytest.approx(2.4)
+        times = middles(fps, reader.duration_s or 0.0)
     assert [time for time, _ in found] == times
-    for (_, picture), wanted in zip(found, everything(path, times), strict=True):
+    for (_, picture), wanted in zip(found, everything(moving[name], times), strict=True):
+        np.testing.assert_array_equal(picture, wanted)
+
+
+@pytest.mark.parametrize("name", ["open", "vp9", "irregular"])
+def test_sparse_times(moving: dict[str, Path], name: str) -> None:
+    times = [0.03, 1.3, 1.31, 2.2]
+    with open_video(moving[name], threads=2) as reader:
+        found = list(reader.frames_at(times))
+        assert reader.duration_s is not None
+    assert [time for time, _ in found] == times
+    for (_, picture), wanted in zip(found, everything(moving[name], times), strict=True):
         np.testing.assert_array_equal(picture, wanted)
 
 
@@ -98,20 +119,20 @@ def test_the_same_frames_come_out_when_others_are_left_out(moving: dict[str, Pat
 def test_free_frames_are_those_that_the_decoder_leaves_out(moving: dict[str, Path], name: str) -> None:
     with av.open(str(moving[name])) as file:
         context = file.streams.video[0].codec_context
-        free = FreeFrames(context.codec.canonical_name, context.extradata)
+        headers = Headers(context.codec.canonical_name, context.extradata)
         context.skip_frame = "NONREF"
         packets = [packet for packet in file.demux(video=0) if packet.size]
         decoded = {frame.pts for packet in [*packets, None] for frame in context.decode(packet)}
-    assert free.known
-    assert {packet.pts for packet in packets if not free.holds(bytes(packet))} == decoded
+    assert headers.tell_free
+    assert {packet.pts for packet in packets if not headers.are_free(bytes(packet))} == decoded
     assert len(decoded) < 50
 
 
 def test_layers_and_unknown_codecs_have_no_free_frames(moving: dict[str, Path]) -> None:
     with av.open(str(moving["hevc-layers"])) as file:
-        assert not FreeFrames("hevc", file.streams.video[0].codec_context.extradata).known
-    assert not FreeFrames("hevc", None).known
-    assert not FreeFrames("vp9", None).known
+        assert not Headers("hevc", file.streams.video[0].codec_context.extradata).tell_free
+    assert not Headers("hevc", None).tell_free
+    assert not Headers("vp9", None).tell_free
 
 
 @pytest.mark.parametrize("name", GROUPS)
@@ -124,10 +145,10 @@ def test_a_sound_file_is_read_once_and_little_is_decoded(
         Source, "_decode", lambda own, packet, action: (actions.append(action), decode(own, packet, action))[1]
     )
     with open_video(moving[name], threads=2) as reader:
-        assert len(list(reader.frames(0.5))) == 1
+        assert len(list(reader.frames(0.5))) == len(middles(0.5, reader.duration_s or 0.0))
         assert reader.lost is None
     assert len(actions) == 60
-    assert name == "hevc-layers" or actions.count(Action.DECODE) < 40
+    assert name in ("hevc-layers", "refresh-stream", "irregular") or actions.count(Action.DECODE) < 40
 
 
 # Threads

@@ -68,16 +68,17 @@ class Plan:
         skipped: whether any packet was not decoded in full.
     """
 
-    def __init__(self, *, frames: bool, groups: bool, longest_ticks: int) -> None:
+    def __init__(self, *, frames: bool, groups: bool, starts: Callable[[bytes], bool], longest_ticks: int) -> None:
         """Start without wanted times: everything is decoded until `begin`.
 
         Args:
             frames: frames that no frame refers to may be left out.
             groups: groups of pictures may be left out.
+            starts: whether the decoder may start afresh at a key packet, by its bytes.
             longest_ticks: longest distance of two time stamps that is no jump.
         """
         self.skipped = False
-        self._frames, self._groups_too, self._longest = frames, groups, longest_ticks
+        self._frames, self._groups_too, self._starts, self._longest = frames, groups, starts, longest_ticks
         self._on = frames or groups
         self._wanted: Callable[[int, int], bool] | None = None
         self._origin = 0
@@ -114,7 +115,7 @@ class Plan:
         if not self._on or self._wanted is None:
             yield packet, Action.DECODE
             return
-        if packet.is_keyframe and self._groups_too:
+        if packet.is_keyframe and self._groups_too and self._starts(bytes(packet)):
             self._groups.append(_Group(None, packet.pts))
         # A packet of an edit list that is decoded but never shown is needed only by others.
         held = _Held(packet, False if packet.is_discard or packet.pts < self._origin else None)

@@ -12,9 +12,9 @@ from typing import Any
 
 from mmn_fast.errors import InputError
 from mmn_fast.media.container import av_module, choose_stream, open_container, why
+from mmn_fast.media.headers import Headers
 from mmn_fast.media.info import promised_duration, stream_duration, usual_step
 from mmn_fast.media.plan import Action, OddStampsError, Plan
-from mmn_fast.media.reference import FreeFrames
 from mmn_fast.media.times import LONG_S, LONGEST_S
 
 _SILENCE_S = 60.0
@@ -108,10 +108,11 @@ class Source:
         self._path, self._av = path, av_module()
         tick = self.stream.time_base
         codec = self._context.codec.canonical_name
-        self._free = FreeFrames(codec, self._context.extradata)
+        self._headers = Headers(codec, self._context.extradata)
         self._plan = Plan(
-            frames=skipping and self._free.known,
+            frames=skipping and self._headers.tell_free,
             groups=skipping and codec in _WHOLE_GROUPS,
+            starts=self._headers.start_afresh,
             longest_ticks=int(LONG_S / tick),
         )
         self._num_packets = 0
@@ -222,7 +223,7 @@ class Source:
         if action is Action.RESTART:
             yield from self._drain()
             self._context.flush_buffers()
-        free = action is Action.IF_REFERENCE and self._free.holds(bytes(packet))
+        free = action is Action.IF_REFERENCE and self._headers.are_free(bytes(packet))
         skip = "NONREF" if free else "DEFAULT"
         if skip != self._skip:
             self._context.skip_frame = self._skip = skip
