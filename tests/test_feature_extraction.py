@@ -176,6 +176,16 @@ def test_outputs_that_cannot_be_are_refused(folder: Path, tmp_path: Path) -> Non
     done = run_here("features", folder, "-o", tmp_path / "x.h5", "--extractor", "pixels", "--device", "cuda")
     assert done.returncode == 2
     assert done.stderr.startswith("mmn-fast: --device: the extractor 'pixels' runs on a CPU, got 'cuda'")
+    for options, message in (
+        ({"extractor": "pixel"}, "extractor: expected pixels or hf:"),
+        ({"fps": 0}, "fps: expected a number > 0"),
+        ({"workers": 0}, "workers: expected an integer >= 1, got 0"),
+        ({"max_duration_s": 0}, "max_duration_s: expected a finite number > 0, got 0"),
+    ):
+        with pytest.raises(InputError, match=f"^{message}"):
+            extract_features([folder], tmp_path / "x.h5", **{"extractor": "pixels", **options})  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="speed"):
+        extract_features([folder], tmp_path / "x.h5", "pixels", speed=3)
     assert not list(tmp_path.glob("*.parts"))
 
 

@@ -16,7 +16,8 @@ from mmn_fast.features.contract import FeatureContract
 from mmn_fast.features.extraction.parts import Finished, Parts
 from mmn_fast.features.extraction.videos import VideoFile, find_videos
 from mmn_fast.features.extraction.workers import Skipped, Work, Workers
-from mmn_fast.features.extractors import SPECS
+from mmn_fast.features.extractors.options import ExtractorOptions
+from mmn_fast.features.extractors.registry import SPECS, split_spec
 from mmn_fast.process.cores import usable_cores
 from mmn_fast.storage.files import check_name
 
@@ -133,6 +134,8 @@ def extract_features(
             options[name] = getattr(contract, name) if options.get(name) is None else options[name]
     if extractor is None:
         raise InputError(f"extractor: expected {' or '.join(SPECS)}, got none")
+    split_spec(extractor)
+    ExtractorOptions(**options)  # refuses a value here, before a process starts
     if workers is None:
         workers = usable_cores() if extractor == "pixels" else 1
     workers = min(workers, len(found))

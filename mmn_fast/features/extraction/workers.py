@@ -77,6 +77,9 @@ def serve(descriptor: int) -> None:
         except (InputError, BackendUnavailable) as error:
             connection.send(("refused", str(error)))
             return
+        except Exception as error:  # a library's own error; the message names what happened
+            connection.send(("refused", f"extractor: {work.spec}: {type(error).__name__}: {first_line(error)}"))
+            return
         connection.send(("ready", extractor.contract))
         while True:
             connection.send(_answer(connection.recv(), extractor, work, connection))

@@ -52,15 +52,26 @@ def make_extractor(
             does not take an option's value.
     """
     options = ExtractorOptions(fps, clip_frames, stride, output, device, precision, batch_size, threads)
+    name, place = split_spec(spec)
+    _, module, maker = _EXTRACTORS[name]
+    make: Callable[[str, ExtractorOptions], Extractor] = getattr(import_module(module), maker)
+    return make(place, options)
+
+
+def split_spec(spec: str) -> tuple[str, str]:
+    """An extractor's name and place, of "name:place"; the place is "" for an extractor without one.
+
+    Raises:
+        InputError: the spec names no extractor, or lacks the place, or has one too many.
+    """
     name, colon, place = spec.partition(":") if isinstance(spec, str) else ("", "", "")
     if name not in _EXTRACTORS:
         raise InputError(f"extractor: expected {' or '.join(SPECS)}, got {shown(spec)}; {nearest(name, _EXTRACTORS)}")
-    expected, module, maker = _EXTRACTORS[name]
+    expected = _EXTRACTORS[name][0]
     if (expected is None) != (colon == "") or (expected is not None and not place):
         wanted = name if expected is None else f"{name}:{expected}"
         raise InputError(f"extractor: expected {wanted}, got {shown(spec)}")
-    make: Callable[[str, ExtractorOptions], Extractor] = getattr(import_module(module), maker)
-    return make(place, options)
+    return name, place
 
 
 def extractor_for(contract: FeatureContract, spec: str | None = None, **options: Any) -> Extractor:
