@@ -123,6 +123,7 @@ class _Process:
         self._process = subprocess.Popen([sys.executable, "-c", code], pass_fds=[theirs.fileno()])
         theirs.close()
         self.video: VideoFile | None = None
+        self.ready = False  # whether it has made its extractor
         self._send(work)
 
     def give(self, video: VideoFile) -> None:
@@ -168,14 +169,16 @@ class Workers:
         self._processes.append(process)
         try:
             kind, value = process.connection.recv()
-        except EOFError:
-            self._processes.remove(process)
-            raise InputError(
-                f"extractor: the process that makes {self._work.spec} ended with {process.end()}"
-            ) from None
+        except (EOFError, ConnectionResetError):
+            how = process.end()
+            raise InputError(f"extractor: the process that makes {self._work.spec} ended with {how}") from None
+        except BaseException:
+            self.close()
+            raise
         if kind == "refused":
             self.close()
             raise InputError(value)
+        process.ready = True
         contract: FeatureContract = value
         return contract
 
@@ -209,6 +212,7 @@ class Workers:
                     self._processes.remove(process)
                     yield from self._died(process, waiting, busy)
                     continue
+                process.ready = True
                 if kind == "progress":
                     if process.video is not None:
                         progress(process.video, value)
@@ -221,9 +225,10 @@ class Workers:
     def _died(self, process: _Process, waiting: list[VideoFile], busy: dict[Connection, _Process]) -> Iterator[Skipped]:
         """A process has ended by itself: skip its video and start another process if there is work for it."""
         how = process.end()
-        if process.video is None:
+        if process.video is not None:
+            yield Skipped(process.video, f"{process.video.path}: the process that read it ended with {how}")
+        elif not process.ready:
             raise InputError(f"extractor: the process that makes {self._work.spec} ended with {how}")
-        yield Skipped(process.video, f"{process.video.path}: the process that read it ended with {how}")
         if waiting:
             new = _Process(self._work)
             self._processes.append(new)
