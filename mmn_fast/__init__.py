@@ -13,6 +13,7 @@ from mmn_fast.process.environment import configure_logging
 if TYPE_CHECKING:
     from mmn_fast.backends.registry import available_backends
     from mmn_fast.engine import Engine, load
+    from mmn_fast.index import Match, MomentIndex
     from mmn_fast.kept_engines import ground
     from mmn_fast.presets import PRESETS
     from mmn_fast.tubes import Tube, TubeMoment, TubeQuery
@@ -29,6 +30,8 @@ _HOME = {
     "Tube": "tubes",
     "TubeQuery": "tubes",
     "TubeMoment": "tubes",
+    "MomentIndex": "index",
+    "Match": "index",
     "PRESETS": "presets",
     "available_backends": "backends.registry",
     "__version__": "version",
@@ -37,7 +40,9 @@ _HOME = {
 __all__ = [
     "PRESETS",
     "Engine",
+    "Match",
     "Moment",
+    "MomentIndex",
     "Query",
     "Tube",
     "TubeMoment",

@@ -302,9 +302,9 @@ class Engine(TubeGrounding, WindowGrounding):
         check_embeddings(text, TextEmbeddings, "text", self._model.fingerprint)
         result, row = [], 0
         for spans, duration_s in zip(video.spans, video.durations_s, strict=True):
-            mine = slice(row, row := row + len(spans))
-            branches, sentences = (video.contrastive[mine], video.iou[mine]), (text.contrastive, text.iou)
-            result.append(moments_of_video(self._backend, branches, sentences, spans, duration_s, top_k))
+            mine, sentences = slice(row, row := row + len(spans)), (text.contrastive, text.iou)
+            parts = zip(video.contrastive[mine], video.iou[mine], strict=True)
+            result.append(moments_of_video(self._backend, parts, sentences, spans, duration_s, top_k))
         return result
 
     def warmup(
@@ -335,6 +335,11 @@ class Engine(TubeGrounding, WindowGrounding):
     def contract(self) -> FeatureContract | None:
         """How the features of the model's training are made; None if the model does not say."""
         return self._model.contract
+
+    @property
+    def fingerprint(self) -> str:
+        """Identifies the model's values; embeddings carry it."""
+        return self._model.fingerprint
 
     def extractor(self, spec: str | None = None, **options: Any) -> Extractor:
         """Make the extractor of the model's features, for `Video.open`.
@@ -378,19 +383,13 @@ class Engine(TubeGrounding, WindowGrounding):
 
     def info(self) -> dict[str, Any]:
         """The engine's backend, device, ISA, precision and threads, and why other backends were skipped."""
-        text = self._model.text
+        text, p, proposals = self._model.text, self.preset, self._plan.num_proposals
         return {
             "model": self._model.source,
             "fingerprint": self._model.fingerprint,
             "preset": self.preset.name,
-            "proposals": self._plan.num_proposals,
-            "sizes": {
-                "D": self.preset.input_size,
-                "T": self.preset.num_pre_clips,
-                "N": self.preset.num_clips,
-                "J": self.preset.joint_size,
-                "P": self._plan.num_proposals,
-            },
+            "proposals": proposals,
+            "sizes": {"D": p.input_size, "T": p.num_pre_clips, "N": p.num_clips, "J": p.joint_size, "P": proposals},
             "features": {
                 "expects": f"{self._expected()}, rows in temporal order, not normalised",
                 "streams": list(self.preset.feature_streams),

@@ -14,7 +14,7 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-from mmn_fast.arrays import Bool, Float32, Int32, Int64
+from mmn_fast.arrays import Bool, Float32, Float64, Int32, Int64
 from mmn_fast.presets import Preset
 from mmn_fast.process.once import kept_property
 
@@ -96,12 +96,12 @@ def proposal_cells(mask: Bool) -> Int32:
     return np.ascontiguousarray(np.argwhere(mask), np.int32)
 
 
-def cells_to_moments(cells: Int32, duration_s: float, num_clips: int) -> Float32:
+def cells_to_moments(cells: Int32, duration_s: float | Float64, num_clips: int) -> Float32:
     """Start and end of each cell, with the official evaluation's float32 arithmetic.
 
     Args:
         cells: int [P, 2] as (i, j).
-        duration_s: length of the video in seconds.
+        duration_s: length of the video in seconds, or of each cell's own video, [P, 1].
         num_clips: N.
 
     Returns:
@@ -110,7 +110,7 @@ def cells_to_moments(cells: Int32, duration_s: float, num_clips: int) -> Float32
     """
     grid = cells.astype(np.float32)
     grid[:, 1] += 1
-    return grid * np.float32(duration_s) / np.float32(num_clips)
+    return grid * np.asarray(duration_s, np.float32) / np.float32(num_clips)
 
 
 def temporal_iou(moments: npt.NDArray[np.floating], moment: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:

@@ -51,6 +51,42 @@ def select_moments(
     return ops.temporal_nms(fused, moments, iou_threshold, top_k, threads=threads)
 
 
+def match_moments(
+    video: tuple[Float32, Float32],
+    text: tuple[Float32, Float32],
+    moments: Float32,
+    preset: Preset,
+    top_k: int,
+    threads: int | None = None,
+) -> tuple[Int32, Float32]:
+    """Choose each sentence's best moments in one video on the CPU, in one pass.
+
+    Args:
+        video: contrastive and iou embeddings of the proposals, float32 [P, J].
+        text: the same of the sentences, float32 [S, J].
+        moments: float32 [P, 2], start and end of each proposal in seconds.
+        preset: gives the fusion and the threshold of suppression.
+        top_k: moments per sentence, >= 1.
+        threads: CPU threads; None takes the default.
+
+    Returns:
+        As `kernels.cpu.ops.top_moments`: the choice int32 [S, top_k], and the fused scores float32 [S, top_k].
+    """
+    arrays = [np.ascontiguousarray(array) for array in (*video, *text)]
+    return ops.top_moments(
+        arrays[0],
+        arrays[1],
+        arrays[2],
+        arrays[3],
+        moments,
+        fusion=preset.score_fusion,
+        power=preset.score_power,
+        iou_threshold=preset.nms_iou,
+        top_k=top_k,
+        threads=threads,
+    )
+
+
 def to_moments(chosen: Int32, scores: Float32, moments: Float32) -> list[list[Moment]]:
     """List the moments that `select_moments` chose.
 

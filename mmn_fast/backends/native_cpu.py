@@ -17,6 +17,7 @@ from mmn_fast.kernels.cpu.autotune import tuned_seconds
 from mmn_fast.kernels.cpu.conv import LayerChoice, NativeProposalConv, choose_algorithms, has_bf16
 from mmn_fast.kernels.cpu.text import NativeTextEncoder
 from mmn_fast.kernels.folding import folded_layers
+from mmn_fast.postprocess import match_moments
 from mmn_fast.precisions import refusal
 from mmn_fast.presets import Preset
 from mmn_fast.process import torch_build
@@ -102,19 +103,7 @@ class NativeBackend(Backend):
         return ops.match_scores(arrays[0], arrays[1], arrays[2], arrays[3], self.threads)
 
     def top_moments(self, video: Branches, text: Branches, moments: Float32, top_k: int) -> Selection:
-        arrays = [np.ascontiguousarray(array) for array in (*video, *text)]
-        return ops.top_moments(
-            arrays[0],
-            arrays[1],
-            arrays[2],
-            arrays[3],
-            moments,
-            fusion=self.preset.score_fusion,
-            power=self.preset.score_power,
-            iou_threshold=self.preset.nms_iou,
-            top_k=top_k,
-            threads=self.threads,
-        )
+        return match_moments(video, text, moments, self.preset, top_k, self.threads)
 
     def info(self) -> dict[str, Any]:
         return {

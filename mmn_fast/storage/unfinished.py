@@ -10,7 +10,6 @@ only within one host.
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import re
@@ -20,9 +19,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from mmn_fast.storage import locks
+
 _LOG = logging.getLogger(__name__)
 _LONGEST = 200  # most bytes that are kept of the name: file systems allow 255, and 31 are added
-_held: set[int] = set()  # descriptors of this process's locks
 
 
 @contextmanager
@@ -52,8 +52,7 @@ def unfinished(path: Path) -> Iterator[Path]:
             with suppress(OSError):
                 lock.unlink(missing_ok=True)
             if descriptor is not None:
-                _held.discard(descriptor)
-                os.close(descriptor)
+                locks.release(descriptor)
 
 
 def remove_abandoned(folder: str | Path, name: str | None = None) -> None:
@@ -68,7 +67,7 @@ def remove_abandoned(folder: str | Path, name: str | None = None) -> None:
     with suppress(OSError):
         for lock in [Path(entry.path) for entry in os.scandir(folder) if pattern.fullmatch(entry.name)]:
             with suppress(OSError):
-                descriptor = _lock(lock)
+                descriptor = locks.take(lock)
                 if descriptor is None:
                     continue
                 try:
@@ -76,7 +75,7 @@ def remove_abandoned(folder: str | Path, name: str | None = None) -> None:
                     _remove(lock.with_suffix(""))
                     lock.unlink()
                 finally:
-                    os.close(descriptor)
+                    locks.release(descriptor)
 
 
 def _take(path: Path) -> tuple[Path, Path, int | None]:
@@ -86,36 +85,12 @@ def _take(path: Path) -> tuple[Path, Path, int | None]:
         lock = partial.with_name(f"{partial.name}.lock")
         os.close(os.open(lock, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o666))
         try:
-            descriptor = _lock(lock)
+            descriptor = locks.take(lock)
         except OSError:  # no locks here, so the lock file would prove nothing
             lock.unlink(missing_ok=True)
             return partial, lock, None
         if descriptor is not None:  # otherwise another process took it for abandoned before it was locked
-            _held.add(descriptor)
             return partial, lock, descriptor
-
-
-def _lock(lock: Path) -> int | None:
-    """Lock a file without waiting; None if another process holds the lock or has removed the file.
-
-    Raises:
-        OSError: the file cannot be opened, or the file system has no locks.
-    """
-    try:
-        descriptor = os.open(lock, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-    except FileNotFoundError:
-        return None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if os.fstat(descriptor).st_nlink:
-            return descriptor
-    except BlockingIOError:
-        pass
-    except BaseException:
-        os.close(descriptor)
-        raise
-    os.close(descriptor)
-    return None
 
 
 def _remove(path: Path) -> None:
@@ -128,14 +103,3 @@ def _remove(path: Path) -> None:
 
 def _stem(name: str) -> str:
     return os.fsencode(name)[:_LONGEST].decode(errors="ignore")
-
-
-def _let_go() -> None:
-    """Close the locks' descriptors in a forked process: a lock belongs to the parent and must not outlive it."""
-    for descriptor in _held:
-        with suppress(OSError):
-            os.close(descriptor)
-    _held.clear()
-
-
-os.register_at_fork(after_in_child=_let_go)

@@ -9,20 +9,33 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from mmn_fast.backends.base import Backend, Branches
+from mmn_fast.arrays import Float32
+from mmn_fast.backends.base import Backend, Branches, Selection
 from mmn_fast.features import pre_clips
 from mmn_fast.geometry import cells_to_moments, plan_for
 from mmn_fast.postprocess import to_moments
+from mmn_fast.presets import Preset
 from mmn_fast.request import VIDEOS_AT_ONCE
 from mmn_fast.types import Moment
 from mmn_fast.windows.merge import Found, found_in_window, merged
 
 _Item = TypeVar("_Item")
 _bar_is_shown: ContextVar[bool] = ContextVar("_bar_is_shown", default=False)
+
+
+class Scorer(Protocol):
+    """The part of a backend that chooses moments from embeddings."""
+
+    @property
+    def preset(self) -> Preset:
+        """The model's conventions."""
+
+    def top_moments(self, video: Branches, text: Branches, moments: Float32, top_k: int) -> Selection:
+        """As `Backend.top_moments`."""
 
 
 @contextmanager
@@ -60,11 +73,11 @@ class Collected:
     Memory holds 20 bytes per moment that a window's own suppression leaves.
 
     Args:
-        backend: runs the model.
+        backend: scores embeddings.
         text: embeddings of S sentences, float32 [S, J] twice.
     """
 
-    def __init__(self, backend: Backend, text: Branches) -> None:
+    def __init__(self, backend: Scorer, text: Branches) -> None:
         self._backend, self._text = backend, text
         self._plan = plan_for(backend.preset)
         self._found: list[list[Found]] = [[] for _ in text[0]]
@@ -89,8 +102,8 @@ class Collected:
 
 
 def moments_of_video(
-    backend: Backend,
-    video: Branches,
+    backend: Scorer,
+    video: Iterable[Branches],
     text: Branches,
     spans: Sequence[tuple[float, float]],
     duration_s: float,
@@ -99,8 +112,8 @@ def moments_of_video(
     """Ground sentences in one video from its embeddings.
 
     Args:
-        backend: runs the model.
-        video: embeddings of its windows, float32 [W, P, J] twice.
+        backend: scores embeddings.
+        video: per window its embeddings, float32 [P, J] twice.
         text: embeddings of the sentences, float32 [S, J] twice.
         spans: start and length of each window, seconds.
         duration_s: length of the video in seconds.
@@ -110,12 +123,12 @@ def moments_of_video(
         Per sentence its moments, best first.
     """
     if len(spans) == 1:
-        plan = plan_for(backend.preset)
+        plan, (whole,) = plan_for(backend.preset), video
         moments, top_k = cells_to_moments(plan.cells, duration_s, plan.num_clips), min(top_k, plan.num_proposals)
-        return to_moments(*backend.top_moments((video[0][0], video[1][0]), text, moments, top_k), moments)
+        return to_moments(*backend.top_moments(whole, text, moments, top_k), moments)
     collected = Collected(backend, text)
-    for contrastive, iou, (start_s, length_s) in zip(*video, spans, strict=True):
-        collected.add((contrastive, iou), start_s, length_s)
+    for window, (start_s, length_s) in zip(video, spans, strict=True):
+        collected.add(window, start_s, length_s)
     return collected.merged(duration_s, top_k)
 
 
