@@ -30,6 +30,7 @@ from mmn_fast.cli.options import (
 )
 from mmn_fast.cli.output import output
 from mmn_fast.cli.tubes.split import evaluate_tube_split, refuse_options_of_videos
+from mmn_fast.cli.videos.extractors import chosen_extractor
 from mmn_fast.errors import InputError, named_as
 
 if TYPE_CHECKING:
@@ -126,22 +127,11 @@ class SourceOptions:
 
     def _open(self, engine: Engine, video: str) -> Video:
         """Extract the features of a video file, by the model's contract or by the named extractor."""
-        from mmn_fast.features.extractors.registry import make_extractor
-        from mmn_fast.features.matching import refuse_other_features
         from mmn_fast.types import Video
 
         if engine.preset.of_tubes:
             raise InputError(f"video: expected --tubes with preset {engine.preset.name!r}, which is of tubes")
-        if self.extractor is None or (engine.contract is not None and not self.any_features):
-            extractor = engine.extractor(self.extractor)
-        else:
-            extractor = make_extractor(self.extractor)
-            refuse_other_features(engine.contract, extractor.contract, f"extractor: {self.extractor}", True)
-        if extractor.width != engine.preset.input_size:
-            raise InputError(
-                f"extractor: expected rows of {engine.preset.input_size} values, as the model takes, got"
-                f" {extractor.width} of {extractor.contract.extractor}"
-            )
+        extractor = chosen_extractor(engine, self.extractor, self.any_features)
         try:
             with _bar(video) as progress:
                 opened = Video.open(video, extractor, video_id=Path(video).name, progress=progress)

@@ -297,14 +297,14 @@ def _from_text(text: str, path: Path, durations: Durations | None, truth: bool) 
             raise InputError(f"{where}: expected start and end as numbers, got {times}") from None
         video = videos.setdefault(video_id, _VideoEntries(math.nan))
         video.entries.append(_Entry(where, f"{video_id}#{len(video.entries)}", sentence, _given([window])))
-    lengths, source = _lengths(durations)
+    lengths, source = given_durations(durations)
     unknown = [video_id for video_id in videos if video_id not in lengths]
     if unknown:
         raise InputError(
             f"durations: {source} lacks {len(unknown)} of the {len(videos)} videos of {path}: {first_few(unknown)}"
         )
     for video_id, video in videos.items():
-        video.duration_s = _length(lengths[video_id], f"durations: {source}: video {video_id!r}")
+        video.duration_s = duration_of(lengths[video_id], f"durations: {source}: video {video_id!r}")
     return videos
 
 
@@ -313,7 +313,7 @@ def first_few(names: list[str]) -> str:
     return ", ".join(map(repr, names[:3])) + (", ..." if len(names) > 3 else "")
 
 
-def _lengths(durations: Durations) -> tuple[Mapping[str, Any], str]:
+def given_durations(durations: Durations) -> tuple[Mapping[str, Any], str]:
     """Read each video's length as the source spells it; also return the source's name for messages."""
     if isinstance(durations, Mapping):
         return durations, "the mapping"
@@ -328,7 +328,8 @@ def _lengths(durations: Durations) -> tuple[Mapping[str, Any], str]:
     return {row["id"]: row["length"] for row in table}, str(path)
 
 
-def _length(value: Any, where: str) -> float:
+def duration_of(value: Any, where: str) -> float:
+    """The length in seconds that an entry of `given_durations` stands for; `where` names the entry in messages."""
     if isinstance(value, str):  # a CSV cell
         try:
             value = float(value)

@@ -1,0 +1,1 @@
+"""Commands about libraries of videos: index, search."""
