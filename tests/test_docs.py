@@ -60,6 +60,7 @@ SLOW = {
     "features.md",
     "tubes.md",
     "presets.md",
+    "index.md",
     "long_videos.md",
     "video.md",
 }  # over a second of processor time
