@@ -115,7 +115,8 @@ def bench(path: Path, options: argparse.Namespace) -> None:
         timings = alternate(ways, options.repeats, warmup=1)
         own = {"extractor": lambda extractor=extractor, frames=frames: list(extractor.stream(frames))}
         own_ms = alternate(own, options.repeats, warmup=1)["extractor"].median_ms
-        stage = f"{name}, {spec} at {fps:g} frames/s"
+        kind, _, place = spec.partition(":")
+        stage = f"{name}, {f'{kind}:{Path(place).name}' if place else kind} at {fps:g} frames/s"
         error = np.abs(extractor.read(path).rows - np.concatenate(list(extractor.stream(frames)))).max()
         record("bench_media", timings, float(error), stage=stage, threads=threads, extractor_ms=own_ms)
         _print(f"{stage} (of that the extractor {own_ms:.0f} ms)", timings)
