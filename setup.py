@@ -90,7 +90,7 @@ setup(
         "rich>=13",
     ],
     extras_require={
-        "bench": ["onnx", "onnxruntime", "onnxscript", "openvino"],
+        "bench": ["faiss-cpu", "onnx", "onnxruntime", "onnxscript", "openvino"],
         "onnx": ["onnx", "onnxruntime", "onnxscript"],
         # Replaces "onnx": both distributions install the same package, and the later one overwrites the earlier.
         "onnx-gpu": ["onnx", "onnxruntime-gpu", "onnxscript"],
