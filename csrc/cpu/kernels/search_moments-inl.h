@@ -148,20 +148,42 @@ unsigned still_counting(const SearchBlock& block, int64_t first, unsigned counti
   return counting & ~Vec::bits(Vec::gt(Vec::load(state.floors + first), bound));
 }
 
+// The highest u that a row's rough products allow, from sentence `first` on.
+Vec::F highest(const SearchBlock& block, int64_t row, const float* rough, int64_t first) {
+  const StoredRows& rows = block.args->rows;
+  if (rows.codes == nullptr) return Vec::load(rough + first);
+  return Vec::fma(Vec::load(rough + first), Vec::set1(rows.scales[row]), Vec::set1(rows.errors[row] * block.text_norm));
+}
+
+// Bit i: sentence first + i may count. Limits past the last sentence are infinite.
+unsigned counting_of(Vec::F most, const float* limits) {
+  return ~Vec::bits(Vec::gt(Vec::load(limits), most)) & ((1u << Vec::kWidth) - 1);
+}
+
+bool any_counts(const SearchBlock& block, int64_t row, const float* rough, const SearchState& state) {
+  unsigned counting = 0;
+  for (int64_t first = 0; first < block.sentences; first += Vec::kWidth) {
+    counting |= counting_of(highest(block, row, rough, first), state.limits + first);
+  }
+  return counting != 0;
+}
+
+void fetch(const void* rows, int64_t bytes, int64_t row) {
+  constexpr int64_t kLineBytes = 64;
+  const char* start = static_cast<const char*>(rows) + row * bytes;
+  for (int64_t at = 0; at < bytes; at += kLineBytes) __builtin_prefetch(start + at);
+}
+
 // Judges the sentences of one row that its rough products let through.
 void judge_row(const SearchBlock& block, int64_t window, int64_t row, int64_t cell, const float* rough,
                const SearchState& state) {
   const SearchMomentsArgs& args = *block.args;
   const StoredRows& rows = args.rows;
-  const bool coded = rows.codes != nullptr;
-  const Vec::F scale = Vec::set1(coded ? rows.scales[row] : 1.0f);
-  const Vec::F slack = Vec::set1(coded ? rows.errors[row] * block.text_norm : 0.0f);
   const bool rises = args.fusion == ScoreFusion::kProduct || args.power >= 0.0f;
   bool has_contrastive = false, has_iou = false;
   for (int64_t first = 0; first < block.sentences; first += Vec::kWidth) {
-    const Vec::F most = Vec::fma(Vec::load(rough + first), scale, slack);
-    unsigned counting = ~Vec::bits(Vec::gt(Vec::load(state.limits + first), most)) & ((1u << Vec::kWidth) - 1);
-    if (block.sentences - first < Vec::kWidth) counting &= (1u << (block.sentences - first)) - 1;
+    const Vec::F most = highest(block, row, rough, first);
+    unsigned counting = counting_of(most, state.limits + first);
     if (counting == 0) continue;
     if (!has_contrastive) decode_stored(rows.half, rows.contrastive, row, args.joint, state.pair);
     has_contrastive = true;
@@ -177,10 +199,19 @@ template <class Rows>
 void search_rows(const SearchBlock& block, const typename Rows::Element* stored, int64_t start, int64_t window,
                  const SearchState& state) {
   const int64_t proposals = block.args->proposals, joint = block.args->joint;
+  const int64_t row_bytes = joint * (block.args->rows.half ? 2 : 4);
   for (int64_t first = 0; first < proposals; first += kRowsAtOnce) {
     const int64_t count = min_of(proposals - first, kRowsAtOnce);
     rough_products<Rows>(block, stored + (start + first) * joint, count, state);
+    // Few rows count, each at a random place of the contrastive branch: all are on their way before the first is used.
+    int64_t counting[kSearchRows], num_counting = 0;
     for (int64_t r = 0; r < count; ++r) {
+      if (!any_counts(block, start + first + r, state.tile + r * kSearchSentences, state)) continue;
+      fetch(block.args->rows.contrastive, row_bytes, start + first + r);
+      counting[num_counting++] = r;
+    }
+    for (int64_t i = 0; i < num_counting; ++i) {
+      const int64_t r = counting[i];
       judge_row(block, window, start + first + r, first + r, state.tile + r * kSearchSentences, state);
     }
   }
