@@ -13,6 +13,7 @@ from mmn_fast.viz.dataset_page import evaluation_report
 from mmn_fast.viz.film import Film, film_of
 from mmn_fast.viz.html import Page
 from mmn_fast.viz.pictures import moment_map, timeline
+from mmn_fast.viz.search_page import LibraryVideo, library_videos, search_report
 from mmn_fast.viz.svg import Svg
 from mmn_fast.viz.tube_page import GroundedTubes, tube_report
 from mmn_fast.viz.values import GroundedQuery, ScoreMap, grounded
@@ -22,15 +23,18 @@ __all__ = [
     "Film",
     "GroundedQuery",
     "GroundedTubes",
+    "LibraryVideo",
     "Page",
     "ScoreMap",
     "Svg",
     "evaluation_report",
     "film_of",
     "grounded",
+    "library_videos",
     "moment_map",
     "refuse_existing",
     "report",
+    "search_report",
     "timeline",
     "tube_report",
 ]

@@ -14,7 +14,7 @@ import numpy as np
 from mmn_fast.arrays import Uint8
 from mmn_fast.checks import in_bytes
 from mmn_fast.errors import InputError
-from mmn_fast.media import open_video, probe
+from mmn_fast.media import MediaInfo, open_video, probe
 from mmn_fast.viz.svg import number, text
 
 EMBEDDED_BYTES = 16 * 2**20
@@ -97,15 +97,10 @@ def film_of(path: str | Path, duration_s: float, page: str | Path | None = None,
         InputError: the file is no readable video, or far shorter than `duration_s`.
         OSError: the system refuses to read the file.
     """
-    info = probe(path)
     path = Path(path)
-    with path.open("rb") as file:
-        head = file.read(16)
-    found = (one for one in _CONTAINERS if head[one[0] :].startswith(one[1]))
-    _, _, container, kind = next(found, (0, b"", path.suffix or "another container", ""))
-    known = _CODECS.get(kind, {})
-    formats = known.get(info.codec, ())
-    plays = info.codec in known and (formats is None or info.pixel_format in formats)
+    info = probe(path)
+    kind, why_not = playing(path, info)
+    plays = why_not is None
     rate = "" if info.frame_rate is None else f", {number(info.frame_rate)} frames per second"
     size = path.stat().st_size
     linked = plays and page is not None and size > limit
@@ -116,10 +111,27 @@ def film_of(path: str | Path, duration_s: float, page: str | Path | None = None,
         described=f"{info.width} × {info.height}, {info.codec}{rate}",
         type=kind,
         content=base64.b64encode(path.read_bytes()).decode("ascii") if plays and not linked else None,
-        link=_relative(path, Path(page)) if linked and page is not None else None,
+        link=relative_link(path, Path(page)) if linked and page is not None else None,
         frames=_spread_frames(path, duration_s, count, side),
-        why_not=None if plays else f"{info.codec}, {info.pixel_format}, in {container}",
+        why_not=why_not,
     )
+
+
+def playing(path: Path, info: MediaInfo) -> tuple[str, str | None]:
+    """The media type of a video file, and why not every browser plays it; None if every browser does.
+
+    Raises:
+        OSError: the system refuses to read the file.
+    """
+    with path.open("rb") as file:
+        head = file.read(16)
+    found = (one for one in _CONTAINERS if head[one[0] :].startswith(one[1]))
+    _, _, container, kind = next(found, (0, b"", path.suffix or "another container", ""))
+    known = _CODECS.get(kind, {})
+    formats = known.get(info.codec, ())
+    if info.codec in known and (formats is None or info.pixel_format in formats):
+        return kind, None
+    return kind, f"{info.codec}, {info.pixel_format}, in {container}"
 
 
 def link_note(path: str | Path, page: str | Path) -> str:
@@ -131,7 +143,7 @@ def link_note(path: str | Path, page: str | Path) -> str:
     )
 
 
-def _relative(path: Path, page: Path) -> str:
+def relative_link(path: Path, page: Path) -> str:
     """The URL of a file from a page's folder."""
     return quote(os.path.relpath(path.resolve(), page.resolve().parent).replace(os.sep, "/"))
 

@@ -137,7 +137,8 @@ def _bar(total: int, tally: Any) -> Iterator[Any]:
     from mmn_fast.embeddings import VideoEmbeddings
     from mmn_fast.windows.grounding import inside_a_bar
 
-    with inside_a_bar(), Progress(console=Console(stderr=True), transient=True) as bar:
+    console = Console(stderr=True)
+    with inside_a_bar(), Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task, passed = bar.add_task("videos", total=total), 0
 
         def shown(items: Iterator[Video | VideoEmbeddings]) -> Iterator[Video | VideoEmbeddings]:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mmn_fast.cli.app import app
 from mmn_fast.cli.index.commands import IndexPath, engine_of
-from mmn_fast.cli.options import AsJson, EngineOptions, Model
+from mmn_fast.cli.options import AsJson, EngineOptions, Html, Model, check_html, save_html
 from mmn_fast.cli.output import output
+from mmn_fast.errors import InputError, named_as
 
 if TYPE_CHECKING:
     from mmn_fast.index import Match
@@ -29,23 +31,64 @@ def search(
         list[str] | None, typer.Option("--video", help="Search only this video; give the option again for more.")
     ] = None,
     min_score: Annotated[float | None, typer.Option("--min-score", help="Least score of a moment.")] = None,
+    films: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--films",
+            help="With --html: the video files, as for features; a name without suffix is an id.",
+        ),
+    ] = None,
     loading: EngineOptions,
+    html: Html = None,
     as_json: AsJson = False,
 ) -> None:
     """Find the moments of all videos of an index that sentences describe."""
     from mmn_fast.evaluation.notes import by_kind, cut_sentences
     from mmn_fast.index import MomentIndex
 
+    check_html(html)
+    if films and html is None:
+        raise InputError("--films: expected --html PAGE beside it, the page that shows the films")
+    files = _files(films or [])
     engine = engine_of(path, model, loading)
     notes = {"cut": by_kind(cut_sentences(engine, query))["cut"]}
     with MomentIndex.open(path, engine) as index:
         found = index.search(query, top_k, per_video, videos, min_score, threads=loading.threads)
-        facts = {"index": str(path), "videos": len(index)}
+        facts: dict[str, Any] = {"index": str(path), "videos": len(index)}
+        lengths = {match.video_id: index.duration_s(match.video_id) for matches in found for match in matches}
     with output() as out:
         out.show(_as_json(facts, query, found, notes) if as_json else _as_text(query, found))
+        if html is not None:
+            said = [f"{facts['videos']} videos in {path}", f"preset {engine.preset.name}"]
+            out.beside("--html", lambda: _save_page(query, found, lengths, files, said, html))
 
 
-def _as_json(facts: dict[str, object], query: list[str], found: list[list[Match]], notes: Mapping[str, object]) -> str:
+def _files(films: list[str]) -> dict[str, Path]:
+    """Id -> file of the videos that are at hand."""
+    from mmn_fast.features.extraction.videos import find_videos
+
+    with named_as("videos", "films"):
+        return {file.video_id: file.path for file in find_videos(films)} if films else {}
+
+
+def _save_page(
+    query: list[str],
+    found: list[list[Match]],
+    lengths: dict[str, float],
+    files: dict[str, Path],
+    notes: list[str],
+    html: Path,
+) -> None:
+    from mmn_fast.viz import search_report
+    from mmn_fast.viz.search_page import library_videos
+
+    videos, troubles = library_videos(files, found, html)
+    for trouble in troubles:
+        typer.echo(f"mmn-fast: warning: {trouble}", err=True)
+    save_html(search_report(query, found, lengths, videos=videos, notes=notes), html)
+
+
+def _as_json(facts: dict[str, Any], query: list[str], found: list[list[Match]], notes: Mapping[str, Any]) -> str:
     items = [
         {"query": sentence, "moments": [match.to_dict() for match in matches]}
         for sentence, matches in zip(query, found, strict=True)
