@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from mmn_fast.media import open_video, probe
+from mmn_fast.media.info import Turn
 from tests.videos import HEIGHT, WIDTH, number_of, numbered, write_video
 
 SLOW = Fraction(1, 25)
@@ -131,6 +132,9 @@ def test_an_edit_list_trims_the_start(folder: Path) -> None:
     found = numbers(path, 2.0)
     assert found[:4] == [7, 12, 17, 22]
     assert numbers(path, 10.0)[0] == 5
+    with open_video(path, threads=2) as reader:
+        list(reader.frames(2.0))
+        assert reader.lost is None
 
 
 @pytest.mark.parametrize("seconds", [0, 1, 3600 * 500])
@@ -245,6 +249,20 @@ def test_rotation_and_mirroring(folder: Path, degrees: int, mirrored: bool) -> N
     assert max(middle) <= 12
 
 
+@pytest.mark.parametrize("degrees", [0, 90, 180, 270])
+def test_rotation_beside_data_that_pyav_does_not_know(degrees: int) -> None:
+    class Frame:
+        rotation = -degrees if degrees < 270 else 90  # counter-clockwise
+
+        @property
+        def side_data(self) -> list[object]:
+            raise ValueError("40 is not a valid Type")
+
+    turn = Turn.of(Frame())
+    assert turn.degrees == degrees
+    np.testing.assert_array_equal(turn.apply(CORNERS), np.rot90(CORNERS, -degrees // 90))
+
+
 def test_pixels_that_are_not_square(folder: Path) -> None:
     def wide(stream: Any) -> None:
         stream.codec_context.sample_aspect_ratio = Fraction(2, 1)
@@ -278,3 +296,23 @@ def test_all_pictures_have_the_first_ones_size(folder: Path) -> None:
         found = [picture for _, picture in reader.frames(2.0)]
     assert {picture.shape for picture in found} == {(48, 64, 3)}
     assert [number_of(picture) for picture in found][-1] == 17
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mkv", "ts", "flv"])
+def test_sound_that_is_longer_than_the_pictures(folder: Path, suffix: str) -> None:
+    path = folder / f"sound.{suffix}"
+    with av.open(str(path), "w") as file:
+        video = file.add_stream("libx264", rate=10, options=B_FRAMES)
+        video.width, video.height, video.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+        sound = file.add_stream("aac", rate=16000)
+        for number in range(30):
+            if number < 20:
+                file.mux(video.encode(av.VideoFrame.from_ndarray(numbered(number), format="rgb24")))
+            samples = av.AudioFrame.from_ndarray(np.zeros((1, 1600), np.float32), format="fltp", layout="mono")
+            samples.rate, samples.pts = 16000, number * 1600
+            file.mux(sound.encode(samples))
+        file.mux([*video.encode(None), *sound.encode(None)])
+    with open_video(path, threads=2) as reader:
+        assert [number_of(picture) for _, picture in reader.frames(2.0)] == [2, 7, 12, 17]
+        assert reader.duration_s == pytest.approx(2.0, abs=0.01)
+        assert reader.lost is None

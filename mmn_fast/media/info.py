@@ -56,7 +56,10 @@ class Turn:
     @classmethod
     def of(cls, frame: Any) -> Turn:
         """The turn of a frame's display matrix; none if it has no matrix."""
-        found = next((data for data in frame.side_data if data.type.name == "DISPLAYMATRIX"), None)
+        try:
+            found = next((data for data in frame.side_data if data.type.name == "DISPLAYMATRIX"), None)
+        except ValueError:  # PyAV does not know a kind of data that lies beside the matrix; then without mirroring
+            return _TURNS.get(round(-frame.rotation / 90) % 4, cls())
         values = np.frombuffer(bytes(found), np.int32) if found is not None else np.zeros(0, np.int32)
         if len(values) < 5 or not (values[0] or values[1]):
             return cls()
@@ -81,6 +84,10 @@ class Turn:
         if self.up_down:
             picture = picture[::-1]
         return np.ascontiguousarray(picture)
+
+
+_TURNS = {1: Turn(True, True, False), 2: Turn(False, True, True), 3: Turn(True, False, True)}
+"""Turns by quarters, clockwise."""
 
 
 def pixel_aspect(stream: Any) -> Fraction:

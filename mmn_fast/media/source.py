@@ -94,7 +94,7 @@ class Source:
         self.container = open_container(path)
         try:
             self.stream = choose_stream(self.container, path)
-            if self.stream.time_base > LONGEST_S:
+            if not self.stream.time_base or self.stream.time_base > LONGEST_S:
                 raise InputError(f"{path}: expected a video, got one whose clock ticks every {self.stream.time_base} s")
             self._context = self.stream.codec_context
             self._context.thread_count = threads
@@ -193,10 +193,10 @@ class Source:
         while failures < _MOST_FAILURES:
             try:
                 for packet in self.container.demux(self.stream):
+                    self._num_packets += packet.dts is not None  # PyAV's mark of the end has no time
                     if packet.size == 0:
-                        continue  # PyAV's mark of the end, or an empty packet ("as before") of AVI
+                        continue  # that mark, or an empty packet ("as before")
                     failures = 0
-                    self._num_packets += 1
                     self._check_packet(packet)
                     yield packet
                 return
