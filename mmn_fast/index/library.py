@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -12,7 +13,7 @@ import numpy as np
 from mmn_fast.checks import Integer, Number, Optional, flag
 from mmn_fast.embeddings import TextEmbeddings, VideoEmbeddings, check_embeddings
 from mmn_fast.engine import Engine
-from mmn_fast.errors import InputError
+from mmn_fast.errors import BackendUnavailable, InputError
 from mmn_fast.features.contract import FeatureContract
 from mmn_fast.index.adding import Adding, items_of
 from mmn_fast.index.manifest import FORMAT_VERSION, SHARDS, STORAGES, Manifest, read_manifest
@@ -228,6 +229,7 @@ class MomentIndex:
         min_score: float | None = None,
         *,
         threads: int | None = None,
+        device: str = "cpu",
     ) -> list[list[Match]]:
         """Find the best moments of the whole library.
 
@@ -239,15 +241,18 @@ class MomentIndex:
             videos: ids of the videos to search; None searches all.
             min_score: least score of a moment.
             threads: CPU threads; None takes `MMN_FAST_NUM_THREADS`, else one per core.
+            device: "cpu", or "cuda" or "cuda:N", which scores every proposal there; its scores differ from the CPU's by
+                rounding. No GPU has run it yet.
 
         Returns:
             `result[s]`: the moments of sentence s, best first; of equal scores the video that was added first.
 
         Raises:
             InputError: an argument cannot be used.
+            BackendUnavailable: the device cannot be used.
         """
         snapshot = self._snapshot
-        wanted = _wanted(top_k, per_video, min_score, threads)
+        wanted = _wanted(top_k, per_video, min_score, threads, device)
         return find_moments(snapshot, self._encoded(sentences), snapshot.wanted(videos), wanted)
 
     def rank_videos(
@@ -258,6 +263,7 @@ class MomentIndex:
         min_score: float | None = None,
         *,
         threads: int | None = None,
+        device: str = "cpu",
     ) -> list[list[RankedVideo]]:
         """Find the videos whose best moment is best; the arguments are those of `search`.
 
@@ -268,7 +274,7 @@ class MomentIndex:
             InputError: an argument cannot be used.
         """
         snapshot = self._snapshot
-        wanted = _wanted(top_k, 1, min_score, threads)
+        wanted = _wanted(top_k, 1, min_score, threads, device)
         return rank_videos(snapshot, self._encoded(sentences), snapshot.wanted(videos), wanted)
 
     def embeddings(self, video_ids: Iterable[str] | None = None) -> VideoEmbeddings:
@@ -404,10 +410,27 @@ def verify(path: str | Path) -> list[str]:
     return [damage for damage in found if damage is not None]
 
 
-def _wanted(top_k: int, per_video: int, min_score: float | None, threads: int | None) -> Wanted:
+def _wanted(top_k: int, per_video: int, min_score: float | None, threads: int | None, device: str) -> Wanted:
     return Wanted(
         _COUNT(top_k, "top_k"),
         _COUNT(per_video, "per_video"),
         _SCORE(min_score, "min_score"),
         requested_threads(threads),
+        _on(device),
     )
+
+
+def _on(device: str) -> Any:
+    """The `torch.device` of a name; None for the CPU."""
+    if device == "cpu":
+        return None
+    if not isinstance(device, str) or not re.fullmatch(r"cuda(:\d+)?", device):
+        raise InputError(f"device: expected cpu, cuda or cuda:N, got {device!r}")
+    from mmn_fast.kernels.gpu.device import device_index, unavailable_reason
+
+    reason = unavailable_reason(device)
+    if reason:
+        raise BackendUnavailable(reason)
+    import torch
+
+    return torch.device("cuda", device_index(device))

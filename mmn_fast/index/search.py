@@ -7,8 +7,9 @@ whatever `per_video` is.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -86,12 +87,14 @@ class Wanted:
         per_video: most moments of one video, >= 1.
         min_score: least score of a moment; None for any.
         threads: CPU threads; None takes the default.
+        on: a `torch.device` that scores all proposals; None searches on the CPU.
     """
 
     top_k: int
     per_video: int = 1
     min_score: float | None = None
     threads: int | None = None
+    on: Any = None
 
 
 def best_videos(snapshot: Snapshot, text: TextEmbeddings, videos: Bool, wanted: Wanted) -> BestVideos:
@@ -112,8 +115,9 @@ def best_videos(snapshot: Snapshot, text: TextEmbeddings, videos: Bool, wanted: 
         return best
     preset, proposals = snapshot.manifest.preset, snapshot.manifest.num_proposals
     contrastive, iou = (np.ascontiguousarray(branch) for branch in (text.contrastive, text.iou))
+    search = _search_op(wanted)
     for shard, local, windows, numbers in snapshot.blocks(videos):
-        search_moments(
+        search(
             shard.rows,
             starts=local * proposals,
             videos=numbers,
@@ -124,9 +128,16 @@ def best_videos(snapshot: Snapshot, text: TextEmbeddings, videos: Bool, wanted: 
             fusion=preset.score_fusion,
             power=preset.score_power,
             best=best,
-            threads=wanted.threads,
         )
     return best
+
+
+def _search_op(wanted: Wanted) -> Callable[..., None]:
+    if wanted.on is None:
+        return partial(search_moments, threads=wanted.threads)
+    from mmn_fast.kernels.gpu.search import search_moments_on
+
+    return partial(search_moments_on, wanted.on)
 
 
 def rank_videos(snapshot: Snapshot, text: TextEmbeddings, videos: Bool, wanted: Wanted) -> list[list[RankedVideo]]:
