@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from mmn_fast.cli.app import app
+from mmn_fast.cli.index.corpus import evaluate_in_corpus
 from mmn_fast.cli.options import (
     AnyFeatures,
     AsJson,
     EngineOptions,
     FeatureKey,
-    Features,
     Html,
     Model,
     Protocol,
@@ -299,13 +299,21 @@ def evaluate(
         Path,
         typer.Option("--annotations", help="Official JSON (HC-STVG's too), Charades-STA text or QVHighlights JSONL."),
     ],
-    features: Features,
+    features: Annotated[
+        Path | None, typer.Option("--features", help="HDF5 file, or a directory with one file per video.")
+    ] = None,
+    corpus: Annotated[
+        Path | None, typer.Option("--corpus", help="An index instead: find each sentence in all of its videos.")
+    ] = None,
     feature_key: FeatureKey = None,
     model: Model = None,
     protocol: Protocol = "mmn",
     predictions: Annotated[
         Path | None,
-        typer.Option("--predictions", help="Write predictions here, as QVHighlights JSONL; of tubes: results.json."),
+        typer.Option(
+            "--predictions",
+            help="Write predictions here, as QVHighlights JSONL; of tubes: results.json; of --corpus: TVR's JSON.",
+        ),
     ] = None,
     split: SplitOptions,
     windows: WindowOptions,
@@ -313,18 +321,52 @@ def evaluate(
     html: Html = None,
     as_json: AsJson = False,
 ) -> None:
-    """Evaluate a model on annotations: R@n,IoU@m and mIoU; of tubes m_vIoU, m_tIoU and vIoU@m."""
-    from mmn_fast.evaluation.evaluate import QueryResult, UnwrittenPredictions
-    from mmn_fast.evaluation.evaluate import evaluate as run
-
+    """Evaluate a model on annotations: R@n,IoU@m and mIoU; of tubes m_vIoU, m_tIoU and vIoU@m; of --corpus R@k."""
     check_html(html)
-    results: list[QueryResult] = []
+    if corpus is not None:
+        others = {"features": features, "feature_key": feature_key, "html": html, **vars(windows)}
+        others |= {"protocol": None if protocol == "mmn" else protocol, "any_features": split.any_features or None}
+        evaluate_in_corpus(corpus, annotations, model, predictions, split, loading, as_json, **others)
+        return
+    if features is None:
+        raise InputError("--features: give the videos' features, or a library with --corpus")
     engine = loading.load(model)
     if engine.preset.of_tubes:
         given = {"feature_key": feature_key, "durations": split.durations, "html": html, **vars(windows)}
         refuse_options_of_videos(engine.preset, **given, any_features=split.any_features or None)
         evaluate_tube_split(engine, annotations, features, protocol, predictions, split, as_json)
         return
+    _evaluate_split(
+        engine,
+        annotations,
+        features,
+        predictions,
+        split,
+        html,
+        as_json,
+        feature_key=feature_key,
+        protocol=protocol,
+        windows=windows,
+    )
+
+
+def _evaluate_split(
+    engine: Engine,
+    annotations: Path,
+    features: Path,
+    predictions: Path | None,
+    split: SplitOptions,
+    html: Path | None,
+    as_json: bool,
+    *,
+    feature_key: str | None,
+    protocol: str,
+    windows: WindowOptions,
+) -> None:
+    from mmn_fast.evaluation.evaluate import QueryResult, UnwrittenPredictions
+    from mmn_fast.evaluation.evaluate import evaluate as run
+
+    results: list[QueryResult] = []
     samples = split.samples(annotations, engine)
     unwritten: UnwrittenPredictions | None = None
     with open_split(features, feature_key, engine) as store:
