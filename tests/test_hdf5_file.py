@@ -10,7 +10,9 @@ import h5py
 import numpy as np
 import pytest
 
+from mmn_fast.features.tubes import TubesWriter
 from mmn_fast.storage.hdf5_file import new_hdf5
+from mmn_fast.tubes import Tube
 from tests.processes import in_fork
 
 SMALL, LARGE = np.arange(3 * 8, dtype=np.float32).reshape(3, 8), np.ones((100, 357), np.float32)
@@ -45,3 +47,21 @@ def test_what_is_written_is_read(rows: np.ndarray, tmp_path: Path) -> None:
 @pytest.mark.parametrize("most_bytes", [0, 1000, 5000])
 def test_a_full_disk_is_an_error_and_no_crash(rows: np.ndarray, most_bytes: int, tmp_path: Path) -> None:
     assert in_fork(lambda: write(tmp_path / "x.h5", rows, most_bytes)) == errno.EFBIG
+
+
+def write_tubes(path: Path, most_bytes: int) -> int | None:
+    """Write tubes of 20 videos; return the error's number."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, most_bytes))
+    tube = Tube(np.arange(4), np.tile([[0.0, 0.0, 9.0, 9.0]], (4, 1)), [SMALL])
+    try:
+        with TubesWriter(path) as writer:
+            for number in range(20):
+                writer.write(f"video {number}", [tube])
+    except OSError as error:
+        return error.errno
+    return None
+
+
+@pytest.mark.parametrize("most_bytes", [0, 1000, 5000])
+def test_a_full_disk_is_an_error_of_tubes_too(most_bytes: int, tmp_path: Path) -> None:
+    assert in_fork(lambda: write_tubes(tmp_path / "x.h5", most_bytes)) == errno.EFBIG

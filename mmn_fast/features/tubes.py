@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -32,6 +33,7 @@ from mmn_fast.features.hdf5 import member, read_dataset
 from mmn_fast.features.limits import Wanted
 from mmn_fast.features.messages import close_to, first_line, is_video, listed, unreadable_hdf5
 from mmn_fast.storage.files import check_name
+from mmn_fast.storage.hdf5_file import new_hdf5
 from mmn_fast.tubes import Tube, check_track
 
 _ID = Text(most=255)
@@ -203,9 +205,9 @@ class TubesWriter:
     """
 
     def __init__(self, path: str | Path) -> None:
-        import h5py
-
-        self._file = h5py.File(path, "x")
+        self._open = ExitStack()
+        new = new_hdf5(self._open.enter_context(Path(path).open("x+b")))
+        self._file, self._check = self._open.enter_context(new)
 
     def write(self, video_id: str, tubes: Sequence[Tube]) -> None:
         """Add a video.
@@ -216,10 +218,12 @@ class TubesWriter:
 
         Raises:
             InputError: the name cannot be a group's, or a tube is refused.
+            OSError: the system refuses to write.
         """
         group = _group(video_id)
         for name, array in _arrays_of(tubes, f"video {video_id!r}").items():
             self._file[f"{group}/{name}"] = array
+            self._check()
 
     def repeat(self, video_id: str, written: str) -> None:
         """Give tubes that were written a second name; they are stored once.
@@ -239,7 +243,7 @@ class TubesWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
+        self._open.__exit__(kind, error, trace)
 
 
 def _group(video_id: str) -> str:
