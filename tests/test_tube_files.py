@@ -259,7 +259,7 @@ def test_boxes_of_negative_sides_overlap_nothing_as_in_the_official_evaluation(t
 def test_a_model_of_videos_is_told_that_the_annotations_are_of_tubes(tmp_path: Path) -> None:
     path = write_annotations(tmp_path / "a.json", QUERIES)
     with pytest.raises(
-        InputError, match="missing duration, .*; these are annotations of tubes, and the model's preset"
+        InputError, match="missing duration, .*; these are annotations of tubes, which go with a preset of tubes"
     ):
         read_annotations(path, "charades-sta")
 

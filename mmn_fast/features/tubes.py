@@ -206,7 +206,8 @@ class TubesWriter:
 
     def __init__(self, path: str | Path) -> None:
         self._open = ExitStack()
-        new = new_hdf5(self._open.enter_context(Path(path).open("x+b")))
+        file = Path(path).open("x+b")  # noqa: SIM115 - `_open` closes it
+        new = new_hdf5(self._open.enter_context(file))
         self._file, self._check = self._open.enter_context(new)
 
     def write(self, video_id: str, tubes: Sequence[Tube]) -> None:
