@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import pickle
 from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 import mmn_fast
 from mmn_fast import Match, MomentIndex
@@ -74,6 +76,25 @@ def test_stored_precision(engine: mmn_fast.Engine, tmp_path: Path) -> None:
             videos.video_ids,
             videos.durations_s,
         )
+
+
+@pytest.mark.parametrize("storage", STORAGES)
+def test_shards_are_safetensors_files_and_mapped(engine: mmn_fast.Engine, tmp_path: Path, storage: str) -> None:
+    with MomentIndex.create(tmp_path / "it", engine, storage) as index:
+        index.add(random_videos(engine, _names(3), 4, cut=(1,)))
+        (file,) = (tmp_path / "it" / "shards").iterdir()
+        arrays = load_file(file)
+        rows = index._snapshot.shards[0].rows
+        for name in arrays.keys() - {"catalogue"}:
+            mapped = getattr(rows, name)
+            assert np.array_equal(mapped, arrays[name])
+            assert not mapped.flags.owndata
+            assert not mapped.flags.writeable
+            assert mapped.ctypes.data % mapped.itemsize == 0
+        assert rows.contrastive.ctypes.data % 64 == 0
+        catalogue = json.loads(arrays["catalogue"].tobytes())
+        assert catalogue["video_ids"] == _names(3)
+        assert 1 <= catalogue["norm"] < 1.001
 
 
 def test_limits_of_a_search(engine: mmn_fast.Engine, tmp_path: Path) -> None:

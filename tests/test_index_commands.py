@@ -137,12 +137,12 @@ def test_bad_input_is_one_sentence(engine: mmn_fast.Engine, model: Path, tmp_pat
     _features(tmp_path / "g.h5", engine, ["a", "b"])
     (tmp_path / "bad.safetensors").write_bytes(b"no")
     cases = [
-        (("index", "create", path, "-m", model), "PATH: "),
+        (("index", "create", path, "-m", model), "INDEX: "),
         (
             ("index", "create", tmp_path / "new", "-m", model, "--storage", "fp8"),
             "--storage: expected fp16, fp32, int8",
         ),
-        (("index", "info", tmp_path / "new"), "index: "),
+        (("index", "info", tmp_path / "new"), "INDEX: "),
         (("index", "add", path, tmp_path / "none.h5"), "SOURCES: "),
         (("index", "add", path, tmp_path / "bad.safetensors"), "SOURCES: "),
         (("index", "add", path, tmp_path / "f.h5", tmp_path / "g.h5"), "SOURCES: expected every video once, got 'a'"),
@@ -151,7 +151,7 @@ def test_bad_input_is_one_sentence(engine: mmn_fast.Engine, model: Path, tmp_pat
         (("search", path, "-q", "the dog", "--video", "zebra"), "--video: 'zebra' is not in"),
         (("search", path, "-q", "the dog", "-k", "0"), "--top-k: expected an integer >= 1, got 0"),
         (("search", path, "-q", ""), ""),
-        (("search", tmp_path, "-q", "the dog"), "index: "),
+        (("search", tmp_path, "-q", "the dog"), "INDEX: "),
     ]
     for arguments, *starts in cases:
         done = run_here(*arguments)

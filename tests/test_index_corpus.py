@@ -124,6 +124,8 @@ def test_what_is_refused(index: MomentIndex, tmp_path: Path) -> None:
         done = run_here(*asked, *more)
         assert done.returncode == 2
         assert said in done.stderr
+    done = run_here("eval", "--corpus", tmp_path / "none", "--annotations", tmp_path / "a.json")
+    assert done.stderr.startswith("mmn-fast: --corpus: ")
     done = run_here("eval", "--annotations", tmp_path / "a.json")
     assert done.stderr == "mmn-fast: --features: give the videos' features, or a library with --corpus\n"
 

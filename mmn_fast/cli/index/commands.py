@@ -15,16 +15,20 @@ from mmn_fast.cli.app import app, removing_what_is_half_written
 from mmn_fast.cli.names import Commands
 from mmn_fast.cli.options import AnyFeatures, AsJson, EngineOptions, FeatureKey, Model, WindowOptions, lines_of
 from mmn_fast.cli.output import output, show
+from mmn_fast.errors import named_as
 
 if TYPE_CHECKING:
     from mmn_fast.embeddings import VideoEmbeddings
     from mmn_fast.engine import Engine
     from mmn_fast.types import Video
 
-index = Commands(help="Libraries of videos: encoded once, then searched (`mmn-fast search`).", no_args_is_help=True)
-app.add_typer(index, name="index")
+library = Commands(help="Libraries of videos: encoded once, then searched (`mmn-fast search`).", no_args_is_help=True)
+app.add_typer(library, name="index")
 
-IndexPath = Annotated[Path, typer.Argument(metavar="INDEX", help="The index's directory.")]
+ModelOfIndex = Annotated[
+    str | None, typer.Option("--model", "-m", help="The index's model, if it has moved since `index create`.")
+]
+IndexPath = Annotated[Path, typer.Argument(help="The index's directory.")]
 
 
 def engine_of(path: Path, model: str | None, loading: EngineOptions) -> Engine:
@@ -34,9 +38,9 @@ def engine_of(path: Path, model: str | None, loading: EngineOptions) -> Engine:
     return loading.load(model or read_manifest(path).model)
 
 
-@index.command()
+@library.command()
 def create(
-    path: IndexPath,
+    index: IndexPath,
     *,
     model: Model = None,
     storage: Annotated[
@@ -53,14 +57,14 @@ def create(
     engine = loading.load(model)
     named = model or default_model() or ""
     place = named if named in IN_THE_BOX else absolute(named)
-    with MomentIndex.create(path, engine, storage, model=place) as made:
-        show(f"{path}: an empty index, storage {storage}, {made.info()['bytes_per_proposal']} bytes per proposal")
+    with named_as("path", "index"), MomentIndex.create(index, engine, storage, model=place) as made:
+        show(f"{index}: an empty index, storage {storage}, {made.info()['bytes_per_proposal']} bytes per proposal")
 
 
-@index.command()
+@library.command()
 @removing_what_is_half_written()
 def add(
-    path: IndexPath,
+    index: IndexPath,
     sources: Annotated[
         list[str],
         typer.Argument(
@@ -69,7 +73,7 @@ def add(
         ),
     ],
     *,
-    model: Model = None,
+    model: ModelOfIndex = None,
     replace: Annotated[
         bool, typer.Option("--replace", help="Encode videos that are in the index again, instead of skipping them.")
     ] = False,
@@ -90,8 +94,8 @@ def add(
     from mmn_fast.cli.index.sources import Reading, Tally, open_sources
     from mmn_fast.index import MomentIndex
 
-    engine, started, tally = engine_of(path, model, loading), time.monotonic(), Tally()
-    with MomentIndex.open(path, engine) as opened:
+    engine, started, tally = engine_of(index, model, loading), time.monotonic(), Tally()
+    with MomentIndex.open(index, engine) as opened:
         opened_sources = open_sources(sources, Reading(engine, extractor, feature_key, durations, any_features))
         total = sum(len(source.ids) for source in opened_sources)
 
@@ -102,7 +106,7 @@ def add(
             items = shown(item for source in opened_sources for item in source.read(wanted, tally))
             added = opened.add(items, replace=replace, **vars(windows))
         report = {
-            "index": str(path),
+            "index": str(index),
             "added": added,
             "kept": tally.kept,
             "skipped": tally.skipped,
@@ -151,45 +155,45 @@ def _bar(total: int, tally: Any) -> Iterator[Any]:
         yield shown
 
 
-@index.command()
+@library.command()
 def remove(
-    path: IndexPath,
-    video_ids: Annotated[list[str], typer.Argument(metavar="VIDEO...", help="Ids of videos.")],
+    index: IndexPath,
+    video_ids: Annotated[list[str], typer.Argument(help="Ids of videos.")],
 ) -> None:
     """Remove videos; `compact` gives their space back."""
     from mmn_fast.index import MomentIndex
 
-    with MomentIndex.open(path) as opened:
+    with MomentIndex.open(index) as opened:
         count = opened.remove(video_ids)
-        show(f"{path}: {count} videos removed; {len(opened)} videos")
+        show(f"{index}: {count} videos removed; {len(opened)} videos")
 
 
-@index.command()
+@library.command()
 @removing_what_is_half_written()
-def compact(path: IndexPath) -> None:
+def compact(index: IndexPath) -> None:
     """Give the space of removed videos back, and make many small files few; searches go on meanwhile."""
     from mmn_fast.checks import in_bytes
     from mmn_fast.index import MomentIndex
 
-    with MomentIndex.open(path) as opened:
+    with MomentIndex.open(index) as opened:
         free = opened.compact()
         facts = opened.info()
-        show(f"{path}: {in_bytes(max(free, 0))} became free; {facts['shards']} files, {in_bytes(facts['bytes'])}")
+        show(f"{index}: {in_bytes(max(free, 0))} became free; {facts['shards']} files, {in_bytes(facts['bytes'])}")
 
 
-@index.command()
-def info(path: IndexPath, as_json: AsJson = False) -> None:
+@library.command()
+def info(index: IndexPath, as_json: AsJson = False) -> None:
     """Show an index's model, storage, counts and size."""
     from mmn_fast.index import MomentIndex
 
-    with MomentIndex.open(path) as opened:
+    with MomentIndex.open(index) as opened:
         facts = opened.info()
     show(json.dumps(facts, indent=2) if as_json else lines_of(facts))
 
 
-@index.command()
+@library.command()
 def verify(
-    path: IndexPath,
+    index: IndexPath,
     *,
     drop_damaged: Annotated[
         bool, typer.Option("--drop-damaged", help="Take damaged files out of the index, into its folder `damaged`.")
@@ -200,11 +204,11 @@ def verify(
     from mmn_fast.index.library import verify as verify_index
     from mmn_fast.index.writing import drop_damaged as drop
 
-    damages = drop(path) if drop_damaged else verify_index(path)
+    damages = drop(index) if drop_damaged else verify_index(index)
     with output() as out:
-        facts = {"index": str(path), "damaged": damages, "dropped": drop_damaged and bool(damages)}
+        facts = {"index": str(index), "damaged": damages, "dropped": drop_damaged and bool(damages)}
         end = "; taken out of the index, add the videos again" if drop_damaged else ""
-        plain = "\n".join(f"{damage}{end}" for damage in damages) or f"{path}: all checksums are right"
+        plain = "\n".join(f"{damage}{end}" for damage in damages) or f"{index}: all checksums are right"
         out.show(json.dumps(facts, indent=2) if as_json else plain)
         if damages:
             out.status = 1

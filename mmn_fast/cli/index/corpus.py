@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from mmn_fast.cli.index.commands import engine_of
 from mmn_fast.cli.options import EngineOptions, SplitOptions
 from mmn_fast.cli.output import output
-from mmn_fast.errors import InputError
+from mmn_fast.errors import InputError, named_as
 
 if TYPE_CHECKING:
     from mmn_fast.evaluation.corpus import Answer
@@ -49,7 +49,8 @@ def evaluate_in_corpus(
             raise InputError(f"{name}: expected none with --corpus, whose videos are encoded already, got {value}")
     if predictions is not None:
         refuse_existing(predictions, "predictions")
-    engine = engine_of(corpus, model, loading)
+    with named_as("index", "corpus"):
+        engine = engine_of(corpus, model, loading)
     samples = split.samples(annotations, engine)
     answers: list[Answer] = []
     with MomentIndex.open(corpus, engine) as index:

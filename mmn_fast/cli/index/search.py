@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mmn_fast.cli.app import app
-from mmn_fast.cli.index.commands import IndexPath, engine_of
-from mmn_fast.cli.options import AsJson, EngineOptions, Html, Model, check_html, save_html
+from mmn_fast.cli.index.commands import IndexPath, ModelOfIndex, engine_of
+from mmn_fast.cli.options import AsJson, EngineOptions, Html, check_html, save_html
 from mmn_fast.cli.output import output
 from mmn_fast.errors import InputError, named_as
 
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 @app.command()
 def search(
-    path: IndexPath,
+    index: IndexPath,
     *,
     query: Annotated[list[str], typer.Option("--query", "-q", help="A sentence; give the option again for more.")],
-    model: Model = None,
+    model: ModelOfIndex = None,
     top_k: Annotated[int, typer.Option("--top-k", "-k", help="Moments per sentence.")] = 10,
     per_video: Annotated[int, typer.Option("--per-video", help="Most moments of one video.")] = 1,
     videos: Annotated[
@@ -50,16 +50,17 @@ def search(
     if films and html is None:
         raise InputError("--films: expected --html PAGE beside it, the page that shows the films")
     files = _files(films or [])
-    engine = engine_of(path, model, loading)
+    engine = engine_of(index, model, loading)
     notes = {"cut": by_kind(cut_sentences(engine, query))["cut"]}
-    with MomentIndex.open(path, engine) as index:
-        found = index.search(query, top_k, per_video, videos, min_score, threads=loading.threads)
-        facts: dict[str, Any] = {"index": str(path), "videos": len(index)}
-        lengths = {match.video_id: index.duration_s(match.video_id) for matches in found for match in matches}
+    with MomentIndex.open(index, engine) as opened:
+        device = loading.device if loading.device.startswith("cuda") else "cpu"
+        found = opened.search(query, top_k, per_video, videos, min_score, threads=loading.threads, device=device)
+        facts: dict[str, Any] = {"index": str(index), "videos": len(opened)}
+        lengths = {match.video_id: opened.duration_s(match.video_id) for matches in found for match in matches}
     with output() as out:
         out.show(_as_json(facts, query, found, notes) if as_json else _as_text(query, found))
         if html is not None:
-            said = [f"{facts['videos']} videos in {path}", f"preset {engine.preset.name}"]
+            said = [f"{facts['videos']} videos in {index}", f"preset {engine.preset.name}"]
             out.beside("--html", lambda: _save_page(query, found, lengths, files, said, html))
 
 
