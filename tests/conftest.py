@@ -26,6 +26,7 @@ from mmn_fast.kernels.gpu import interpreter
 from mmn_fast.tokenizer import load_tokenizer
 from mmn_fast.types import ScoreMaps
 from tests import CPUS
+from tests.process_group import Group, group_server
 from tests.tensorrt_plans import built, cuda, exported  # noqa: F401 - fixtures of several files
 from tests.training_task import write_task
 
@@ -243,3 +244,10 @@ def task(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     paths = write_task(root, 20, seed=1)
     paths["val_annotations"] = write_task(root, 8, seed=2, name="val")["annotations"]
     return paths
+
+
+@pytest.fixture(scope="session")
+def group() -> Iterator[Group]:
+    """Run a function in each process of a group, see `group_server`."""
+    with group_server() as run:
+        yield run

@@ -124,6 +124,7 @@ def test_an_export_that_fails_leaves_nothing_behind(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.usefixtures("graphs_once")
 def test_more_float32_stages_are_not_tried_if_they_change_nothing(
     tmp_path: Path, golden_model: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

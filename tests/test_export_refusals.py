@@ -6,9 +6,10 @@ import dataclasses
 import errno
 import json
 import os
+import resource
 import shutil
-import subprocess
-import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,16 @@ import pytest
 
 import mmn_fast
 from mmn_fast.artifact.manifest import read_manifest
+from mmn_fast.checkpoint import save_model
 from mmn_fast.errors import BackendUnavailable, InputError
+from mmn_fast.export import to_onnx
 from mmn_fast.export.to_onnx import export
 from mmn_fast.export.verify import VerificationError, verify
 from mmn_fast.storage.checksums import file_sha256, plain_sha256
+from mmn_fast.storage.files import new_directory
 from tests.command import run_here
 from tests.conftest import Exports
+from tests.tiny_model import tiny_model
 
 pytestmark = pytest.mark.slow
 
@@ -239,16 +244,44 @@ def test_the_command_refuses_with_one_sentence(arguments: list[str], message: st
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("kib", [4, 256, 1024])
-def test_a_full_disk_is_one_sentence_and_leaves_nothing(kib: int, tmp_path: Path) -> None:
-    """A limit on file sizes stands in for a full disk; tokenizer, reference or graphs do not fit."""
-    code = (
-        "import resource, sys\n"
-        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({kib} * 1024,) * 2)\n"
-        "from mmn_fast.cli import main\n"
-        "main()\n"
-    )
-    command = [sys.executable, "-c", code, "export", "demo", "--what", "video", "-o", str(tmp_path / "out")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+@contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """Let this process write no file beyond a size; that stands in for a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize(
+    ("size", "written"),
+    [
+        (1_000, ["tokenizer.json"]),
+        (10_000, ["reference.safetensors", "tokenizer.json"]),
+        (40_000, ["reference.safetensors", "tokenizer.json", "video.onnx"]),
+    ],
+    ids=["the tokenizer", "the reference", "the graph"],
+)
+def test_a_full_disk_is_one_sentence_and_leaves_nothing(
+    size: int, written: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last file that is written does not fit."""
+    model, found = save_model(tiny_model(tmp_path), tmp_path / "model"), list[str]()
+
+    @contextmanager
+    def watched(*arguments: Any) -> Iterator[Path]:
+        with new_directory(*arguments) as partial:
+            try:
+                yield partial
+            finally:
+                found.extend(sorted(path.name for path in partial.iterdir()))
+
+    monkeypatch.setattr(to_onnx, "new_directory", watched)
+    before = sorted(tmp_path.iterdir())
+    with files_of_at_most(size):
+        done = run_here("export", model, "--what", "video", "-o", tmp_path / "out")
     assert (done.returncode, done.stderr) == (1, f"mmn-fast: --output: {tmp_path / 'out'}: File too large\n")
-    assert list(tmp_path.iterdir()) == []
+    assert found == written
+    assert sorted(tmp_path.iterdir()) == before

@@ -20,9 +20,18 @@ from mmn_fast.features.extractors import extractor_for, make_extractor
 from mmn_fast.features.extractors.steps import FrameSteps
 from tests.tolerances import check_close
 
-transformers = pytest.importorskip("transformers")
-pytest.importorskip("PIL")
-pytestmark = pytest.mark.slow  # importing transformers takes two seconds
+pytestmark = pytest.mark.slow
+
+
+class _Transformers:
+    """The module, imported at its first use, because the import takes two seconds of every process that collects."""
+
+    def __getattr__(self, name: str) -> Any:
+        pytest.importorskip("PIL")
+        return getattr(pytest.importorskip("transformers"), name)
+
+
+transformers = _Transformers()
 
 SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
 VISION = {**SMALL, "image_size": 32, "patch_size": 8}

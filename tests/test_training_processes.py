@@ -24,6 +24,7 @@ from mmn_fast.presets import Preset, get_preset
 from mmn_fast.training.data import epoch_order, epoch_parts
 from mmn_fast.training.initial import new_model
 from mmn_fast.training.objective import Objective
+from tests.process_group import Group, command_line
 from tests.test_several_moments import two, with_windows
 from tests.tolerances import check_close
 from tests.training_runs import ROOT, command, data_of, lines
@@ -103,7 +104,7 @@ def official_steps(task: dict[str, Path], preset: Preset, world: int, steps: int
     ("processes", "accumulate"), [(2, 1), (1, 2), (2, 2)], ids=["two processes", "two parts", "two of two"]
 )
 def test_processes_and_parts_are_official_processes(
-    processes: int, accumulate: int, uneven: dict[str, Path], tmp_path: Path
+    processes: int, accumulate: int, uneven: dict[str, Path], tmp_path: Path, group: Group
 ) -> None:
     """Losses, gradient norms and running statistics of an epoch equal those of official processes computed by hand.
 
@@ -113,12 +114,7 @@ def test_processes_and_parts_are_official_processes(
         uneven, tmp_path, "run", "--dropout", "0", "--device", "cpu", "--epochs", "1",
         "--learning-rate", "1e-30", "--accumulate", str(accumulate),
     )  # fmt: skip
-    launcher = [*LAUNCHER, str(processes)] if processes > 1 else [sys.executable]
-    done = subprocess.run(
-        [*launcher, "-m", "mmn_fast", *arguments],
-        cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    group(command_line, processes, *arguments)
     steps = [line for line in lines(tmp_path / "run") if "metrics" not in line]
     expected, model = official_steps(uneven, get_preset(tmp_path / "tiny.yaml"), processes * accumulate, len(steps))
     for number, step in enumerate(expected):
@@ -153,16 +149,14 @@ def test_shared_negatives_split_the_batch_of_one_process() -> None:
         assert np.concatenate(step).tolist() == order[start : start + 8].tolist()
 
 
-def _distributed(rank: int, world: int, port: int, share: bool, task: dict[str, Path], queue: Any) -> None:
+def _distributed(task: dict[str, Path]) -> tuple[list[float], Any, Any]:
     """Compute one process's gradients of a batch that is spread over all processes."""
     torch.set_num_threads(1)
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    torch.distributed.init_process_group("gloo", rank=rank, world_size=world)
+    torch.distributed.init_process_group("gloo")
     try:
-        losses, gradients, statistics = _gradients(task, rank, world, share)
-        if rank == 0:
-            queue.put((losses, gradients, statistics))
+        found = _gradients(task, torch.distributed.get_rank(), torch.distributed.get_world_size(), share=True)
         torch.distributed.barrier()
+        return found
     finally:
         torch.distributed.destroy_process_group()
 
@@ -190,27 +184,13 @@ def _gradients(task: dict[str, Path], rank: int, world: int, share: bool) -> tup
     return total.tolist(), gradients, {name: b.numpy() for name, b in model.named_buffers()}
 
 
-@pytest.mark.slow
-def test_two_processes_with_shared_negatives_and_statistics_equal_one(task: dict[str, Path], tmp_path: Path) -> None:
+def test_two_processes_with_shared_negatives_and_statistics_equal_one(
+    task: dict[str, Path], tmp_path: Path, group: Group
+) -> None:
     """One sentence of each video has two moments."""
-    import socket
-
     task = with_windows(task, tmp_path, two)
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    context = torch.multiprocessing.get_context("spawn")
-    queue = context.Queue()
-    workers = [
-        context.Process(target=_distributed, args=(rank, 2, port, True, task, queue), daemon=True) for rank in (0, 1)
-    ]
-    for worker in workers:
-        worker.start()
-    losses, gradients, statistics = queue.get(timeout=120)
-    for worker in workers:
-        worker.join(60)
-    expected_losses, expected, expected_statistics = _gradients(task, 0, 1, False)
+    losses, gradients, statistics = group(_distributed, 2, task)[0]
+    expected_losses, expected, expected_statistics = _gradients(task, 0, 1, share=False)
     check_close(losses, expected_losses, "distributed", "fp64", "losses")
     assert gradients.keys() == expected.keys()
     for name, gradient in expected.items():
@@ -219,7 +199,6 @@ def test_two_processes_with_shared_negatives_and_statistics_equal_one(task: dict
         check_close(statistics[name], buffer, "distributed", "fp64", name)
 
 
-@pytest.mark.slow
 def test_torchrun_trains_as_one_process_does(task: dict[str, Path], tmp_path: Path) -> None:
     """Losses of the first epoch agree to float32 rounding. Later ones do not: Adam divides one rounding by another."""
     shared = ("--dropout", "0", "--share-negatives", "--share-statistics", "--device", "cpu")

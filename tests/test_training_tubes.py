@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import os
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +28,11 @@ from mmn_fast.training.run.trainer import train
 from mmn_fast.training.tube_data import TubeData
 from mmn_fast.training.tube_losses import tube_contrastive_loss
 from mmn_fast.training.tube_objective import TubeObjective
-from tests.test_training_processes import LAUNCHER, official_batches
+from tests.process_group import Group, command_line
+from tests.test_training_processes import official_batches
 from tests.tiny_model import vocabulary
 from tests.tolerances import check_close
-from tests.training_runs import ROOT, Crash, assert_same_run, crash_at, lines, options
+from tests.training_runs import Crash, assert_same_run, crash_at, lines, options
 from tests.training_task import PRESET, TEXT
 from tests.tube_task import TUBE_PRESET, make_videos, tube_command, write_tube_task
 
@@ -201,7 +200,7 @@ def test_a_run_takes_the_constants_of_its_recipe(
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2], ids=["parts", "processes"])
 def test_two_parts_or_processes_have_their_own_negatives_and_statistics_and_weigh_the_same(
-    processes: int, task: dict[str, Path], tmp_path: Path
+    processes: int, task: dict[str, Path], tmp_path: Path, group: Group
 ) -> None:
     """The losses and gradient norms of an epoch equal those of two official processes, computed by hand.
 
@@ -213,12 +212,7 @@ def test_two_parts_or_processes_have_their_own_negatives_and_statistics_and_weig
         done = CliRunner().invoke(app, arguments)
         assert done.exit_code == 0, done.output
     else:
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        ran = subprocess.run(
-            [*LAUNCHER, "2", "-m", "mmn_fast", *arguments],
-            cwd=ROOT, env=environment, capture_output=True, text=True, check=False,
-        )  # fmt: skip
-        assert ran.returncode == 0, ran.stderr
+        group(command_line, processes, *arguments)
     steps = lines(tmp_path / "run")
 
     preset = get_preset(tmp_path / "tubes.yaml")
