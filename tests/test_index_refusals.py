@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import resource
 from collections.abc import Iterator
@@ -163,6 +164,50 @@ def test_what_is_no_index(index: MomentIndex, tmp_path: Path) -> None:
     manifest.write_text('{"model": 1}')
     with refused("expected the manifest of an index, got something else$"):
         MomentIndex.open(index.path)
+
+
+def test_a_directory_that_somebody_has_made_up(index: MomentIndex) -> None:
+    """Checksums that fit do not make a shard fit: nothing reads beyond a map."""
+    manifest = index.path / "manifest.json"
+    record, file = json.loads(manifest.read_text()), _shard(index, 0)
+    whole, size = file.read_bytes(), int(record["shards"][0]["head_bytes"])
+
+    def write(head: bytes, **changes: Any) -> None:
+        rest = head + whole[size:]
+        file.write_bytes(rest)
+        facts = {"num_bytes": len(rest), "head_sha256": hashlib.sha256(head).hexdigest(), **changes}
+        shards = [record["shards"][0] | facts, *record["shards"][1:]]
+        made_up = {name: value for name, value in record.items() if name != "sha256"} | {"shards": shards}
+        manifest.write_text(json.dumps({**made_up, "sha256": plain_sha256(made_up)}))
+
+    head = whole[:size]
+    for made_up in (
+        head.replace(b"data_offsets", b"data_offsetz"),
+        head.replace(b'"contrastive": {"dtype": "F16", "shape": [', b'"contrastiv_": {"dtype": "F16", "shape": ['),
+        head.replace(b'"video_ids": ["a", "b"]', b'"video_ids": ["a", "a"]'),
+        head.replace(b'"video_ids": ["a", "b"]', b'"video_ids": ["a"     ]'),
+        head.replace(b'"durations_s": [3.0', b'"durations_s": [-30'),
+        head.replace(b'"norm": 1', b'"norm": {'),
+        b"\xff" * 8 + head[8:],
+        head[:8] + b"[" * 200 + head[208:],
+    ):
+        assert made_up != head
+        write(made_up)
+        with refused("is not the shard that the manifest names"):
+            MomentIndex.open(index.path)
+    write(head, num_windows=400)
+    with refused("is not the shard that the manifest names"):
+        MomentIndex.open(index.path)
+    for changes, said in (
+        ({"removed": [5]}, r"removed: expected rising numbers below 2, got \(5,\)$"),
+        ({"removed": [1, 1]}, "removed: expected rising numbers"),
+        ({"head_bytes": len(whole) + 1}, "head_bytes: expected a number from 8 to"),
+    ):
+        write(head, **changes)
+        with refused(said):
+            MomentIndex.open(index.path)
+    write(head)
+    assert MomentIndex.open(index.path).video_ids == ["a", "b", "c", "d"]
 
 
 def _shard(index: MomentIndex, number: int) -> Path:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmn_fast.checks import Each, Integer, OneOf, Optional, Rule, Text, anything, check_record, shown
+from mmn_fast.checks import Each, Integer, OneOf, Optional, Rule, Text, anything, check_record, fail, shown
 from mmn_fast.errors import InputError
 from mmn_fast.features.contract import FeatureContract
 from mmn_fast.geometry import plan_for
@@ -193,4 +193,8 @@ def _shard(value: object, where: str) -> ShardRecord:
     record = ShardRecord(**check_record(value, _SHARD_RULES, where))
     if Path(record.file).name != record.file or record.file in (".", ".."):
         raise InputError(f"{where}: file: expected the name of a file, got {shown(record.file)}")
+    if record.removed != tuple(sorted(set(record.removed))) or max(record.removed, default=-1) >= record.num_videos:
+        raise fail(f"{where}: removed", f"rising numbers below {record.num_videos}", record.removed)
+    if not 8 <= record.head_bytes <= record.num_bytes:
+        raise fail(f"{where}: head_bytes", f"a number from 8 to {record.num_bytes}", record.head_bytes)
     return record

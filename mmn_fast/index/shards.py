@@ -32,6 +32,7 @@ from mmn_fast.errors import InputError
 from mmn_fast.index.manifest import SHARDS, Manifest, ShardRecord
 from mmn_fast.kernels.cpu.search import StoredRows, longest, quantise
 from mmn_fast.storage.checksums import chunked_sha256
+from mmn_fast.storage.documents import parse_json
 from mmn_fast.storage.files import whole_file
 
 Rows = dict[str, npt.NDArray[Any]]
@@ -270,25 +271,41 @@ def open_shard(path: Path, manifest: Manifest, record: ShardRecord) -> Shard:
     head = mapped[: record.head_bytes].tobytes()
     if hashlib.sha256(head).hexdigest() != record.head_sha256:
         raise InputError(f"{where} is damaged: the checksum of its catalogue differs; {_ADVICE}")
-    return _opened(manifest, record, np.asarray(mapped), head)
+    try:
+        return _opened(manifest, record, np.asarray(mapped), head)
+    except (ValueError, TypeError, KeyError, OverflowError) as error:
+        raise InputError(f"{where} is not the shard that the manifest names ({error}); {_ADVICE}") from None
 
 
 def _opened(manifest: Manifest, record: ShardRecord, mapped: npt.NDArray[np.uint8], head: bytes) -> Shard:
-    """The shard behind a map, whose head has the right checksum and so is what `_head` wrote."""
+    """The shard behind a map whose head has the manifest's checksum; both may come from somebody else.
+
+    Raises:
+        ValueError, TypeError, KeyError, OverflowError: head and manifest do not fit together.
+    """
     begin = 8 + int.from_bytes(head[:8], "little")
-    tensors = json.loads(head[8:begin])
-    catalogue = json.loads(head[begin:])
+    tensors = parse_json(head[8:begin].decode(), "header")
+    catalogue = parse_json(head[begin:].decode(), "catalogue")
+    num_rows = record.num_windows * manifest.num_proposals
     arrays: dict[str, Any] = {}
     for name, kind in _LAYOUTS[manifest.storage].items():
+        shape = [num_rows] if name in _PER_ROW else [num_rows, manifest.preset.joint_size]
         first, last = tensors[name]["data_offsets"]
-        arrays[name] = mapped[begin + first : begin + last].view(kind).reshape(tensors[name]["shape"])
-    spans = [span for windows in catalogue["windows"] for span in windows]
+        arrays[name] = mapped[begin + first : begin + last].view(kind).reshape(shape)
+    spans = np.array([span for windows in catalogue["windows"] for span in windows], np.float64).reshape(-1, 2)
     counts = [len(windows) for windows in catalogue["windows"]]
+    video_ids = tuple(str(video_id) for video_id in catalogue["video_ids"])
+    durations_s, norm = np.array(catalogue["durations_s"], np.float64), float(catalogue["norm"])
+    sizes = len(video_ids), len(durations_s), len(counts), len(spans)
+    if sizes != (*[record.num_videos] * 3, record.num_windows) or min(counts) < 1 or len(set(video_ids)) < sizes[0]:
+        raise ValueError("other videos or windows than the manifest names")
+    if not (np.isfinite(norm) and (durations_s > 0).all() and np.isfinite(spans).all()):
+        raise ValueError("a length that is no number")
     return Shard(
         file=record.file,
-        rows=StoredRows(**arrays, norm=float(catalogue["norm"])),
-        video_ids=tuple(catalogue["video_ids"]),
-        durations_s=np.array(catalogue["durations_s"], np.float64),
-        spans_s=np.array(spans, np.float64).reshape(-1, 2),
+        rows=StoredRows(**arrays, norm=norm),
+        video_ids=video_ids,
+        durations_s=durations_s,
+        spans_s=spans,
         first_windows=np.cumsum([0, *counts], dtype=np.int64),
     )
