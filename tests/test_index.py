@@ -14,7 +14,9 @@ from safetensors.numpy import load_file
 import mmn_fast
 from mmn_fast import Match, MomentIndex
 from mmn_fast.embeddings import TextEmbeddings, VideoEmbeddings
-from mmn_fast.index import writing
+from mmn_fast.index import snapshot, writing
+from mmn_fast.index.manifest import Manifest, ShardRecord
+from mmn_fast.index.shards import Shard, open_shard
 from tests.index_task import STORAGES, assert_exact, brute_force, random_text, random_videos, tiny_engine
 
 
@@ -130,6 +132,26 @@ def test_ties_go_to_the_video_that_was_added_first(engine: mmn_fast.Engine, tmp_
         assert index.info()["shards"] == 1
         assert [match.video_id for match in index.search(text, 3)[1]] == ["c", "a", "d"]
         assert_exact(index, engine, text, 6)
+
+
+def test_a_reader_that_loses_a_race_with_compact_opens_the_next_state(
+    engine: mmn_fast.Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with MomentIndex.create(tmp_path / "it", engine) as writer:
+        for number in range(3):
+            writer.add(random_videos(engine, [f"video {number}"], number))
+        opened: list[str] = []
+
+        def open_late(path: Path, manifest: Manifest, record: ShardRecord) -> Shard:
+            opened.append(record.file)
+            if len(opened) == 2:  # the manifest is read, and one of its three shards
+                writer.compact()
+            return open_shard(path, manifest, record)
+
+        monkeypatch.setattr(snapshot, "open_shard", open_late)
+        with MomentIndex.open(tmp_path / "it") as reader:
+            assert reader.video_ids == _names(3)
+            assert reader.info()["generation"] == 4
 
 
 def test_a_library_of_one_and_an_empty_one(engine: mmn_fast.Engine, tmp_path: Path) -> None:
