@@ -8,11 +8,15 @@ INSTALLED := $(VENV)/.installed
 WORKERS ?= auto
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 4 --dist worksteal
 
-.PHONY: demo test tests quick lint clean
+# A third, optional command: `make serve` serves the demo at http://127.0.0.1:8000/ until Ctrl-C.
+.PHONY: demo serve test tests quick lint clean
 
 demo: $(INSTALLED)
 	$(BIN)/mmn-fast demo --html mmn-fast-demo.html
 	$(BIN)/python -m tests.golden.demo
+
+serve: $(INSTALLED)
+	$(BIN)/mmn-fast serve
 
 # `lint` and `tests` run at the same time; a finding of either is shown and fails the command.
 test: $(INSTALLED)

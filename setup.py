@@ -72,6 +72,7 @@ setup(
         "mmn_fast": ["py.typed", "_C.pyi"],
         "mmn_fast.kernels.gpu.conv": ["*.json"],
         "mmn_fast.viz": ["static/*"],
+        "mmn_fast.serving": ["static/*"],
         "mmn_fast.demo": ["model/*", "tubes_model/*"],
     },
     ext_modules=[Extension("mmn_fast._C", sources=[])],
@@ -96,7 +97,10 @@ setup(
         "onnx-gpu": ["onnx", "onnxruntime-gpu", "onnxscript"],
         "tensorrt": ["tensorrt", "cuda-bindings"],
         "train": ["transformers>=4.44", "tensorboard"],
-        "serve": ["litserve"],
+        "serve": [
+            *("fastapi", "uvicorn", "httptools", "uvloop", "prometheus-client", "python-multipart"),
+            *("av>=18", "pillow"),  # uploaded videos, thumbnails
+        ],
         "hf": ["transformers>=5", "pillow"],
         # PyAV's wheels bring FFmpeg; Pillow resizes frames for the networks of `onnx:`.
         "video": ["av>=18", "pillow"],
@@ -114,6 +118,13 @@ setup(
                 "onnxscript",
                 "av>=18",
                 "pillow",
+                "fastapi",
+                "uvicorn",
+                "httptools",
+                "uvloop",
+                "prometheus-client",
+                "python-multipart",
+                "httpx",
             ),
             "triton==3.6.*",  # Triton's interpreter and ahead-of-time compiler need no GPU
             "tritonclient[grpc]",  # holds the official protobuf of Triton's config files

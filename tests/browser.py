@@ -1,13 +1,16 @@
-"""Opens a page in headless Chromium and runs a script in it, by way of the browser's debugging pipe."""
+"""Opens a page in headless Chromium, and runs scripts in it, by way of the browser's debugging pipe."""
 
 from __future__ import annotations
 
+import base64
 import fcntl
 import json
 import os
 import shutil
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +25,13 @@ def run_in_page(page: Path, script: str, profile: Path) -> Any:
         script: JavaScript; its value, or what its promise gives, is returned.
         profile: folder for the browser's own files.
     """
+    with open_page(page.as_uri(), profile) as opened:
+        return opened.evaluate(script)
+
+
+@contextmanager
+def open_page(address: str, profile: Path) -> Iterator[OpenPage]:
+    """Open a page by its address; the browser ends with the block."""
     assert BROWSER is not None
     flags = ["--headless", "--disable-gpu", "--autoplay-policy=no-user-gesture-required", "--remote-debugging-pipe"]
     flags += ["--no-sandbox"] if os.geteuid() == 0 else []  # chromium refuses to run as root inside its sandbox
@@ -44,19 +54,63 @@ def run_in_page(page: Path, script: str, profile: Path) -> Any:
     try:
         with os.fdopen(ours[1], "wb", buffering=0) as write, os.fdopen(theirs[0], "rb") as read:
             browser = _Browser(write, read)
-            target = browser.call("Target.createTarget", url=page.as_uri())["targetId"]
+            target = browser.call("Target.createTarget", url=address)["targetId"]
             session = browser.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
             for _ in range(600):
                 if browser.evaluate(session, _LOADED):
-                    return browser.evaluate(session, script)
+                    break
                 time.sleep(0.05)
-            raise AssertionError(f"{page} did not load")
+            else:
+                raise AssertionError(f"{address} did not load")
+            yield OpenPage(browser, session)
     finally:
         process.kill()
         process.wait()
 
 
-_LOADED = "location.protocol === 'file:' && document.readyState === 'complete'"
+_LOADED = "location.protocol !== 'about:' && document.readyState === 'complete'"
+
+
+class OpenPage:
+    """A page in the browser."""
+
+    def __init__(self, browser: _Browser, session: str) -> None:
+        self._browser, self._session = browser, session
+
+    def evaluate(self, script: str) -> Any:
+        """The value of a script, or what its promise gives."""
+        return self._browser.evaluate(self._session, script)
+
+    def until(self, script: str) -> Any:
+        """Evaluate a script until its value is true; return the value."""
+        for _ in range(400):
+            found = self.evaluate(script)
+            if found:
+                return found
+            time.sleep(0.025)
+        raise AssertionError(f"never true: {script}")
+
+    def press(self, key: str, text: str = "") -> None:
+        """Press and release a key."""
+        for kind in ("keyDown", "keyUp"):
+            self._browser.call(
+                "Input.dispatchKeyEvent", self._session, type=kind, key=key, text=text if kind == "keyDown" else ""
+            )
+
+    def choose_file(self, selector: str, path: Path) -> None:
+        """Choose a file for an input."""
+        root = self._browser.call("DOM.getDocument", self._session)["root"]["nodeId"]
+        node = self._browser.call("DOM.querySelector", self._session, nodeId=root, selector=selector)["nodeId"]
+        self._browser.call("DOM.setFileInputFiles", self._session, files=[str(path)], nodeId=node)
+
+    def resize(self, width: int, height: int) -> None:
+        """Set the size of the view, as on a phone if it is narrow."""
+        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
+        self._browser.call("Emulation.setDeviceMetricsOverride", self._session, **size)
+
+    def picture(self, path: Path) -> None:
+        """Save what the view shows as PNG."""
+        path.write_bytes(base64.b64decode(self._browser.call("Page.captureScreenshot", self._session)["data"]))
 
 
 class _Browser:

@@ -15,7 +15,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from importlib import import_module
 from itertools import pairwise
@@ -41,6 +41,7 @@ from mmn_fast.geometry import plan_for
 from mmn_fast.presets import PRESETS, PUBLISHED_FEATURES
 from mmn_fast.process import environment
 from tests.gpu_engines import Models, gpu_engine
+from tests.served import made_app, serving
 from tests.test_import_rules import LADDER
 from tests.videos import write_video
 
@@ -49,6 +50,7 @@ README, CONTRIBUTING = ROOT / "README.md", ROOT / "CONTRIBUTING.md"
 PAGES = [README, CONTRIBUTING, *sorted((ROOT / "docs").glob("*.md"))]
 REASONS = (
     *("builds the project", "installs packages", "writes into the repository", "takes half a minute", "takes minutes"),
+    "serves until it is stopped",
     *("needs a GPU", "needs an official checkpoint", "needs data sets", "needs a converted official model"),
 )
 SLOW = {
@@ -61,12 +63,14 @@ SLOW = {
     "tubes.md",
     "presets.md",
     "index.md",
+    "serving.md",
     "long_videos.md",
     "video.md",
 }  # over a second of processor time
 _BLOCK = re.compile(r"(?:^<!-- parsed only: ([^\n]+) -->\n)?^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 _HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
+_SERVICE = "http://127.0.0.1:8000"  # its requests go to a service that the test starts
 _ASSIGNMENT = re.compile(r"(\w+)=\S*")
 
 
@@ -233,6 +237,8 @@ def _parse(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
         targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
         assert arguments, words
         assert set(arguments) <= set(targets), words
+    elif program == "curl":
+        assert arguments[-1].startswith(_SERVICE), words
     elif program == "pip":
         assert arguments[0] == "install"
         assert set(re.findall(r"\[([\w-]+)\]", arguments[-1])) <= set(_extras()), words
@@ -271,6 +277,16 @@ def _write_tubes(model: Path) -> None:
         writer.write("video1", cases.load("hcstvg_small").tube_queries[0].tubes)
 
 
+@pytest.fixture
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a service of the demo's model."""
+    folder = tmp_path_factory.mktemp("served")
+    with made_app(folder):
+        pass
+    with serving(folder / "index", "--temporary", str(folder / "uploads")) as (_, address):
+        yield address.rstrip("/")
+
+
 def _page(page: Path) -> Any:
     return pytest.param(page, id=page.name, marks=[pytest.mark.slow] if page.name in SLOW else [])
 
@@ -299,9 +315,10 @@ def test_examples_run(
         copy_export = lambda model, output, **_: shutil.copytree(exports(model), output)  # noqa: E731
         monkeypatch.setattr("mmn_fast.export.to_onnx.export", copy_export)
     names: dict[str, Any] = {}
+    service = request.getfixturevalue("served") if any(_SERVICE in block.text for block in examples) else _SERVICE
     for block in examples:
         if block.language == "python":
-            exec(compile(block.text, str(page), "exec"), names)
+            exec(compile(block.text.replace(_SERVICE, service), str(page), "exec"), names)
         for words in block.commands if block.language == "bash" else []:
             assert words[0] == "mmn-fast", f"{words}: does not run here; say so with <!-- parsed only: REASON -->"
             _mmn_fast(words[1:])

@@ -5,6 +5,7 @@ from mmn_fast.cli.app import app, main
 from mmn_fast.cli.index import commands as index_commands
 from mmn_fast.cli.index import search
 from mmn_fast.cli.presets import commands as preset_commands
+from mmn_fast.cli.serving import commands as serving_commands
 from mmn_fast.cli.tubes import data as tube_data
 from mmn_fast.cli.videos import features
 
@@ -18,6 +19,7 @@ __all__ = [
     "predict",
     "preset_commands",
     "search",
+    "serving_commands",
     "show",
     "train",
     "tube_data",

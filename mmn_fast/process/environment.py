@@ -5,6 +5,7 @@ MMN_FAST_CPU_ISA      generic, avx2, avx512, avx512_bf16 or amx: forces the inst
 MMN_FAST_NUM_THREADS  CPU threads when `threads` is not given
 MMN_FAST_CACHE        directory of downloads and tuning results
 MMN_FAST_LOG          level of the "mmn_fast" logger: debug, info, warning, error
+MMN_FAST_API_KEY      key that requests to `mmn-fast serve` must bring, if no file is named
 """
 
 from __future__ import annotations
@@ -41,6 +42,11 @@ def requested_threads(threads: int | None) -> int | None:
     if not 1 <= count <= 4096 or isinstance(given, bool):
         raise InputError(f"{source}: expected a whole number from 1 to 4096, got {given!r}")
     return count
+
+
+def api_key() -> str | None:
+    """`MMN_FAST_API_KEY`, or None."""
+    return os.environ.get("MMN_FAST_API_KEY") or None
 
 
 def cache_dir() -> Path | None:

@@ -1,0 +1,263 @@
+"""The FastAPI application: routes, and what they take and give."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Collection
+from contextlib import ExitStack, asynccontextmanager
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import FileResponse, Response
+from starlette.exceptions import HTTPException
+
+from mmn_fast.engine import Engine
+from mmn_fast.errors import BackendUnavailable, InputError
+from mmn_fast.features.extractors.base import Extractor
+from mmn_fast.serving.http import described
+from mmn_fast.serving.http.guard import Guard
+from mmn_fast.serving.http.incoming import Incoming
+from mmn_fast.serving.http.problems import Problem, answer_problem, busy, response_of
+from mmn_fast.serving.library import Library
+from mmn_fast.serving.service import Service, check_id, unless_gone
+from mmn_fast.serving.settings import Limits
+from mmn_fast.serving.work import Ground, Search
+from mmn_fast.types import Video
+from mmn_fast.version import __version__
+from mmn_fast.viz.svg import palette_css
+from mmn_fast.viz.svg import static as viz_static
+
+_GROUND = ("sentences", "top_k", "maps", "window_s", "overlap", "video", "video_id", "duration_s", "key", "features")
+_SEARCH = ("sentences", "top_k", "per_video", "min_score", "videos")
+_ADD = ("video_id", "duration_s", "replace", "window_s", "overlap", "key", "features")
+_STATIC = {"serve.js": "text/javascript", "serve.css": "text/css", "icon.svg": "image/svg+xml"}
+
+
+def create_app(
+    engine: Engine,
+    library: Library,
+    folder: Path,
+    *,
+    limits: Limits | None = None,
+    extractor: Extractor | None = None,
+    key: str | None = None,
+    hosts: Collection[str] | None = None,
+) -> FastAPI:
+    """Make the application.
+
+    Args:
+        engine: the model.
+        library: the index that it searches.
+        folder: private folder for uploads (`uploads.private_folder`).
+        limits: sizes and times; None takes the defaults.
+        extractor: makes features of uploaded videos; None refuses them.
+        key: API key that requests must bring.
+        hosts: accepted names in the Host header; None accepts all.
+
+    Returns:
+        The application; `app.state.service` holds its parts.
+    """
+    limits = limits or Limits()
+    service = Service(engine, library, folder, limits, extractor)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        await service.start()
+        yield
+        await service.stop()
+
+    app = FastAPI(title="mmn_fast", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
+    app.state.service = service
+    app.add_middleware(
+        Guard,
+        metrics=service.metrics,
+        max_active=limits.max_waiting + limits.max_batch + limits.max_uploads,
+        key=key,
+        hosts=hosts,
+        draining=lambda: service.draining,
+    )
+    for kind in (Problem, InputError, BackendUnavailable, MemoryError):
+        app.add_exception_handler(kind, answer_problem)
+    app.add_exception_handler(HTTPException, _answer_http)
+    app.add_exception_handler(RequestValidationError, _answer_http)
+    _add_engine_routes(app, service)
+    _add_video_routes(app, service)
+    _add_file_routes(app, service)
+    _add_state_routes(app, service)
+    return app
+
+
+async def _answer_http(request: Request, error: Exception) -> Response:
+    """Turn refusals of FastAPI and Starlette into problems."""
+    if isinstance(error, RequestValidationError):
+        first = error.errors()[0]
+        problem = Problem(422, f"{first['loc'][-1]}: {first['msg']}")
+    else:
+        status = getattr(error, "status_code", 500)
+        details = {404: "there is nothing at this path", 405: "this path does not take this method"}
+        problem = Problem(status, details.get(status) or str(getattr(error, "detail", error)))
+    return response_of(problem, request.url.path)
+
+
+def _json(content: Any, status: int = 200) -> Response:
+    return Response(json.dumps(content, ensure_ascii=True), status, media_type="application/json")
+
+
+def _add_engine_routes(app: FastAPI, service: Service) -> None:
+    examples = described.examples(service)
+
+    @app.post("/v1/ground", openapi_extra=described.body("ground", examples, service.extractor is not None))
+    async def ground(request: Request) -> Response:
+        """Find the moments that sentences describe, in one video: its features, its file, or its id in the index."""
+        with ExitStack() as stack:
+            given = await service.reader.read(request, _GROUND, stack, service.extractor is not None)
+            return _json(await unless_gone(request, _ground(service, given)))
+
+    @app.post("/v1/search", openapi_extra=described.body("search", examples, False))
+    async def search(request: Request) -> Response:
+        """Find the best moments of all videos of the index."""
+        with ExitStack() as stack:
+            given = (await service.reader.read(request, _SEARCH, stack, False)).values
+        job = Search(**_with_sentences(given))
+        return _json(await unless_gone(request, service.answer(job)))
+
+    @app.get("/v1/model")
+    async def model() -> dict[str, Any]:
+        """The model and how it runs: sizes, features, backend; and the service's limits."""
+        info = service.engine.info()
+        info["model"] = Path(str(info["model"])).name  # the rest of a path is no client's business
+        return {**info, "uploads": service.extractor is not None, "limits": vars(service.limits)}
+
+
+def _with_sentences(values: dict[str, Any]) -> dict[str, Any]:
+    if "sentences" not in values:
+        raise InputError("sentences: expected a list of texts, got none")
+    return values
+
+
+async def _ground(service: Service, given: Incoming) -> Any:
+    values = _with_sentences(given.values)
+    options = {name: values[name] for name in ("sentences", "top_k", "maps", "window_s", "overlap") if name in values}
+    if ("video" in values) + (given.features is not None) + (given.upload is not None) != 1:
+        raise InputError("body: expected one of video (an id of the index), features, or an uploaded video")
+    if "video" in values:
+        return await service.answer(Ground(values["video"], **options))
+    deadline_s = None if given.upload is None else service.limits.upload_deadline_s
+    return await service.answer(Ground(await _video_of(service, given), **options), deadline_s)
+
+
+async def _video_of(service: Service, given: Incoming) -> Video:
+    """The video that a request brings, as its features."""
+    values = given.values
+    video_id = values.get("video_id", given.name)
+    if given.upload is not None:
+        return await service.uploaded(given.upload, video_id)
+    if "duration_s" not in values:
+        raise InputError("duration_s: expected the video's length in seconds with features, got none")
+    return Video(given.features, values["duration_s"], video_id)
+
+
+def _add_video_routes(app: FastAPI, service: Service) -> None:
+    library, examples = service.library, described.examples(service)
+
+    @app.post(
+        "/v1/videos", status_code=201, openapi_extra=described.body("add", examples, service.extractor is not None)
+    )
+    async def add(request: Request) -> Response:
+        """Add a video to the index: its features, or its file."""
+        with ExitStack() as stack:
+            given = await service.reader.read(request, _ADD, stack, service.extractor is not None)
+            values = given.values
+            if (given.features is None) == (given.upload is None):
+                raise InputError("body: expected features, or an uploaded video")
+            video_id = check_id(values.get("video_id", given.name))
+
+            async def work() -> None:
+                video = await _video_of(service, given)
+                windows = values.get("window_s"), values.get("overlap")
+                await service.changing(
+                    lambda: _add(service, video, values.get("replace", False), *windows),
+                    bounded=given.upload is None,  # an uploaded video has had its turn
+                )
+
+            await unless_gone(request, work())
+        return _json(library.describe(video_id), 201)
+
+    @app.get("/v1/videos")
+    async def videos(offset: int = 0, limit: int = 100) -> dict[str, Any]:
+        """List the videos of the index."""
+        if offset < 0 or not 1 <= limit <= 1000:
+            raise Problem(422, f"limit: expected 1 to 1000, and an offset >= 0, got {limit} and {offset}")
+        return library.page(offset, limit)
+
+    @app.get("/v1/videos/{video_id:path}")
+    async def video(video_id: str) -> dict[str, Any]:
+        """One video of the index."""
+        return library.describe(video_id)
+
+    @app.delete("/v1/videos/{video_id:path}", status_code=204)
+    async def remove(video_id: str) -> Response:
+        """Remove a video from the index."""
+        await service.changing(lambda: library.remove(video_id))
+        return Response(status_code=204)
+
+
+def _add(service: Service, video: Video, replace: bool, window_s: float | None, overlap: float | None) -> None:
+    with service.metrics.stage("add"):
+        service.library.add(video, replace, window_s, overlap)
+
+
+def _add_file_routes(app: FastAPI, service: Service) -> None:
+    library = service.library
+
+    @app.get("/v1/thumbnails/{video_id:path}")
+    async def thumbnail(video_id: str, at_s: float = 0.0) -> Response:
+        """A frame of a video, if its file is at hand."""
+        if not 0 <= at_s < 1e9:
+            raise Problem(422, f"at_s: expected seconds >= 0, got {at_s}")
+        image = await service.looking(lambda: library.thumbnail(video_id, at_s))
+        return Response(image, media_type="image/png", headers={"Cache-Control": "private, max-age=600"})
+
+    @app.get("/v1/files/{video_id:path}")
+    async def file(video_id: str) -> Response:
+        """A video's file, if it is at hand; ranges are served."""
+        path = library.file(video_id)
+        kinds = {".mp4": "video/mp4", ".webm": "video/webm", ".mkv": "video/webm"}
+        return FileResponse(path, media_type=kinds.get(path.suffix.lower(), "application/octet-stream"))
+
+
+def _add_state_routes(app: FastAPI, service: Service) -> None:
+    @app.get("/healthz")
+    async def healthz() -> dict[str, str]:
+        """Whether the process is alive."""
+        return {"status": "alive"}
+
+    @app.get("/readyz")
+    async def readyz() -> Response:
+        """Whether requests are taken: the engine is warm, and the service is not about to end."""
+        if not service.ready or service.draining:
+            raise busy("the service is about to end" if service.draining else "the engine is warming up")
+        return _json({"status": "ready"})
+
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        """What Prometheus reads."""
+        return Response(service.metrics.text(), media_type="text/plain; version=0.0.4")
+
+    @app.get("/", include_in_schema=False)
+    async def page() -> Response:
+        return Response(_static("serve.html"), media_type="text/html")
+
+    @app.get("/static/{name}", include_in_schema=False)
+    async def static(name: str) -> Response:
+        if name not in _STATIC:
+            raise Problem(404, "there is nothing at this path")
+        before = palette_css(":root") + viz_static("page.css") if name == "serve.css" else ""
+        return Response(before + _static(name), media_type=_STATIC[name])
+
+
+def _static(name: str) -> str:
+    return resources.files("mmn_fast.serving").joinpath("static", name).read_text(encoding="utf-8")

@@ -1,0 +1,1 @@
+"""Requests and answers over HTTP: what arrives, what is refused, what the OpenAPI document says."""

@@ -1,0 +1,117 @@
+"""Around the application: the API key, hosts and origins, a bound on requests, headers, and counting."""
+
+from __future__ import annotations
+
+import hmac
+import logging
+from collections.abc import Callable, Collection
+from time import perf_counter
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from mmn_fast.serving.http.problems import ClientGoneError, Problem, busy, response_of
+from mmn_fast.serving.metrics import Metrics
+
+_LOG = logging.getLogger(__name__)
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; media-src 'self' blob:;"
+    " connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+"""Content-Security-Policy: only what the service itself gives, and what the page makes, may load."""
+_HEADERS = (
+    ("Content-Security-Policy", POLICY),
+    ("X-Content-Type-Options", "nosniff"),
+    ("Referrer-Policy", "no-referrer"),
+    ("Cross-Origin-Resource-Policy", "same-origin"),
+)
+_OPEN = ("/", "/healthz", "/readyz")
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+"""Names of this machine for itself."""
+
+
+class Guard:
+    """ASGI middleware.
+
+    Args:
+        app: the application.
+        metrics: counts answers.
+        max_active: most requests that do work at one time; a further one is refused before its body is read.
+        key: API key that requests must bring; None asks for none.
+        hosts: names in the Host header that are accepted; None accepts all. Keeps other sites' names for this machine
+            (DNS rebinding) away from a service without a key.
+        draining: whether the service is about to end.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        metrics: Metrics,
+        max_active: int,
+        key: str | None,
+        hosts: Collection[str] | None,
+        draining: Callable[[], bool],
+    ) -> None:
+        self._app, self._metrics, self._max_active, self._hosts = app, metrics, max_active, hosts
+        self._key, self._draining = None if key is None else key.encode(), draining
+        self._active = 0
+        metrics.gauge("active_requests", "Requests that are being worked on.", lambda: self._active)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started, status = perf_counter(), 500
+
+        async def send_on(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = MutableHeaders(scope=message)
+                for name, value in _HEADERS:
+                    headers.setdefault(name, value)
+            await send(message)
+
+        works = scope["method"] in ("POST", "DELETE")
+        self._active += works
+        try:
+            refused = self._refusal(scope, works)
+            if refused is not None:
+                await response_of(refused, scope["path"])(scope, receive, send_on)
+            else:
+                await self._app(scope, receive, send_on)
+        except ClientGoneError:
+            status = 499
+        except Exception:
+            if status != 500:  # the answer has begun
+                raise
+            _LOG.exception("%s %s failed", scope["method"], scope["path"])
+            problem = Problem(500, "the service failed; its log says why")
+            await response_of(problem, scope["path"])(scope, receive, send_on)
+        finally:
+            self._active -= works
+            route = getattr(scope.get("route"), "path", "other")
+            self._metrics.answered(route, status, perf_counter() - started)
+
+    def _refusal(self, scope: Scope, works: bool) -> Problem | None:
+        headers = Headers(scope=scope)
+        host = urlsplit(f"//{headers.get('host', '')}")
+        if self._hosts is not None and host.hostname not in self._hosts:
+            return Problem(403, f"Host: expected {', '.join(self._hosts)}, got {headers.get('host', '')[:100]!r}")
+        origin = headers.get("origin")
+        if origin is not None and urlsplit(origin).netloc != host.netloc:
+            return Problem(403, f"Origin: expected a page of this service, got {origin[:100]!r}")
+        if self._key is not None and scope["path"] not in _OPEN and not scope["path"].startswith("/static/"):
+            kind, _, given = headers.get("authorization", "").partition(" ")
+            given = given.strip() if kind.lower() == "bearer" else headers.get("x-api-key", "")
+            if not hmac.compare_digest(given.encode("utf-8", "surrogateescape"), self._key):
+                wanted = "Authorization: expected Bearer and the service's API key"
+                return Problem(
+                    401, f"{wanted}, got {'another one' if given else 'none'}", {"WWW-Authenticate": "Bearer"}
+                )
+        if works and self._draining():
+            return busy("the service is about to end")
+        if works and self._active > self._max_active:
+            return busy(f"{self._max_active} requests are being answered already")
+        return None

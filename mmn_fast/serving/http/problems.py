@@ -1,0 +1,77 @@
+"""Errors as problem documents (RFC 9457): status, title, and the sentence that says what was expected and what came."""
+
+from __future__ import annotations
+
+import json
+from http import HTTPStatus
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from mmn_fast.errors import BackendUnavailable, InputError, WriteError
+
+RETRY_S = 1
+"""Seconds after which a refused client should try again."""
+
+
+class Problem(Exception):  # noqa: N818 - reads as the document that it becomes
+    """An answer other than the wanted one.
+
+    Args:
+        status: the HTTP status.
+        detail: one sentence.
+        headers: further headers of the answer.
+    """
+
+    def __init__(self, status: int, detail: str, headers: dict[str, str] | None = None) -> None:
+        super().__init__(detail)
+        self.status, self.detail, self.headers = status, detail, headers or {}
+
+
+class ClientGoneError(Exception):
+    """The client has closed its connection, so no one reads an answer."""
+
+
+def busy(detail: str) -> Problem:
+    """A refusal for lack of capacity: 503 with Retry-After."""
+    return Problem(503, detail, {"Retry-After": str(RETRY_S)})
+
+
+def problem_of(error: Exception) -> Problem:
+    """The problem that an error becomes.
+
+    Input that the library refuses is 422; what the machine refuses (a full disk, a missing device, memory) is 503.
+    """
+    if isinstance(error, Problem):
+        return error
+    if isinstance(error, (WriteError, BackendUnavailable)):
+        return busy(str(error))
+    if isinstance(error, MemoryError):
+        return busy("the machine has too little memory for this request")
+    if isinstance(error, InputError):
+        return Problem(422, str(error))
+    raise error
+
+
+def response_of(problem: Problem, instance: str = "") -> Response:
+    """The problem as a response.
+
+    Args:
+        problem: the problem.
+        instance: the path of the request.
+    """
+    document = {
+        "type": "about:blank",
+        "title": HTTPStatus(problem.status).phrase,
+        "status": problem.status,
+        "detail": problem.detail,
+    }
+    if instance:
+        document["instance"] = instance
+    content = json.dumps(document, ensure_ascii=True).encode("ascii")
+    return Response(content, problem.status, problem.headers, "application/problem+json")
+
+
+async def answer_problem(request: Request, error: Exception) -> Response:
+    """Exception handler of the application."""
+    return response_of(problem_of(error), request.url.path)

@@ -1,0 +1,183 @@
+"""What an application holds: engine, library, queue, uploads; and the work that routes ask for."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+import threading
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from starlette.requests import Request
+
+from mmn_fast.engine import Engine
+from mmn_fast.errors import InputError
+from mmn_fast.features.extractors.base import Extractor
+from mmn_fast.serving.batching import Batcher
+from mmn_fast.serving.http.incoming import Reader
+from mmn_fast.serving.http.problems import ClientGoneError, Problem, busy
+from mmn_fast.serving.library import Library
+from mmn_fast.serving.metrics import Metrics
+from mmn_fast.serving.settings import Limits
+from mmn_fast.serving.work import Answers, Ground, Job
+from mmn_fast.types import Video
+
+_LOG = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+class Service:
+    """The parts behind the routes.
+
+    Args:
+        engine: the model.
+        library: its index.
+        folder: private folder for uploads.
+        limits: sizes and times.
+        extractor: makes features of uploaded videos; None refuses them.
+    """
+
+    def __init__(
+        self, engine: Engine, library: Library, folder: Path, limits: Limits, extractor: Extractor | None
+    ) -> None:
+        self.engine, self.library, self.limits, self.extractor = engine, library, limits, extractor
+        self.metrics = Metrics()
+        self.reader = Reader(limits, engine.preset.input_size, folder)
+        self.ready = self.draining = False
+        self._batcher: Batcher[Job] | None = None
+        self._answers = Answers(engine, library, self.metrics)
+        self._uploading = ThreadPoolExecutor(1, "mmn-fast-uploads")
+        self._looking = ThreadPoolExecutor(1, "mmn-fast-thumbnails")
+        self._ending = threading.Event()
+        self._uploads = 0
+        self.metrics.gauge("index_videos", "Videos in the index.", lambda: len(library))
+        self.metrics.gauge("index_bytes", "Bytes of the index.", lambda: library.num_bytes)
+        self.metrics.gauge("queue_length", "Requests that wait.", lambda: len(self._batcher or ()))
+
+    async def start(self) -> None:
+        """Make the queue, and warm the engine up in the background."""
+        limits = self.limits
+        self._batcher = Batcher(
+            self._answers,
+            max_batch=limits.max_batch,
+            wait_s=limits.batch_wait_s,
+            max_waiting=limits.max_waiting,
+            observe=self.metrics.batch,
+        )
+        self._warming = asyncio.get_running_loop().create_task(self._warm_up())
+
+    async def _warm_up(self) -> None:
+        rows = np.ones((4, self.engine.preset.input_size), np.float32)
+        try:
+            await self.answer(Ground(Video(rows, 1.0), ("warm up",)), self.limits.upload_deadline_s)
+        except Exception:
+            _LOG.exception("the engine could not be warmed up")
+            return
+        self.ready = True
+
+    async def stop(self) -> None:
+        """Abandon what still runs, and end all threads."""
+        self.ready = False
+        self._ending.set()
+        self._warming.cancel()
+        for pool in (self._uploading, self._looking):
+            pool.shutdown(wait=False, cancel_futures=True)
+        if self._batcher is not None:
+            await self._batcher.close()
+
+    async def answer(self, job: Job, deadline_s: float | None = None) -> Any:
+        """A job's answer, from the queue."""
+        assert self._batcher is not None, "the application has started"
+        return await self._batcher.answer(job, self.limits.deadline_s if deadline_s is None else deadline_s)
+
+    async def uploaded(self, path: Path, video_id: str) -> Video:
+        """The features of an uploaded video.
+
+        Raises:
+            InputError: it is no readable video, or too long.
+        """
+        given_up = threading.Event()
+        try:
+            return await self.changing(functools.partial(self._extract, path, video_id, given_up))
+        finally:
+            given_up.set()
+
+    def _extract(self, path: Path, video_id: str, given_up: threading.Event) -> Video:
+        assert self.extractor is not None
+
+        def check(done_s: float) -> None:
+            if given_up.is_set() or self._ending.is_set():
+                raise ClientGoneError
+
+        try:
+            with self.metrics.stage("extract"):
+                found = self.extractor.read(path, max_duration_s=self.limits.max_video_s, progress=check)
+        except InputError as error:
+            raise InputError(str(error).replace(f"path: {path}", "video").replace(str(path), "video")) from None
+        if found.lost is not None:
+            _LOG.warning("an uploaded video: %s", found.lost.replace(str(path), "video"))
+        return Video(found.rows, found.duration_s, video_id, self.extractor.contract)
+
+    async def changing(self, work: Callable[[], T], bounded: bool = True) -> T:
+        """Run slow work (uploads, changes of the index) in its own thread, one at a time.
+
+        Args:
+            work: the work.
+            bounded: refuse if `max_uploads` are under way already.
+
+        Raises:
+            Problem: 503, too many wait, or the deadline has passed.
+        """
+        if bounded and self._uploads >= self.limits.max_uploads:
+            raise busy(f"{self.limits.max_uploads} uploads or changes of the index are under way already")
+        self._uploads += 1
+        running = asyncio.get_running_loop().run_in_executor(self._uploading, work)
+        running.add_done_callback(self._one_less)
+        deadline_s = self.limits.upload_deadline_s
+        try:
+            return await asyncio.wait_for(running, deadline_s)
+        except asyncio.TimeoutError:
+            raise busy(f"the request was not answered within {deadline_s:g} s") from None
+
+    def _one_less(self, done: asyncio.Future[Any]) -> None:
+        self._uploads -= 1
+        if not done.cancelled():
+            done.exception()  # whoever waited may have gone
+
+    async def looking(self, work: Callable[[], T]) -> T:
+        """Run short reading work (thumbnails) in its own thread."""
+        return await asyncio.get_running_loop().run_in_executor(self._looking, work)
+
+
+async def unless_gone(request: Request, work: Awaitable[T]) -> T:
+    """Wait for work; cancel it when the client goes away. The request's body must have been read.
+
+    Raises:
+        ClientGoneError: the client has gone.
+    """
+    task = asyncio.ensure_future(work)
+    watch = asyncio.ensure_future(_gone(request))
+    try:
+        await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientGoneError
+        return task.result()
+    finally:
+        watch.cancel()
+        task.cancel()
+
+
+async def _gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def check_id(video_id: str | None) -> str:
+    """Refuse a video to add that has no id."""
+    if not video_id:
+        raise Problem(422, "video_id: expected the id of the new video, got none")
+    return video_id

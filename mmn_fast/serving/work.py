@@ -1,0 +1,172 @@
+"""What requests ask of the engine, and the function that answers many of them at once."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from mmn_fast.embeddings import TextEmbeddings
+from mmn_fast.engine import Engine
+from mmn_fast.errors import InputError
+from mmn_fast.geometry import plan_for
+from mmn_fast.kernels.cpu.ops import match_scores
+from mmn_fast.postprocess import fuse_scores
+from mmn_fast.serving.http.problems import Problem
+from mmn_fast.serving.library import Library
+from mmn_fast.serving.metrics import Metrics
+from mmn_fast.types import Moment, Query, Video
+
+_LOG = logging.getLogger(__name__)
+_PLACE = re.compile(r"^batch\[0\]\.(?:video\.)?")
+
+
+@dataclass(frozen=True, eq=False)
+class Ground:
+    """Ground sentences in one video.
+
+    Attributes:
+        video: its features, or its id in the index.
+        sentences: at least one.
+        top_k: moments per sentence.
+        maps: also give the scores of all proposals.
+        window_s: cut a longer video into windows; for features only.
+        overlap: as for `Engine.ground`.
+    """
+
+    video: Video | str
+    sentences: tuple[str, ...]
+    top_k: int = 5
+    maps: bool = False
+    window_s: float | None = None
+    overlap: float | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Search:
+    """Search the index.
+
+    Attributes:
+        sentences: at least one.
+        top_k: moments per sentence.
+        per_video: most moments of one video.
+        min_score: least score.
+        videos: ids to search; None searches all.
+    """
+
+    sentences: tuple[str, ...]
+    top_k: int = 10
+    per_video: int = 1
+    min_score: float | None = None
+    videos: tuple[str, ...] | None = None
+
+
+Job = Ground | Search
+
+
+class Answers:
+    """Answers jobs with an engine and a library; an answer does not depend on the other jobs of the call."""
+
+    def __init__(self, engine: Engine, library: Library, metrics: Metrics) -> None:
+        self._engine, self._library, self._metrics = engine, library, metrics
+
+    def __call__(self, jobs: list[Job]) -> list[Any]:
+        """Answer jobs.
+
+        Returns:
+            Per job a dict, ready for `json.dumps`, or an exception.
+        """
+        answers: list[Any] = [None] * len(jobs)
+        groups: dict[Any, list[int]] = {}
+        for number, job in enumerate(jobs):
+            with_features = isinstance(job, Ground) and isinstance(job.video, Video)
+            key = (job.window_s, job.overlap) if isinstance(job, Ground) and with_features else None
+            groups.setdefault((with_features, key), []).append(number)
+        for (with_features, _), numbers in groups.items():
+            run: Callable[[Sequence[Any]], list[Any]] = self._ground if with_features else self._by_embeddings
+            for number, answer in zip(numbers, _each(run, [jobs[n] for n in numbers]), strict=True):
+                answers[number] = answer
+        return answers
+
+    def _ground(self, jobs: Sequence[Ground]) -> list[Any]:
+        batch = [Query(job.video, job.sentences) for job in jobs if isinstance(job.video, Video)]
+        options = {"window_s": jobs[0].window_s, "overlap": jobs[0].overlap}
+        with self._metrics.stage("ground"):
+            found = self._engine.ground(batch, max(job.top_k for job in jobs), **options)
+        maps: dict[int, Any] = {}
+        wanted = [number for number, job in enumerate(jobs) if job.maps and job.window_s is None]
+        if wanted:
+            with self._metrics.stage("maps"):
+                made = self._engine.score_maps([batch[number] for number in wanted])
+            maps = {number: one.fused for number, one in zip(wanted, made, strict=True)}
+        return [
+            self._grounded(job, query.video.video_id, query.video.duration_s, moments, maps.get(number))
+            for number, (job, query, moments) in enumerate(zip(jobs, batch, found, strict=True))
+        ]
+
+    def _by_embeddings(self, jobs: Sequence[Job]) -> list[Any]:
+        row_of = {sentence: row for row, sentence in enumerate(dict.fromkeys(s for job in jobs for s in job.sentences))}
+        with self._metrics.stage("encode_text"):
+            texts = self._engine.encode_text(list(row_of))
+        answers: list[Any] = []
+        for job in jobs:
+            text = texts[[row_of[sentence] for sentence in job.sentences]]
+            try:
+                answers.append(self._searched(job, text) if isinstance(job, Search) else self._scored(job, text))
+            except (InputError, Problem) as error:
+                answers.append(error)
+        return answers
+
+    def _scored(self, job: Ground, text: TextEmbeddings) -> dict[str, Any]:
+        assert isinstance(job.video, str)
+        video = self._library.embeddings(job.video)
+        with self._metrics.stage("score"):
+            (found,) = self._engine.score(video, text, job.top_k)
+        fused = None
+        if job.maps and len(video.contrastive) == 1:
+            scores = match_scores(video.contrastive[0], video.iou[0], text.contrastive, text.iou)
+            fused = fuse_scores(*scores, self._engine.preset)
+        return self._grounded(job, job.video, video.durations_s[0], found, fused)
+
+    def _searched(self, job: Search, text: TextEmbeddings) -> dict[str, Any]:
+        with self._metrics.stage("search"):
+            found = self._library.fresh().search(text, job.top_k, job.per_video, job.videos, job.min_score)
+        return {
+            "videos": len(self._library),
+            "results": [
+                {"sentence": sentence, "moments": [match.to_dict() for match in matches]}
+                for sentence, matches in zip(job.sentences, found, strict=True)
+            ],
+        }
+
+    def _grounded(
+        self, job: Ground, video_id: str, duration_s: float, found: list[list[Moment]], maps: Any
+    ) -> dict[str, Any]:
+        results: list[dict[str, Any]] = [
+            {"sentence": sentence, "moments": [moment.to_dict() for moment in moments[: job.top_k]]}
+            for sentence, moments in zip(job.sentences, found, strict=True)
+        ]
+        answer = {"video_id": video_id, "duration_s": float(duration_s), "results": results}
+        if maps is not None:
+            plan = plan_for(self._engine.preset)
+            answer["map"] = {"num_clips": self._engine.preset.num_clips, "cells": plan.cells.tolist()}
+            for result, scores in zip(results, maps, strict=True):
+                result["scores"] = np.round(scores.astype(np.float64), 4).tolist()
+        return answer
+
+
+def _each(run: Callable[[Sequence[Any]], list[Any]], jobs: list[Any]) -> list[Any]:
+    """Answer jobs together; if their call is refused, answer each alone, so that only the faulty ones are refused."""
+    try:
+        return run(jobs)
+    except Exception as error:
+        if len(jobs) > 1:
+            return [answer for job in jobs for answer in _each(run, [job])]
+        if isinstance(error, InputError):
+            return [type(error)(_PLACE.sub("", str(error)))]
+        _LOG.exception("a request failed")
+        return [error]
