@@ -32,7 +32,7 @@ def _half_a_request(address: str) -> socket.socket:
 
 
 def _wait_for(found: Any) -> None:
-    for _ in range(250):
+    for _ in range(1000):
         if found():
             return
         time.sleep(0.02)
@@ -71,7 +71,7 @@ def test_after_sigterm_the_service_answers_what_it_has_and_ends_with_status_0(tm
         process.send_signal(signal.SIGTERM)
         out, error = process.communicate(timeout=15)
         assert (process.returncode, out) == (0, ""), error
-        assert time.monotonic() - started < 8
+        assert time.monotonic() - started < 12  # a second of draining, and the end of Python
         for thread in threads:
             thread.join()
         stuck.close()
