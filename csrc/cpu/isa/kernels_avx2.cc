@@ -28,6 +28,11 @@ struct Vec {
   static F load_codes(const int8_t* p) {
     return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
   }
+  // sum + codes[2 l] text[2 l] + codes[2 l + 1] text[2 l + 1] in lane l.
+  static I add_products(I sum, const int8_t* codes, const int16_t* text) {
+    const I wide = _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(codes)));
+    return _mm256_add_epi32(sum, _mm256_madd_epi16(wide, _mm256_loadu_si256(reinterpret_cast<const I*>(text))));
+  }
   static I load_i(const int32_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
   static void store(float* p, F v) { _mm256_storeu_ps(p, v); }
   static void store_i(int32_t* p, I v) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), v); }

@@ -35,6 +35,12 @@ struct Vec {
     const __m128i codes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
     return _mm512_maskz_cvtepi32_ps(0xffff, _mm512_maskz_cvtepi8_epi32(0xffff, codes));
   }
+  // sum + codes[2 l] text[2 l] + codes[2 l + 1] text[2 l + 1] in lane l.
+  static I add_products(I sum, const int8_t* codes, const int16_t* text) {
+    const __m256i bytes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes));
+    const I wide = _mm512_maskz_cvtepi8_epi16(0xffffffff, bytes);
+    return _mm512_add_epi32(sum, _mm512_maskz_madd_epi16(0xffff, wide, _mm512_loadu_si512(text)));
+  }
   static I load_i(const int32_t* p) { return _mm512_loadu_si512(p); }
   static void store(float* p, F v) { _mm512_storeu_ps(p, v); }
   static void store_i(int32_t* p, I v) { _mm512_storeu_si512(p, v); }

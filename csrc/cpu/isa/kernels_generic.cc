@@ -29,6 +29,11 @@ struct Vec {
     return (F)((I)((half & 0x7c00) != 0 ? normal : subnormal) | (half & 0x8000) << 16);
   }
   static F load_codes(const int8_t* p) { return __builtin_convertvector((I{p[0], p[1], p[2], p[3]}), F); }
+  // sum + codes[2 l] text[2 l] + codes[2 l + 1] text[2 l + 1] in lane l.
+  static I add_products(I sum, const int8_t* codes, const int16_t* text) {
+    const I even = I{codes[0], codes[2], codes[4], codes[6]} * I{text[0], text[2], text[4], text[6]};
+    return sum + even + I{codes[1], codes[3], codes[5], codes[7]} * I{text[1], text[3], text[5], text[7]};
+  }
   static I load_i(const int32_t* p) { I v; __builtin_memcpy(&v, p, sizeof v); return v; }
   static void store(float* p, F v) { __builtin_memcpy(p, &v, sizeof v); }
   static void store_i(int32_t* p, I v) { __builtin_memcpy(p, &v, sizeof v); }

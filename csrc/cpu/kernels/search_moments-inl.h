@@ -4,7 +4,7 @@ namespace mmn_fast::MMN_ISA {
 namespace {
 
 constexpr int64_t kRowsAtOnce = kSearchRows / kTileRows * kTileRows;
-constexpr int64_t kDirect = 1;  // sentences up to which rows are multiplied as they are read
+constexpr int64_t kAhead = 16;  // rows whose memory is asked for before they are multiplied
 static_assert(kSearchSentences % kTileColumns == 0);
 
 // How a kind of stored row is read: a vector of elements, or one.
@@ -55,20 +55,57 @@ void multiply_stored(const typename Rows::Element* rows, const float* text, int6
   }
 }
 
+// The same for one sentence and rows of codes, in integers: exact but for the sentence's own codes.
+template <int kRows>
+void multiply_codes(const int8_t* rows, const int16_t* text, float scale, int64_t joint, float* out) {
+  constexpr int64_t kStep = 2 * Vec::kWidth;
+  Vec::I sums[kRows];
+  for (Vec::I& sum : sums) sum = Vec::set1_i(0);
+  int64_t j = 0;
+  for (; j + kStep <= joint; j += kStep) {
+    for (int r = 0; r < kRows; ++r) sums[r] = Vec::add_products(sums[r], rows + r * joint + j, text + j);
+  }
+  for (int r = 0; r < kRows; ++r) {
+    int32_t lanes[Vec::kWidth], total = 0;
+    Vec::store_i(lanes, sums[r]);
+    for (int32_t lane : lanes) total += lane;
+    for (int64_t rest = j; rest < joint; ++rest) total += rows[r * joint + rest] * text[rest];
+    out[r * kSearchSentences] = static_cast<float>(total) * scale;
+  }
+}
+
+template <int kRows>
+void multiply_direct(const SearchBlock& block, const int8_t* rows, int64_t s, float* out) {
+  static_assert(kSearchDirect == 1);  // one sentence has codes
+  multiply_codes<kRows>(rows, block.text_codes, block.text_scale, block.args->joint, out + s);
+}
+template <int kRows>
+void multiply_direct(const SearchBlock& block, const uint16_t* rows, int64_t s, float* out) {
+  multiply_stored<Halves, kRows>(rows, block.text_iou + s * block.args->joint, block.args->joint, out + s);
+}
+template <int kRows>
+void multiply_direct(const SearchBlock& block, const float* rows, int64_t s, float* out) {
+  multiply_stored<Floats, kRows>(rows, block.text_iou + s * block.args->joint, block.args->joint, out + s);
+}
+
+void fetch(const void* start, int64_t bytes) {
+  constexpr int64_t kLineBytes = 64;
+  for (int64_t at = 0; at < bytes; at += kLineBytes) __builtin_prefetch(static_cast<const char*>(start) + at);
+}
+
 // tile[r * kSearchSentences + s] = <rows[r], text_iou[s]>, roughly.
 template <class Rows>
-void rough_products(const SearchBlock& block, const typename Rows::Element* rows, int64_t count, const SearchState& state) {
+void rough_products(const SearchBlock& block, const typename Rows::Element* rows, int64_t count,
+                    const SearchState& state, float* tile) {
   const int64_t joint = block.args->joint;
-  if (block.sentences <= kDirect) {
+  if (block.sentences <= kSearchDirect) {
     for (int64_t s = 0; s < block.sentences; ++s) {
-      const float* text = block.text_iou + s * joint;
       int64_t r = 0;
       for (; r + 4 <= count; r += 4) {
-        multiply_stored<Rows, 4>(rows + r * joint, text, joint, state.tile + r * kSearchSentences + s);
+        fetch(rows + (r + kAhead) * joint, 4 * joint * sizeof *rows);
+        multiply_direct<4>(block, rows + r * joint, s, tile + r * kSearchSentences);
       }
-      for (; r < count; ++r) {
-        multiply_stored<Rows, 1>(rows + r * joint, text, joint, state.tile + r * kSearchSentences + s);
-      }
+      for (; r < count; ++r) multiply_direct<1>(block, rows + r * joint, s, tile + r * kSearchSentences);
     }
     return;
   }
@@ -79,7 +116,7 @@ void rough_products(const SearchBlock& block, const typename Rows::Element* rows
     for (int64_t r = 0; r < count; r += kTileRows) {
       const int tile_rows = static_cast<int>(min_of(count - r, kTileRows));
       float* c[kTileRows];
-      for (int i = 0; i < tile_rows; ++i) c[i] = state.tile + (r + i) * kSearchSentences + panel * kTileColumns;
+      for (int i = 0; i < tile_rows; ++i) c[i] = tile + (r + i) * kSearchSentences + panel * kTileColumns;
       kRealTiles[tile_rows](state.decoded + r * joint, packed, joint, packed, c, 0, false);
     }
   }
@@ -134,7 +171,8 @@ void decode_stored(bool half, const void* rows, int64_t row, int64_t joint, floa
 // Which of kWidth sentences can reach their floors with this row: `counting`, less those that both rough cosines rule
 // out. A score is at most the fusion of both cosines with their errors added, if it rises with both; 1e-4 covers the
 // roundings of the sigmoid and the fusion. A product is at most 0 if c is negative, and then it matters for floors up to 0.
-unsigned still_counting(const SearchBlock& block, int64_t first, unsigned counting, Vec::F most, const SearchState& state) {
+unsigned still_counting(const SearchBlock& block, int64_t first, unsigned counting, Vec::F most,
+                        const SearchState& state) {
   const SearchMomentsArgs& args = *block.args;
   for (unsigned left = counting; left != 0; left &= left - 1) {
     const int64_t s = first + __builtin_ctz(left);
@@ -168,12 +206,6 @@ bool any_counts(const SearchBlock& block, int64_t row, const float* rough, const
   return counting != 0;
 }
 
-void fetch(const void* rows, int64_t bytes, int64_t row) {
-  constexpr int64_t kLineBytes = 64;
-  const char* start = static_cast<const char*>(rows) + row * bytes;
-  for (int64_t at = 0; at < bytes; at += kLineBytes) __builtin_prefetch(start + at);
-}
-
 // Judges the sentences of one row that its rough products let through.
 void judge_row(const SearchBlock& block, int64_t window, int64_t row, int64_t cell, const float* rough,
                const SearchState& state) {
@@ -195,26 +227,42 @@ void judge_row(const SearchBlock& block, int64_t window, int64_t row, int64_t ce
   }
 }
 
+// Rows that count, at random places of the contrastive branch: their memory is on its way.
+struct Pending {
+  const float* tile;
+  int64_t first, count, rows[kSearchRows];
+};
+
+void judge_pending(const SearchBlock& block, int64_t start, int64_t window, const Pending& pending,
+                   const SearchState& state) {
+  for (int64_t i = 0; i < pending.count; ++i) {
+    const int64_t r = pending.rows[i], cell = pending.first + r;
+    judge_row(block, window, start + cell, cell, pending.tile + r * kSearchSentences, state);
+  }
+}
+
 template <class Rows>
 void search_rows(const SearchBlock& block, const typename Rows::Element* stored, int64_t start, int64_t window,
                  const SearchState& state) {
   const int64_t proposals = block.args->proposals, joint = block.args->joint;
   const int64_t row_bytes = joint * (block.args->rows.half ? 2 : 4);
-  for (int64_t first = 0; first < proposals; first += kRowsAtOnce) {
+  const char* const contrastive = static_cast<const char*>(block.args->rows.contrastive) + start * row_bytes;
+  Pending pending[2] = {{nullptr, 0, 0, {}}, {nullptr, 0, 0, {}}};
+  int64_t turn = 0;
+  for (int64_t first = 0; first < proposals; first += kRowsAtOnce, ++turn) {
     const int64_t count = min_of(proposals - first, kRowsAtOnce);
-    rough_products<Rows>(block, stored + (start + first) * joint, count, state);
-    // Few rows count, each at a random place of the contrastive branch: all are on their way before the first is used.
-    int64_t counting[kSearchRows], num_counting = 0;
+    float* const tile = state.tiles + turn % 2 * kSearchRows * kSearchSentences;
+    rough_products<Rows>(block, stored + (start + first) * joint, count, state, tile);
+    Pending& now = pending[turn % 2];
+    now.tile = tile, now.first = first, now.count = 0;
     for (int64_t r = 0; r < count; ++r) {
-      if (!any_counts(block, start + first + r, state.tile + r * kSearchSentences, state)) continue;
-      fetch(block.args->rows.contrastive, row_bytes, start + first + r);
-      counting[num_counting++] = r;
+      if (!any_counts(block, start + first + r, tile + r * kSearchSentences, state)) continue;
+      fetch(contrastive + (first + r) * row_bytes, row_bytes);
+      now.rows[now.count++] = r;
     }
-    for (int64_t i = 0; i < num_counting; ++i) {
-      const int64_t r = counting[i];
-      judge_row(block, window, start + first + r, first + r, state.tile + r * kSearchSentences, state);
-    }
+    judge_pending(block, start, window, pending[(turn + 1) % 2], state);  // one turn later, when their memory has come
   }
+  judge_pending(block, start, window, pending[(turn + 1) % 2], state);
 }
 
 void search_window_f32(const SearchBlock& block, int64_t w, const SearchState& state) {

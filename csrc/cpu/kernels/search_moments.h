@@ -7,7 +7,8 @@
 
 namespace mmn_fast {
 
-constexpr int64_t kSearchRows = 56;  // most rows that a kernel multiplies at once
+constexpr int64_t kSearchRows = 56;   // most rows that a kernel multiplies at once
+constexpr int64_t kSearchDirect = 1;  // sentences up to which rows are multiplied as they are read
 
 // From a score to the u that a row needs at least: see ops/search_moments.h. One per sentence.
 struct SearchLimit {
@@ -22,6 +23,8 @@ struct SearchBlock {
   const SearchMomentsArgs* args;
   const float *text_contrastive, *text_iou;  // [sentences, joint]
   const float* packed;                       // text_iou in panels of `search_columns`: [panel][joint][column], padded
+  const int16_t* text_codes;                 // [joint], for a block of one sentence and rows with codes: text_iou
+  float text_scale;                          // is near text_scale * text_codes, and no sum of products overflows
   int64_t sentences;
   float text_norm;                           // the longest text_iou
   const SearchLimit* limits_of;
@@ -35,7 +38,7 @@ struct SearchState {
   float* scores;     // best of the video so far
   int64_t* windows;  // its window, -1 if there is none
   int32_t* cells;
-  float* tile;       // [kSearchRows, kSearchSentences]
+  float* tiles;      // [2, kSearchRows, kSearchSentences]
   float* decoded;    // [kSearchRows, joint]
   float* pair;       // [2, joint], the decoded row of both branches
   float* cosines;    // rough c of a row

@@ -73,7 +73,8 @@ void raise(std::atomic<float>& floor, float score) {
 // One block of sentences against all windows.
 class BlockSearch {
  public:
-  BlockSearch(const SearchMomentsArgs& args, const CpuKernels& kernels, const std::vector<int64_t>& videos, int64_t first)
+  BlockSearch(const SearchMomentsArgs& args, const CpuKernels& kernels, const std::vector<int64_t>& videos,
+              int64_t first)
       : args_(args), kernels_(kernels), videos_(videos), first_(first),
         sentences_(std::min(kSearchSentences, args.sentences - first)), floors_(new std::atomic<float>[sentences_]),
         errors_(kSearchSentences), contrastive_errors_(kSearchSentences) {
@@ -83,6 +84,9 @@ class BlockSearch {
     double longest = 0.0;
     for (int64_t s = 0; s < sentences_; ++s) {
       limits_.push_back(limit_of(args, contrastive + s * joint, iou + s * joint));
+      if (args.rows.codes != nullptr && sentences_ <= kSearchDirect) {
+        limits_[s].error += 2.0 * args.rows.norm * encode(iou);
+      }
       errors_[s] = static_cast<float>(limits_[s].error * (1.0 + 1e-6));
       contrastive_errors_[s] = limits_[s].contrastive_error;
       longest = std::max(longest, length(iou + s * joint, joint));
@@ -94,8 +98,8 @@ class BlockSearch {
       float* panel = packed_.data() + s / columns * columns * joint + s % columns;
       for (int64_t j = 0; j < joint; ++j) panel[j * columns] = iou[s * joint + j];
     }
-    block_ = {&args, contrastive, iou, packed_.data(), sentences_, static_cast<float>(longest * (1.0 + 1e-6)),
-              limits_.data(), errors_.data(), contrastive_errors_.data()};
+    block_ = {&args, contrastive, iou, packed_.data(), text_codes_.data(), text_scale_, sentences_,
+              static_cast<float>(longest * (1.0 + 1e-6)), limits_.data(), errors_.data(), contrastive_errors_.data()};
   }
 
   // Returns false if a score is NaN.
@@ -114,6 +118,23 @@ class BlockSearch {
   }
 
  private:
+  // Rounds a sentence to integers of which no sum of joint products with codes overflows; returns what the rounding
+  // moved it by.
+  double encode(const float* text) {
+    const int64_t joint = args_.joint, most = std::clamp<int64_t>(INT32_MAX / (127 * joint), 1, INT16_MAX);
+    float largest = 0.0f;
+    for (int64_t j = 0; j < joint; ++j) largest = std::max(largest, std::abs(text[j]));
+    text_scale_ = largest > 0.0f ? largest / static_cast<float>(most) : 1.0f;
+    text_codes_.resize(joint);
+    double square = 0.0;
+    for (int64_t j = 0; j < joint; ++j) {
+      text_codes_[j] = static_cast<int16_t>(std::clamp<long>(std::lrint(text[j] / text_scale_), -most, most));
+      const double rest = text[j] - static_cast<double>(text_scale_) * text_codes_[j];
+      square += rest * rest;
+    }
+    return std::sqrt(square) * (1.0 + 1e-9);
+  }
+
   Entry found(int64_t s, int64_t place) const {
     const int64_t at = (first_ + s) * args_.k + place;
     return {args_.scores[at], args_.videos[at], args_.windows[at], args_.cells[at]};
@@ -141,14 +162,14 @@ class BlockSearch {
   // A thread's work: takes videos from the queue until none is left.
   bool search(std::atomic<int64_t>& next, std::vector<Best>& lists) {
     const float infinity = std::numeric_limits<float>::infinity();
-    std::vector<float> limits(kSearchSentences, infinity), floors(kSearchSentences), fresh(sentences_), seen(sentences_, NAN),
-        scores(sentences_), tile(kSearchRows * kSearchSentences), decoded(kSearchRows * args_.joint),
+    std::vector<float> limits(kSearchSentences, infinity), floors(kSearchSentences), fresh(sentences_),
+        seen(sentences_, NAN), scores(sentences_), tiles(2 * kSearchRows * kSearchSentences), decoded(kSearchRows * args_.joint),
         pair(2 * args_.joint), cosines(kSearchSentences);
     std::vector<int64_t> windows(sentences_);
     std::vector<int32_t> cells(sentences_);
     bool nan = false;
     const SearchState state = {limits.data(), floors.data(),  scores.data(), windows.data(), cells.data(),
-                               tile.data(),   decoded.data(), pair.data(),   cosines.data(), &nan};
+                               tiles.data(),  decoded.data(), pair.data(),   cosines.data(), &nan};
     const int64_t num_videos = static_cast<int64_t>(videos_.size()) - 1;
     for (int64_t first = next.fetch_add(kVideosAtOnce); first < num_videos; first = next.fetch_add(kVideosAtOnce)) {
       for (int64_t v = first; v < std::min(first + kVideosAtOnce, num_videos); ++v) {
@@ -177,6 +198,8 @@ class BlockSearch {
   std::unique_ptr<std::atomic<float>[]> floors_;
   std::vector<SearchLimit> limits_;
   std::vector<float> errors_, contrastive_errors_, packed_;
+  std::vector<int16_t> text_codes_;
+  float text_scale_ = 1.0f;
   SearchBlock block_ = {};
 };
 
