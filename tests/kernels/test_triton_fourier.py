@@ -79,7 +79,7 @@ PLANS_ON_DEMAND = [
 @pytest.mark.parametrize(("name", "tile", "precision"), [*PLANS, *PLANS_ON_DEMAND])
 def test_fourier_conv_matches_the_reference_on_a_presets_plan(name: str, tile: int, precision: str) -> None:
     c = ConvCase(plan_for(PRESETS[name]), (3, 5, 1), precision, rounded=False)
-    conv = FourierProposalConv(c.settings, GatherConfig(1024, 16, 16, 4, 2, 1), tile=tile)
+    conv = FourierProposalConv(c.settings, GatherConfig(128, 16, 16, 4, 2, 1), tile=tile)
     scale = c.expected.abs().max()
     out = conv(c.padded(conv, outside=torch.nan))
     check_close(out.cpu().double() / scale, c.expected / scale, "fourier_conv_deep", precision, name)

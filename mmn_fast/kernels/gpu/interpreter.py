@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from typing import Any
@@ -35,12 +36,13 @@ def enable() -> None:
 
 
 def _spare_repeated_work(interpreter: Any) -> None:
-    """Make the interpreter a third faster: Triton 3.6 repeats work with the same result in each call.
+    """Make the interpreter two to three times as fast: Triton 3.6 repeats work with the same result in each call.
 
     Each function that a kernel calls patches all of Triton's language again, although the kernel's start has patched it
     already. Each lookup of an array's type builds its table anew.
     """
     from triton import language
+    from triton.language.semantic import TritonSemantic
 
     patch_lang = interpreter._patch_lang
 
@@ -58,8 +60,42 @@ def _spare_repeated_work(interpreter: Any) -> None:
             found[name] = find(of)
         return found[name]
 
+    check = TritonSemantic.binary_op_sanitize_overflow_impl
+
+    def check_if_it_counts(self: Any, *operands: Any) -> None:
+        if self.builder.options.debug:  # without it Triton computes seven arrays and asserts nothing
+            check(self, *operands)
+
     interpreter._patch_lang = patch_lang_once
     interpreter._get_np_dtype = known_dtype
+    TritonSemantic.binary_op_sanitize_overflow_impl = check_if_it_counts
+    _share_shapes(language.core)
+
+
+def _share_shapes(core: Any) -> None:
+    """Let all arrays of a shape share its description, which Triton makes anew, text included, for every value."""
+    shapes: dict[tuple[int, ...], Any] = {}
+    blocks: dict[Any, Any] = {}
+    describe = core.block_type.__init__
+
+    def of_block(self: Any, element_ty: Any, shape: Any) -> None:
+        sizes = tuple(one.value if isinstance(one, core.constexpr) else one for one in shape)
+        key = element_ty.name, sizes
+        if key not in blocks:
+            describe(self, element_ty, shape)
+            blocks[key] = self.shape, self.numel, self.name
+        self.element_ty = element_ty
+        self.shape, self.numel, self.name = blocks[key]
+
+    def of_array(self: Any, handle: Any, type: Any) -> None:
+        sizes = tuple(type.shape.values) if type.is_block() else ()
+        if sizes not in shapes:
+            shapes[sizes] = core.constexpr(math.prod(sizes)), core.tuple([core.constexpr(size) for size in sizes])
+        self.handle, self.type, self.dtype = handle, type, type.scalar
+        self.numel, self.shape = shapes[sizes]
+
+    core.block_type.__init__ = of_block
+    core.tensor.__init__ = of_array
 
 
 def _import_interpreted() -> None:
