@@ -136,13 +136,14 @@ def bench(options: argparse.Namespace) -> None:
         peer = faiss_search(library, text, options.threads)
         if peer is not None:
             ways["FAISS IndexFlatIP, one branch"] = peer
-        timings = alternate(ways, options.repeats, warmup=1)
+        timings = dict(alternate(ways, options.repeats, warmup=1))
+        bandwidth = 2 * _COPIED / timings.pop("copy of 256 MiB").median_ms / 1e6
         best = [library.search(rows, text, options.threads) for rows in (half, coded)]
         np.testing.assert_array_equal(best[0].videos, best[1].videos)
         facts = {"videos": library.videos, "proposals": library.proposals, "sentences": sentences}
+        facts["copied_gigabytes_per_s"] = round(bandwidth, 1)
         stage = f"search {library.videos} videos"
         record("bench_index", timings, error_of(library, text, best[0]), stage=stage, threads=options.threads, **facts)
-        bandwidth = 2 * _COPIED / timings["copy of 256 MiB"].median_ms / 1e6
         for name, timing in timings.items():
             read = library.iou.nbytes * (0.5 if "int8" in name else 1)
             rate = f", {read / timing.median_ms / 1e6:.1f} GB/s of {bandwidth:.1f}" if name.startswith("mmn") else ""
