@@ -96,6 +96,7 @@ def test_errors_are_measured_from_a_truth_that_is_never_timed(tmp_path: Path):
     assert all(measured.max_error is None and measured.timing for measured in broken["one"].values())
 
 
+@pytest.mark.slow
 def test_no_round_begins_after_the_limit_but_every_candidate_is_timed_once(tmp_path: Path):
     found = take_turns(
         [Candidate("A", make_toy, (tmp_path / "log", "A", 1.0))], ["one"], repeats=50, warmup=5, limit_s=0.0

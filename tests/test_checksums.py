@@ -63,7 +63,9 @@ def every_flip_is_refused_or_harmless(
     return refused / count
 
 
-@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
+@pytest.mark.parametrize(
+    "name", ["config.json", "model.safetensors", pytest.param("tokenizer.json", marks=pytest.mark.slow)]
+)
 def test_a_bit_of_a_directory(name: str, directory: Path, model: LoadedModel) -> None:
     refused = every_flip_is_refused_or_harmless(
         directory / name,

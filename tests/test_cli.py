@@ -254,6 +254,7 @@ def test_bad_options_are_refused_in_one_sentence(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["clips.npy"]
 
 
+@pytest.mark.slow
 def test_a_terminated_command_leaves_nothing(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "mmn_fast", "data", "shapes", "-o", str(tmp_path / "shapes"), "--workers", "1"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

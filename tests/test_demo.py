@@ -81,6 +81,7 @@ def test_demonstration_is_the_same_for_the_same_seed(engine: mmn_fast.Engine) ->
         assert query.sentence in first.table()
 
 
+@pytest.mark.slow
 def test_demo_command_writes_the_video_grounds_in_the_file_and_writes_the_page(tmp_path: Path) -> None:
     refused = CliRunner().invoke(app, ["demo", "--html", str(tmp_path / "absent" / "demo.html")])
     assert str(refused.exception).startswith("--html: cannot write")
@@ -104,6 +105,7 @@ def test_demo_command_writes_the_video_grounds_in_the_file_and_writes_the_page(t
     assert again["results"][0]["moments"] == content["results"][0]["moments"]
 
 
+@pytest.mark.slow
 def test_demo_without_pyav_stays_in_memory_and_says_so(
     engine: mmn_fast.Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

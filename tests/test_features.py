@@ -150,7 +150,9 @@ def test_rows_do_not_depend_on_the_rows_around_them() -> None:
     np.testing.assert_array_equal(pre_clips(loud, preset)[before], pre_clips(features, preset)[before])
 
 
-@pytest.mark.parametrize("wide", [False, True], ids=["128 rows a block", "one row a block"])
+@pytest.mark.parametrize(
+    "wide", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["128 rows a block", "one row a block"]
+)
 def test_spans_longer_than_a_block_add_up(wide: bool) -> None:
     preset = dataclasses.replace(TINY, feature_streams=(2**18 + 1,) if wide else (3,))
     features = random_features(40 if wide else 128 * 32 * 5 + 77, preset.input_size)

@@ -72,6 +72,7 @@ def _in_threads(*works: Callable[[], object]) -> None:
         raise errors[0]
 
 
+@pytest.mark.slow
 def test_two_engines_capture_from_two_threads_on_two_devices(
     golden_model: Models, cuda: CudaGraphs, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -164,6 +164,7 @@ def test_moments_from_embeddings_are_chosen_on_the_device_as_the_reference_choos
             assert not scores[~kept].any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("graphs", [False, True])
 def test_embeddings_that_cannot_change_are_copied_to_the_device_once(
     graphs: bool, golden_model: Models, device: str, capture: Callable[[Engine], list[Any]],

@@ -6,6 +6,7 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -75,10 +76,16 @@ def _own_name(imported: str) -> str:
     return imported if imported.split(".")[0] in ("benchmarks", "tests") else f"/{imported}"
 
 
-def _imports(path: Path, at_call_too: bool) -> set[str]:
+@cache
+def _parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+@cache
+def _imports(path: Path, at_call_too: bool) -> frozenset[str]:
     """Names that a module imports when it is loaded, with `at_call_too` also in functions; not for TYPE_CHECKING."""
     found: set[str] = set()
-    bodies = [ast.parse(path.read_text(encoding="utf-8")).body]
+    bodies = [_parsed(path).body]
     while bodies:
         for node in bodies.pop():
             if isinstance(node, ast.Import):
@@ -91,7 +98,7 @@ def _imports(path: Path, at_call_too: bool) -> set[str]:
             elif at_call_too or not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
                 parts = ("body", "orelse", "finalbody", "handlers")
                 bodies += [part for part in (getattr(node, name, None) for name in parts) if isinstance(part, list)]
-    return found
+    return frozenset(found)
 
 
 def _rung(name: str) -> int | None:
@@ -150,13 +157,13 @@ def test_package_is_typed() -> None:
 )
 def test_benchmarks_take_names_of_each_other_that_are_there(path: Path) -> None:
     """The benchmarks are parsed, not imported, because their peers are not installed everywhere."""
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(_parsed(path)):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("benchmarks."):
             place = path.parent / node.module.removeprefix("benchmarks.")
             if place.is_dir():
                 assert all((place / f"{alias.name}.py").is_file() for alias in node.names)
                 continue
-            other = ast.parse(place.with_suffix(".py").read_text())
+            other = _parsed(place.with_suffix(".py"))
             there = {name.id for name in ast.walk(other) if isinstance(name, ast.Name)}
             there |= {one.name for one in other.body if isinstance(one, (ast.FunctionDef, ast.ClassDef))}
             there |= {

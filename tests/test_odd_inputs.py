@@ -147,6 +147,7 @@ def test_embeddings_that_cannot_be_written_leave_nothing(tmp_path: Path) -> None
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
 
 
+@pytest.mark.slow
 def test_more_threads_than_cores_are_not_started() -> None:
     assert mmn_fast.load("demo", backend="torch", threads=4096).info()["threads"] == usable_cores()
 

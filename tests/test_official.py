@@ -258,6 +258,7 @@ def test_pickle_protocols_that_the_reader_does_not_know_are_refused(weights: dic
         load(tmp_path / "m.pth", root)
 
 
+@pytest.mark.slow
 def test_threads_read_at_once_and_the_callers_own_allowances_stay(
     weights: dict, model: LoadedModel, root: Path, tmp_path: Path
 ) -> None:

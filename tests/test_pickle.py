@@ -153,6 +153,7 @@ def test_a_copy_of_an_engine_is_the_engine(engine: mmn_fast.Engine) -> None:
     assert copy.deepcopy({"e": engine})["e"] is engine
 
 
+@pytest.mark.slow
 def test_an_engine_is_loaded_once_for_as_long_as_it_is_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
     loads, load = [], mmn_fast.load
     monkeypatch.setattr(engine_module, "load", lambda model, **options: loads.append(model) or load(model, **options))
@@ -239,6 +240,7 @@ def test_an_engine_made_of_a_model_in_memory_pickles_the_weights(tmp_path: Path)
     assert same(pickled(by_default).encode_text([np.array([2, 5, 3])]), by_default.encode_text([np.array([2, 5, 3])]))
 
 
+@pytest.mark.slow
 def test_changed_weights_are_refused(tmp_path: Path) -> None:
     save_model(tiny_model(tmp_path), tmp_path / "model")
     data = pickle.dumps(mmn_fast.load(tmp_path / "model", threads=1))

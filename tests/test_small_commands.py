@@ -53,6 +53,7 @@ def test_vocab_builds_word_pieces_that_the_tokenizer_reads(tmp_path: Path) -> No
     assert "already exists" in str(CliRunner().invoke(app, arguments).exception)
 
 
+@pytest.mark.slow
 def test_vocabulary_does_not_depend_on_process_or_order() -> None:
     code = "import json, sys; from mmn_fast.training.vocabulary import build_vocabulary;"
     code += "print(json.dumps(build_vocabulary(json.loads(sys.argv[1]), 300)))"

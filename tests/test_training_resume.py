@@ -117,6 +117,7 @@ def test_sigkill_during_a_checkpoint_write_loses_nothing(moment: str, task: dict
     assert_same_run(tmp_path / "whole", tmp_path / "cut")
 
 
+@pytest.mark.slow
 def test_resume_refuses_another_run_and_a_damaged_checkpoint(task: dict[str, Path], tmp_path: Path) -> None:
     train(options(task, tmp_path / "run"))
     with pytest.raises(InputError, match=r"resume: .*checkpoint\.pt: seed: the run was begun with 0, got 5"):

@@ -150,6 +150,7 @@ def test_rows_need_not_have_unit_norm(storage: str) -> None:
         )
 
 
+@pytest.mark.slow
 def test_halves_of_every_kind_are_decoded_exactly() -> None:
     """Every finite half, subnormal ones and both zeros included, as a row of the iou branch: u is its value."""
     values = np.arange(2**16, dtype=np.uint16).view(np.float16)
