@@ -87,17 +87,16 @@ def _serve(requests: BinaryIO, answers: BinaryIO) -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
-        pipes = [_fork(work, rank, processes, port, arguments) for rank in range(processes)]
-        pickle.dump([_answer(pipe) for pipe in pipes], answers)
+        children = [_fork(work, rank, processes, port, arguments) for rank in range(processes)]
+        pickle.dump([_answer(*child) for child in children], answers)
         answers.flush()
-        for _ in pipes:
-            os.wait()
 
 
-def _fork(work: Work, rank: int, processes: int, port: int, arguments: Sequence[Any]) -> int:
-    """Fork a process that does the work; return the pipe from which its answer can be read."""
+def _fork(work: Work, rank: int, processes: int, port: int, arguments: Sequence[Any]) -> tuple[int, int]:
+    """Fork a process that does the work; return its number and the pipe from which its answer can be read."""
     ours, theirs = os.pipe()
-    if os.fork() == 0:
+    child = os.fork()
+    if child == 0:
         try:
             os.dup2(os.open(os.devnull, os.O_RDWR), 0)
             os.dup2(2, 1)  # the server's answers go to stdout
@@ -114,13 +113,14 @@ def _fork(work: Work, rank: int, processes: int, port: int, arguments: Sequence[
         finally:
             os._exit(0)
     os.close(theirs)
-    return ours
+    return child, ours
 
 
-def _answer(pipe: int) -> tuple[bool, Any]:
+def _answer(child: int, pipe: int) -> tuple[bool, Any]:
     with os.fdopen(pipe, "rb") as file:
         content = file.read()
-    return pickle.loads(content) if content else (False, "it ended without an answer")
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return pickle.loads(content) if content else (False, f"it ended with status {status}")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -13,7 +12,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from rich.console import Console
 
@@ -21,36 +19,11 @@ from benchmarks import report, speed, timing
 from mmn_fast.artifact.manifest import read_manifest
 from mmn_fast.benchmarking.stages import BenchOptions, _choose, table
 from mmn_fast.benchmarking.timing import Timing, alternate
-from mmn_fast.benchmarking.turns import Call, Candidate, take_turns
+from mmn_fast.benchmarking.turns import Candidate, take_turns
 from mmn_fast.errors import BackendUnavailable, InputError
+from tests.benchmark_toys import make_broken, make_dying, make_toy, make_unavailable
 from tests.command import run_here
 from tests.tolerances import TOLERANCES
-
-
-def make_toy(log: Path, name: str, value: float) -> dict[str, Call]:
-    """Make a candidate that writes its name to a file on every call."""
-
-    def call() -> tuple[np.ndarray, ...]:
-        with log.open("a") as file:
-            file.write(name)
-        return (np.full(3, value),)
-
-    return {"one": call, "two": call}
-
-
-def make_unavailable() -> dict[str, Call]:
-    raise BackendUnavailable("there is no such thing here")
-
-
-def make_broken() -> dict[str, Call]:
-    def call() -> tuple[np.ndarray, ...]:
-        raise ZeroDivisionError("divided\nby zero")
-
-    return {"one": call, "two": call}
-
-
-def make_dying() -> dict[str, Call]:
-    return {"one": lambda: os._exit(7), "two": lambda: os._exit(7)}
 
 
 def test_timing_is_the_median_and_the_percentiles_in_milliseconds():

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import os
 import signal
-import subprocess
-import sys
-import textwrap
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pytest
@@ -20,7 +18,8 @@ from mmn_fast.errors import InputError
 from mmn_fast.training.run import trainer
 from mmn_fast.training.run.checkpoint_file import read_checkpoint, write_checkpoint
 from mmn_fast.training.run.trainer import InterruptedRunError, train
-from tests.training_runs import ROOT, Crash, assert_same_run, crash_at, lines, options
+from tests.process_group import Group
+from tests.training_runs import Crash, assert_same_run, crash_at, lines, options
 from tests.training_task import CONV_PRESET
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -79,36 +78,34 @@ def test_sigterm_writes_a_checkpoint_at_the_steps_end(
     assert_same_run(tmp_path / "whole", tmp_path / "cut")
 
 
+def train_until_killed(half: bool, task: dict[str, Path], output: Path, changes: dict[str, Any]) -> None:
+    """Train, and end by SIGKILL in the fifth write of a checkpoint, when half or all of the file is written."""
+    real, count = torch.save, 0
+
+    def save(content: object, file: BinaryIO) -> None:
+        nonlocal count
+        count += 1
+        if count < 5:
+            real(content, file)
+            return
+        buffer = io.BytesIO()
+        real(content, buffer)
+        Path(file.name).write_bytes(buffer.getvalue()[: len(buffer.getvalue()) // (2 if half else 1)])
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    torch.save = save
+    train(options(task, output, **changes))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("moment", ["half of the file is written", "the file is written, not yet renamed"])
-def test_sigkill_during_a_checkpoint_write_loses_nothing(moment: str, task: dict[str, Path], tmp_path: Path) -> None:
+def test_sigkill_during_a_checkpoint_write_loses_nothing(
+    moment: str, task: dict[str, Path], tmp_path: Path, group: Group
+) -> None:
     changes = {"checkpoint_every": 1}
     train(options(task, tmp_path / "whole", **changes))
-    paths = {name: str(path) for name, path in task.items()}
-    script = f"""
-        import io, os, pathlib, signal, torch
-        from tests.training_runs import options
-        from mmn_fast.training.run.trainer import train
-
-        real, count = torch.save, 0
-
-        def save(content, file):
-            global count
-            count += 1
-            if count < 5:
-                return real(content, file)
-            buffer = io.BytesIO()
-            real(content, buffer)
-            half = {moment.startswith("half")}
-            pathlib.Path(file.name).write_bytes(buffer.getvalue()[: len(buffer.getvalue()) // (2 if half else 1)])
-            os.kill(os.getpid(), signal.SIGKILL)
-
-        torch.save = save
-        task = {{name: pathlib.Path(path) for name, path in {paths!r}.items()}}
-        train(options(task, pathlib.Path({str(tmp_path / "cut")!r}), **{changes!r}))
-    """
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], cwd=ROOT, capture_output=True, check=False)
-    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+    with pytest.raises(AssertionError, match=rf"^process 0: it ended with status -{signal.SIGKILL:d}$"):
+        group(train_until_killed, 1, moment.startswith("half"), task, tmp_path / "cut", changes)
     # Two epochs of three steps; checkpoints 1 and 2 come within the first, 3 at its end, 4 at step 4; 5 was lost.
     assert torch.load(tmp_path / "cut" / "checkpoint.pt", weights_only=True)["position"]["step"] == 4
     assert len(list((tmp_path / "cut").glob(".checkpoint.pt.partial-*"))) == 2
