@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
 import pytest
+
+from tests.command import run_here as run
 
 pytestmark = pytest.mark.slow
 LONG = "the red circle grows " * 200
@@ -36,13 +37,6 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def short(video: dict[str, Any]) -> dict[str, Any]:
     return video | {"sentences": [sentence[-30:].strip() for sentence in video["sentences"]]}
-
-
-def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "mmn_fast", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert "Traceback" not in done.stderr
-    return done
 
 
 def warnings_of(done: subprocess.CompletedProcess[str]) -> list[str]:
