@@ -13,18 +13,16 @@ import torch
 
 from benchmarks import bench_gather, bench_gpu, gpu_requests, gpu_timing
 from benchmarks.conv_layers import Layers
-from benchmarks.golden import cases
 from benchmarks.gpu_peers import TUNED_VIDEOS, arithmetic, peers
 from benchmarks.gpu_timing import Bench, HostClock, add_options
 from mmn_fast.backends.base import Settings
 from mmn_fast.backends.native_gpu import NativeGpuBackend
-from mmn_fast.checkpoint import LoadedModel
+from mmn_fast.checkpoint import load_model
 from mmn_fast.errors import InputError
 from mmn_fast.geometry import proposal_plan
 from mmn_fast.kernels.gpu.clock import DeviceClock, Timing
 from mmn_fast.kernels.gpu.conv import block_sizes
 from mmn_fast.model import build_model
-from mmn_fast.tokenizer import load_tokenizer
 from tests.gpu_clock_double import Device
 
 
@@ -185,11 +183,13 @@ def test_a_peers_settings_are_its_own(settings: dict[str, bool]) -> None:
 
 
 @pytest.mark.slow
-def test_every_dense_peer_also_runs_at_its_best_and_sets_nothing_for_the_next_one() -> None:
-    case = cases.load("charades_small")
-    net = build_model(case.preset, case.text, case.state())
+def test_every_dense_peer_also_runs_at_its_best_and_sets_nothing_for_the_next_one(
+    golden_model: Callable[[str], Path],
+) -> None:
+    model = load_model(golden_model("charades_small"))
+    net = build_model(model.preset, model.text, model.state)
     bench, seen, before = Bench("cpu", True, float("inf"), "a benchmark"), dict[str, Any](), _settings()
-    clips = [torch.zeros(TUNED_VIDEOS, case.preset.num_pre_clips, case.preset.input_size)]
+    clips = [torch.zeros(TUNED_VIDEOS, model.preset.num_pre_clips, model.preset.input_size)]
     encode = type(net).encode_video
     for name, make in peers(net, bench, clips, compiled=False).items():
         with pytest.MonkeyPatch.context() as patched:
@@ -229,11 +229,9 @@ def test_the_rates_are_of_a_busy_device(monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.mark.slow
 def test_an_engine_of_each_convolution_grounds_and_encodes_and_one_that_cannot_is_named(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    golden_model: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    case = cases.load("charades_small")
-    tokenizer = load_tokenizer(cases.VOCAB, case.text.max_tokens)
-    model = LoadedModel(case.preset, case.text, case.state(), tokenizer, case.name)
+    model = dataclasses.replace(load_model(golden_model("charades_small")), source="charades_small")
     reference, made = gpu_requests.engines(model, "cpu")[gpu_requests.REFERENCE], list[str]()
 
     def backend(model: Any, settings: Settings) -> NativeGpuBackend:

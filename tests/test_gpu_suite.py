@@ -6,6 +6,7 @@ import math
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,10 +14,10 @@ import torch
 
 from benchmarks import gpu_suite
 from benchmarks.bench_moments import official_moments
-from benchmarks.golden import cases
 from benchmarks.gpu_peers import peers
 from benchmarks.gpu_suite import PLANS, START_S, Step
 from benchmarks.gpu_timing import Bench
+from mmn_fast.checkpoint import load_model
 from mmn_fast.model import build_model
 from mmn_fast.presets import PRESETS
 
@@ -161,9 +162,9 @@ def test_the_official_post_processing_makes_nothing_on_another_device_than_its_i
 
 
 @pytest.mark.slow
-def test_a_peer_leaves_the_weights_of_the_others_as_they_are() -> None:
-    case = cases.load("charades_small")
-    net = build_model(case.preset, case.text, case.state())
+def test_a_peer_leaves_the_weights_of_the_others_as_they_are(golden_model: Callable[[str], Path]) -> None:
+    model = load_model(golden_model("charades_small"))
+    net = build_model(model.preset, model.text, model.state)
     before = {name: weight.stride() for name, weight in net.named_parameters()}
     make = peers(net, Bench("cpu", True, math.inf, "a benchmark"), [torch.empty(1)], compiled=False)
     make["PyTorch fp16 channels-last"]()

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ import torch.nn.functional as F
 
 from benchmarks.golden import cases, recipe
 from mmn_fast import _C
+from mmn_fast.checkpoint import load_model
 from mmn_fast.kernels import host
 from mmn_fast.kernels.cpu.text import NativeTextEncoder
 from mmn_fast.presets import TextEncoderConfig
@@ -171,10 +173,10 @@ def test_concurrent_calls_give_the_serial_results() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [*cases.SMALL, pytest.param("charades_full", marks=pytest.mark.full)])
-def test_text_encoder_of_golden_cases(name: str) -> None:
-    golden = cases.load(name)
+def test_text_encoder_of_golden_cases(name: str, golden_model: Callable[[str], Path]) -> None:
+    golden, weights = cases.load(name), load_model(golden_model(name)).state
     prefix = "text_encoder."
-    state = {key.removeprefix(prefix): array for key, array in golden.state().items() if key.startswith(prefix)}
+    state = {key.removeprefix(prefix): array for key, array in weights.items() if key.startswith(prefix)}
     assert {f"{prefix}{key}" for key in state} == {
         key for key in state_shapes(golden.preset, golden.text) if key.startswith(prefix)
     }
