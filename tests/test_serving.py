@@ -312,7 +312,13 @@ def test_a_service_that_is_full_or_ends_refuses_at_once(tmp_path: Path) -> None:
         service._uploads = 1
         answer = client.delete("/v1/videos/any")
         assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
-        service._uploads, service.draining = 0, True
+        service._uploads = 0
+        service._batcher._waiting.extend([None] * service.limits.max_waiting)
+        answer = client.post("/v1/search", content=b"{")  # refused unread
+        assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+        assert answer.json()["detail"].startswith("the queue is full")
+        service._batcher._waiting.clear()
+        service.draining = True
         answer = client.post("/v1/search", json={"sentences": ["a"]})
         assert (answer.status_code, answer.json()["detail"]) == (503, "the service is about to end")
         assert client.get("/readyz").status_code == 503

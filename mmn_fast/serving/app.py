@@ -78,6 +78,7 @@ def create_app(
         key=key,
         hosts=hosts,
         draining=lambda: service.draining,
+        full=lambda: service.full,
     )
     for kind in (Problem, InputError, BackendUnavailable, MemoryError):
         app.add_exception_handler(kind, answer_problem)

@@ -18,13 +18,18 @@ _LOG = logging.getLogger(__name__)
 Job = TypeVar("Job")
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class _Entry(Generic[Job]):
     """A job that waits."""
 
     job: Job
     answer: asyncio.Future[Any]
     since: float = field(default_factory=time.perf_counter)
+
+    def too_late(self, deadline_s: float) -> None:
+        """Refuse the job, unless it has its answer."""
+        if not self.answer.done():
+            self.answer.set_exception(busy(f"the request was not answered within {deadline_s:g} s"))
 
 
 class Batcher(Generic[Job]):
@@ -80,7 +85,7 @@ class Batcher(Generic[Job]):
         entry: _Entry[Job] = _Entry(job, loop.create_future())
         self._waiting.append(entry)
         self._arrived.set()
-        timer = loop.call_later(deadline_s, _too_late, entry.answer, deadline_s)
+        timer = loop.call_later(deadline_s, entry.too_late, deadline_s)
         try:
             return await entry.answer
         finally:
@@ -139,8 +144,3 @@ class Batcher(Generic[Job]):
         except Exception as error:
             _LOG.exception("a call for %d requests failed", len(batch))
             return [error] * len(batch)
-
-
-def _too_late(answer: asyncio.Future[Any], deadline_s: float) -> None:
-    if not answer.done():
-        answer.set_exception(busy(f"the request was not answered within {deadline_s:g} s"))

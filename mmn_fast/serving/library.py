@@ -21,6 +21,7 @@ from mmn_fast.viz.images import encode_png
 
 _REFRESH_S = 1.0  # how old the state of an index may be that another process changes
 _THUMBNAIL_SIDE = 320
+_CHANGES = 64  # changes after which the index is made compact: each one added a file or left a removed video
 
 
 class Library:
@@ -34,7 +35,7 @@ class Library:
 
     def __init__(self, index: MomentIndex, engine: Engine, files: Mapping[str, Path] | None = None) -> None:
         self.index, self._engine, self._files = index, engine, dict(files or {})
-        self._writing = threading.Lock()
+        self._writing, self._changes = threading.Lock(), 0
         self._refreshed = time.monotonic()
         self._thumbnail = lru_cache(256)(_thumbnail)
 
@@ -136,9 +137,13 @@ class Library:
 
     @contextmanager
     def _changing(self) -> Iterator[None]:
-        """One change at a time."""
+        """One change at a time; now and then the index becomes compact."""
         with self._writing:
             yield
+            self._changes += 1
+            if self._changes >= _CHANGES:
+                self._changes = 0
+                self.index.compact()
 
 
 def _thumbnail(path: Path, at_s: float) -> bytes | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import socket
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -81,6 +82,7 @@ def serve(
     Raises:
         InputError: index, folder, key or address cannot be used.
     """
+    sys.setswitchinterval(0.0005)
     key = read_key(place.key_file)
     hosts = (*LOOPBACK, *place.allowed) if place.host in LOOPBACK else None
     with ExitStack() as stack:

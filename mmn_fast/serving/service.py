@@ -89,6 +89,11 @@ class Service:
         if self._batcher is not None:
             await self._batcher.close()
 
+    @property
+    def full(self) -> bool:
+        """Whether no more requests can wait for the engine."""
+        return self._batcher is not None and len(self._batcher) >= self.limits.max_waiting
+
     async def answer(self, job: Job, deadline_s: float | None = None) -> Any:
         """A job's answer, from the queue."""
         assert self._batcher is not None, "the application has started"

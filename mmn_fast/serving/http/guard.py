@@ -26,6 +26,8 @@ _HEADERS = (
     ("Referrer-Policy", "no-referrer"),
     ("Cross-Origin-Resource-Policy", "same-origin"),
 )
+QUEUED = ("/v1/ground", "/v1/search")
+"""Paths whose requests wait for the engine."""
 _OPEN = ("/", "/healthz", "/readyz")
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 """Names of this machine for itself."""
@@ -42,6 +44,8 @@ class Guard:
         hosts: names in the Host header that are accepted; None accepts all. Keeps other sites' names for this machine
             (DNS rebinding) away from a service without a key.
         draining: whether the service is about to end.
+        full: whether no more requests can wait for the engine; a request to one of `QUEUED` is then refused before its
+            body is read, because reading costs more than refusing.
     """
 
     def __init__(
@@ -52,9 +56,10 @@ class Guard:
         key: str | None,
         hosts: Collection[str] | None,
         draining: Callable[[], bool],
+        full: Callable[[], bool],
     ) -> None:
         self._app, self._metrics, self._max_active, self._hosts = app, metrics, max_active, hosts
-        self._key, self._draining = None if key is None else key.encode(), draining
+        self._key, self._draining, self._full = None if key is None else key.encode(), draining, full
         self._active = 0
         metrics.gauge("active_requests", "Requests that are being worked on.", lambda: self._active)
 
@@ -91,7 +96,8 @@ class Guard:
             await response_of(problem, scope["path"])(scope, receive, send_on)
         finally:
             self._active -= works
-            route = getattr(scope.get("route"), "path", "other")
+            path = str(scope["path"])
+            route = str(getattr(scope.get("route"), "path", path if path in QUEUED else "other"))
             self._metrics.answered(route, status, perf_counter() - started)
 
     def _refusal(self, scope: Scope, works: bool) -> Problem | None:
@@ -112,6 +118,8 @@ class Guard:
                 )
         if works and self._draining():
             return busy("the service is about to end")
+        if works and scope["path"] in QUEUED and self._full():
+            return busy("the queue is full: no more requests can wait for the engine")
         if works and self._active > self._max_active:
             return busy(f"{self._max_active} requests are being answered already")
         return None

@@ -1,0 +1,184 @@
+"""Times the web service on loopback beside direct calls of the engine, and drives it beyond what it can carry.
+
+    python -m benchmarks.bench_serve [--parts throughput latency sizes overload mixed] [--threads 2] [--rounds 6]
+        [--seconds 20] [--clients 32] [--dry-run]
+
+The service is a process of its own; its clients share the machine with it. Rounds of the service and of direct calls
+take turns. `throughput`: the demo's model, 32 clients that each send one request at a time, by binary features and by
+id, beside `engine.ground` of the same 32 queries. `latency`: one client, beside direct calls. `sizes`: the Charades-STA
+golden case. `overload`: requests arrive at twice the rate that was measured. `mixed`: searches, additions, removals,
+malformed bodies, aborted uploads and slow clients; memory, handles and files are watched. The error is the largest
+difference of an answer from the direct call's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import uvloop
+
+import mmn_fast
+from benchmarks.golden import cases
+from benchmarks.serve_clients import Request, Served, closed_loop, ground_by_features, ground_by_id, serving
+from benchmarks.serve_load import mixed_load, overload
+from benchmarks.timing import Timing, record
+from mmn_fast.checkpoint import LoadedModel, save_model
+from mmn_fast.demo.shapes import make_video
+from mmn_fast.tokenizer import load_tokenizer
+from mmn_fast.types import Query, Video
+
+PARTS = ("throughput", "latency", "sizes", "overload", "mixed")
+Answers = list[list[dict[str, float]]]
+
+
+def demo_queries(count: int) -> list[Query]:
+    """Queries of the demo's world: one video each, with one of its sentences."""
+    drawn = [make_video("test", 1, number) for number in range(count)]
+    return [Query(Video(one.features, one.duration_s, one.video_id), [one.sentences[0].text]) for one in drawn]
+
+
+def golden_queries(name: str, count: int) -> list[Query]:
+    """Queries with random features of a golden case's width, as many rows as its first video has."""
+    first, rng = cases.load(name).videos[0], np.random.default_rng(0)
+    shape = first.features.shape
+    return [
+        Query(
+            Video(rng.standard_normal(shape).astype(np.float32), first.duration_s, f"video-{number}"),
+            [f"{first.sentences[0]} {number}"],
+        )
+        for number in range(count)
+    ]
+
+
+def _model(name: str) -> LoadedModel:
+    case = cases.load(name)
+    tokenizer = load_tokenizer(cases.VOCAB, case.text.max_tokens)
+    return LoadedModel(case.preset, case.text, case.state(), tokenizer, name)
+
+
+def _direct(engine: mmn_fast.Engine, queries: Sequence[Query]) -> list[Answers]:
+    return [[[m.to_dict() for m in moments] for moments in found] for found in engine.ground(queries)]
+
+
+def _difference(served: list[bytes], direct: list[Answers]) -> float:
+    """The largest difference of a number of the answers; infinity if they have other moments."""
+    worst = 0.0
+    for body, wanted in zip(served, direct, strict=True):
+        found = [result["moments"] for result in json.loads(body)["results"]]
+        if [len(one) for one in found] != [len(one) for one in wanted]:
+            return float("inf")
+        for moments, others in zip(found, wanted, strict=True):
+            for one, other in zip(moments, others, strict=True):
+                worst = max([worst, *(abs(one[name] - other[name]) for name in one)])
+    return worst
+
+
+def compare(
+    served: Served, engine: mmn_fast.Engine, queries: Sequence[Query], requests: Sequence[Request], rounds: int
+) -> tuple[dict[str, Timing], float]:
+    """Time the requests, all at once from one client each, beside one call of the engine; take turns.
+
+    Returns:
+        Timings of a round, and the largest difference of an answer.
+    """
+    seconds: dict[str, list[float]] = {"mmn_fast served": [], "engine.ground": []}
+    worst = 0.0
+    for number in range(rounds + 2):
+        started = time.perf_counter()
+        direct = _direct(engine, queries)
+        between = time.perf_counter()
+        answers = uvloop.run(closed_loop(served.port, [[one] for one in requests], repeats=4))
+        elapsed = (answers.elapsed_s / 4, between - started)
+        assert set(answers.statuses) == {200}, answers.statuses
+        worst = max(worst, _difference(answers.last, direct))
+        if number >= 2:
+            for name, value in zip(seconds, elapsed, strict=True):
+                seconds[name].append(value)
+    return {name: Timing.of(found) for name, found in seconds.items()}, worst
+
+
+def _say(what: str, timings: dict[str, Timing], worst: float) -> float:
+    ours, direct = timings["mmn_fast served"].median_ms, timings["engine.ground"].median_ms
+    print(
+        f"{what}: served {ours:.1f} ms, direct {direct:.1f} ms: {direct / ours:.0%} of the throughput;"
+        f" error {worst:.1e}"
+    )
+    return direct / ours
+
+
+def throughput(options: argparse.Namespace, served: Served, engine: mmn_fast.Engine, queries: list[Query]) -> None:
+    """All clients at once, by features and by id."""
+    for how, make in (("features", ground_by_features), ("id", ground_by_id)):
+        timings, worst = compare(served, engine, queries, [make(query) for query in queries], options.rounds)
+        share = _say(f"demo by {how}, {len(queries)} clients", timings, worst)
+        _record(options, timings, worst, stage=f"served by {how}", batch=len(queries), share=share)
+
+
+def latency(options: argparse.Namespace, served: Served, engine: mmn_fast.Engine, queries: list[Query]) -> None:
+    """One client, one request at a time."""
+    query = queries[0]
+    for how, make in (("features", ground_by_features), ("id", ground_by_id)):
+        timings, worst = compare(served, engine, [query], [make(query)], 20 * options.rounds)
+        over = timings["mmn_fast served"].median_ms - timings["engine.ground"].median_ms
+        print(f"demo by {how}, one client: {over:+.2f} ms over the direct call (median); error {worst:.1e}")
+        _record(options, timings, worst, stage=f"served by {how}", batch=1, over_ms=over)
+
+
+def sizes(options: argparse.Namespace, folder: Path) -> None:
+    """A full-size model with binary features."""
+    name, count = "charades_full", 8
+    model = save_model(_model(name), folder / "model")
+    engine, queries = mmn_fast.load(model, threads=options.threads), golden_queries(name, count)
+    mmn_fast.MomentIndex.create(folder / "sizes", engine).close()
+    with serving(folder / "sizes", str(model), options.threads) as served:
+        requests = [ground_by_features(query) for query in queries]
+        timings, worst = compare(served, engine, queries, requests, options.rounds)
+    share = _say(f"Charades-STA sizes, {count} clients, {len(requests[0].body) / 2**20:.1f} MiB each", timings, worst)
+    facts = {"preset": "charades-sta", "stage": "served by features", "batch": count, "share": share}
+    _record(options, timings, worst, **facts)
+
+
+def _record(options: argparse.Namespace, timings: dict[str, Timing], worst: float, **facts: Any) -> None:
+    if not options.dry_run:
+        record("bench_serve", timings, worst, **{"preset": "shapes", "threads": options.threads, **facts})
+
+
+def main() -> None:
+    """Run the parts."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--clients", type=int, default=32)
+    parser.add_argument("--seconds", type=float, default=20.0, help="length of overload and of mixed")
+    parser.add_argument("--dry-run", action="store_true", help="record nothing")
+    options = parser.parse_args()
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        engine, queries = mmn_fast.load("demo", threads=options.threads), demo_queries(options.clients)
+        with mmn_fast.MomentIndex.create(folder / "index", engine, storage="fp32") as index:
+            index.add(query.video for query in queries)
+        served = stack.enter_context(serving(folder / "index", "demo", options.threads))
+        if "throughput" in options.parts:
+            throughput(options, served, engine, queries)
+        if "latency" in options.parts:
+            latency(options, served, engine, queries)
+        requests = [ground_by_features(query) for query in queries]
+        if "overload" in options.parts:
+            uvloop.run(overload(served, requests, options.seconds))
+        if "mixed" in options.parts:
+            uvloop.run(mixed_load(served, queries, options.seconds))
+        if "sizes" in options.parts:
+            sizes(options, folder)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,142 @@
+"""Loads that a service must stand: twice its capacity, and everything at once."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+
+import numpy as np
+
+from benchmarks.serve_clients import (
+    Connection,
+    Request,
+    Served,
+    add,
+    closed_loop,
+    ground_by_features,
+    ground_by_id,
+    json_of,
+    remove,
+    request,
+    search,
+)
+from mmn_fast.types import Query
+
+_SAMPLES = 6  # of memory and handles in a run
+
+
+async def overload(served: Served, requests: Sequence[Request], seconds: float) -> None:
+    """Measure the capacity with 32 clients, then let requests arrive at twice that rate, whatever is answered."""
+    for _ in range(3):  # the first warms up
+        before = served.cpu_s()
+        full = await closed_loop(served.port, [[one] for one in requests], repeats=12)
+    capacity, cost = len(full.statuses) / full.elapsed_s, (served.cpu_s() - before) / len(full.statuses)
+    idle = [Connection(served.port) for _ in range(2 * len(requests) + 96)]  # more than the service works on at a time
+    await asyncio.gather(*(one.ask(request("GET", "/healthz")) for one in idle))
+    answers: list[tuple[int, float]] = []
+    memory = [served.memory_mib()]
+
+    async def ask(one: Request) -> None:
+        connection = idle.pop() if idle else Connection(served.port)
+        started = time.perf_counter()
+        status, _ = await connection.ask(one)
+        answers.append((status, time.perf_counter() - started))
+        idle.append(connection)
+
+    total, tasks = int(2 * capacity * seconds), []
+    begun, before = time.perf_counter(), served.cpu_s()
+    for number in range(total):
+        due = begun + number / (2 * capacity)
+        if due > time.perf_counter():
+            await asyncio.sleep(due - time.perf_counter())
+        tasks.append(asyncio.create_task(ask(requests[number % len(requests)])))
+        if number % (total // _SAMPLES) == 0:
+            memory.append(served.memory_mib())
+    sent = time.perf_counter() - begun
+    await asyncio.gather(*tasks)
+    elapsed, used = time.perf_counter() - begun, served.cpu_s() - before
+    for connection in idle:
+        connection.close()
+    refused = np.array([took for status, took in answers if status == 503] or [0.0]) * 1e3
+    good = sum(status == 200 for status, _ in answers)
+    print(
+        f"overload: capacity {capacity:.0f}/s; {total} requests sent at {total / sent:.0f}/s, {len(answers)} answered,"
+        f" statuses {dict(Counter(status for status, _ in answers))}; goodput {good / elapsed:.0f}/s,"
+        f" {good / elapsed / capacity:.0%} of the capacity"
+        f" (in processor time {cost * 1e3:.2f} ms per answer at capacity, {used / max(good, 1) * 1e3:.2f} ms per good"
+        f" answer here); refused within {np.median(refused):.1f} ms (median),"
+        f" {np.percentile(refused, 99):.1f} ms (99 %), {refused.max():.1f} ms (most);"
+        f" memory {' '.join(f'{one:.0f}' for one in memory)} MiB"
+    )
+
+
+async def mixed_load(served: Served, queries: Sequence[Query], seconds: float) -> None:
+    """Everything at once: good requests, malformed ones, clients that abort and clients that are slow."""
+    until, statuses, samples = time.monotonic() + seconds, Counter[str](), list[str]()
+    chance = random.Random(0)
+
+    async def good(connection: Connection, number: int) -> str:
+        query = queries[number % len(queries)]
+        made = (ground_by_features, ground_by_id, search)[number % 3](query)
+        return f"good {(await connection.ask(made))[0]}"
+
+    async def change(connection: Connection, number: int) -> str:
+        video_id = f"mixed-{number}"
+        added, _ = await connection.ask(add(queries[number % len(queries)], video_id))
+        if added != 201:
+            return f"add {added}"
+        removed, _ = await connection.ask(remove(video_id))
+        return f"remove {removed}"
+
+    async def malformed(connection: Connection, number: int) -> str:
+        bodies = (b"{", b"[]", json_of(sentences="a"), b"\x93NUMPY" + chance.randbytes(300), chance.randbytes(2000))
+        kind = ("application/json", "application/octet-stream", "multipart/form-data; boundary=x", "text/plain")
+        one = request("POST", "/v1/ground?sentence=a&duration_s=1", bodies[number % 5], kind[number % 4])
+        return f"malformed {(await connection.ask(one))[0]}"
+
+    async def aborted(connection: Connection, number: int) -> str:
+        head = (
+            b"POST /v1/ground HTTP/1.1\r\nHost: localhost\r\nContent-Type: video/mp4\r\nContent-Length: 9999999\r\n\r\n"
+        )
+        _, writer = await asyncio.open_connection("127.0.0.1", served.port)
+        writer.write(head + bytes(200_000))
+        await asyncio.sleep(0.02)
+        writer.close()
+        return "aborted"
+
+    async def slow(connection: Connection, number: int) -> str:
+        one = ground_by_features(queries[number % len(queries)])
+        reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
+        for first in range(0, len(one.body), 20_000):
+            writer.write((one.head if first == 0 else b"") + one.body[first : first + 20_000])
+            await asyncio.sleep(0.05)
+        status = int((await reader.readuntil(b"\r\n\r\n"))[9:12])
+        writer.close()
+        return f"slow {status}"
+
+    async def client(kind: Callable[[Connection, int], Awaitable[str]], first: int, pause_s: float) -> None:
+        connection, number = Connection(served.port), first
+        while time.monotonic() < until:
+            statuses[await kind(connection, number)] += 1
+            number += 100
+            await asyncio.sleep(pause_s)
+        connection.close()
+
+    async def watch() -> None:
+        while time.monotonic() < until:
+            samples.append(f"{served.memory_mib():.0f} MiB/{served.handles()}/{served.files()}")
+            await asyncio.sleep(seconds / _SAMPLES)
+
+    clients = [client(good, number, 0.0) for number in range(8)]
+    clients += [client(kind, number, 0.01) for number, kind in enumerate((change, malformed, aborted, slow, malformed))]
+    await asyncio.gather(*clients, watch())
+    await asyncio.sleep(1)
+    samples.append(f"{served.memory_mib():.0f} MiB/{served.handles()}/{served.files()}")
+    bad = {name: count for name, count in statuses.items() if name.split()[-1].startswith("5") and "503" not in name}
+    print(
+        f"mixed, {seconds:g} s: {dict(sorted(statuses.items()))}; memory/handles/temporary files {', '.join(samples)};"
+        f" answers with 5xx but 503: {bad or 'none'}"
+    )
