@@ -73,43 +73,47 @@ async def overload(served: Served, requests: Sequence[Request], seconds: float) 
     )
 
 
-async def mixed_load(served: Served, queries: Sequence[Query], seconds: float) -> None:
-    """Everything at once: good requests, malformed ones, clients that abort and clients that are slow."""
-    until, statuses, samples = time.monotonic() + seconds, Counter[str](), list[str]()
-    chance = random.Random(0)
+class _Clients:
+    """The kinds of clients of a mixed load; each method sends one request and names what came of it."""
 
-    async def good(connection: Connection, number: int) -> str:
-        query = queries[number % len(queries)]
-        made = (ground_by_features, ground_by_id, search)[number % 3](query)
+    def __init__(self, served: Served, queries: Sequence[Query]) -> None:
+        self._port, self._queries, self._chance = served.port, queries, random.Random(0)
+
+    def _query(self, number: int) -> Query:
+        return self._queries[number % len(self._queries)]
+
+    async def good(self, connection: Connection, number: int) -> str:
+        """Ground by features or by id, or search."""
+        made = (ground_by_features, ground_by_id, search)[number % 3](self._query(number))
         return f"good {(await connection.ask(made))[0]}"
 
-    async def change(connection: Connection, number: int) -> str:
-        video_id = f"mixed-{number}"
-        added, _ = await connection.ask(add(queries[number % len(queries)], video_id))
+    async def change(self, connection: Connection, number: int) -> str:
+        """Add a video and remove it."""
+        added, _ = await connection.ask(add(self._query(number), f"mixed-{number}"))
         if added != 201:
             return f"add {added}"
-        removed, _ = await connection.ask(remove(video_id))
-        return f"remove {removed}"
+        return f"remove {(await connection.ask(remove(f'mixed-{number}')))[0]}"
 
-    async def malformed(connection: Connection, number: int) -> str:
-        bodies = (b"{", b"[]", json_of(sentences="a"), b"\x93NUMPY" + chance.randbytes(300), chance.randbytes(2000))
+    async def malformed(self, connection: Connection, number: int) -> str:
+        """Send bodies that are none, under several types."""
+        noise = self._chance.randbytes
+        bodies = (b"{", b"[]", json_of(sentences="a"), b"\x93NUMPY" + noise(300), noise(2000))
         kind = ("application/json", "application/octet-stream", "multipart/form-data; boundary=x", "text/plain")
-        one = request("POST", "/v1/ground?sentence=a&duration_s=1", bodies[number % 5], kind[number % 4])
+        one = request("POST", "/v1/ground?sentence=a&duration_s=1", bodies[number % 5], kind[number // 5 % 4])
         return f"malformed {(await connection.ask(one))[0]}"
 
-    async def aborted(connection: Connection, number: int) -> str:
-        head = (
-            b"POST /v1/ground HTTP/1.1\r\nHost: localhost\r\nContent-Type: video/mp4\r\nContent-Length: 9999999\r\n\r\n"
-        )
-        _, writer = await asyncio.open_connection("127.0.0.1", served.port)
-        writer.write(head + bytes(200_000))
+    async def aborted(self, connection: Connection, number: int) -> str:
+        """Leave in the middle of an upload."""
+        _, writer = await asyncio.open_connection("127.0.0.1", self._port)
+        writer.write(request("POST", "/v1/ground", bytes(10**6), "video/mp4").head + bytes(200_000))
         await asyncio.sleep(0.02)
         writer.close()
         return "aborted"
 
-    async def slow(connection: Connection, number: int) -> str:
-        one = ground_by_features(queries[number % len(queries)])
-        reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
+    async def slow(self, connection: Connection, number: int) -> str:
+        """Send a body in pieces, with pauses."""
+        one = ground_by_features(self._query(number))
+        reader, writer = await asyncio.open_connection("127.0.0.1", self._port)
         for first in range(0, len(one.body), 20_000):
             writer.write((one.head if first == 0 else b"") + one.body[first : first + 20_000])
             await asyncio.sleep(0.05)
@@ -117,11 +121,16 @@ async def mixed_load(served: Served, queries: Sequence[Query], seconds: float) -
         writer.close()
         return f"slow {status}"
 
-    async def client(kind: Callable[[Connection, int], Awaitable[str]], first: int, pause_s: float) -> None:
-        connection, number = Connection(served.port), first
+
+async def mixed_load(served: Served, queries: Sequence[Query], seconds: float) -> None:
+    """Everything at once: good requests, malformed ones, clients that abort and clients that are slow."""
+    until, statuses, samples = time.monotonic() + seconds, Counter[str](), list[str]()
+
+    async def client(kind: Callable[[Connection, int], Awaitable[str]], number: int, pause_s: float) -> None:
+        connection = Connection(served.port)
         while time.monotonic() < until:
             statuses[await kind(connection, number)] += 1
-            number += 100
+            number += 101
             await asyncio.sleep(pause_s)
         connection.close()
 
@@ -130,8 +139,10 @@ async def mixed_load(served: Served, queries: Sequence[Query], seconds: float) -
             samples.append(f"{served.memory_mib():.0f} MiB/{served.handles()}/{served.files()}")
             await asyncio.sleep(seconds / _SAMPLES)
 
-    clients = [client(good, number, 0.0) for number in range(8)]
-    clients += [client(kind, number, 0.01) for number, kind in enumerate((change, malformed, aborted, slow, malformed))]
+    kinds = _Clients(served, queries)
+    clients = [client(kinds.good, number, 0.0) for number in range(8)]
+    others = (kinds.change, kinds.malformed, kinds.aborted, kinds.slow, kinds.malformed)
+    clients += [client(kind, number, 0.01) for number, kind in enumerate(others)]
     await asyncio.gather(*clients, watch())
     await asyncio.sleep(1)
     samples.append(f"{served.memory_mib():.0f} MiB/{served.handles()}/{served.files()}")

@@ -165,7 +165,8 @@ def test_benchmarks_take_names_of_each_other_that_are_there(path: Path) -> None:
                 continue
             other = _parsed(place.with_suffix(".py"))
             there = {name.id for name in ast.walk(other) if isinstance(name, ast.Name)}
-            there |= {one.name for one in other.body if isinstance(one, (ast.FunctionDef, ast.ClassDef))}
+            kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+            there |= {one.name for one in other.body if isinstance(one, kinds)}
             there |= {
                 alias.asname or alias.name
                 for one in other.body

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection
 from time import perf_counter
 from urllib.parse import urlsplit
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mmn_fast.serving.http.problems import ClientGoneError, Problem, busy, response_of
@@ -20,11 +20,11 @@ POLICY = (
     " connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 """Content-Security-Policy: only what the service itself gives, and what the page makes, may load."""
-_HEADERS = (
-    ("Content-Security-Policy", POLICY),
-    ("X-Content-Type-Options", "nosniff"),
-    ("Referrer-Policy", "no-referrer"),
-    ("Cross-Origin-Resource-Policy", "same-origin"),
+_HEADERS = (  # as ASGI has them
+    (b"content-security-policy", POLICY.encode()),
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cross-origin-resource-policy", b"same-origin"),
 )
 QUEUED = ("/v1/ground", "/v1/search")
 """Paths whose requests wait for the engine."""
@@ -73,9 +73,7 @@ class Guard:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                headers = MutableHeaders(scope=message)
-                for name, value in _HEADERS:
-                    headers.setdefault(name, value)
+                message["headers"] = [*message.get("headers", ()), *_HEADERS]
             await send(message)
 
         works = scope["method"] in ("POST", "DELETE")
