@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from starlette.testclient import TestClient
 
 from mmn_fast.media.writing import write_video
 from mmn_fast.serving.http.guard import LOOPBACK, POLICY
+from mmn_fast.serving.http.problems import ClientGoneError
 from mmn_fast.serving.settings import Limits
 from mmn_fast.types import Query, Video
 from tests.served import SENTENCES, client_of, made_app, shapes
@@ -146,6 +148,22 @@ def test_videos_are_added_listed_replaced_and_removed(client: TestClient, clip: 
     sent = client.post("/v1/videos", files={"video": ("clip.mp4", clip.read_bytes())})
     assert (sent.status_code, sent.json()["video_id"]) == (201, "clip")
     assert client.delete("/v1/videos/clip").status_code == 204
+
+
+def test_the_index_stays_compact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mmn_fast.serving.library._CHANGES", 4)
+    with client_of(tmp_path, videos=0) as client:
+        library = _service(client).library
+        for number in range(4):
+            library.add(Video(shapes(number).features, 9.0, str(number)), False, None, None)
+        assert (len(library), library.index.info()["shards"]) == (4, 1)
+
+
+def test_extraction_stops_when_its_client_has_gone(client: TestClient, clip: Path) -> None:
+    gone = threading.Event()
+    gone.set()
+    with pytest.raises(ClientGoneError):
+        _service(client)._extract(clip, "a", gone)
 
 
 def test_files_and_thumbnails_are_given_where_they_are_at_hand(client: TestClient, clip: Path) -> None:

@@ -29,6 +29,10 @@ from mmn_fast.serving.settings import Limits
 from mmn_fast.serving.uploads import private_folder
 from mmn_fast.storage.documents import read_text
 
+# Seconds that a thread may keep the interpreter while others wait. The engine's thread runs Python between its kernels;
+# Python's own 5 ms would be many times a request's own work.
+_SWITCH_S = 0.0005
+
 
 @dataclass(frozen=True)
 class Place:
@@ -83,13 +87,12 @@ def serve(
     Raises:
         InputError: index, folder, key or address cannot be used.
     """
-    # The engine's thread runs Python between its kernels. By default it may keep the interpreter for 5 ms while requests
-    # wait; one request's own work takes a tenth of that.
-    sys.setswitchinterval(0.0005)
-    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it warns of every malformed form
     key = read_key(place.key_file)
     hosts = (*LOOPBACK, *place.allowed) if place.host in LOOPBACK else None
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it warns of every malformed form
     with ExitStack() as stack:
+        stack.callback(sys.setswitchinterval, sys.getswitchinterval())
+        sys.setswitchinterval(_SWITCH_S)
         folder = stack.enter_context(private_folder(place.temporary))
         files = {} if place.media is None else {one.video_id: one.path for one in find_videos([place.media])}
         if place.index is None:
