@@ -5,10 +5,10 @@
 
 The service is a process of its own; its clients share the machine with it. Rounds of the service and of direct calls
 take turns. `throughput`: the demo's model, 32 clients that each send one request at a time, by binary features and by
-id, beside `engine.ground` of the same 32 queries. `latency`: one client, beside direct calls. `sizes`: the Charades-STA
-golden case. `overload`: requests arrive at twice the rate that was measured. `mixed`: searches, additions, removals,
-malformed bodies, aborted uploads and slow clients; memory, handles and files are watched. The error is the largest
-difference of an answer from the direct call's.
+id, beside `engine.ground` of the same 32 queries; by id also beside the seams on the same stored embeddings.
+`latency`: the same with one client. `sizes`: the Charades-STA golden case. `overload`: requests arrive at twice the
+rate that was measured. `mixed`: searches, additions, removals, malformed bodies, aborted uploads and slow clients;
+memory, handles and files are watched. The error is the largest difference of an answer from the direct call's.
 """
 
 from __future__ import annotations
@@ -17,8 +17,10 @@ import argparse
 import json
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,7 @@ from mmn_fast.demo.shapes import make_video
 from mmn_fast.tokenizer import load_tokenizer
 from mmn_fast.types import Query, Video
 
+_DIRECT = "direct call"
 PARTS = ("throughput", "latency", "sizes", "overload", "mixed")
 Answers = list[list[dict[str, float]]]
 
@@ -81,19 +84,29 @@ def _difference(served: list[bytes], direct: list[Answers]) -> float:
     return worst
 
 
+def _by_seams(engine: mmn_fast.Engine, index: mmn_fast.MomentIndex, queries: Sequence[Query]) -> list[Answers]:
+    """Ground from the embeddings of an index, as requests by id do."""
+    texts = engine.encode_text([query.sentences[0] for query in queries])
+    found = []
+    for number, query in enumerate(queries):
+        (moments,) = engine.score(index.embeddings([query.video.video_id]), texts[number])
+        found.append([[moment.to_dict() for moment in one] for one in moments])
+    return found
+
+
 def compare(
-    served: Served, engine: mmn_fast.Engine, queries: Sequence[Query], requests: Sequence[Request], rounds: int
+    served: Served, direct_call: Callable[[], list[Answers]], requests: Sequence[Request], rounds: int
 ) -> tuple[dict[str, Timing], float]:
-    """Time the requests, all at once from one client each, beside one call of the engine; take turns.
+    """Time the requests, all at once from one client each, beside one direct call; take turns.
 
     Returns:
         Timings of a round, and the largest difference of an answer.
     """
-    seconds: dict[str, list[float]] = {"mmn_fast served": [], "engine.ground": []}
+    seconds: dict[str, list[float]] = {"mmn_fast served": [], _DIRECT: []}
     worst = 0.0
     for number in range(rounds + 2):
         started = time.perf_counter()
-        direct = _direct(engine, queries)
+        direct = direct_call()
         between = time.perf_counter()
         answers = uvloop.run(closed_loop(served.port, [[one] for one in requests], repeats=4))
         elapsed = (answers.elapsed_s / 4, between - started)
@@ -106,7 +119,7 @@ def compare(
 
 
 def _say(what: str, timings: dict[str, Timing], worst: float) -> float:
-    ours, direct = timings["mmn_fast served"].median_ms, timings["engine.ground"].median_ms
+    ours, direct = timings["mmn_fast served"].median_ms, timings[_DIRECT].median_ms
     print(
         f"{what}: served {ours:.1f} ms, direct {direct:.1f} ms: {direct / ours:.0%} of the throughput;"
         f" error {worst:.1e}"
@@ -114,22 +127,43 @@ def _say(what: str, timings: dict[str, Timing], worst: float) -> float:
     return direct / ours
 
 
-def throughput(options: argparse.Namespace, served: Served, engine: mmn_fast.Engine, queries: list[Query]) -> None:
-    """All clients at once, by features and by id."""
-    for how, make in (("features", ground_by_features), ("id", ground_by_id)):
-        timings, worst = compare(served, engine, queries, [make(query) for query in queries], options.rounds)
-        share = _say(f"demo by {how}, {len(queries)} clients", timings, worst)
-        _record(options, timings, worst, stage=f"served by {how}", batch=len(queries), share=share)
+@dataclass(frozen=True, eq=False)
+class Demo:
+    """The demo's model, served and in this process."""
+
+    served: Served
+    engine: mmn_fast.Engine
+    index: mmn_fast.MomentIndex
+    queries: list[Query]
+
+    def compare(self, how: str, count: int, rounds: int) -> tuple[dict[str, Timing], float]:
+        """Compare the first queries: `features` beside `ground`, `id` beside `ground`, `stored` beside the seams."""
+        queries = self.queries[:count]
+        make = ground_by_features if how == "features" else ground_by_id
+        direct = partial(_direct, self.engine, queries)
+        if how == "stored":
+            direct = partial(_by_seams, self.engine, self.index, queries)
+        return compare(self.served, direct, [make(query) for query in queries], rounds)
 
 
-def latency(options: argparse.Namespace, served: Served, engine: mmn_fast.Engine, queries: list[Query]) -> None:
+_WAYS = {"features": "features, ground", "id": "id, ground", "stored": "id, score of stored embeddings"}
+
+
+def throughput(options: argparse.Namespace, demo: Demo) -> None:
+    """All clients at once."""
+    for how, named in _WAYS.items():
+        timings, worst = demo.compare(how, len(demo.queries), options.rounds)
+        share = _say(f"demo by {named}, {len(demo.queries)} clients", timings, worst)
+        _record(options, timings, worst, stage=f"served: {named}", batch=len(demo.queries), share=share)
+
+
+def latency(options: argparse.Namespace, demo: Demo) -> None:
     """One client, one request at a time."""
-    query = queries[0]
-    for how, make in (("features", ground_by_features), ("id", ground_by_id)):
-        timings, worst = compare(served, engine, [query], [make(query)], 20 * options.rounds)
-        over = timings["mmn_fast served"].median_ms - timings["engine.ground"].median_ms
-        print(f"demo by {how}, one client: {over:+.2f} ms over the direct call (median); error {worst:.1e}")
-        _record(options, timings, worst, stage=f"served by {how}", batch=1, over_ms=over)
+    for how, named in _WAYS.items():
+        timings, worst = demo.compare(how, 1, 20 * options.rounds)
+        over = timings["mmn_fast served"].median_ms - timings[_DIRECT].median_ms
+        print(f"demo by {named}, one client: {over:+.2f} ms over the direct call (median); error {worst:.1e}")
+        _record(options, timings, worst, stage=f"served: {named}", batch=1, over_ms=over)
 
 
 def sizes(options: argparse.Namespace, folder: Path) -> None:
@@ -140,7 +174,7 @@ def sizes(options: argparse.Namespace, folder: Path) -> None:
     mmn_fast.MomentIndex.create(folder / "sizes", engine).close()
     with serving(folder / "sizes", str(model), options.threads) as served:
         requests = [ground_by_features(query) for query in queries]
-        timings, worst = compare(served, engine, queries, requests, options.rounds)
+        timings, worst = compare(served, partial(_direct, engine, queries), requests, options.rounds)
     share = _say(f"Charades-STA sizes, {count} clients, {len(requests[0].body) / 2**20:.1f} MiB each", timings, worst)
     facts = {"preset": "charades-sta", "stage": "served by features", "batch": count, "share": share}
     _record(options, timings, worst, **facts)
@@ -164,13 +198,14 @@ def main() -> None:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         engine, queries = mmn_fast.load("demo", threads=options.threads), demo_queries(options.clients)
-        with mmn_fast.MomentIndex.create(folder / "index", engine, storage="fp32") as index:
-            index.add(query.video for query in queries)
+        index = stack.enter_context(mmn_fast.MomentIndex.create(folder / "index", engine, storage="fp32"))
+        index.add(query.video for query in queries)
         served = stack.enter_context(serving(folder / "index", "demo", options.threads))
+        demo = Demo(served, engine, index, queries)
         if "throughput" in options.parts:
-            throughput(options, served, engine, queries)
+            throughput(options, demo)
         if "latency" in options.parts:
-            latency(options, served, engine, queries)
+            latency(options, demo)
         requests = [ground_by_features(query) for query in queries]
         if "overload" in options.parts:
             uvloop.run(overload(served, requests, options.seconds))

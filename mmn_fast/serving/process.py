@@ -110,6 +110,7 @@ def serve(
             access_log=False,
             server_header=False,
             date_header=False,
+            timeout_keep_alive=75,  # longer than proxies keep an idle connection, so that none meets a closed one
             timeout_graceful_shutdown=max(1, round(limits.drain_s)),
         )
         listening = stack.enter_context(_listen(place.host, place.port))
