@@ -324,18 +324,18 @@ def test_other_sites_and_other_names_are_refused(tmp_path: Path) -> None:
         assert client.get("/healthz", headers=headers).headers["content-security-policy"] == POLICY
 
 
-def test_a_service_that_is_full_or_ends_refuses_at_once(tmp_path: Path) -> None:
+def test_a_service_that_is_full_or_ends_refuses_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with client_of(tmp_path, videos=0, limits=Limits(max_uploads=1)) as client:
         service = _service(client)
         service._uploads = 1
         answer = client.delete("/v1/videos/any")
         assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
         service._uploads = 0
-        service._batcher._waiting.extend([None] * service.limits.max_waiting)
+        monkeypatch.setattr(type(service), "full", True)
         answer = client.post("/v1/search", content=b"{")  # refused unread
         assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
         assert answer.json()["detail"].startswith("the queue is full")
-        service._batcher._waiting.clear()
+        monkeypatch.undo()
         service.draining = True
         answer = client.post("/v1/search", json={"sentences": ["a"]})
         assert (answer.status_code, answer.json()["detail"]) == (503, "the service is about to end")
