@@ -51,6 +51,7 @@ PAGES = [README, CONTRIBUTING, *sorted((ROOT / "docs").glob("*.md"))]
 REASONS = (
     *("builds the project", "installs packages", "writes into the repository", "takes half a minute", "takes minutes"),
     "serves until it is stopped",
+    "needs a Ray cluster",
     *("needs a GPU", "needs an official checkpoint", "needs data sets", "needs a converted official model"),
 )
 SLOW = {
@@ -239,6 +240,9 @@ def _parse(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
         assert set(arguments) <= set(targets), words
     elif program == "curl":
         assert arguments[-1].startswith(_SERVICE), words
+    elif program == "ray":
+        assert arguments[0] == "start", words
+        assert all(re.fullmatch(r"--(head|port=\d+|address=\S+)", word) for word in arguments[1:]), words
     elif program == "pip":
         assert arguments[0] == "install"
         assert set(re.findall(r"\[([\w-]+)\]", arguments[-1])) <= set(_extras()), words

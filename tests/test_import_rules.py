@@ -30,7 +30,7 @@ LADDER = {
     "runtime": "runtime",
     "backends": "backends",
     "engine": "origin windows engine_tubes engine kept_engines",
-    "tools": "index evaluation training viz demo benchmarking export",
+    "tools": "index batch evaluation training viz demo benchmarking export",
     "services": "serving",
     "commands": "cli __main__ __init__",
     "benchmarks": "benchmarks",

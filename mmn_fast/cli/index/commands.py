@@ -12,15 +12,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mmn_fast.cli.app import app, removing_what_is_half_written
+from mmn_fast.cli.index.encoding import Encoding, RayOptions
 from mmn_fast.cli.names import Commands
 from mmn_fast.cli.options import AnyFeatures, AsJson, EngineOptions, FeatureKey, Model, WindowOptions, lines_of
 from mmn_fast.cli.output import output, show
 from mmn_fast.errors import named_as
 
 if TYPE_CHECKING:
-    from mmn_fast.embeddings import VideoEmbeddings
     from mmn_fast.engine import Engine
-    from mmn_fast.types import Video
 
 library = Commands(help="Libraries of videos: encoded once, then searched (`mmn-fast search`).", no_args_is_help=True)
 app.add_typer(library, name="index")
@@ -87,6 +86,7 @@ def add(
     ] = None,
     any_features: AnyFeatures = False,
     windows: WindowOptions,
+    cluster: RayOptions,
     loading: EngineOptions,
     as_json: AsJson = False,
 ) -> None:
@@ -96,15 +96,16 @@ def add(
 
     engine, started, tally = engine_of(index, model, loading), time.monotonic(), Tally()
     with MomentIndex.open(index, engine) as opened:
-        opened_sources = open_sources(sources, Reading(engine, extractor, feature_key, durations, any_features))
+        reading = Reading(engine, extractor, feature_key, durations, any_features)
+        opened_sources = open_sources(sources, reading)
         total = sum(len(source.ids) for source in opened_sources)
 
         def wanted(video_id: str) -> bool:
             return replace or video_id not in opened
 
         with _bar(total, tally) as shown:
-            items = shown(item for source in opened_sources for item in source.read(wanted, tally))
-            added = opened.add(items, replace=replace, **vars(windows))
+            encoding = Encoding(opened, opened_sources, reading, wanted, replace, vars(windows))
+            added = encoding.add(tally, shown, cluster)
         report = {
             "index": str(index),
             "added": added,
@@ -145,7 +146,7 @@ def _bar(total: int, tally: Any) -> Iterator[Any]:
     with inside_a_bar(), Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task, passed = bar.add_task("videos", total=total), 0
 
-        def shown(items: Iterator[Video | VideoEmbeddings]) -> Iterator[Video | VideoEmbeddings]:
+        def shown(items: Iterator[Any]) -> Iterator[Any]:
             nonlocal passed
             for item in items:
                 yield item

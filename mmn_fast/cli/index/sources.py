@@ -69,6 +69,10 @@ class Source(ABC):
     def read(self, wanted: Wanted, tally: Tally) -> Iterator[Video | VideoEmbeddings]:
         """Yield the wanted videos; those that are not wanted are counted as kept."""
 
+    def unread(self, wanted: Wanted, tally: Tally) -> Iterator[Video | VideoEmbeddings | VideoFile]:
+        """As `read`, but video files are left to another process to read."""
+        yield from self.read(wanted, tally)
+
 
 def open_sources(names: Sequence[str], reading: Reading) -> list[Source]:
     """Open what `index add` is given, and check all that can be checked before any work.
@@ -186,10 +190,7 @@ class _Videos(Source):
     def read(self, wanted: Wanted, tally: Tally) -> Iterator[Video]:
         from mmn_fast.types import Video
 
-        for file in self._files:
-            if not wanted(file.video_id):
-                tally.kept += 1
-                continue
+        for file in self.unread(wanted, tally):
             try:
                 video = Video.open(file.path, self._extractor, video_id=file.video_id)
             except InputError as error:
@@ -197,3 +198,10 @@ class _Videos(Source):
                 typer.echo(f"mmn-fast: warning: skipped: {error}", err=True)
                 continue
             yield dataclasses.replace(video, contract=None) if self._any_features else video
+
+    def unread(self, wanted: Wanted, tally: Tally) -> Iterator[VideoFile]:
+        for file in self._files:
+            if wanted(file.video_id):
+                yield file
+            else:
+                tally.kept += 1

@@ -1,0 +1,85 @@
+"""Connects to a Ray cluster."""
+
+from __future__ import annotations
+
+import logging
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from typing import Any
+
+from mmn_fast.errors import InputError
+from mmn_fast.features.messages import first_line
+
+_LOOPBACK = ("127.0.0.1", "localhost")
+_ANSWER_S = 5.0
+
+
+def ray_module() -> Any:
+    """The module `ray`.
+
+    Raises:
+        InputError: Ray is not installed.
+    """
+    try:
+        return import_module("ray")
+    except ImportError as error:
+        raise InputError(f"ray: needs Ray (pip install mmn_fast[ray]): {error}") from None
+
+
+@contextmanager
+def connected(address: str | None) -> Iterator[Any]:
+    """Connect to a cluster for a while; a connection of this process that exists already is used and kept.
+
+    Args:
+        address: HOST:PORT of a cluster's head; "auto" for the cluster of this machine; "local" starts Ray on this
+            machine for as long as the connection lives; None takes RAY_ADDRESS, else as "local".
+
+    Yields:
+        The module `ray`.
+
+    Raises:
+        InputError: Ray is not installed, or no cluster answers.
+    """
+    ray = ray_module()
+    if ray.is_initialized():
+        yield ray
+        return
+    check_answers(address)
+    try:
+        ray.init(**init_options(address))
+    except (ConnectionError, OSError, RuntimeError, ValueError) as error:
+        raise InputError(f"address: no Ray cluster answers at {address!r}: {first_line(error)}") from None
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
+
+
+def host_and_port(address: str) -> tuple[str, int] | None:
+    """Host and port of HOST:PORT; None for another kind of address, which Ray understands."""
+    host, colon, port = address.rpartition(":")
+    return (host, int(port)) if colon and host and "/" not in address and port.isdecimal() else None
+
+
+def check_answers(address: str | None) -> None:
+    """Refuse HOST:PORT at which nothing listens, because Ray itself would try for a minute."""
+    place = None if address is None else host_and_port(address)
+    if place is None:
+        return
+    try:
+        socket.create_connection(place, _ANSWER_S).close()
+    except (OSError, OverflowError) as error:
+        raise InputError(f"address: no Ray cluster answers at {address!r}: {error}") from None
+
+
+def init_options(address: str | None) -> dict[str, Any]:
+    """The arguments of `ray.init`."""
+    options: dict[str, Any] = {"address": address, "logging_level": logging.WARNING, "log_to_driver": False}
+    place = None if address is None else host_and_port(address)
+    if address in (None, "local") or (place is not None and place[0] in _LOOPBACK):
+        options["_node_ip_address"] = "127.0.0.1"  # else Ray looks for an address that the internet can reach
+    if address == "local":
+        options["include_dashboard"] = False
+    return options
