@@ -40,6 +40,7 @@ from mmn_fast.features.tubes import TubesWriter
 from mmn_fast.geometry import plan_for
 from mmn_fast.presets import PRESETS, PUBLISHED_FEATURES
 from mmn_fast.process import environment
+from mmn_fast.serving.ray_app import Layout
 from tests.gpu_engines import Models, gpu_engine
 from tests.served import made_app, serving
 from tests.test_import_rules import LADDER
@@ -243,6 +244,9 @@ def _parse(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     elif program == "ray":
         assert arguments[0] == "start", words
         assert all(re.fullmatch(r"--(head|port=\d+|address=\S+)", word) for word in arguments[1:]), words
+    elif program == "serve":
+        assert arguments[:2] == ["run", "mmn_fast.serving.ray_app:app"], words
+        Layout.of(dict(word.split("=", 1) for word in arguments[2:]))
     elif program == "pip":
         assert arguments[0] == "install"
         assert set(re.findall(r"\[([\w-]+)\]", arguments[-1])) <= set(_extras()), words

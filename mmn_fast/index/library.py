@@ -124,6 +124,11 @@ class MomentIndex:
         return self._snapshot.manifest.model
 
     @property
+    def state(self) -> str:
+        """Identifies the committed state that this object sees; every change makes another one."""
+        return self._snapshot.manifest.sha256
+
+    @property
     def video_ids(self) -> list[str]:
         """Ids of the videos, in the order in which they were added."""
         return list(self._snapshot.number_of)

@@ -30,6 +30,10 @@ _LOCK = "write.lock"
 _LOG = logging.getLogger(__name__)
 
 
+class LockedError(InputError):
+    """Another process or call writes the index at this moment."""
+
+
 class Writer:
     """Changes an index while its lock is held; `writing` makes one.
 
@@ -131,7 +135,8 @@ def writing(path: Path) -> Iterator[Manifest]:
         path: the index.
 
     Raises:
-        InputError: there is no index, it is damaged or of another version, or another process or call writes it.
+        InputError: there is no index, or it is damaged or of another version.
+        LockedError: another process or call writes it.
         WriteError: the folder cannot be written to.
     """
     read_manifest(path)  # refuses what is no index before a lock file is made in it
@@ -140,7 +145,7 @@ def writing(path: Path) -> Iterator[Manifest]:
     except OSError as error:
         raise WriteError(f"index: cannot lock {path / _LOCK}: {error.strerror or error}") from None
     if lock is None:
-        raise InputError(f"index: {path} is being written by another process or call; wait for it to end")
+        raise LockedError(f"index: {path} is being written by another process or call; wait for it to end")
     try:
         manifest = read_manifest(path)
         _remove_leftovers(path, manifest)

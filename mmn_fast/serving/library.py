@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from mmn_fast.embeddings import VideoEmbeddings
+from mmn_fast.embeddings import TextEmbeddings, VideoEmbeddings
 from mmn_fast.engine import Engine
 from mmn_fast.errors import InputError
-from mmn_fast.index import MomentIndex
+from mmn_fast.index import Match, MomentIndex
 from mmn_fast.media import open_video
 from mmn_fast.serving.http.problems import Problem
 from mmn_fast.types import Video
@@ -62,6 +62,17 @@ class Library:
         """
         self.check(video_id)
         return self.index.embeddings([video_id])
+
+    def search(
+        self,
+        text: TextEmbeddings,
+        top_k: int,
+        per_video: int,
+        videos: Sequence[str] | None,
+        min_score: float | None,
+    ) -> list[list[Match]]:
+        """The best moments of all videos; the arguments are those of `MomentIndex.search`."""
+        return self.fresh().search(text, top_k, per_video, videos, min_score)
 
     def check(self, video_id: str) -> None:
         """Refuse an id that the index does not have, with 404."""

@@ -134,7 +134,7 @@ class Answers:
 
     def _searched(self, job: Search, text: TextEmbeddings) -> dict[str, Any]:
         with self._metrics.stage("search"):
-            found = self._library.fresh().search(text, job.top_k, job.per_video, job.videos, job.min_score)
+            found = self._library.search(text, job.top_k, job.per_video, job.videos, job.min_score)
         return {
             "videos": len(self._library),
             "results": [

@@ -9,6 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from mmn_fast.errors import BackendUnavailable, InputError, WriteError
+from mmn_fast.index.writing import LockedError
 
 RETRY_S = 1
 """Seconds after which a refused client should try again."""
@@ -40,11 +41,12 @@ def busy(detail: str) -> Problem:
 def problem_of(error: Exception) -> Problem:
     """The problem that an error becomes.
 
-    Input that the library refuses is 422; what the machine refuses (a full disk, a missing device, memory) is 503.
+    Input that the library refuses is 422; what the machine refuses is 503 (a full disk, a missing device, memory, an
+    index that another process writes).
     """
     if isinstance(error, Problem):
         return error
-    if isinstance(error, (WriteError, BackendUnavailable)):
+    if isinstance(error, (WriteError, LockedError, BackendUnavailable)):
         return busy(str(error))
     if isinstance(error, MemoryError):
         return busy("the machine has too little memory for this request")

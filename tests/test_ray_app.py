@@ -1,0 +1,112 @@
+"""The service on a Ray cluster of two nodes answers as one process does, whatever dies meanwhile.
+
+These tests take a minute and need the extra `ray`: `pytest -m long tests/test_ray_app.py`.
+"""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+import mmn_fast
+from mmn_fast import MomentIndex
+from mmn_fast.batch.cluster import init_options
+from mmn_fast.serving.ray_app import app
+from tests.ray_cluster import Cluster, cluster
+from tests.served import SENTENCES, client_of, shapes
+
+pytestmark = pytest.mark.long
+
+_QUESTION = {"sentences": SENTENCES, "top_k": 8, "per_video": 2}
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Cluster, httpx.Client, Path]]:
+    """A cluster that serves an index of twelve videos in two parts, with two replicas."""
+    ray = pytest.importorskip("ray")
+    serve: Any = import_module("ray.serve")
+    path = tmp_path_factory.mktemp("served") / "index"
+    engine = mmn_fast.load("demo", threads=1)
+    with MomentIndex.create(path, engine, model="demo") as index:
+        for first in range(0, 12, 3):  # four files
+            index.add(shapes(number) for number in range(first, first + 3))
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    with cluster() as made:
+        ray.init(**init_options(made.address))
+        try:
+            serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": port})
+            layout = {"index": str(path), "parts": 2, "replicas": 2, "num_cpus": 0.4, "part_cpus": 0.3}
+            serve.run(app(layout), name="mmn_fast")
+            with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+                _wait_until_ready(client)
+                yield made, client, path
+            serve.shutdown()
+        finally:
+            ray.shutdown()
+
+
+def _wait_until_ready(client: httpx.Client) -> None:
+    end, good = time.monotonic() + 60, 0
+    while good < 6:  # both replicas
+        assert time.monotonic() < end
+        good = good + 1 if client.get("/readyz").status_code == 200 else 0
+        time.sleep(0.05)
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The answer of one process."""
+    with client_of(tmp_path_factory.mktemp("one"), videos=12) as client:
+        answer: dict[str, Any] = client.post("/v1/search", json=_QUESTION).json()
+    return answer
+
+
+def test_the_answers_are_those_of_one_process(served: Any, expected: dict[str, Any]) -> None:
+    _, client, _ = served
+    for _ in range(10):
+        answer = client.post("/v1/search", json=_QUESTION)
+        assert (answer.status_code, answer.json()) == (200, expected)
+    problem = client.post("/v1/search", json={"sentences": "no list"})
+    assert (problem.status_code, problem.headers["content-type"]) == (422, "application/problem+json")
+    unknown = client.post("/v1/search", json={**_QUESTION, "videos": ["unknown"]})
+    assert unknown.status_code == 422
+    assert "'unknown' is not in" in unknown.json()["detail"]
+
+
+@pytest.mark.parametrize("name", ["ServeReplica:mmn_fast:part-", "ServeReplica:mmn_fast:service"])
+def test_what_is_killed_is_restarted_and_no_answer_lacks_a_part(
+    served: Any, expected: dict[str, Any], name: str
+) -> None:
+    made, client, _ = served
+    made.kill_worker(name)
+    codes = []
+    for _ in range(60):
+        answer = client.post("/v1/search", json=_QUESTION)
+        codes.append(answer.status_code)
+        if answer.status_code == 200:
+            assert answer.json() == expected
+        time.sleep(0.05)
+    assert set(codes) <= {200, 500, 503}
+    assert codes[-10:] == [200] * 10
+    if "part-" in name:
+        assert set(codes) <= {200, 503}
+
+
+def test_a_change_is_seen_by_every_replica(served: Any) -> None:
+    _, client, path = served
+    with MomentIndex.open(path, mmn_fast.load("demo", threads=1)) as index:
+        index.remove([index.video_ids[0]])
+        time.sleep(1.5)  # replicas look for changes once a second
+        found = index.search(SENTENCES, 8, 2)
+    wanted = [[match.to_dict() for match in matches] for matches in found]
+    for _ in range(10):
+        results = client.post("/v1/search", json=_QUESTION).json()["results"]
+        assert [result["moments"] for result in results] == wanted
