@@ -116,7 +116,10 @@ def test_ground_and_demo_print_though_their_pages_fail(shapes: Path, tmp_path: P
         done = _run(*arguments, limited=True)
         assert done.returncode == 1
         assert json.loads(done.stdout)["results"]
-        assert _messages(done) == [f"mmn-fast: --html: cannot write {page}: File too large"]
+        *video, message = _messages(done)
+        assert message == f"mmn-fast: --html: cannot write {page}: File too large"
+        film = page.with_suffix(".mp4")
+        assert video == ["mmn-fast: --html: cannot write " + f"{film}: File too large"] * (arguments[0] == "demo")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -24,7 +24,7 @@ from mmn_fast.cli.options import (
     lines_of,
 )
 from mmn_fast.cli.output import output, show
-from mmn_fast.errors import InputError
+from mmn_fast.errors import InputError, WriteError
 
 if TYPE_CHECKING:
     from mmn_fast.demo.show import Demonstration
@@ -63,7 +63,7 @@ def demo(
     loading = EngineOptions(precision=precision, backend=backend, threads=threads, backend_option=backend_option)
     engine = loading.load(model or ("shapes-tubes" if tubes else "demo"))
     shown: Demonstration | TubesDemonstration
-    file = None if tubes else _file_beside(html)
+    file, unwritten = None if tubes else _file_beside(html), None
     if tubes:
         from mmn_fast.demo.show_tubes import demonstrate_tubes
 
@@ -71,7 +71,10 @@ def demo(
     else:
         from mmn_fast.demo.show import demonstrate
 
-        shown = demonstrate(engine, seed, file=file)
+        try:
+            shown = demonstrate(engine, seed, file=file)
+        except WriteError as error:
+            shown, file, unwritten = demonstrate(engine, seed), None, error
     with output() as out:
         if as_json:
             facts = {"seed": seed, "html": str(html), "video": file and str(file), "results": shown.to_list()}
@@ -80,6 +83,8 @@ def demo(
             place = "" if file is None else f"{file}: "
             out.show(f"{place}video {shown.video.video_id}, {shown.video.duration_s:.1f} s (--seed {seed})")
             out.show(shown.table())
+        if unwritten is not None:
+            out.fail("--html", unwritten)
         if out.beside("--html", lambda: shown.page().save(html, overwrite=True)) and not as_json:
             out.show(str(html))
 

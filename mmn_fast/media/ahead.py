@@ -20,7 +20,9 @@ def ahead(items: Iterator[T], depth: int) -> Generator[T]:
         items: runs in the new thread only.
         depth: items that may be made before the consumer asks for them, at least 1.
     """
-    slots = threading.Semaphore(depth)
+    slots: SimpleQueue[None] = SimpleQueue()  # one entry for each item that may be made
+    for _ in range(depth):
+        slots.put(None)
     made: SimpleQueue[tuple[list[T], BaseException | None]] = SimpleQueue()
     stopped = threading.Event()
 
@@ -28,7 +30,7 @@ def ahead(items: Iterator[T], depth: int) -> Generator[T]:
         error: BaseException | None = None
         try:
             while True:
-                slots.acquire()
+                slots.get()
                 if stopped.is_set():
                     return
                 made.put(([next(items)], None))
@@ -48,9 +50,9 @@ def ahead(items: Iterator[T], depth: int) -> Generator[T]:
             if error is not None:
                 raise error
             yield found.pop()
-            slots.release()
+            slots.put(None)
     finally:
         error = None
         stopped.set()
-        slots.release()
+        slots.put(None)
         thread.join()

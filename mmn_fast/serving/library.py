@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from mmn_fast.engine import Engine
 from mmn_fast.errors import InputError
 from mmn_fast.index import Match, MomentIndex
 from mmn_fast.media import open_video
+from mmn_fast.process.forks import Lock
 from mmn_fast.serving.http.problems import Problem
 from mmn_fast.types import Video
 from mmn_fast.viz.images import encode_png
@@ -35,7 +35,7 @@ class Library:
 
     def __init__(self, index: MomentIndex, engine: Engine, files: Mapping[str, Path] | None = None) -> None:
         self.index, self._engine, self._files = index, engine, dict(files or {})
-        self._writing, self._changes = threading.Lock(), 0
+        self._writing, self._changes = Lock(), 0
         self._refreshed = time.monotonic()
         self._thumbnail = lru_cache(256)(_thumbnail)
 
