@@ -63,7 +63,7 @@ def score_results(
     *,
     thresholds: Sequence[float] = (0.3, 0.5),
     protocol: str = "mmn",
-    preset: str = "hc-stvg",
+    preset: str | None = None,
     skip_missing: bool = False,
     strict: bool = False,
 ) -> TubeReport:
@@ -74,7 +74,7 @@ def score_results(
         samples: the data set with its true tubes, see `read_tube_annotations`.
         thresholds: the m of vIoU@m.
         protocol: name in `figures.PROTOCOLS`.
-        preset: name of the preset in the report.
+        preset: name of the preset in the report; None takes the file's name.
         skip_missing: leave out videos without an answer, with a warning that counts them.
         strict: refuse to leave out videos or answers.
 
@@ -111,7 +111,8 @@ def score_results(
         refuse(notes)
     say(logger, predictions, tuple(notes))
     seconds = time.perf_counter() - started
-    return TubeReport(preset, protocol, figures.metrics(), counted, seconds, (*notes_of(samples), *notes))
+    name = Path(predictions).name if preset is None else preset
+    return TubeReport(name, protocol, figures.metrics(), counted, seconds, (*notes_of(samples), *notes))
 
 
 def _answer(entry: Any, where: str) -> tuple[Int64, Float64]:
