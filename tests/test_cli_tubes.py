@@ -81,10 +81,13 @@ def test_tubes_that_cannot_be_used_are_one_sentence(files: Path) -> None:
     model = ["--model", "small", "-q", "a"]
     one = files / "one.npz"
     for arguments, message in [
-        ([*model], "--features: give the video's features, or --tubes"),
+        ([*model], "--features: give the video's features, or --video or --tubes"),
         ([*model, "--features", "a.npy"], "--duration: give the video's length in seconds"),
-        ([*model, "--tubes", one, "--features", "a.npy"], "--features: the file of --tubes has all that is needed"),
-        ([*model, "--tubes", one, "--duration", 3], "--duration: the file of --tubes has all that is needed"),
+        (
+            [*model, "--tubes", one, "--features", "a.npy"],
+            "--tubes: give one of --video, --features and --tubes, got --features as well",
+        ),
+        ([*model, "--tubes", one, "--duration", 3], "--duration: expected none with --tubes, got 3.0"),
         ([*model, "--tubes", one, "--html", files / "page.html"], "--html: a page of tubes needs the video's frames"),
         ([*model, "--tubes", one, "-k", 0], "--top-k: expected an integer >= 1, got 0"),
         (["--model", "demo", "-q", "a", "--tubes", one], "ground_tubes: expected a model of tubes"),

@@ -28,6 +28,12 @@ COMMIT = "0123456789"
 EARLIER = '{"of": "an earlier run"}\n'
 
 
+def _heeding_signals() -> None:
+    """Tests in the background (`nohup make test &`) ignore these signals, and so would the suite."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 class Tree:
     """A copy of the tree, the steps' interpreter, and the folder for a run's output."""
 
@@ -67,6 +73,7 @@ line() {{ echo "$1" >> {self.local}/gpu.jsonl; }}
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            preexec_fn=_heeding_signals,
         )
 
     def run(self, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
