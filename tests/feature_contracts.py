@@ -21,7 +21,7 @@ CONTRACT = FeatureContract(
     std=(0.2, 0.2, 0.2),
     output="pool",
 )
-"""Of the tiny model's width, with a value in every kind of field."""
+"""A contract as wide as the tiny model's features, with a value in every kind of field."""
 
 OTHER = dataclasses.replace(CONTRACT, fps=4.0, stride=4)
 DIFFERENCE = "fps: expected 2.0, got 4.0"

@@ -25,6 +25,7 @@ from mmn_fast.serving.http.problems import ClientGoneError
 from mmn_fast.serving.settings import Limits
 from mmn_fast.types import Query, Video
 from tests.served import SENTENCES, client_of, made_app, shapes
+from tests.tolerances import check_close
 
 KEY = "a-key-of-sixteen-characters"
 
@@ -103,7 +104,7 @@ def test_a_video_of_the_index_gives_what_its_embeddings_give(client: TestClient)
     (maps,) = service.engine.score_maps([Query(shapes(0), SENTENCES)])
     assert found["map"]["cells"] == maps.cells.tolist()
     scores = [result["scores"] for result in found["results"]]
-    np.testing.assert_allclose(scores, maps.fused, atol=2e-3)  # the index holds float16
+    check_close(scores, maps.fused, "scores_of_halves")  # the index holds float16
     lone = client.post("/v1/ground", json={"video": "absent", "sentences": ["a"]})
     assert lone.status_code == 404
     assert lone.json()["detail"] == "video: there is no 'absent' in the index"

@@ -16,6 +16,7 @@ from mmn_fast.geometry import cells_to_moments, plan_for, temporal_iou
 from mmn_fast.presets import PRESETS, LossParams
 from mmn_fast.training.losses import contrastive_loss, contrastive_loss_packed, pairwise_iou, sentence_ious
 from mmn_fast.training.run.trainer import train
+from tests.tolerances import check_close
 from tests.training_runs import assert_same_run, data_of, options
 from tests.training_task import PRESET
 
@@ -153,7 +154,7 @@ def test_a_sentence_that_shares_any_window_is_no_negative() -> None:
     iou2d[:, PLAN.mask] = iou
     unpacked = contrastive_loss(maps, [sentences], [iou2d], [windows], torch.from_numpy(PLAN.mask), params)
     packed = contrastive_loss_packed(proposals, sentences, video_of, iou, windows, params)
-    assert torch.allclose(torch.stack(unpacked), torch.stack(packed), rtol=1e-12)
+    check_close(torch.stack(packed), torch.stack(unpacked), "packed_losses", "fp64")
 
 
 @pytest.mark.parametrize("protocol", ["mmn", "2dtan", "qvh"])

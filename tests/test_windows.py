@@ -31,6 +31,7 @@ from mmn_fast.windows.grounding import inside_a_bar, shown
 from mmn_fast.windows.merge import Found, merged
 from tests.command import run_here
 from tests.tiny_model import tiny_model
+from tests.tolerances import check_close
 
 SENTENCES = ["a dog jumps", "the dog sleeps", "a dog"]
 NAN, INF = math.nan, math.inf
@@ -163,7 +164,7 @@ def test_moments_are_those_of_the_windows_merged(name: str, engines: dict[str, E
 def check_near(found: list[list[Moment]], expected: list[list[Moment]]) -> None:
     for ours, theirs in zip(found, expected, strict=True):
         assert [(m.start_s, m.end_s) for m in ours] == [(m.start_s, m.end_s) for m in theirs]
-        np.testing.assert_allclose([m.score for m in ours], [m.score for m in theirs], rtol=1e-5)
+        check_close([m.score for m in ours], [m.score for m in theirs], "windows_through_the_host")
 
 
 @pytest.mark.parametrize("name", ["native", "torch", "twins"])
@@ -305,7 +306,7 @@ def test_eval_and_predict_ground_long_videos_in_windows(saved: Path, task: dict[
         video = Video(np.load(store / f"{line['vid']}.npy"), annotated[line["vid"]]["duration"])
         ((moments,),) = engine.ground([Query(video, [line["query"]])], 10, window_s=8, overlap=0.25)
         expected = [[m.start_s, m.end_s, m.score] for m in moments]
-        np.testing.assert_allclose(line["pred_relevant_windows"], expected, rtol=1e-6)
+        check_close(line["pred_relevant_windows"], expected, "printed_scores")
     report = json.loads(run_here("eval", *common, *cut_at, "--json").stdout)
     assert (report["window_s"], report["overlap"]) == (8, 0.25)
     assert "window_s" not in json.loads(run_here("eval", *common, "--json").stdout)

@@ -17,6 +17,14 @@ class Tolerance(NamedTuple):
 
 
 TOLERANCES: dict[tuple[str, str], Tolerance] = {
+    ("scores_of_halves", "fp32"): Tolerance(
+        2e-3, 0, "unit vectors rounded to float16, 2^-12 of each value, in a cosine, times 10 in a sigmoid of slope 1/4"
+    ),
+    ("packed_losses", "fp64"): Tolerance(0, 1e-12, "the same float64 terms, packed and on whole maps"),
+    ("windows_through_the_host", "fp32"): Tolerance(
+        0, 1e-5, "twins score embeddings in float32 sums of another order than pairs on the device"
+    ),
+    ("printed_scores", "fp32"): Tolerance(0, 1e-6, "float32 numbers, written as JSON and read again"),
     ("network_features", "fp32"): Tolerance(
         1e-5, 1e-5, "the same float32 sums, of 10,000 terms at most, in another batch; seen 4e-7"
     ),

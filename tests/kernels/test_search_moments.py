@@ -100,6 +100,14 @@ def test_it_finds_what_brute_force_finds(isa: str, storage: str, sentences: int,
 
 
 @pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("sentences", [1, 3])
+def test_very_long_vectors_are_exact_too(isa: str, sentences: int) -> None:
+    """Codes of so many values can be longer than their row, and 16-bit sentences would overflow 32-bit sums."""
+    library = Library(12, 4, 3, 70_001, sentences, "int8")
+    same(library.search(BestVideos.none(sentences, 3), isa=isa), library.brute_force(3, isa))
+
+
+@pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("storage", STORAGES)
 @pytest.mark.parametrize(("fusion", "power"), [("product", 0.5), ("power", 0.3), ("power", 0.0), ("power", -0.5)])
 def test_every_fusion_is_exact(isa: str, storage: str, fusion: str, power: float) -> None:

@@ -1,4 +1,4 @@
-// Kernels for hosts with AVX2 and FMA. Compiler flags: CMakeLists.txt; tests before use: isa.cc.
+// Kernels for hosts with AVX2, FMA and F16C. Compiler flags: CMakeLists.txt; tests before use: isa.cc.
 #include <immintrin.h>
 
 #include <cstddef>

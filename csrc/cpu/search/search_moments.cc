@@ -50,8 +50,12 @@ double length(const float* vector, int64_t joint) {
   return std::sqrt(square) * (1.0 + 1e-9);
 }
 
+// How much longer than its row a row of codes can be: each of J codes is off by half of the largest value over 127.
+double stretch(int64_t joint) { return 1.0 + std::sqrt(static_cast<double>(joint)) / 254.0; }
+
 // The bounds of one sentence. A sum of J products, in any order and with any roundings of the products, is off by at most
-// 2 J 2^-24 times the product of both lengths; two sums are compared, and codes are at most twice as long as their row.
+// 2 J 2^-24 times the product of both lengths; two sums are compared, and one may be of codes. The 8
+// more stand for the scales' roundings.
 SearchLimit limit_of(const SearchMomentsArgs& args, const float* contrastive, const float* iou) {
   const double norm = args.rows.norm, cosine = norm * length(contrastive, args.joint) * (1.0 + 1e-4);
   double factor = cosine;
@@ -59,7 +63,7 @@ SearchLimit limit_of(const SearchMomentsArgs& args, const float* contrastive, co
     factor = args.power >= 0.0f ? std::pow(0.5 * cosine + 0.5, static_cast<double>(args.power))
                                 : std::numeric_limits<double>::infinity();
   }
-  const double rounding = 8.0 * static_cast<double>(args.joint) * 0x1p-24 * norm;
+  const double rounding = 4.0 * static_cast<double>(args.joint + 8) * 0x1p-24 * norm * stretch(args.joint);
   return {factor * (1.0 + 1e-4), rounding * length(iou, args.joint),
           static_cast<float>(rounding * length(contrastive, args.joint) * (1.0 + 1e-6))};
 }
@@ -85,7 +89,7 @@ class BlockSearch {
     for (int64_t s = 0; s < sentences_; ++s) {
       limits_.push_back(limit_of(args, contrastive + s * joint, iou + s * joint));
       if (args.rows.codes != nullptr && sentences_ <= kSearchDirect) {
-        limits_[s].error += 2.0 * args.rows.norm * encode(iou);
+        limits_[s].error += stretch(joint) * args.rows.norm * encode(iou);
       }
       errors_[s] = static_cast<float>(limits_[s].error * (1.0 + 1e-6));
       contrastive_errors_[s] = limits_[s].contrastive_error;
