@@ -59,6 +59,11 @@ GROUPS = {
     ),
     "mjpeg": ("mjpeg", {}),
     "irregular": ("libx264", {**B_FRAMES, "x264-params": "scenecut=0:open-gop=1"}),
+    "slices": ("libx264", {**B_FRAMES, "x264-params": "scenecut=0:slices=3"}),
+    "sets-stream": (
+        "libx264",
+        {**B_FRAMES, "x264-params": "scenecut=0:aud=1:nal-hrd=vbr:vbv-maxrate=900:vbv-bufsize=900"},
+    ),
 }
 IRREGULAR = np.cumsum([0, *np.random.default_rng(1).choice([1, 1, 2, 8, 30], 59)]).tolist()  # hundredths of a second
 
@@ -126,6 +131,49 @@ def test_free_frames_are_those_that_the_decoder_leaves_out(moving: dict[str, Pat
     assert headers.tell_free
     assert {packet.pts for packet in packets if not headers.are_free(bytes(packet))} == decoded
     assert len(decoded) < 50
+
+
+@pytest.mark.parametrize(
+    ("name", "alone"), [("pyramid", True), ("hevc", True), ("sets-stream", False), ("mpeg4", False)]
+)
+def test_free_packets_that_the_decoder_need_not_see(moving: dict[str, Path], name: str, alone: bool) -> None:
+    """They hold slices alone; with messages (x264 writes them for `nal-hrd`) the decoder has to read them."""
+    with av.open(str(moving[name])) as file:
+        context = file.streams.video[0].codec_context
+        headers = Headers(context.codec.canonical_name, context.extradata)
+        packets = [bytes(packet) for packet in file.demux(video=0) if packet.size]
+    free = [packet for packet in packets if headers.are_free(packet)]
+    assert len(free) > 10
+    assert {headers.are_alone(packet) for packet in free} == {alone}
+    assert not any(headers.are_alone(packet) for packet in packets if headers.start_afresh(packet))
+
+
+def test_a_packet_with_a_parameter_set_is_not_alone() -> None:
+    code = b"\x00\x00\x01"
+    h264, hevc = Headers("h264", None), Headers("hevc", None)
+    slice_of_h264, slice_of_hevc = code + b"\x01" + b"\x88" * 8, code + b"\x00\x01" + b"\x88" * 8
+    assert h264.are_free(slice_of_h264)
+    assert h264.are_alone(code + b"\x09\xf0" + slice_of_h264)
+    assert hevc.are_alone(code + b"\x46\x01\x50" + slice_of_hevc)
+    for head in (b"\x67", b"\x68", b"\x06", b"\x0a"):  # parameter sets, a message, the end of a sequence
+        assert not h264.are_alone(code + head + b"\x88" * 8 + slice_of_h264)
+    for head in (b"\x40\x01", b"\x42\x01", b"\x44\x01", b"\x4e\x01", b"\x48\x01"):
+        assert not hevc.are_alone(code + head + b"\x88" * 8 + slice_of_hevc)
+
+
+@pytest.mark.parametrize("fps", [1.0, 25.0])
+def test_a_damaged_slice_is_told(moving: dict[str, Path], tmp_path: Path, fps: float) -> None:
+    """FFmpeg's threads for slices would repair it silently."""
+    with av.open(str(moving["slices"])) as file:
+        packets = [(packet.pos, packet.size) for packet in file.demux(video=0) if packet.size]
+    data = bytearray(moving["slices"].read_bytes())
+    at, size = max(packets, key=lambda packet: packet[1])
+    data[at + size // 2 : at + size // 2 + 40] = bytes(40)
+    path = tmp_path / "damaged.mp4"
+    path.write_bytes(data)
+    with open_video(path, threads=3) as reader:
+        assert list(reader.frames(fps))
+        assert reader.lost is not None
 
 
 def test_layers_and_unknown_codecs_have_no_free_frames(moving: dict[str, Path]) -> None:

@@ -44,6 +44,11 @@ class Headers:
         found = [free for at in self._units(data) if (free := self._rule(data, at)) is not None]
         return bool(found) and all(found)
 
+    def are_alone(self, data: bytes) -> bool:
+        """Whether a packet holds slices of pictures and nothing that outlasts them, such as a picture parameter set."""
+        kinds = _SLICES.get(self._codec)
+        return kinds is not None and all(kinds(data[at]) for at in self._units(data))
+
     def start_afresh(self, data: bytes) -> bool:
         """Whether a decoder that starts at a key packet shows it and what follows as if it had begun earlier.
 
@@ -112,6 +117,13 @@ def _mpeg2(data: bytes, at: int) -> bool | None:
 
 def _mpeg4(data: bytes, at: int) -> bool | None:
     return data[at + 1] >> 6 == 2 if data[at] == 0xB6 else None  # vop_coding_type of a B picture
+
+
+_SLICES: dict[str, Callable[[int], bool]] = {
+    "h264": lambda head: head & 0x1F in (1, 2, 3, 4, 9, 12),
+    "hevc": lambda head: head >> 1 & 0x3F < 10 or head >> 1 & 0x3F in (35, 38),
+}
+"""Whether a unit, by its first byte, is a slice of a picture from which no decoder starts, a delimiter or filling."""
 
 
 _RULES: dict[str, _Rule] = {

@@ -98,7 +98,7 @@ class Source:
                 raise InputError(f"{path}: expected a video, got one whose clock ticks every {self.stream.time_base} s")
             self._context = self.stream.codec_context
             self._context.thread_count = threads
-            self._context.thread_type = "AUTO"
+            self._context.thread_type = "AUTO"  # with SLICE FFmpeg hides damaged slices
             self._context.options = {"max_pixels": str(2**26)}
             self._open_decoder(path)
         except BaseException:
@@ -217,13 +217,17 @@ class Source:
             raise InputError(f"{self._path}: no frame could be decoded in {_SILENCE_S:.0f} seconds")
 
     def _decode(self, packet: Any, action: Action) -> Iterator[Any]:
-        if action is Action.DROP:
+        free = alone = False
+        if action is Action.IF_REFERENCE:
+            content = bytes(packet)
+            free = self._headers.are_free(content)
+            alone = free and self._headers.are_alone(content)
+        if action is Action.DROP or alone:  # a packet that the decoder skips would keep one of its threads waiting
             self._since = time.monotonic()
             return
         if action is Action.RESTART:
             yield from self._drain()
             self._context.flush_buffers()
-        free = action is Action.IF_REFERENCE and self._headers.are_free(bytes(packet))
         skip = "NONREF" if free else "DEFAULT"
         if skip != self._skip:
             self._context.skip_frame = self._skip = skip
