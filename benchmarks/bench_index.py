@@ -21,7 +21,7 @@ from benchmarks.timing import alternate, record
 from mmn_fast.arrays import Float32
 from mmn_fast.geometry import cells_to_moments, plan_for
 from mmn_fast.kernels import reference
-from mmn_fast.kernels.cpu.search import BestVideos, StoredRows, quantise, search_moments
+from mmn_fast.kernels.cpu.search import BestVideos, Codes, StoredRows, quantise, search_moments
 from mmn_fast.presets import PRESETS
 
 _J, _K, _NORM = 256, 10, 1.001  # halves of unit vectors are at most 2^-11 longer
@@ -123,8 +123,9 @@ def error_of(library: Library, text: list[Float32], best: BestVideos) -> float:
 def bench(options: argparse.Namespace) -> None:
     """Measure every number of sentences and record its line."""
     library, rng = Library.drawn(options.videos, options.proposals), np.random.default_rng(1)
-    half = StoredRows(library.contrastive, library.iou, _NORM)
-    coded = StoredRows(library.contrastive, library.iou, _NORM, *quantise(library.iou))
+    branches = library.contrastive, library.iou
+    half = StoredRows(*branches, _NORM)
+    coded = StoredRows(*branches, _NORM, *map(quantise, branches))
     for sentences in options.sentences:
         text = [unit(rng, sentences), unit(rng, sentences)]
         ways: dict[str, Callable[[], object]] = {
@@ -151,22 +152,22 @@ def bench(options: argparse.Namespace) -> None:
 
 
 def growth(options: argparse.Namespace) -> None:
-    """Time one sentence in int8 in libraries of 2,000 and of 10,000 videos, 14 GB."""
+    """Time one sentence in int8 in libraries of 2,000 and of 10,000 videos, 17 GB."""
     base, rng = Library.drawn(200, options.proposals), np.random.default_rng(1)
-    codes, scales, errors = quantise(base.iou)
-    size = options.proposals
-    rows = [np.empty((10_000 * size, _J), kind) for kind in (np.float16, np.float16, np.int8)]
-    for video in range(10_000):  # permuted columns make new videos of the same lengths, scales and errors
+    size, branches = options.proposals, (base.contrastive, base.iou)
+    codes = [quantise(branch) for branch in branches]
+    drawn = [*branches, *(code.codes for code in codes)]
+    rows = [np.empty((10_000 * size, _J), array.dtype) for array in drawn]
+    for video in range(10_000):  # permuted columns make new videos of the same lengths and steps
         span, order = slice(video % 200 * size, (video % 200 + 1) * size), rng.permutation(_J)
-        for array, branch in zip(rows, (base.contrastive, base.iou, codes), strict=True):
+        for array, branch in zip(rows, drawn, strict=True):
             array[video * size : (video + 1) * size] = branch[span][:, order]
     text = [unit(rng, 1), unit(rng, 1)]
     ways: dict[str, Callable[[], object]] = {}
     for videos in (2_000, 10_000):
-        contrastive, iou, coded = (array[: videos * size] for array in rows)
-        stored = StoredRows(
-            contrastive, iou, _NORM, coded, np.tile(scales, videos // 200), np.tile(errors, videos // 200)
-        )
+        contrastive, iou, *coded = (array[: videos * size] for array in rows)
+        steps = (np.tile(code.steps, (videos // 200, 1)) for code in codes)
+        stored = StoredRows(contrastive, iou, _NORM, *map(Codes, coded, steps))
         library = Library(contrastive, iou, size)
         ways[f"mmn_fast int8, {videos} videos"] = lambda library=library, stored=stored: library.search(  # type: ignore[misc]
             stored, text, options.threads

@@ -57,9 +57,8 @@ def top_moments(
 def search_moments(
     contrastive: npt.NDArray[np.floating],  # float32 or float16 [R, J]
     iou: npt.NDArray[np.floating],  # [R, J] of the same type
-    codes: npt.NDArray[np.int8] | None,  # [R, J]
-    scales: npt.NDArray[np.float32] | None,  # [R]
-    errors: npt.NDArray[np.float32] | None,  # [R]
+    contrastive_codes: tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]] | None,  # [R, J], [R, 2]
+    iou_codes: tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]] | None,
     norm: float,
     starts: npt.NDArray[np.int64],  # [W]
     window_videos: npt.NDArray[np.int64],  # [W]

@@ -88,7 +88,8 @@ def test_shards_are_safetensors_files_and_mapped(engine: mmn_fast.Engine, tmp_pa
         arrays = load_file(file)
         rows = index._snapshot.shards[0].rows
         for name in arrays.keys() - {"catalogue"}:
-            mapped = getattr(rows, name)
+            branch, _, part = name.partition(".")
+            mapped = getattr(getattr(rows, f"{branch}_codes"), part) if part else getattr(rows, branch)
             assert np.array_equal(mapped, arrays[name])
             assert not mapped.flags.owndata
             assert not mapped.flags.writeable

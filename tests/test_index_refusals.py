@@ -148,11 +148,14 @@ def test_what_is_no_index(index: MomentIndex, tmp_path: Path) -> None:
         MomentIndex.open(tmp_path / "empty")
     manifest = index.path / "manifest.json"
     record = json.loads(manifest.read_text())
-    manifest.write_text(json.dumps({**record, "format_version": 2, "mmn_fast_version": "9.0"}))
-    with refused("format_version: expected 1, got 2; install the mmn_fast that wrote the index \\('9.0'\\)$"):
+    manifest.write_text(json.dumps({**record, "format_version": 3, "mmn_fast_version": "9.0"}))
+    with refused("format_version: expected 2, got 3; install the mmn_fast that wrote the index \\('9.0'\\)$"):
         MomentIndex.open(index.path)
-    with refused("format_version: expected 1, got 2"):
+    with refused("format_version: expected 2, got 3"):
         index.add([])
+    manifest.write_text(json.dumps({**record, "format_version": 1, "storage": "int8"}))
+    with refused("int8 of format version 1 cannot be searched any more; create the index again$"):
+        MomentIndex.open(index.path)
     manifest.write_text(json.dumps({**record, "generation": 7}))
     with refused("manifest.json is damaged: its sha256 differs"):
         MomentIndex.open(index.path)

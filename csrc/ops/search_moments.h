@@ -13,11 +13,11 @@
 //
 // Why it is exact although it reads few rows of the contrastive branch: a score is at most F sigmoid(10 u), where F bounds
 // the other factor by the vectors' lengths (`norm`). A row counts only if this bound reaches the sentence's k-th best
-// score so far, and its own video's best one; then both branches are multiplied as top_moments multiplies them. The
-// first look at u may be rough: its error is bounded (rounding: by `norm`; int8 codes: by `errors`, because |<t, x - y>|
-// <= |t| |x - y|) and added before the comparison.
+// score so far, and its own video's best one. Then so must the fusion of its c and u; then both branches are multiplied
+// as top_moments multiplies them. The first looks at u and c may be rough: their errors are bounded (rounding: by `norm`;
+// int8 codes: by their distance, because |<t, x - y>| <= |t| |x - y|) and added before the comparison.
 //
-// Implemented by cpu/kernels/search_moments-inl.h, called by cpu/search/search_moments.cc.
+// Implemented by cpu/kernels/search/search_moments-inl.h and its neighbours, called by cpu/search/search_moments.cc.
 #pragma once
 
 #include <cstdint>
@@ -28,12 +28,17 @@ namespace mmn_fast {
 
 constexpr int64_t kSearchSentences = 64;  // sentences that one pass over the rows serves
 
+// A branch's rows rounded to 8 bits.
+struct StoredCodes {
+  const int8_t* codes;  // [rows, joint]
+  const float* steps;   // [rows, 2]: row r is near steps[r, 0] codes[r], at a Euclidean distance of at most steps[r, 1]
+};
+
 struct StoredRows {
-  bool half;                      // IEEE half precision, else float32; all values finite
-  const void *contrastive, *iou;  // [rows, joint]
-  const int8_t* codes;            // [rows, joint], iou[r] ~ scales[r] codes[r]; nullptr: the rows themselves are read
-  const float *scales, *errors;   // [rows]; errors[r] >= |iou[r] - scales[r] codes[r]|, Euclidean
-  float norm;                     // >= the Euclidean length of every row of both branches
+  bool half;                                      // IEEE half precision, else float32; all values finite
+  const void *contrastive, *iou;                  // [rows, joint]
+  const StoredCodes *contrastive_codes, *iou_codes;  // both nullptr: the rows themselves are read
+  float norm;                                     // >= the Euclidean length of every row of both branches
 };
 
 struct SearchMomentsArgs {

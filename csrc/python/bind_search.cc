@@ -5,6 +5,7 @@
 #include <cmath>
 #include <optional>
 #include <string>
+#include <utility>
 
 #include "common/check.h"
 #include "cpu/search/search_moments.h"
@@ -19,32 +20,29 @@ namespace {
 // A dtype that pybind11 has no C++ type for.
 bool is_half(const py::array& array) { return array.dtype().kind() == 'f' && array.itemsize() == 2; }
 
-StoredRows check_rows(const py::array& contrastive, const py::array& iou, const std::optional<py::array>& codes,
-                      const std::optional<py::array>& scales, const std::optional<py::array>& errors, double norm) {
+using Codes = std::optional<std::pair<py::array, py::array>>;
+
+std::optional<StoredCodes> check_codes(const Codes& given, const std::string& name, py::ssize_t R, py::ssize_t J) {
+  if (!given) return std::nullopt;
+  const auto& [codes, steps] = *given;
+  check_array<int8_t>(codes, (name + ".codes").c_str(), "int8 [R, J]", 2);
+  check_array<float>(steps, (name + ".steps").c_str(), "float32 [R, 2]", 2);
+  check_shape(codes, (name + ".codes").c_str(), "int8", {R, J});
+  check_shape(steps, (name + ".steps").c_str(), "float32", {R, 2});
+  return StoredCodes{static_cast<const int8_t*>(codes.data()), static_cast<const float*>(steps.data())};
+}
+
+// The rows without their codes.
+StoredRows check_rows(const py::array& contrastive, const py::array& iou, double norm) {
   const bool half = is_half(iou);
   const char* expected = half ? "float16 [R, J]" : "float32 or float16 [R, J]";
   check_array(iou, "iou", expected, half || py::isinstance<py::array_t<float>>(iou), 2, false);
   check_array(contrastive, "contrastive", half ? expected : "float32 [R, J]",
               half ? is_half(contrastive) : py::isinstance<py::array_t<float>>(contrastive), 2, false);
-  const py::ssize_t R = iou.shape(0), J = iou.shape(1);
-  check_shape(contrastive, "contrastive", half ? "float16" : "float32", {R, J});
+  check_shape(contrastive, "contrastive", half ? "float16" : "float32", {iou.shape(0), iou.shape(1)});
   const float longest = static_cast<float>(norm);
   MMN_CHECK(norm >= 0.0 && std::isfinite(longest), "norm: expected a number from 0, got ", norm);
-  StoredRows rows = {half, contrastive.data(), iou.data(), nullptr, nullptr, nullptr, longest};
-  MMN_CHECK(codes.has_value() == scales.has_value() && codes.has_value() == errors.has_value(),
-            "codes: expected codes, scales and errors, or none of them");
-  if (codes) {
-    check_array<int8_t>(*codes, "codes", "int8 [R, J]", 2);
-    check_array<float>(*scales, "scales", "float32 [R]", 1);
-    check_array<float>(*errors, "errors", "float32 [R]", 1);
-    check_shape(*codes, "codes", "int8", {R, J});
-    check_shape(*scales, "scales", "float32", {R});
-    check_shape(*errors, "errors", "float32", {R});
-    rows.codes = static_cast<const int8_t*>(codes->data());
-    rows.scales = static_cast<const float*>(scales->data());
-    rows.errors = static_cast<const float*>(errors->data());
-  }
-  return rows;
+  return {half, contrastive.data(), iou.data(), nullptr, nullptr, longest};
 }
 
 void check_windows(const py::array& starts, const py::array& window_videos, const py::array& window_numbers,
@@ -69,14 +67,17 @@ void check_windows(const py::array& starts, const py::array& window_videos, cons
   }
 }
 
-void search_moments(const py::array& contrastive, const py::array& iou, const std::optional<py::array>& codes,
-                    const std::optional<py::array>& scales, const std::optional<py::array>& errors, double norm,
-                    const py::array& starts, const py::array& window_videos, const py::array& window_numbers,
+void search_moments(const py::array& contrastive, const py::array& iou, const Codes& contrastive_codes,
+                    const Codes& iou_codes, double norm, const py::array& starts, const py::array& window_videos, const py::array& window_numbers,
                     int64_t proposals, const py::array& text_contrastive, const py::array& text_iou,
                     const std::string& fusion, double power, const py::array& least, py::array& scores,
                     py::array& videos, py::array& windows, py::array& cells, int threads,
                     const std::optional<std::string>& isa) {
-  const StoredRows rows = check_rows(contrastive, iou, codes, scales, errors, norm);
+  StoredRows rows = check_rows(contrastive, iou, norm);
+  MMN_CHECK(contrastive_codes.has_value() == iou_codes.has_value(), "codes: expected those of both branches, or of none");
+  const auto codes_of_contrastive = check_codes(contrastive_codes, "contrastive_codes", iou.shape(0), iou.shape(1));
+  const auto codes_of_iou = check_codes(iou_codes, "iou_codes", iou.shape(0), iou.shape(1));
+  if (codes_of_iou) rows.contrastive_codes = &*codes_of_contrastive, rows.iou_codes = &*codes_of_iou;
   check_windows(starts, window_videos, window_numbers, proposals, iou.shape(0));
   check_array<float>(text_contrastive, "text_contrastive", "float32 [S, J]", 2);
   check_array<float>(text_iou, "text_iou", "float32 [S, J]", 2);
@@ -125,7 +126,7 @@ void search_moments(const py::array& contrastive, const py::array& iou, const st
 
 void register_search(py::module_& m) {
   m.def("search_moments", &search_moments, py::arg("contrastive").noconvert(), py::arg("iou").noconvert(),
-        py::arg("codes").noconvert(), py::arg("scales").noconvert(), py::arg("errors").noconvert(), py::arg("norm"),
+        py::arg("contrastive_codes"), py::arg("iou_codes"), py::arg("norm"),
         py::arg("starts").noconvert(), py::arg("window_videos").noconvert(), py::arg("window_numbers").noconvert(),
         py::arg("proposals"), py::arg("text_contrastive").noconvert(), py::arg("text_iou").noconvert(),
         py::arg("fusion"), py::arg("power"), py::arg("least").noconvert(), py::arg("scores").noconvert(),

@@ -20,7 +20,7 @@ from mmn_fast.storage.files import write_whole
 from mmn_fast.version import __version__
 
 FORMAT = "mmn_fast index"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1: int8 shards had codes of one branch
 MANIFEST = "manifest.json"
 SHARDS = "shards"
 STORAGES = ("fp16", "fp32", "int8")
@@ -159,6 +159,8 @@ def read_manifest(path: Path) -> Manifest:
             f"{where}: format_version: expected {FORMAT_VERSION}, got {shown(version)}; install the mmn_fast that wrote"
             f" the index ({shown(record.get('mmn_fast_version'))})"
         )
+    if version == 1 and record.get("storage") == "int8":
+        raise InputError(f"{where}: int8 of format version 1 cannot be searched any more; create the index again")
     if record.pop(_OWN, None) != plain_sha256(record):
         raise InputError(
             f"{where} is damaged: its sha256 differs from the one that it names; copy the index again, or make it again"

@@ -4,11 +4,10 @@ A shard is a safetensors file with these arrays, for R = windows x P rows of J v
 
     catalogue    uint8 [n]            ids, durations and windows of the shard's videos, and a bound of the
                                       rows' lengths, as JSON, padded with spaces
-    scales       float32 [R]          int8 storage only, see `kernels.cpu.search.StoredRows`
-    errors       float32 [R]          the same
+    *.steps      float32 [R, 2]       int8 storage only, for both branches: see `kernels.cpu.search.Codes`
     contrastive  float16 or float32 [R, J]
     iou          float16 or float32 [R, J]
-    codes        int8 [R, J]          int8 storage only
+    *.codes      int8 [R, J]          int8 storage only, for both branches
 
 Header and catalogue stand first; their checksum is checked whenever an index is opened. safetensors' own loader copies
 arrays into memory, so the arrays are views of one memory map instead.
@@ -30,7 +29,7 @@ import numpy.typing as npt
 from mmn_fast.arrays import Float32, Float64, Int64
 from mmn_fast.errors import InputError
 from mmn_fast.index.manifest import SHARDS, Manifest, ShardRecord
-from mmn_fast.kernels.cpu.search import StoredRows, longest, quantise
+from mmn_fast.kernels.cpu.search import Codes, StoredRows, longest, quantise
 from mmn_fast.storage.checksums import chunked_sha256
 from mmn_fast.storage.documents import parse_json
 from mmn_fast.storage.files import whole_file
@@ -42,14 +41,15 @@ _LAYOUTS: dict[str, dict[str, type[np.generic]]] = {
     "fp32": {"contrastive": np.float32, "iou": np.float32},
     "fp16": {"contrastive": np.float16, "iou": np.float16},
     "int8": {
-        "scales": np.float32,
-        "errors": np.float32,
+        "contrastive.steps": np.float32,
+        "iou.steps": np.float32,
         "contrastive": np.float16,
         "iou": np.float16,
-        "codes": np.int8,
+        "contrastive.codes": np.int8,
+        "iou.codes": np.int8,
     },
 }
-_PER_ROW = ("scales", "errors")  # arrays of one axis
+_BRANCHES = ("contrastive", "iou")
 _NAMES = {"float32": "F32", "float16": "F16", "int8": "I8", "uint8": "U8"}
 _ALIGNED = 64  # the contrastive rows begin at a multiple of this many bytes: a cache line
 _ADVICE = "copy the index again, or let `mmn-fast index verify --drop-damaged` take the file out of it"
@@ -78,10 +78,18 @@ class Entry(NamedTuple):
         return sum(array.nbytes for array in self.rows.values())
 
 
+def _width(name: str, joint_size: int) -> int:
+    """Values per row of an array."""
+    return 2 if name.endswith(".steps") else joint_size
+
+
+def _codes_by_name(branch: str, codes: Codes | None) -> Rows:
+    return {} if codes is None else {f"{branch}.{name}": array for name, array in codes._asdict().items()}
+
+
 def bytes_per_row(storage: str, joint_size: int) -> int:
     """Size of one proposal in a shard."""
-    layout = _LAYOUTS[storage].items()
-    return sum(np.dtype(kind).itemsize * (1 if name in _PER_ROW else joint_size) for name, kind in layout)
+    return sum(np.dtype(kind).itemsize * _width(name, joint_size) for name, kind in _LAYOUTS[storage].items())
 
 
 def stored(contrastive: Float32, iou: Float32, storage: str, where: str) -> Rows:
@@ -96,15 +104,32 @@ def stored(contrastive: Float32, iou: Float32, storage: str, where: str) -> Rows
     Raises:
         InputError: a value is beyond float16.
     """
-    kinds, rows = _LAYOUTS[storage], {}
+    kinds = _LAYOUTS[storage]
+    rows: Rows = {}
     for name, array in (("contrastive", contrastive), ("iou", iou)):
         with np.errstate(over="ignore"):
             rows[name] = np.ascontiguousarray(array.reshape(-1, array.shape[-1]), kinds[name])
         if not np.isfinite(rows[name]).all():
             raise InputError(f"{where}: {name}: expected unit vectors, got values beyond float16")
     if storage == "int8":
-        rows["codes"], rows["scales"], rows["errors"] = quantise(rows["iou"])
+        for branch in _BRANCHES:
+            rows |= _codes_by_name(branch, quantise(rows[branch]))
     return rows
+
+
+def _by_name(rows: StoredRows) -> Rows:
+    """Stored rows as the arrays of a shard."""
+    branches: Rows = {"contrastive": rows.contrastive, "iou": rows.iou}
+    return branches | _codes_by_name("contrastive", rows.contrastive_codes) | _codes_by_name("iou", rows.iou_codes)
+
+
+def _stored_rows(arrays: Rows, norm: float) -> StoredRows:
+    """The opposite of `_by_name`."""
+    codes = [
+        Codes(arrays[f"{branch}.codes"], arrays[f"{branch}.steps"]) if f"{branch}.codes" in arrays else None
+        for branch in _BRANCHES
+    ]
+    return StoredRows(arrays["contrastive"], arrays["iou"], norm, codes[0], codes[1])
 
 
 def norm_of(rows: Rows) -> float:
@@ -160,11 +185,12 @@ def _head(manifest: Manifest, entries: Sequence[Entry], num_rows: int) -> tuple[
             "norm": max(entry.norm for entry in entries),
         }
     ).encode()
-    before = sum(4 * num_rows for name in layout if name in _PER_ROW)  # bytes between catalogue and contrastive rows
+    shapes = {
+        name: (np.dtype(kind), [num_rows, _width(name, manifest.preset.joint_size)]) for name, kind in layout.items()
+    }
+    before = sum(4 * 2 * num_rows for name in layout if name.endswith(".steps"))  # bytes between catalogue and rows
     catalogue += b" " * (-(len(catalogue) + before) % _ALIGNED)
-    shapes: dict[str, tuple[np.dtype[Any], list[int]]] = {"catalogue": (np.dtype(np.uint8), [len(catalogue)])}
-    for name, kind in layout.items():
-        shapes[name] = np.dtype(kind), [num_rows] if name in _PER_ROW else [num_rows, manifest.preset.joint_size]
+    shapes = {"catalogue": (np.dtype(np.uint8), [len(catalogue)]), **shapes}
     at, tensors = 0, {}
     for name, (dtype, shape) in shapes.items():
         end = at + dtype.itemsize * int(np.prod(shape))
@@ -215,10 +241,9 @@ class Shard:
         for video in videos:
             windows = self.windows_of(video)
             part = slice(windows.start * proposals, windows.stop * proposals)
-            arrays = {name: getattr(self.rows, name) for name in _LAYOUTS["int8"]}
-            arrays = {name: array[part] for name, array in arrays.items() if array is not None}
+            rows = {name: array[part] for name, array in _by_name(self.rows).items()}
             facts = self.video_ids[video], float(self.durations_s[video]), self.spans_of(video)
-            yield Entry(*facts, arrays, self.rows.norm)
+            yield Entry(*facts, rows, self.rows.norm)
 
 
 def damage_of(path: Path, record: ShardRecord) -> str | None:
@@ -289,9 +314,9 @@ def _opened(manifest: Manifest, record: ShardRecord, mapped: npt.NDArray[np.uint
     num_rows = record.num_windows * manifest.num_proposals
     arrays: dict[str, Any] = {}
     for name, kind in _LAYOUTS[manifest.storage].items():
-        shape = [num_rows] if name in _PER_ROW else [num_rows, manifest.preset.joint_size]
         first, last = tensors[name]["data_offsets"]
-        arrays[name] = mapped[begin + first : begin + last].view(kind).reshape(shape)
+        arrays[name] = mapped[begin + first : begin + last].view(kind)
+        arrays[name] = arrays[name].reshape(num_rows, _width(name, manifest.preset.joint_size))
     spans = np.array([span for windows in catalogue["windows"] for span in windows], np.float64).reshape(-1, 2)
     counts = [len(windows) for windows in catalogue["windows"]]
     video_ids = tuple(str(video_id) for video_id in catalogue["video_ids"])
@@ -303,7 +328,7 @@ def _opened(manifest: Manifest, record: ShardRecord, mapped: npt.NDArray[np.uint
         raise ValueError("a length that is no number")
     return Shard(
         file=record.file,
-        rows=StoredRows(**arrays, norm=norm),
+        rows=_stored_rows(arrays, norm),
         video_ids=video_ids,
         durations_s=durations_s,
         spans_s=spans,

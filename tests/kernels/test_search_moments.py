@@ -26,7 +26,7 @@ def stored(contrastive: Float32, iou: Float32, storage: str) -> StoredRows:
     norm = max(longest(contrastive), longest(iou))
     if storage != "int8":
         return StoredRows(contrastive, iou, norm)
-    return StoredRows(contrastive, iou, norm, *quantise(iou))
+    return StoredRows(contrastive, iou, norm, quantise(contrastive), quantise(iou))
 
 
 class Library:
@@ -129,18 +129,50 @@ def test_shards_in_any_order_give_the_librarys_best(storage: str) -> None:
 
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("storage", STORAGES)
-def test_near_ties_of_adversarial_rows_are_told_apart(isa: str, storage: str) -> None:
+@pytest.mark.parametrize("sentences", [3, 9])
+def test_near_ties_of_adversarial_rows_are_told_apart(isa: str, storage: str, sentences: int) -> None:
     """Rows differ by less than the codes' and the rough product's errors; equal rows are ranked by their numbers."""
     rng = np.random.default_rng(0)
-    library = Library(7, 60, 12, 128, 3, storage)
+    library = Library(7, 60, 12, 128, sentences, storage)
     base = [unit(rng, 1, 128), unit(rng, 1, 128)]
     shape = (len(library.starts) * 12, 128)
     near = [b + rng.integers(-2, 3, shape) * np.float32(2**-13) for b in base]
     near[1][rng.random(len(near[1])) < 0.3] = base[1]
     library.rows = stored(near[0].astype(np.float32), near[1].astype(np.float32), storage)
-    library.text = tuple(b + rng.standard_normal((3, 128)).astype(np.float32) * 0.01 for b in base)  # type: ignore[assignment]
+    library.text = tuple(b + rng.standard_normal((sentences, 128)).astype(np.float32) * 0.01 for b in base)  # type: ignore[assignment]
     for k in (1, 10, 60):
-        same(library.search(BestVideos.none(3, k), isa=isa), library.brute_force(k, isa))
+        same(library.search(BestVideos.none(sentences, k), isa=isa), library.brute_force(k, isa))
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("sentences", [1, 9])
+def test_codes_that_say_nothing_hide_no_video(isa: str, sentences: int) -> None:
+    """One large coordinate makes all others round to 0, and only they matter to the sentences."""
+    rng = np.random.default_rng(3)
+    library = Library(12, 40, 14, 64, sentences, "int8")
+    branches = [rng.uniform(-0.003, 0.003, library.rows.iou.shape).astype(np.float32) for _ in range(2)]
+    for branch, text in zip(branches, library.text, strict=True):
+        branch[:, 0] = 0.95
+        text[:, 0] = 0
+    library.rows = stored(branches[0], branches[1], "int8")
+    assert library.rows.iou_codes is not None
+    assert not library.rows.iou_codes.codes[:, 1:].any()
+    for k in (1, 7):
+        same(library.search(BestVideos.none(sentences, k), isa=isa), library.brute_force(k, isa))
+
+
+@pytest.mark.parametrize("storage", STORAGES)
+@pytest.mark.parametrize("sentences", [1, 9])
+def test_of_equal_rows_the_first_is_found(storage: str, sentences: int) -> None:
+    """Rows of a window are not read in their order."""
+    rng = np.random.default_rng(4)
+    for P in (1, 2, 3, 5, 57, 230):
+        library = Library(13, 6, P, 32, sentences, storage)
+        library.rows = stored(*(np.repeat(unit(rng, 1, 32), len(library.starts) * P, 0) for _ in range(2)), storage)
+        for isa in ISAS:
+            best = library.search(BestVideos.none(sentences, 6), isa=isa)
+            assert (best.cells == 0).all()
+            same(best, library.brute_force(6, isa))
 
 
 @pytest.mark.parametrize("storage", STORAGES)
@@ -206,10 +238,10 @@ def test_an_empty_library_and_no_sentences() -> None:
 def test_codes_are_within_their_errors() -> None:
     rng = np.random.default_rng(2)
     rows = np.concatenate([unit(rng, 500, 33), np.zeros((1, 33), np.float32), np.full((1, 33), 1e-30, np.float32)])
-    codes, scales, errors = quantise(rows)
-    distance = np.linalg.norm(rows.astype(np.float64) - scales[:, None].astype(np.float64) * codes, axis=1)
-    assert (distance <= errors).all()
-    assert (errors[:500] < 0.02).all()
+    codes, steps = quantise(rows)
+    distance = np.linalg.norm(rows.astype(np.float64) - steps[:, :1].astype(np.float64) * codes, axis=1)
+    assert (distance <= steps[:, 1]).all()
+    assert (steps[:500, 1] < 0.02).all()
     assert (np.abs(codes) <= 127).all()
     assert longest(rows) >= np.linalg.norm(rows.astype(np.float64), axis=1).max()
 
@@ -232,8 +264,13 @@ def test_bad_arguments_are_refused() -> None:
     assert "contrastive: expected float16 [R, J], got float32" in message(
         rows=StoredRows(rows.contrastive.astype(np.float32), rows.iou, 1.0)
     )
-    assert "codes: expected codes, scales and errors" in message(
-        rows=StoredRows(rows.contrastive, rows.iou, 1.0, rows.codes)
+    assert "codes: expected those of both branches, or of none" in message(
+        rows=StoredRows(rows.contrastive, rows.iou, 1.0, None, rows.iou_codes)
+    )
+    assert rows.iou_codes is not None
+    short = rows.iou_codes._replace(steps=rows.iou_codes.steps[1:])
+    assert "contrastive_codes.steps: expected float32 [" in message(
+        rows=StoredRows(rows.contrastive, rows.iou, 1.0, short, rows.iou_codes)
     )
     assert "norm: expected a number from 0, got nan" in message(rows=StoredRows(rows.contrastive, rows.iou, np.nan))
     assert "text_iou: expected float32 [2, 8], got float32 [2, 7]" in message(text_iou=library.text[1][:, :7].copy())

@@ -8,7 +8,7 @@
 #include "cpu/kernels/products/gemm.h"
 #include "cpu/kernels/products/run_products.h"
 #include "cpu/kernels/rows.h"
-#include "cpu/kernels/search_moments.h"
+#include "cpu/kernels/search/search_moments.h"
 #include "cpu/kernels/text.h"
 #include "cpu/kernels/tile_transform.h"
 #include "ops/match_scores.h"

@@ -59,6 +59,13 @@ struct Vec {
     const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
     return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
   }
+  static int32_t sum_i(I a) {
+    const __m256i low = _mm512_maskz_extracti32x8_epi32(0xff, a, 0), high = _mm512_maskz_extracti32x8_epi32(0xff, a, 1);
+    const __m256i eight = _mm256_add_epi32(low, high);
+    const __m128i four = _mm_add_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256(eight, 1));
+    const __m128i two = _mm_add_epi32(four, _mm_shuffle_epi32(four, 0x4e));
+    return _mm_cvtsi128_si32(_mm_add_epi32(two, _mm_shuffle_epi32(two, 0xb1)));
+  }
   static F min(F a, F b) { return _mm512_maskz_min_ps(0xffff, a, b); }
   static F max(F a, F b) { return _mm512_maskz_max_ps(0xffff, a, b); }
   static F max_or_nan(F a, F b) { return select(_mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q), a, max(a, b)); }

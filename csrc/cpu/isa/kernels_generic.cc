@@ -49,6 +49,7 @@ struct Vec {
     return F{__builtin_sqrtf(a[0]), __builtin_sqrtf(a[1]), __builtin_sqrtf(a[2]), __builtin_sqrtf(a[3])};
   }
   static float sum(F a) { return (a[0] + a[2]) + (a[1] + a[3]); }
+  static int32_t sum_i(I a) { return (a[0] + a[2]) + (a[1] + a[3]); }
   static F min(F a, F b) { return a < b ? a : b; }  // like MINPS and MAXPS: b if either is NaN or both are equal
   static F max(F a, F b) { return a > b ? a : b; }
   static F max_or_nan(F a, F b) { return a != a ? a : max(a, b); }

@@ -3,7 +3,9 @@
 #include "cpu/kernels/rows-inl.h"
 #include "cpu/kernels/temporal_nms-inl.h"
 #include "cpu/kernels/match_scores-inl.h"  // uses temporal_nms-inl.h
-#include "cpu/kernels/search_moments-inl.h"  // uses gemm-inl.h and match_scores-inl.h
+#include "cpu/kernels/search/search_rows-inl.h"  // uses gemm-inl.h and match_scores-inl.h
+#include "cpu/kernels/search/search_direct-inl.h"
+#include "cpu/kernels/search/search_moments-inl.h"
 #include "cpu/kernels/text-inl.h"
 #include "cpu/kernels/tile_transform-inl.h"
 

@@ -85,15 +85,23 @@ class BlockSearch {
     const int64_t joint = args.joint, columns = kernels.search_columns;
     const float* contrastive = args.text_contrastive + first * joint;
     const float* iou = args.text_iou + first * joint;
-    double longest = 0.0;
+    const bool encoded = args.rows.iou_codes != nullptr && sentences_ <= kSearchDirect;
+    std::vector<double> moved;  // by their codes: the sentences' contrastive vectors, then their iou vectors
+    for (const float* text : {contrastive, iou}) {
+      for (int64_t s = 0; encoded && s < sentences_; ++s) moved.push_back(encode(text + s * joint));
+    }
+    double longest_contrastive = 0.0, longest_iou = 0.0;
     for (int64_t s = 0; s < sentences_; ++s) {
       limits_.push_back(limit_of(args, contrastive + s * joint, iou + s * joint));
-      if (args.rows.codes != nullptr && sentences_ <= kSearchDirect) {
-        limits_[s].error += stretch(joint) * args.rows.norm * encode(iou);
+      if (encoded) {
+        const double codes_norm = stretch(joint) * args.rows.norm;
+        limits_[s].error += codes_norm * moved[sentences_ + s];
+        limits_[s].contrastive_error += static_cast<float>(codes_norm * moved[s] * (1.0 + 1e-6));
       }
       errors_[s] = static_cast<float>(limits_[s].error * (1.0 + 1e-6));
       contrastive_errors_[s] = limits_[s].contrastive_error;
-      longest = std::max(longest, length(iou + s * joint, joint));
+      longest_contrastive = std::max(longest_contrastive, length(contrastive + s * joint, joint));
+      longest_iou = std::max(longest_iou, length(iou + s * joint, joint));
       const Entry last = found(s, args.k - 1);
       floors_[s] = std::max(args.least[first + s], last.video < 0 ? kNone : last.score);
     }
@@ -102,8 +110,9 @@ class BlockSearch {
       float* panel = packed_.data() + s / columns * columns * joint + s % columns;
       for (int64_t j = 0; j < joint; ++j) panel[j * columns] = iou[s * joint + j];
     }
-    block_ = {&args, contrastive, iou, packed_.data(), text_codes_.data(), text_scale_, sentences_,
-              static_cast<float>(longest * (1.0 + 1e-6)), limits_.data(), errors_.data(), contrastive_errors_.data()};
+    block_ = {&args, contrastive, iou, packed_.data(), text_codes_.data(), text_scales_.data(), sentences_,
+              static_cast<float>(longest_contrastive * (1.0 + 1e-6)), static_cast<float>(longest_iou * (1.0 + 1e-6)),
+              limits_.data(), errors_.data(), contrastive_errors_.data()};
   }
 
   // Returns false if a score is NaN.
@@ -122,18 +131,19 @@ class BlockSearch {
   }
 
  private:
-  // Rounds a sentence to integers of which no sum of joint products with codes overflows; returns what the rounding
-  // moved it by.
+  // Adds the codes of a sentence: integers of which no sum of joint products with codes overflows. Returns what the
+  // rounding moved it by.
   double encode(const float* text) {
     const int64_t joint = args_.joint, most = std::clamp<int64_t>(INT32_MAX / (127 * joint), 1, INT16_MAX);
     float largest = 0.0f;
     for (int64_t j = 0; j < joint; ++j) largest = std::max(largest, std::abs(text[j]));
-    text_scale_ = largest > 0.0f ? largest / static_cast<float>(most) : 1.0f;
-    text_codes_.resize(joint);
+    const float scale = largest > 0.0f ? largest / static_cast<float>(most) : 1.0f;
+    text_scales_.push_back(scale);
     double square = 0.0;
     for (int64_t j = 0; j < joint; ++j) {
-      text_codes_[j] = static_cast<int16_t>(std::clamp<long>(std::lrint(text[j] / text_scale_), -most, most));
-      const double rest = text[j] - static_cast<double>(text_scale_) * text_codes_[j];
+      const auto code = static_cast<int16_t>(std::clamp<long>(std::lrint(text[j] / scale), -most, most));
+      text_codes_.push_back(code);
+      const double rest = text[j] - static_cast<double>(scale) * code;
       square += rest * rest;
     }
     return std::sqrt(square) * (1.0 + 1e-9);
@@ -203,7 +213,7 @@ class BlockSearch {
   std::vector<SearchLimit> limits_;
   std::vector<float> errors_, contrastive_errors_, packed_;
   std::vector<int16_t> text_codes_;
-  float text_scale_ = 1.0f;
+  std::vector<float> text_scales_;
   SearchBlock block_ = {};
 };
 

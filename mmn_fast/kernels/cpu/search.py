@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +15,18 @@ Stored = npt.NDArray[np.float32] | npt.NDArray[np.float16]
 _ROWS_AT_ONCE = 4096  # 8 MiB in float64 at J = 256
 
 
+class Codes(NamedTuple):
+    """A branch's rows rounded to 8 bits, see `quantise`.
+
+    Attributes:
+        codes: int8 [R, J], -127 to 127.
+        steps: float32 [R, 2]: row r is near `steps[r, 0] * codes[r]`, at a Euclidean distance of at most `steps[r, 1]`.
+    """
+
+    codes: npt.NDArray[np.int8]
+    steps: Float32
+
+
 @dataclass(frozen=True, eq=False)
 class StoredRows:
     """Proposals of a shard, R rows; memory-mapped arrays will do.
@@ -22,17 +35,15 @@ class StoredRows:
         contrastive: float32 or float16 [R, J], C-contiguous, finite.
         iou: [R, J] of the same type.
         norm: at least the Euclidean length of every row of both branches (`longest`).
-        codes: int8 [R, J]: `iou` is near `scales[:, None] * codes` (`quantise`). Only these are read for most rows.
-        scales: float32 [R].
-        errors: float32 [R], at least the Euclidean distance of each row of `iou` from its codes.
+        contrastive_codes: codes of `contrastive`; both branches have codes, or neither has.
+        iou_codes: codes of `iou`. Only these are read for most rows.
     """
 
     contrastive: Stored
     iou: Stored
     norm: float
-    codes: npt.NDArray[np.int8] | None = None
-    scales: Float32 | None = None
-    errors: Float32 | None = None
+    contrastive_codes: Codes | None = None
+    iou_codes: Codes | None = None
 
 
 @dataclass(eq=False)
@@ -88,8 +99,9 @@ def search_moments(
     shards of a library, in any order, give the library's best videos.
 
     The result is exact although most rows are only looked at: a score is at most F sigmoid(10 u), where F bounds the
-    other factor by the vectors' lengths and u is the iou branch's cosine. A row is scored only if this bound, with u's
-    rounding error and the error of codes added, reaches the k-th best score so far and its video's best one.
+    other factor by the vectors' lengths and u is the iou branch's cosine. A row is scored only if this bound, and then
+    the fusion of both rough cosines, reaches the k-th best score so far and its video's best one; the cosines' rounding
+    errors and the errors of codes are added first.
 
     Args:
         rows: the shard's proposals.
@@ -112,9 +124,8 @@ def search_moments(
     _C.search_moments(
         contrastive=rows.contrastive,
         iou=rows.iou,
-        codes=rows.codes,
-        scales=rows.scales,
-        errors=rows.errors,
+        contrastive_codes=rows.contrastive_codes,
+        iou_codes=rows.iou_codes,
         norm=rows.norm,
         starts=starts,
         window_videos=videos,
@@ -140,26 +151,23 @@ def longest(rows: Stored) -> float:
     return max((_up(np.sqrt((part * part).sum(axis=1))).max() for part in parts), default=0.0)
 
 
-def quantise(iou: Stored) -> tuple[npt.NDArray[np.int8], Float32, Float32]:
+def quantise(rows: Stored) -> Codes:
     """Round rows to codes of 8 bits, each row by its largest value.
 
     Args:
-        iou: float32 or float16 [R, J], finite.
-
-    Returns:
-        codes int8 [R, J], -127 to 127; scales float32 [R]; errors float32 [R], rounded up: see `StoredRows`.
+        rows: float32 or float16 [R, J], finite.
     """
-    codes = np.empty(iou.shape, np.int8)
-    scales, errors = np.empty(len(iou), np.float32), np.empty(len(iou), np.float32)
-    for at in range(0, len(iou), _ROWS_AT_ONCE):
+    codes = np.empty(rows.shape, np.int8)
+    steps = np.empty((len(rows), 2), np.float32)
+    for at in range(0, len(rows), _ROWS_AT_ONCE):
         span = slice(at, at + _ROWS_AT_ONCE)
-        part = iou[span].astype(np.float64)
-        scales[span] = np.abs(part).max(axis=1, initial=0.0) / 127
-        scale = scales[span].astype(np.float64)[:, None]
+        part = rows[span].astype(np.float64)
+        steps[span, 0] = np.abs(part).max(axis=1, initial=0.0) / 127
+        scale = steps[span, :1].astype(np.float64)
         codes[span] = np.clip(np.rint(np.divide(part, scale, out=np.zeros_like(part), where=scale > 0)), -127, 127)
         rest = part - scale * codes[span]
-        errors[span] = _up(np.sqrt((rest * rest).sum(axis=1)))
-    return codes, scales, errors
+        steps[span, 1] = _up(np.sqrt((rest * rest).sum(axis=1)))
+    return Codes(codes, steps)
 
 
 def _up(lengths: Float64) -> Float32:
