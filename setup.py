@@ -98,7 +98,7 @@ setup(
         "tensorrt": ["tensorrt", "cuda-bindings"],
         "train": ["transformers>=4.44", "tensorboard"],
         "serve": [
-            *("fastapi", "uvicorn", "httptools", "uvloop", "prometheus-client", "python-multipart"),
+            *("fastapi", "uvicorn", "httptools", "uvloop", "orjson", "prometheus-client", "python-multipart"),
             *("av>=18", "pillow"),  # uploaded videos, thumbnails
         ],
         "ray": ["ray[serve]>=2.60"],
@@ -123,6 +123,7 @@ setup(
                 "uvicorn",
                 "httptools",
                 "uvloop",
+                "orjson",
                 "prometheus-client",
                 "python-multipart",
                 "httpx",

@@ -350,8 +350,7 @@ class Engine(TubeGrounding, WindowGrounding):
             options: `device`, `precision`, `batch_size` and `threads`, as for `make_extractor`.
 
         Raises:
-            InputError: the model does not say how its features are made, the weights are not found, or they are others
-                than those of training.
+            InputError: the model does not say how its features are made, or their weights are not found or others.
         """
         from mmn_fast.features.extractors.registry import extractor_for
 
@@ -361,6 +360,11 @@ class Engine(TubeGrounding, WindowGrounding):
                 " or add its contract to the model (mmn-fast convert --contract)"
             )
         return extractor_for(self.contract, spec, **options)
+
+    def with_threads(self, threads: int) -> Engine | None:
+        """Make an engine with so many CPU threads that shares this one's memory; None if their number is fixed."""
+        made = self._backend.with_threads(threads)
+        return None if made is None else Engine(self._model, made, passed_over=self._passed_over)
 
     @property
     def max_tokens(self) -> int:

@@ -18,6 +18,7 @@ import torch
 
 from mmn_fast.errors import InputError
 from mmn_fast.features import check_duration, check_features, pre_clip_spans, pre_clips
+from mmn_fast.features.pre_clips import _add_sums
 from mmn_fast.presets import PRESETS, Preset
 from tests.feature_files import random_features
 from tests.tolerances import check_close
@@ -79,6 +80,23 @@ def test_pre_clips_match_the_official_code_at_full_width(preset: Preset) -> None
     actual = pre_clips(features, preset)
     assert_close(actual, expected(features, preset))
     assert_close(actual, official_pre_clips(torch.from_numpy(features), preset).numpy())
+
+
+@pytest.mark.parametrize("width", [1, 2, 5, 357])
+@pytest.mark.parametrize("longest", [1, 2, 3, 7, 8, 20])
+def test_few_calls_for_all_pre_clips_sum_as_one_call_for_each(width: int, longest: int) -> None:
+    rng = np.random.default_rng(longest)
+    rows = rng.standard_normal((60, width)).astype(np.float32)
+    counts = rng.integers(1, longest + 1, 17)
+    counts[3] = longest
+    starts = rng.integers(0, 60 - counts + 1)
+    sums = np.ones((17, width), np.float32)
+    _add_sums(sums, rows, starts, starts + counts)
+    wanted = [
+        rows[start : start + count].sum(axis=0) + np.float32(1) for start, count in zip(starts, counts, strict=True)
+    ]
+    assert np.array_equal(sums, wanted)
+    _add_sums(sums[:0], rows, starts[:0], starts[:0])
 
 
 @pytest.mark.parametrize("clamp", [True, False])

@@ -6,8 +6,10 @@ These tests take a minute and need the extra `ray`: `pytest -m long tests/test_r
 from __future__ import annotations
 
 import socket
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -98,6 +100,51 @@ def test_what_is_killed_is_restarted_and_no_answer_lacks_a_part(
     assert codes[-10:] == [200] * 10
     if "part-" in name:
         assert set(codes) <= {200, 503}
+
+
+def test_a_node_that_dies_under_load_costs_no_request_its_one_whole_answer(
+    served: Any, expected: dict[str, Any]
+) -> None:
+    """Four clients search while a node is killed and another takes its place."""
+    made, client, _ = served
+    ended = threading.Event()
+
+    def ask(_: int) -> list[int]:
+        codes = []
+        with httpx.Client(base_url=client.base_url, timeout=60) as mine:
+            while not ended.is_set():
+                answer = mine.post("/v1/search", json=_QUESTION)  # raises if there is none
+                codes.append(answer.status_code)
+                if answer.status_code == 200:
+                    assert answer.json() == expected
+                else:
+                    assert answer.status_code in (500, 503), answer.text
+                    assert answer.text
+        return codes
+
+    with ThreadPoolExecutor(4) as clients:
+        asked = [clients.submit(ask, number) for number in range(4)]
+        try:
+            time.sleep(1)
+            lost = made.nodes.pop()
+            assert lost.workers("ServeReplica:mmn_fast:")
+            lost.kill()
+            made.add()
+            _wait_until_answered(client)
+        finally:
+            ended.set()
+        codes = [code for one in asked for code in one.result(90)]
+    assert codes.count(200) > 20
+    _wait_until_answered(client)
+
+
+def _wait_until_answered(client: httpx.Client) -> None:
+    """Wait until twenty searches in a row have answers."""
+    end, good = time.monotonic() + 120, 0
+    while good < 20:
+        assert time.monotonic() < end
+        good = good + 1 if client.post("/v1/search", json=_QUESTION).status_code == 200 else 0
+        time.sleep(0.05)
 
 
 def test_a_change_is_seen_by_every_replica(served: Any) -> None:

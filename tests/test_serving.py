@@ -325,6 +325,53 @@ def test_other_sites_and_other_names_are_refused(tmp_path: Path) -> None:
         assert client.get("/healthz", headers=headers).headers["content-security-policy"] == POLICY
 
 
+def test_a_fault_is_status_500_and_a_problem_document_on_every_route(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with client_of(tmp_path, videos=0) as client:
+        service = _service(client)
+
+        def fail(*_: Any, **__: Any) -> Any:
+            raise ZeroDivisionError("secret")
+
+        monkeypatch.setattr(service, "answer", fail)
+        monkeypatch.setattr(service.library, "page", fail)
+        for answer in (client.post("/v1/search", json={"sentences": ["a"]}), client.get("/v1/videos")):
+            assert (answer.status_code, answer.headers["content-type"]) == (500, "application/problem+json")
+            assert answer.json()["detail"] == "the service failed; its log says why"
+            assert answer.headers["content-security-policy"] == POLICY
+            assert "secret" not in answer.text
+        assert caplog.text.count("ZeroDivisionError: secret") == 2
+        assert 'mmn_fast_errors_total{status="500"} 2.0' in service.metrics.text().decode()
+
+
+def test_a_sentence_with_half_of_a_surrogate_pair_is_answered_or_refused(client: TestClient) -> None:
+    answer = client.post(
+        "/v1/search", content=b'{"sentences": ["a \\ud800 b"]}', headers={"Content-Type": "application/json"}
+    )
+    assert answer.status_code in (200, 422), answer.text
+
+
+def test_a_body_that_does_not_arrive_is_refused(tmp_path: Path) -> None:
+    async def test(app: Any) -> dict[str, Any]:
+        sent: list[dict[str, Any]] = []
+
+        async def receive() -> dict[str, Any]:
+            await asyncio.sleep(60)
+            return {"type": "http.disconnect"}
+
+        async def send(message: dict[str, Any]) -> None:
+            sent.append(message)
+
+        scope = {"type": "http", "method": "POST", "path": "/v1/ground", "query_string": b"", "headers": []}
+        async with app.router.lifespan_context(app):
+            await app(scope, receive, send)
+        return sent[0]
+
+    with made_app(tmp_path, videos=0, limits=Limits(body_s=0.05)) as app:
+        assert asyncio.run(test(app))["status"] == 408
+
+
 def test_a_service_that_is_full_or_ends_refuses_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with client_of(tmp_path, videos=0, limits=Limits(max_uploads=1)) as client:
         service = _service(client)

@@ -21,10 +21,12 @@ class Held:
 
     def __init__(self) -> None:
         self.batches: list[list[Any]] = []
+        self.alone: list[bool] = []
         self.go_on = threading.Event()
 
-    def __call__(self, jobs: list[Any]) -> list[Any]:
+    def __call__(self, jobs: list[Any], alone: bool) -> list[Any]:
         self.batches.append(jobs)
+        self.alone.append(alone)
         self.go_on.wait(10)
         return [ValueError(job) if job == "bad" else f"answer to {job}" for job in jobs]
 
@@ -51,11 +53,11 @@ async def _until(true: Callable[[], bool]) -> None:
     raise AssertionError("waited too long")
 
 
-async def _started(batcher: Batcher[Any], held: Held, jobs: list[Any]) -> list[asyncio.Task[Any]]:
+async def _started(batcher: Batcher[Any], held: Held, jobs: list[Any]) -> list[asyncio.Future[Any]]:
     """One job in a call that is held, others in the queue."""
-    tasks = [asyncio.create_task(batcher.answer("first", 10))]
+    tasks = [asyncio.ensure_future(batcher.submit("first", 10))]
     await _until(lambda: len(held.batches) == 1)
-    tasks += [asyncio.create_task(batcher.answer(job, 10)) for job in jobs]
+    tasks += [asyncio.ensure_future(batcher.submit(job, 10)) for job in jobs]
     await _until(lambda: len(batcher) == len(jobs))
     return tasks
 
@@ -75,7 +77,7 @@ def test_a_job_alone_does_not_wait_for_company() -> None:
         held.go_on.set()
         started = time.monotonic()
         for job in range(5):
-            await batcher.answer(job, 10)
+            await batcher.submit(job, 10)
         assert time.monotonic() - started < 0.9  # one wait takes a second
 
     _run(test, wait_s=1.0)
@@ -86,10 +88,10 @@ def test_after_company_a_job_waits_for_more_but_not_longer_than_it_may() -> None
         tasks = await _started(batcher, held, list("ab"))
         held.go_on.set()
         await _until(lambda: len(held.batches) == 1 and len(batcher) == 2)
-        tasks.append(asyncio.create_task(batcher.answer("late", 10)))
+        tasks.append(asyncio.ensure_future(batcher.submit("late", 10)))
         await asyncio.gather(*tasks)
         assert held.batches[1:] == [["a", "b", "late"]]
-        assert await batcher.answer("alone", 10) == "answer to alone"
+        assert await batcher.submit("alone", 10) == "answer to alone"
 
     _run(test, wait_s=0.05)
 
@@ -99,7 +101,7 @@ def test_a_full_queue_refuses_at_once() -> None:
         await _started(batcher, held, list("ab"))
         started = time.monotonic()
         with pytest.raises(Problem, match="the queue is full: 2 requests wait already") as refused:
-            await batcher.answer("c", 10)
+            await batcher.submit("c", 10)
         assert (refused.value.status, refused.value.headers) == (503, {"Retry-After": "1"})
         assert time.monotonic() - started < 0.05
 
@@ -110,15 +112,31 @@ def test_a_deadline_and_a_client_that_goes_free_their_places() -> None:
     async def test(batcher: Batcher[Any], held: Held) -> None:
         (first, gone) = await _started(batcher, held, ["gone"])
         with pytest.raises(Problem, match="not answered within 0.01 s"):
-            await batcher.answer("late", 0.01)
+            await batcher.submit("late", 0.01)
         gone.cancel()
         await _until(lambda: len(batcher) == 0)
         held.go_on.set()
         assert await first == "answer to first"
-        assert await batcher.answer("next", 10) == "answer to next"
+        assert await batcher.submit("next", 10) == "answer to next"
         assert held.batches == [["first"], ["next"]]
 
     _run(test)
+
+
+def test_two_calls_run_at_a_time_and_know_of_each_other() -> None:
+    async def test(batcher: Batcher[Any], held: Held) -> None:
+        tasks = [asyncio.ensure_future(batcher.submit(job, 10)) for job in ("first", "second")]
+        await _until(lambda: len(held.batches) == 2)
+        tasks += [asyncio.ensure_future(batcher.submit(job, 10)) for job in "abcdef"]
+        assert len(batcher) == 6  # both calls are held
+        held.go_on.set()
+        assert await asyncio.gather(*tasks) == [f"answer to {job}" for job in ["first", "second", *"abcdef"]]
+        assert sorted(held.batches[2:], key=str) == [list("abcd"), list("ef")]
+        assert held.alone[:2] == [True, False]
+        assert await batcher.submit("alone", 10) == "answer to alone"
+        assert held.alone[-1]
+
+    _run(test, calls=2)
 
 
 def test_an_error_belongs_to_its_job_alone() -> None:
@@ -136,7 +154,7 @@ def test_a_call_that_fails_answers_all_of_its_jobs_and_the_next_call_runs() -> N
     async def test() -> None:
         calls = iter([OSError("broken"), ["whole"]])
 
-        def run(jobs: list[Any]) -> list[Any]:
+        def run(jobs: list[Any], alone: bool) -> list[Any]:
             given = next(calls)
             if isinstance(given, Exception):
                 raise given
@@ -144,8 +162,8 @@ def test_a_call_that_fails_answers_all_of_its_jobs_and_the_next_call_runs() -> N
 
         batcher: Batcher[Any] = Batcher(run, max_batch=4, wait_s=0, max_waiting=8)
         with pytest.raises(OSError, match="broken"):
-            await batcher.answer(1, 10)
-        assert await batcher.answer(2, 10) == "whole"
+            await batcher.submit(1, 10)
+        assert await batcher.submit(2, 10) == "whole"
         await batcher.close()
 
     asyncio.run(test())

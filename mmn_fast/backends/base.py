@@ -156,6 +156,10 @@ class Backend(ABC):
                 raise InputError(f"backend_options: {name}: expected {cls.OPTIONS[name].expected}, got {value!r}")
         return values
 
+    def with_threads(self, threads: int) -> Backend | None:
+        """Share this backend's memory with another number of CPU threads; None if the number is fixed."""
+        return None
+
     @abstractmethod
     def encode_video(self, pre_clips: Float32) -> Branches:
         """Embed every proposal of some videos.

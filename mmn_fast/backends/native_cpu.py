@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -83,6 +84,11 @@ class NativeBackend(Backend):
             self._conv = NativeProposalConv(weights, biases, self._plan, algorithms)
             self._video = _video_encoder(model.preset, model.state, self._plan, self._conv)
             self._text = NativeTextEncoder(text, model.text, self.precision)
+
+    def with_threads(self, threads: int) -> NativeBackend:
+        other = copy.copy(self)
+        other.threads = threads
+        return other
 
     def encode_video(self, pre_clips: Float32) -> Branches:
         shape = (len(pre_clips), self._plan.num_proposals, self.preset.joint_size)

@@ -66,7 +66,7 @@ class EngineOptions:
     threads: Threads = None
     backend_option: BackendSettings = None
 
-    def load(self, model: str | None) -> Engine:
+    def load(self, model: str | None, progress: bool = True) -> Engine:
         """Load the engine of a model; None means the model that MMN_FAST_MODEL names."""
         from mmn_fast.engine import load
         from mmn_fast.process.environment import default_model
@@ -75,7 +75,7 @@ class EngineOptions:
         if model is None:
             raise InputError("--model: give a converted directory, a hub id or a .pth file, or set MMN_FAST_MODEL")
         given = (self.preset, self.tokenizer, self.device, self.precision, self.backend, self.threads)
-        return load(model, *given, progress=True, backend_options=_settings(self.backend_option or []))
+        return load(model, *given, progress=progress, backend_options=_settings(self.backend_option or []))
 
 
 def _settings(items: list[str]) -> dict[str, Any]:

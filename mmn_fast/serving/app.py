@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import ExitStack, asynccontextmanager
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import orjson
 from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, Response
-from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp
 
 from mmn_fast.engine import Engine
-from mmn_fast.errors import BackendUnavailable, InputError
+from mmn_fast.errors import InputError
 from mmn_fast.features.extractors.base import Extractor
 from mmn_fast.serving.http import described
-from mmn_fast.serving.http.guard import Guard
+from mmn_fast.serving.http.guard import Guard, ShortCut
 from mmn_fast.serving.http.incoming import Incoming
-from mmn_fast.serving.http.problems import Problem, answer_problem, busy, response_of
+from mmn_fast.serving.http.problems import REFUSALS, Problem, answer_error, busy
 from mmn_fast.serving.library import Library
 from mmn_fast.serving.service import Service, check_id, unless_gone
 from mmn_fast.serving.settings import Limits
@@ -34,6 +35,15 @@ _GROUND = ("sentences", "top_k", "maps", "window_s", "overlap", "video", "video_
 _SEARCH = ("sentences", "top_k", "per_video", "min_score", "videos")
 _ADD = ("video_id", "duration_s", "replace", "window_s", "overlap", "key", "features")
 _STATIC = {"serve.js": "text/javascript", "serve.css": "text/css", "icon.svg": "image/svg+xml"}
+
+
+class _Application(FastAPI):
+    """FastAPI with the guard around all of its layers."""
+
+    guard: Callable[[ASGIApp], ASGIApp]
+
+    def build_middleware_stack(self) -> ASGIApp:
+        return self.guard(super().build_middleware_stack())
 
 
 def create_app(
@@ -69,9 +79,10 @@ def create_app(
         yield
         await service.stop()
 
-    app = FastAPI(title="mmn_fast", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
+    app = _Application(title="mmn_fast", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.service = service
-    app.add_middleware(
+    short_cuts: dict[str, ShortCut] = {}
+    app.guard = partial(
         Guard,
         metrics=service.metrics,
         max_active=limits.max_waiting + limits.max_batch + limits.max_uploads,
@@ -79,35 +90,27 @@ def create_app(
         hosts=hosts,
         draining=lambda: service.draining,
         full=lambda: service.full,
+        short_cuts=short_cuts,
     )
-    for kind in (Problem, InputError, BackendUnavailable, MemoryError):
-        app.add_exception_handler(kind, answer_problem)
-    app.add_exception_handler(HTTPException, _answer_http)
-    app.add_exception_handler(RequestValidationError, _answer_http)
-    _add_engine_routes(app, service)
+    for kind in (*REFUSALS, Exception):
+        app.add_exception_handler(kind, answer_error)
+    short_cuts.update(_add_engine_routes(app, service))
     _add_video_routes(app, service)
     _add_file_routes(app, service)
     _add_state_routes(app, service)
     return app
 
 
-async def _answer_http(request: Request, error: Exception) -> Response:
-    """Turn refusals of FastAPI and Starlette into problems."""
-    if isinstance(error, RequestValidationError):
-        first = error.errors()[0]
-        problem = Problem(422, f"{first['loc'][-1]}: {first['msg']}")
-    else:
-        status = getattr(error, "status_code", 500)
-        details = {404: "there is nothing at this path", 405: "this path does not take this method"}
-        problem = Problem(status, details.get(status) or str(getattr(error, "detail", error)))
-    return response_of(problem, request.url.path)
-
-
 def _json(content: Any, status: int = 200) -> Response:
-    return Response(json.dumps(content, ensure_ascii=True), status, media_type="application/json")
+    try:
+        body = orjson.dumps(content)
+    except TypeError:  # half of a surrogate pair, which JSON can escape and UTF-8 cannot hold
+        body = json.dumps(content, ensure_ascii=True).encode("ascii")
+    return Response(body, status, media_type="application/json")
 
 
-def _add_engine_routes(app: FastAPI, service: Service) -> None:
+def _add_engine_routes(app: FastAPI, service: Service) -> dict[str, ShortCut]:
+    """Add the routes that ask the engine; return the functions of those that `QUEUED` names."""
     examples = described.examples(service)
 
     @app.post("/v1/ground", openapi_extra=described.body("ground", examples, service.extractor is not None))
@@ -132,6 +135,8 @@ def _add_engine_routes(app: FastAPI, service: Service) -> None:
         info["model"] = Path(str(info["model"])).name  # the rest of a path is no client's business
         return {**info, "uploads": service.extractor is not None, "limits": vars(service.limits)}
 
+    return {"/v1/ground": ground, "/v1/search": search}
+
 
 def _with_sentences(values: dict[str, Any]) -> dict[str, Any]:
     if "sentences" not in values:
@@ -139,26 +144,33 @@ def _with_sentences(values: dict[str, Any]) -> dict[str, Any]:
     return values
 
 
-async def _ground(service: Service, given: Incoming) -> Any:
+def _ground(service: Service, given: Incoming) -> Awaitable[Any]:
+    """The answer to a request to ground sentences."""
     values = _with_sentences(given.values)
-    options = {name: values[name] for name in ("sentences", "top_k", "maps", "window_s", "overlap") if name in values}
+    names = ("sentences", "top_k", "maps", "window_s", "overlap")
+    options: dict[str, Any] = {name: values[name] for name in names if name in values}
     if ("video" in values) + (given.features is not None) + (given.upload is not None) != 1:
         raise InputError("body: expected one of video (an id of the index), features, or an uploaded video")
-    if "video" in values:
-        return await service.answer(Ground(values["video"], **options))
-    deadline_s = None if given.upload is None else service.limits.upload_deadline_s
-    return await service.answer(Ground(await _video_of(service, given), **options), deadline_s)
-
-
-async def _video_of(service: Service, given: Incoming) -> Video:
-    """The video that a request brings, as its features."""
-    values = given.values
-    video_id = values.get("video_id", given.name)
     if given.upload is not None:
-        return await service.uploaded(given.upload, video_id)
-    if "duration_s" not in values:
+        return _ground_upload(service, given, given.upload, options)
+    return service.answer(Ground(values["video"] if "video" in values else _video_of(given), **options))
+
+
+async def _ground_upload(service: Service, given: Incoming, upload: Path, options: dict[str, Any]) -> Any:
+    video = await service.uploaded(upload, _name_of(given))
+    return await service.answer(Ground(video, **options), service.limits.upload_deadline_s)
+
+
+def _name_of(given: Incoming) -> str:
+    name: str = given.values.get("video_id", given.name)
+    return name
+
+
+def _video_of(given: Incoming) -> Video:
+    """The video that a request brings as features."""
+    if "duration_s" not in given.values:
         raise InputError("duration_s: expected the video's length in seconds with features, got none")
-    return Video(given.features, values["duration_s"], video_id)
+    return Video(given.features, given.values["duration_s"], _name_of(given))
 
 
 def _add_video_routes(app: FastAPI, service: Service) -> None:
@@ -171,17 +183,17 @@ def _add_video_routes(app: FastAPI, service: Service) -> None:
         """Add a video to the index: its features, or its file."""
         with ExitStack() as stack:
             given = await service.reader.read(request, _ADD, stack, service.extractor is not None)
-            values = given.values
-            if (given.features is None) == (given.upload is None):
+            values, upload = given.values, given.upload
+            if (given.features is None) == (upload is None):
                 raise InputError("body: expected features, or an uploaded video")
-            video_id = check_id(values.get("video_id", given.name))
+            video_id = check_id(_name_of(given))
 
             async def work() -> None:
-                video = await _video_of(service, given)
+                video = _video_of(given) if upload is None else await service.uploaded(upload, video_id)
                 windows = values.get("window_s"), values.get("overlap")
                 await service.changing(
                     lambda: _add(service, video, values.get("replace", False), *windows),
-                    bounded=given.upload is None,  # an uploaded video has had its turn
+                    bounded=upload is None,  # an uploaded video has had its turn
                 )
 
             await unless_gone(request, work())

@@ -108,6 +108,9 @@ def serve(
             app,
             log_level="warning",
             access_log=False,
+            proxy_headers=False,  # no answer depends on the client's address
+            loop="uvloop",
+            http="httptools",
             server_header=False,
             date_header=False,
             timeout_keep_alive=75,  # longer than proxies keep an idle connection, so that none meets a closed one

@@ -66,6 +66,7 @@ class Service:
             max_batch=limits.max_batch,
             wait_s=limits.batch_wait_s,
             max_waiting=limits.max_waiting,
+            calls=self._answers.calls,
             observe=self.metrics.batch,
         )
         self._warming = asyncio.get_running_loop().create_task(self._warm_up())
@@ -94,10 +95,10 @@ class Service:
         """Whether no more requests can wait for the engine."""
         return self._batcher is not None and len(self._batcher) >= self.limits.max_waiting
 
-    async def answer(self, job: Job, deadline_s: float | None = None) -> Any:
+    def answer(self, job: Job, deadline_s: float | None = None) -> asyncio.Future[Any]:
         """A job's answer, from the queue."""
         assert self._batcher is not None, "the application has started"
-        return await self._batcher.answer(job, self.limits.deadline_s if deadline_s is None else deadline_s)
+        return self._batcher.submit(job, self.limits.deadline_s if deadline_s is None else deadline_s)
 
     async def uploaded(self, path: Path, video_id: str) -> Video:
         """The features of an uploaded video.
@@ -164,21 +165,23 @@ async def unless_gone(request: Request, work: Awaitable[T]) -> T:
     Raises:
         ClientGoneError: the client has gone.
     """
-    task = asyncio.ensure_future(work)
-    watch = asyncio.ensure_future(_gone(request))
+    future = asyncio.ensure_future(work)
+    watch = asyncio.get_running_loop().create_task(_cancel_when_gone(request, future))
     try:
-        await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise ClientGoneError
-        return task.result()
+        return await future
+    except asyncio.CancelledError:
+        if watch.done():
+            raise ClientGoneError from None
+        future.cancel()
+        raise
     finally:
         watch.cancel()
-        task.cancel()
 
 
-async def _gone(request: Request) -> None:
+async def _cancel_when_gone(request: Request, work: asyncio.Future[Any]) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
+    work.cancel()
 
 
 def check_id(video_id: str | None) -> str:

@@ -43,7 +43,7 @@ class Limits:
         max_waiting: most requests that wait for the engine; further ones are refused at once.
         max_uploads: most requests with a video, or that change the index, at one time.
         max_batch: most requests in one call of the engine.
-        batch_wait_s: seconds that a request waits for company, if the request before it had some.
+        batch_wait_s: seconds that a request waits for company at most, if the requests before it had some.
     """
 
     max_body_bytes: int = 64 * _MIB
@@ -59,7 +59,7 @@ class Limits:
     max_waiting: int = 64
     max_uploads: int = 4
     max_batch: int = 32
-    batch_wait_s: float = 0.001
+    batch_wait_s: float = 0.008
 
     def __post_init__(self) -> None:
         check_fields(self, _RULES, "limits")

@@ -6,6 +6,7 @@ import logging
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -69,13 +70,28 @@ Job = Ground | Search
 
 
 class Answers:
-    """Answers jobs with an engine and a library; an answer does not depend on the other jobs of the call."""
+    """Answers jobs with an engine and a library; an answer does not depend on the other jobs of the call.
+
+    Two calls at a time share the engine's threads, where its backend can: one call's Python runs beside the other's
+    kernels, and kernels on fewer threads wait less for the core that HTTP takes. A call alone has all threads.
+
+    Attributes:
+        calls: how many calls may run at a time.
+    """
 
     def __init__(self, engine: Engine, library: Library, metrics: Metrics) -> None:
         self._engine, self._library, self._metrics = engine, library, metrics
+        threads = engine.info().get("threads")
+        half = engine.with_threads(threads // 2) if isinstance(threads, int) and threads > 1 else None
+        self._shared = half or engine
+        self.calls = 1 if half is None else 2
 
-    def __call__(self, jobs: list[Job]) -> list[Any]:
+    def __call__(self, jobs: list[Job], alone: bool) -> list[Any]:
         """Answer jobs.
+
+        Args:
+            jobs: the jobs.
+            alone: whether no other call runs.
 
         Returns:
             Per job a dict, ready for `json.dumps`, or an exception.
@@ -87,31 +103,33 @@ class Answers:
             key = (job.window_s, job.overlap) if isinstance(job, Ground) and with_features else None
             groups.setdefault((with_features, key), []).append(number)
         for (with_features, _), numbers in groups.items():
-            run: Callable[[Sequence[Any]], list[Any]] = self._ground if with_features else self._by_embeddings
+            run: Callable[[Sequence[Any]], list[Any]] = partial(
+                self._ground if with_features else self._by_embeddings, self._engine if alone else self._shared
+            )
             for number, answer in zip(numbers, _each(run, [jobs[n] for n in numbers]), strict=True):
                 answers[number] = answer
         return answers
 
-    def _ground(self, jobs: Sequence[Ground]) -> list[Any]:
+    def _ground(self, engine: Engine, jobs: Sequence[Ground]) -> list[Any]:
         batch = [Query(job.video, job.sentences) for job in jobs if isinstance(job.video, Video)]
         options = {"window_s": jobs[0].window_s, "overlap": jobs[0].overlap}
         with self._metrics.stage("ground"):
-            found = self._engine.ground(batch, max(job.top_k for job in jobs), **options)
+            found = engine.ground(batch, max(job.top_k for job in jobs), **options)
         maps: dict[int, Any] = {}
         wanted = [number for number, job in enumerate(jobs) if job.maps and job.window_s is None]
         if wanted:
             with self._metrics.stage("maps"):
-                made = self._engine.score_maps([batch[number] for number in wanted])
+                made = engine.score_maps([batch[number] for number in wanted])
             maps = {number: one.fused for number, one in zip(wanted, made, strict=True)}
         return [
             self._grounded(job, query.video.video_id, query.video.duration_s, moments, maps.get(number))
             for number, (job, query, moments) in enumerate(zip(jobs, batch, found, strict=True))
         ]
 
-    def _by_embeddings(self, jobs: Sequence[Job]) -> list[Any]:
+    def _by_embeddings(self, engine: Engine, jobs: Sequence[Job]) -> list[Any]:
         row_of = {sentence: row for row, sentence in enumerate(dict.fromkeys(s for job in jobs for s in job.sentences))}
         with self._metrics.stage("encode_text"):
-            texts = self._engine.encode_text(list(row_of))
+            texts = engine.encode_text(list(row_of))
         answers: list[Any] = []
         for job in jobs:
             text = texts[[row_of[sentence] for sentence in job.sentences]]

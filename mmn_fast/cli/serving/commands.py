@@ -70,7 +70,7 @@ def serve(
 
     named = model or (None if index is None else read_manifest(index).model)
     demo = named is None
-    engine = loading.load(named or "demo")
+    engine = loading.load(named or "demo", progress=False)  # a bar costs two threads per call
     if engine.preset.of_tubes:
         raise InputError(f"--model: expected a model of videos, got one of tubes, preset {engine.preset.name!r}")
     given = dataclasses.asdict(limits)

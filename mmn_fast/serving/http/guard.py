@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import hmac
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from time import perf_counter
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
+from starlette.requests import Request
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from mmn_fast.serving.http.problems import ClientGoneError, Problem, busy, response_of
+from mmn_fast.serving.http.problems import REFUSALS, ClientGoneError, Problem, answer_error, busy, response_of
 from mmn_fast.serving.metrics import Metrics
 
 _LOG = logging.getLogger(__name__)
@@ -33,8 +35,12 @@ LOOPBACK = ("localhost", "127.0.0.1", "::1")
 """Names of this machine for itself."""
 
 
+ShortCut = Callable[[Request], Awaitable[Response]]
+"""A route's function."""
+
+
 class Guard:
-    """ASGI middleware.
+    """ASGI middleware, the outermost layer.
 
     Args:
         app: the application.
@@ -46,6 +52,8 @@ class Guard:
         draining: whether the service is about to end.
         full: whether no more requests can wait for the engine; a request to one of `QUEUED` is then refused before its
             body is read, because reading costs more than refusing.
+        short_cuts: path -> the function that answers POST there. They are called from here: the layers of FastAPI and
+            Starlette in between cost more processor time than all else that such a request needs in Python.
     """
 
     def __init__(
@@ -57,17 +65,18 @@ class Guard:
         hosts: Collection[str] | None,
         draining: Callable[[], bool],
         full: Callable[[], bool],
+        short_cuts: Mapping[str, ShortCut],
     ) -> None:
         self._app, self._metrics, self._max_active, self._hosts = app, metrics, max_active, hosts
         self._key, self._draining, self._full = None if key is None else key.encode(), draining, full
-        self._active = 0
+        self._short_cuts, self._active = short_cuts, 0
         metrics.gauge("active_requests", "Requests that are being worked on.", lambda: self._active)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        started, status = perf_counter(), 500
+        started, status = perf_counter(), 0
 
         async def send_on(message: Message) -> None:
             nonlocal status
@@ -82,21 +91,31 @@ class Guard:
             refused = self._refusal(scope, works)
             if refused is not None:
                 await response_of(refused, scope["path"])(scope, receive, send_on)
+            elif scope["method"] == "POST" and scope["path"] in self._short_cuts:
+                await self._answer(Request(scope, receive), send_on)
             else:
                 await self._app(scope, receive, send_on)
         except ClientGoneError:
             status = 499
-        except Exception:
-            if status != 500:  # the answer has begun
+        except Exception as error:
+            if status not in (0, 500):  # the answer has begun; Starlette answers 500 and raises the error once more
                 raise
             _LOG.exception("%s %s failed", scope["method"], scope["path"])
-            problem = Problem(500, "the service failed; its log says why")
-            await response_of(problem, scope["path"])(scope, receive, send_on)
+            if not status:
+                await (await answer_error(Request(scope, receive), error))(scope, receive, send_on)
         finally:
             self._active -= works
             path = str(scope["path"])
             route = str(getattr(scope.get("route"), "path", path if path in QUEUED else "other"))
-            self._metrics.answered(route, status, perf_counter() - started)
+            self._metrics.answered(route, status or 500, perf_counter() - started)
+
+    async def _answer(self, request: Request, send: Send) -> None:
+        """Answer a request without the application's other layers."""
+        try:
+            response = await self._short_cuts[request.scope["path"]](request)
+        except REFUSALS as error:
+            response = await answer_error(request, error)
+        await response(request.scope, request.receive, send)
 
     def _refusal(self, scope: Scope, works: bool) -> Problem | None:
         headers = Headers(scope=scope)

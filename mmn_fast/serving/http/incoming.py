@@ -6,18 +6,20 @@ import asyncio
 import io
 import math
 import shutil
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
+from urllib.parse import parse_qsl
 
 import numpy as np
 import numpy.typing as npt
 from starlette.datastructures import UploadFile
 from starlette.requests import Request
-from starlette.types import Message
+from starlette.types import Message, Receive
 
 from mmn_fast.checks import Each, Integer, Number, Optional, Rule, Text, check_keys, fail, flag, in_bytes
 from mmn_fast.errors import InputError
@@ -117,26 +119,24 @@ class Reader:
             raise Problem(415, self._expected(kind, takes_arrays, videos))
         large = videos and (is_video or kind == _FORM)
         most = self._limits.max_upload_bytes if large else self._limits.max_body_bytes
-        counted = Request(request.scope, _counted(request, most))
-        work = self._read_kind(counted, kind, known, stack, videos)
-        try:
-            return await asyncio.wait_for(work, self._limits.upload_deadline_s if large else self._limits.body_s)
-        except asyncio.TimeoutError:
-            raise Problem(408, f"the body did not arrive within {self._limits.body_s:g} s") from None
+        receive = _counted(request, most)
+        seconds = self._limits.upload_deadline_s if large else self._limits.body_s
+        with _Deadline(seconds):
+            return await self._read_kind(request, receive, kind, known, stack, videos)
 
     async def _read_kind(
-        self, request: Request, kind: str, known: tuple[str, ...], stack: ExitStack, videos: bool
+        self, request: Request, receive: Receive, kind: str, known: tuple[str, ...], stack: ExitStack, videos: bool
     ) -> Incoming:
         if kind == _FORM:
-            return await self._form(request, known, stack, videos)
-        values = self._texts(request.query_params.multi_items(), known)
+            return await self._form(Request(request.scope, receive), known, stack, videos)
+        values = self._texts(_query(request), known)
         if kind.startswith("video/"):
             path = stack.enter_context(private_file(self._folder, ".video"))
             with path.open("xb") as file:
-                async for chunk in request.stream():
+                async for chunk in _chunks(receive):
                     file.write(chunk)
             return Incoming(values, upload=path)
-        body = b"".join([chunk async for chunk in request.stream()])
+        body = b"".join([chunk async for chunk in _chunks(receive)])
         if kind != _JSON:
             return Incoming(values, await _in_thread(body, self._array, body, values.get("key")))
         given = await _in_thread(body, _json_of, body)
@@ -151,7 +151,7 @@ class Reader:
         fields = self._limits.max_sentences + len(self._rules)
         form = await request.form(max_files=1, max_fields=fields, max_part_size=_MOST_OF_A_FIELD)
         try:
-            texts: list[tuple[str, str]] = request.query_params.multi_items()
+            texts = _query(request)
             files: list[tuple[str, UploadFile]] = []
             for name, value in form.multi_items():
                 if isinstance(value, UploadFile):
@@ -239,7 +239,43 @@ class Reader:
         return f"Content-Type: expected {', '.join(kinds)}, got {kind[:100]!r}{why}"
 
 
-def _counted(request: Request, most: int) -> Callable[[], Any]:
+def _query(request: Request) -> list[tuple[str, str]]:
+    """The fields of the query, in order."""
+    return parse_qsl(request.scope["query_string"].decode("latin-1"), keep_blank_values=True)
+
+
+class _Deadline:
+    """Refuses the request whose body is read here if that takes too long. `asyncio.wait_for` would start a task."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds, self._late = seconds, False
+
+    def __enter__(self) -> None:
+        self._task = cast("asyncio.Task[Any]", asyncio.current_task())
+        self._timer = asyncio.get_running_loop().call_later(self._seconds, self._end)
+
+    def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
+        self._timer.cancel()
+        if self._late and kind is asyncio.CancelledError:
+            if sys.version_info >= (3, 11):
+                self._task.uncancel()
+            raise Problem(408, f"the body did not arrive within {self._seconds:g} s") from None
+
+    def _end(self) -> None:
+        self._late = True
+        self._task.cancel()
+
+
+async def _chunks(receive: Receive) -> AsyncIterator[bytes]:
+    """The body, piece by piece."""
+    more = True
+    while more:
+        message = await receive()
+        yield message.get("body", b"")
+        more = message.get("more_body", False)
+
+
+def _counted(request: Request, most: int) -> Receive:
     """Receive the body of a request, at most so many bytes."""
     declared = request.headers.get("content-length", "0")
     if declared.isdecimal() and int(declared) > most:

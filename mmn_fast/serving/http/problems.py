@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from http import HTTPStatus
 
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -27,6 +29,10 @@ class Problem(Exception):  # noqa: N818 - reads as the document that it becomes
     def __init__(self, status: int, detail: str, headers: dict[str, str] | None = None) -> None:
         super().__init__(detail)
         self.status, self.detail, self.headers = status, detail, headers or {}
+
+
+REFUSALS = (Problem, InputError, BackendUnavailable, MemoryError, HTTPException, RequestValidationError)
+"""Exceptions that are answers; any other is a fault, and status 500."""
 
 
 class ClientGoneError(Exception):
@@ -52,7 +58,7 @@ def problem_of(error: Exception) -> Problem:
         return busy("the machine has too little memory for this request")
     if isinstance(error, InputError):
         return Problem(422, str(error))
-    raise error
+    return Problem(500, "the service failed; its log says why")
 
 
 def response_of(problem: Problem, instance: str = "") -> Response:
@@ -74,6 +80,14 @@ def response_of(problem: Problem, instance: str = "") -> Response:
     return Response(content, problem.status, problem.headers, "application/problem+json")
 
 
-async def answer_problem(request: Request, error: Exception) -> Response:
-    """Exception handler of the application."""
-    return response_of(problem_of(error), request.url.path)
+async def answer_error(request: Request, error: Exception) -> Response:
+    """Answer a request that this application, FastAPI or Starlette has refused, or that failed."""
+    if isinstance(error, RequestValidationError):
+        first = error.errors()[0]
+        problem = Problem(422, f"{first['loc'][-1]}: {first['msg']}")
+    elif isinstance(error, HTTPException):
+        details = {404: "there is nothing at this path", 405: "this path does not take this method"}
+        problem = Problem(error.status_code, details.get(error.status_code) or str(error.detail))
+    else:
+        problem = problem_of(error)
+    return response_of(problem, request.url.path)
