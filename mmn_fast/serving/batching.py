@@ -15,8 +15,8 @@ from mmn_fast.serving.http.problems import busy
 
 _LOG = logging.getLogger(__name__)
 Job = TypeVar("Job")
-# Calls of a few jobs cost more per job; calls of all jobs leave none for HTTP to bring meanwhile. With 32 clients and the
-# demo's model sixteen gave 84 % of the throughput of direct calls, all jobs 77 %.
+# Calls of a few jobs cost more per job; calls of all jobs leave none for HTTP to bring meanwhile. With 32 clients
+# and the demo's model sixteen gave 84 % of the throughput of direct calls, all jobs 77 %.
 _ENOUGH = 16
 
 
