@@ -7,11 +7,11 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from mmn_fast.arrays import Uint8
+from mmn_fast.arrays import Float32, Int64, Uint8
 from mmn_fast.demo.shapes import make_video
 from mmn_fast.errors import InputError
 from mmn_fast.features import PixelFeatures
-from mmn_fast.features.extractors import make_extractor
+from mmn_fast.features.extractors import make_extractor, pixels
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +32,40 @@ def test_large_frames_are_averaged_alike(frames: Uint8) -> None:
     large = np.repeat(np.repeat(frames[:70], 3, axis=1), 4, axis=2)
     features = PixelFeatures()
     assert np.array_equal(np.concatenate(list(features.stream(large))), features(large))
+
+
+def plain_pixels(planes: Float32) -> tuple[Int64, Int64, Float32]:
+    """The specification of `_pixels`, with the remainder that defines a hue."""
+    flat = planes.reshape(3, planes.shape[1], -1)
+    high, low = flat.max(axis=0), flat.min(axis=0)
+    chroma, grey = high - low, (high + low) / 2
+    frame, place = np.nonzero(chroma > 0.08)
+    r, g, b = flat[:, frame, place]
+    strong, top = chroma[frame, place], high[frame, place]
+    hue = 2 * np.where(top == r, (g - b) / strong % 6, np.where(top == g, (b - r) / strong + 2, (r - g) / strong + 4))
+    below = np.floor(hue).astype(np.int64)
+    share = np.clip(3 * (hue - below) - 1, 0, 1).astype(np.float32)
+    median = np.median(grey[:, :: max(grey.shape[1] // 1024, 1)], axis=1, keepdims=True)
+    grey = np.where(chroma > 0.08, 0, np.abs(grey - median))
+    at = np.nonzero(grey > 0.08)
+    owner = np.concatenate([frame * 13 + below % 12, frame * 13 + (below + 1) % 12, at[0] * 13 + 12])
+    weight = np.concatenate([strong * (1 - share), strong * share, grey[at]])
+    counts = weight > 0
+    return owner[counts], np.concatenate([place, place, at[1]])[counts], weight[counts]
+
+
+@pytest.mark.parametrize("kind", ["film", "noise", "corners", "faint"])
+def test_pixels_are_sorted_as_the_definition_says(frames: Uint8, kind: str) -> None:
+    rng = np.random.default_rng(0)
+    given = {
+        "film": frames[:9],
+        "noise": rng.integers(0, 256, (5, 37, 53, 3)),
+        "corners": 255 * rng.integers(0, 2, (5, 37, 53, 3)),
+        "faint": 128 + rng.integers(-15, 16, (5, 37, 53, 3)),
+    }[kind]
+    planes = pixels._planes(given.astype(np.float32) / np.float32(255))
+    for found, wanted in zip(pixels._pixels(planes), plain_pixels(planes), strict=True):
+        np.testing.assert_array_equal(found, wanted)
 
 
 def test_a_stream_keeps_few_frames(frames: Uint8) -> None:

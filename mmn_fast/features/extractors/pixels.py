@@ -183,7 +183,8 @@ def _shrunk(frames: Uint8) -> Float32:
     rows, columns = min(factor, cut.shape[1]), min(factor, cut.shape[2])
     blocks = cut.reshape(len(frames), height, rows, width, columns, 3)
     # The sums are exact whole numbers, as those of `blocks.mean(axis=(2, 4))`, in a fifth of its time.
-    lines = blocks[:, :, 0].astype(np.uint32)
+    wide: type[np.uint16 | np.uint32] = np.uint16 if rows * columns < 2**8 else np.uint32
+    lines: npt.NDArray[np.unsignedinteger] = blocks[:, :, 0].astype(wide)
     for row in range(1, rows):
         lines += blocks[:, :, row]
     sums = lines[:, :, :, 0].copy()
@@ -191,6 +192,9 @@ def _shrunk(frames: Uint8) -> Float32:
         sums += lines[:, :, :, column]
     means: Float32 = sums.astype(np.float32) / np.float32(rows * columns) / np.float32(255)
     return means
+
+
+_AROUND = np.arange(_HUES + 2) % _HUES  # a number of a hue that went once around the circle
 
 
 def _planes(frames: Float32) -> Float32:
@@ -211,26 +215,32 @@ def _pixels(planes: Float32) -> tuple[Int64, Int64, Float32]:
     weight is linear in the covered part of the pixel, so smoothed edges lose nothing. A grey pixel counts by its
     difference from the frame's median.
     """
-    flat = planes.reshape(3, planes.shape[1], -1)
+    num, size = planes.shape[1], planes.shape[2] * planes.shape[3]
+    flat = planes.reshape(3, -1)
     high, low = _extremes(flat)
-    chroma, grey = high - low, (high + low) / 2
-    frame, place = np.nonzero(chroma > _FAINT)
-    r, g, b = flat[:, frame, place]
-    strong, top = chroma[frame, place], high[frame, place]
-    hue = np.where(top == r, (g - b) / strong % 6, np.where(top == g, (b - r) / strong + 2, (r - g) / strong + 4)) * (
-        _HUES / 6
-    )
+    chroma, grey = high - low, ((high + low) / 2).reshape(num, size)
+    coloured = chroma > _FAINT
+    found = np.flatnonzero(coloured)
+    r, g, b = flat.take(found, axis=1)
+    strong, top = chroma[found], high[found]
+    # One division and no remainder: both are slow. Only the first sixth of the circle reaches below 0.
+    red, green = top == r, top == g
+    hue = np.where(red, g - b, np.where(green, b - r, r - g)) / strong
+    hue += np.where(red, 0, np.where(green, 2, 4)).astype(np.float32)
+    hue = np.where(hue < 0, hue + 6, hue) * (_HUES / 6)
     below = np.floor(hue).astype(np.int64)
     # Only the middle third between two hues is shared: shades of one hue stay in one channel.
     share = np.clip(3 * (hue - below) - 1, 0, 1).astype(np.float32)
     # About a thousand pixels are enough to find the background.
-    median = np.median(grey[:, :: max(grey.shape[1] // 1024, 1)], axis=1, keepdims=True)
-    grey = np.where(chroma > _FAINT, 0, np.abs(grey - median))
-    grey_frame, grey_place = np.nonzero(grey > _FAINT)
-    owner = [frame * CHANNELS + below % _HUES, frame * CHANNELS + (below + 1) % _HUES, grey_frame * CHANNELS + _HUES]
-    weight = [strong * (1 - share), strong * share, grey[grey_frame, grey_place]]
-    owners, places, weights = map(np.concatenate, (owner, [place, place, grey_place], weight))
-    counts = weights > 0
+    median = np.median(grey[:, :: max(size // 1024, 1)], axis=1, keepdims=True)
+    apart = np.where(coloured.reshape(num, size), 0, np.abs(grey - median)).reshape(-1)
+    grey_found = np.flatnonzero(apart > _FAINT)
+    first = found // size * CHANNELS
+    owner = [first + _AROUND[below], first + _AROUND[below + 1], grey_found // size * CHANNELS + _HUES]
+    weight = [strong * (1 - share), strong * share, apart[grey_found]]
+    place = found % size
+    owners, places, weights = map(np.concatenate, (owner, [place, place, grey_found % size], weight))
+    counts = np.flatnonzero(weights > 0)
     return owners[counts], places[counts], weights[counts].astype(np.float32)
 
 
@@ -270,16 +280,21 @@ def _looks(frames: Float32) -> tuple[Float32, npt.NDArray[np.complexfloating], n
     def total(values: npt.NDArray[np.floating]) -> Float64:
         return np.asarray(np.bincount(owner, values, minlength=num * CHANNELS), np.float64)
 
-    x = ((place % width + 0.5) - width / 2) / side
-    y = ((place // width + 0.5) - height / 2) / side
+    # What depends on the place alone is computed once per place.
+    row, column = np.divmod(np.arange(height * width), width)
+    x, y = (((column + 0.5) - width / 2) / side)[place], (((row + 0.5) - height / 2) / side)[place]
+    edge = ((column < 2) | (row < 2) | (column >= width - 2) | (row >= height - 2))[place]
     mass = total(weight)
     some = np.maximum(mass, 1e-6)
     centre_x, centre_y = total(weight * x) / some, total(weight * y) / some
-    z = (x - centre_x[owner]) + 1j * (y - centre_y[owner])
+    z = np.empty(len(owner), np.complex128)
+    z.real, z.imag = x - centre_x[owner], y - centre_y[owner]
     square = z.real**2 + z.imag**2
     # The pixel's own size is added: otherwise a single pixel would have size 0, and a division by zero would follow.
     spread = total(weight * square) / some + 1 / (6 * side**2)
-    unit = z / np.sqrt(spread)[owner]
+    scale = (1 / np.sqrt(spread))[owner]
+    unit = np.empty_like(z)
+    unit.real, unit.imag = z.real * scale, z.imag * scale
     fourth = total(weight * (square / spread[owner]) ** 2) / some
     harmonics = []
     power = unit
@@ -287,8 +302,6 @@ def _looks(frames: Float32) -> tuple[Float32, npt.NDArray[np.complexfloating], n
         power = power * unit
         harmonics.append((total(weight * power.real) + 1j * total(weight * power.imag)) / some)
     spin = np.stack(harmonics, axis=-1)
-    column, row = place % width, place // width
-    edge = (column < 2) | (row < 2) | (column >= width - 2) | (row >= height - 2)
     share = mass / (height * width)
     amount = share / (share + 0.004)
     folds = np.abs(spin) / (0.3 + np.abs(spin))
@@ -305,8 +318,7 @@ def _looks(frames: Float32) -> tuple[Float32, npt.NDArray[np.complexfloating], n
         axis=-1,
     )
     looks = np.clip(looks, -2, 2) * amount[:, None]
-    frame = owner // CHANNELS
-    moved, inner = _tint(planes)[:, frame, place]
+    moved, inner = _tint(planes).reshape(2, -1).take(owner // CHANNELS * (height * width) + place, axis=1)
     tint = total(weight * moved) / np.maximum(total(weight * inner), 1e-6)
     shape = (num, CHANNELS)
     return (
