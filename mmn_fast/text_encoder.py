@@ -20,13 +20,21 @@ from mmn_fast.presets import TextEncoderConfig
 class _Embeddings(nn.Module):
     def __init__(self, config: TextEncoderConfig) -> None:
         super().__init__()
-        self.word_embeddings = nn.Embedding(config.vocab_size, config.width, padding_idx=0)
-        self.position_embeddings = nn.Embedding(config.max_tokens, config.width)
+        self.word_embeddings = _embedding(config.vocab_size, config.width, padding_idx=0)
+        self.position_embeddings = _embedding(config.max_tokens, config.width)
         self.LayerNorm = nn.LayerNorm(config.width, eps=config.NORM_EPS)
 
     def forward(self, token_ids: Tensor) -> Tensor:
         positions = torch.arange(token_ids.shape[1], device=token_ids.device)
         return self.LayerNorm(self.word_embeddings(token_ids) + self.position_embeddings(positions))
+
+
+def _embedding(rows: int, width: int, padding_idx: int | None = None) -> nn.Embedding:
+    """Make an `nn.Embedding`, on the meta device without a draw: `normal_` there imports PyTorch's compiler, 1.5 s."""
+    embedding = nn.Embedding.from_pretrained(torch.empty(rows, width), freeze=False, padding_idx=padding_idx)
+    if not embedding.weight.is_meta:
+        embedding.reset_parameters()
+    return embedding
 
 
 class _Attention(nn.Module):

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from mmn_fast.presets import TextEncoderConfig
-from mmn_fast.text_encoder import TextEncoder, fuse_attention
+from mmn_fast.text_encoder import TextEncoder, build_text_encoder, fuse_attention
 from tests.tolerances import check_close
 
 CONFIG = TextEncoderConfig(vocab_size=50, max_tokens=40, width=128, num_layers=2, num_heads=2, ffn_width=96)
@@ -18,6 +18,15 @@ CONFIG = TextEncoderConfig(vocab_size=50, max_tokens=40, width=128, num_layers=2
 def _encoder() -> TextEncoder:
     torch.manual_seed(0)
     return TextEncoder(CONFIG, joint_size=24).eval()
+
+
+def test_an_encoder_with_given_weights_draws_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the meta device `normal_` imports PyTorch's compiler, which takes 1.5 s of every process."""
+    state = {f"text_encoder.{name}": weight.numpy() for name, weight in _encoder().state_dict().items()}
+    monkeypatch.setattr(torch.nn.init, "normal_", lambda *_: pytest.fail("values were drawn"))
+    build_text_encoder(CONFIG, 24, state)
+    with pytest.raises(pytest.fail.Exception, match="values were drawn"):
+        _encoder()
 
 
 @pytest.mark.slow
