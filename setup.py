@@ -66,7 +66,10 @@ setup(
     description="Fast inference for the Mutual Matching Network: temporal grounding of sentences in videos",
     license="MIT",
     python_requires=">=3.10",
-    packages=[*find_packages(include=["mmn_fast", "mmn_fast.*"], exclude=["mmn_fast.export"]), "mmn_fast.export"],
+    packages=[
+        *find_packages(include=["mmn_fast", "mmn_fast.*"], exclude=["mmn_fast.export", "mmn_fast.export.*"]),
+        *("mmn_fast.export", "mmn_fast.export.graphs"),
+    ],
     package_dir={"mmn_fast.export": "export"},
     package_data={
         "mmn_fast": ["py.typed", "_C.pyi"],
@@ -92,9 +95,9 @@ setup(
     ],
     extras_require={
         "bench": ["faiss-cpu", "onnx", "onnxruntime", "onnxscript", "openvino"],
-        "onnx": ["onnx", "onnxruntime", "onnxscript"],
+        "onnx": ["onnx>=1.19", "onnxruntime"],  # 1.19 is the first that stores NumPy arrays of bf16
         # Replaces "onnx": both distributions install the same package, and the later one overwrites the earlier.
-        "onnx-gpu": ["onnx", "onnxruntime-gpu", "onnxscript"],
+        "onnx-gpu": ["onnx>=1.19", "onnxruntime-gpu"],
         "tensorrt": ["tensorrt", "cuda-bindings"],
         "train": ["transformers>=4.44", "tensorboard"],
         "serve": [
@@ -116,7 +119,6 @@ setup(
                 "types-PyYAML",
                 "onnx",
                 "onnxruntime",
-                "onnxscript",
                 "av>=18",
                 "pillow",
                 "fastapi",

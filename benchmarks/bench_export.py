@@ -1,7 +1,7 @@
 """Times exported video graphs in ONNX Runtime: cropped to the plan's bands, beside the dense export of the same model.
 
-The weights come from the full-size golden cases. The same exporter makes both graphs; they run in turn on the same
-input. The error is the largest difference of an embedding (unit norm) from the dense graph's.
+The weights come from the full-size golden cases. PyTorch's exporter makes the dense graphs (`video_peers`). Both run in
+turn on the same input. The error is the largest difference of an embedding (unit norm) from the dense graph's.
 
     python -m benchmarks.bench_export [--presets charades ...] [--threads 2] [--repeats 5]
 """
@@ -11,23 +11,17 @@ from __future__ import annotations
 import argparse
 import tempfile
 from pathlib import Path
-from typing import Any, cast
 
 import numpy as np
 import onnxruntime
 import torch
 
-from benchmarks.golden import cases
 from benchmarks.timing import alternate, record
-from benchmarks.video_peers import VideoBranch
-from mmn_fast.artifact.manifest import signature
-from mmn_fast.checkpoint import LoadedModel
-from mmn_fast.export.graphs import VideoGraph
+from benchmarks.video_peers import export_video, inputs_of, load_case
+from mmn_fast.export.graphs.video import video_graph
 from mmn_fast.export.to_onnx import write_graph
-from mmn_fast.features import pre_clips
 from mmn_fast.geometry import plan_for
 from mmn_fast.geometry_crops import framed_crops
-from mmn_fast.model import build_model
 
 
 def _session(path: Path, threads: int) -> onnxruntime.InferenceSession:
@@ -37,22 +31,19 @@ def _session(path: Path, threads: int) -> onnxruntime.InferenceSession:
 
 
 def _bench(name: str, options: argparse.Namespace) -> None:
-    case = cases.load(f"{name}_full")
-    preset, plan = case.preset, plan_for(case.preset)
-    model = LoadedModel(preset, case.text, case.state(), cast(Any, None), name)
-    modules = {
-        "cropped": lambda: VideoGraph(model),
-        "dense": lambda: VideoBranch(build_model(preset, case.text, model.state)),
-    }
-    inputs = pre_clips(case.videos[0].features, preset).reshape(1, preset.num_pre_clips, -1)
-    sessions = {}
+    case = f"{name}_full"
+    model, inputs = load_case(case), inputs_of(case, 1)
+    preset, plan = model.preset, plan_for(model.preset)
     with tempfile.TemporaryDirectory() as folder:
-        for kind, module in modules.items():
-            path = Path(folder) / f"{kind}.onnx"
-            write_graph(module(), signature("video", preset), path)
-            sessions[kind] = _session(path, options.threads)
+        path = Path(folder) / "cropped.onnx"
+        write_graph(video_graph(model), path)
+        export_video(case, 1, Path(folder))
+        sessions = {
+            "cropped": _session(path, options.threads),
+            "dense": _session(Path(folder) / f"{case}_1.onnx", options.threads),
+        }
     runs = {
-        f"ONNX Runtime {kind}": lambda session=session: session.run(None, {"pre_clips": inputs})
+        f"ONNX Runtime {kind}": lambda session=session: session.run(None, {session.get_inputs()[0].name: inputs})
         for kind, session in sessions.items()
     }
     outputs = [run() for run in runs.values()]

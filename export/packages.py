@@ -9,7 +9,7 @@ from importlib.util import find_spec
 
 from mmn_fast.version import __version__
 
-_EXPORTER = ("torch", "onnx", "onnxruntime", "onnxscript")
+_EXPORTER = ("torch", "onnx", "onnxruntime")
 
 
 def missing_extra(names: Sequence[str] = _EXPORTER) -> str | None:

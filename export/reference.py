@@ -31,15 +31,12 @@ _VIDEOS = 2
 _LENGTHS = (2, 3, 5, 8, 11, 13, 16, 17, 21, 24, 29, 32)  # word pieces; sentences in the data sets have 5 to 30
 
 
-def record_reference(model: LoadedModel, directory: Path) -> Arrays:
+def record_reference(model: LoadedModel, directory: Path) -> None:
     """Run the reference on random inputs and write reference.safetensors.
 
     Args:
         model: the model.
         directory: directory of the file.
-
-    Returns:
-        The arrays.
     """
     from safetensors.numpy import save
 
@@ -78,7 +75,6 @@ def record_reference(model: LoadedModel, directory: Path) -> Arrays:
     arrays["fused_scores"] = fuse_scores(arrays["contrastive_scores"], arrays["iou_scores"], preset)
     # The file is written from bytes, because safetensors' own write errors are not OSErrors.
     (directory / REFERENCE).write_bytes(save({name: np.ascontiguousarray(array) for name, array in arrays.items()}))
-    return arrays
 
 
 def read_reference(directory: Path) -> Arrays:

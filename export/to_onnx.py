@@ -3,38 +3,34 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mmn_fast.artifact.manifest import (
     GRAPHS,
     MAX_RECALL_LOSS,
     TOKENIZER,
     Manifest,
-    Signature,
 )
 from mmn_fast.artifact.stages import attempts, listed
 from mmn_fast.checkpoint import LoadedModel, load_model
 from mmn_fast.errors import InputError
 from mmn_fast.export import bf16
+from mmn_fast.export.graphs import OPSET
 from mmn_fast.export.packages import missing_extra, versions
-from mmn_fast.export.reference import Arrays, record_reference
+from mmn_fast.export.reference import record_reference
 from mmn_fast.export.to_int8 import Labelled, Splits, check_wish, quantise
 from mmn_fast.precisions import EXPORTED
 from mmn_fast.presets import Preset
 from mmn_fast.storage.checksums import array_digests, combined_sha256, file_sha256
 from mmn_fast.storage.files import new_directory
 
-# The newest operator set that TensorRT 10.0 reads (its docs/operators.md: opset 9 to 20); TensorRT 11 reads up to 25.
-OPSET = 20  # for all precisions but bf16
+if TYPE_CHECKING:
+    import onnx
+
 # A protobuf message has at most 2 GiB; 64 MiB of them are kept for the graph itself.
 _EXTERNAL_DATA_BYTES = 2**31 - 2**26
-# Errors that `_foresee` finds were 1.0 to 1.45 times those of ONNX Runtime (four small models in fp16 and bf16).
-_HOPELESS = 1.5  # times the bound: such a graph is not worth its trace
 _MIN_TOKENS = 2  # fewest word pieces of a sentence: [CLS] and [SEP]
 
 
@@ -109,7 +105,7 @@ def export_loaded(
     with new_directory(output, "output") as partial:
         graphs = {name: f"{name}.onnx" for name in what}
         model.tokenizer.save(partial / TOKENIZER)
-        reference = record_reference(model, partial)
+        record_reference(model, partial)
         manifest = Manifest(
             preset=model.preset,
             text=model.text,
@@ -126,7 +122,7 @@ def export_loaded(
             versions=versions(),
             feature_contract=model.contract,
         )
-        manifest = _write_verified(model, manifest, reference, partial)
+        manifest = _write_verified(model, manifest, partial)
         if splits is not None:
             manifest = quantise(partial, manifest, splits, max_recall_loss)
             manifest.verification.update(verify_directory(partial, manifest))
@@ -151,7 +147,7 @@ def _check_arguments(output: Path, precision: str, what: Sequence[str], top_k: i
     return [name for name in GRAPHS if name in what]
 
 
-def _write_verified(model: LoadedModel, manifest: Manifest, reference: Arrays, directory: Path) -> Manifest:
+def _write_verified(model: LoadedModel, manifest: Manifest, directory: Path) -> Manifest:
     """Write the graphs and verify them; a narrow video graph gets as few float32 stages as verification needs."""
     from mmn_fast.export.verify import VerificationError, verify_directory
 
@@ -165,8 +161,6 @@ def _write_verified(model: LoadedModel, manifest: Manifest, reference: Arrays, d
         manifest = dataclasses.replace(manifest, fp32_stages=fp32_stages)
         try:
             if "video" in manifest.graphs:
-                if len(sets) > 1:
-                    _foresee(model, manifest, reference)
                 _write("video", model, manifest, directory)
             found = verify_directory(directory, manifest)
         except VerificationError as error:
@@ -185,95 +179,26 @@ def _write_verified(model: LoadedModel, manifest: Manifest, reference: Arrays, d
     return dataclasses.replace(manifest, files=files, verification=found)
 
 
-def _foresee(model: LoadedModel, manifest: Manifest, reference: Arrays) -> None:
-    """Run the video graph's module in PyTorch and refuse float32 stages that cannot verify; a trace takes far longer.
-
-    Raises:
-        VerificationError: a reference video exceeds the precision's bound by so much that the graph would exceed it.
-    """
-    import torch
-
-    from mmn_fast.export.graphs import ProductsInFloat32, VideoGraph
-    from mmn_fast.export.verify import BOUNDS, VerificationError, check_video
-
-    module = VideoGraph(model, manifest.precision, manifest.raw_features, manifest.fp32_stages).eval()
-    names = [spec.name for spec in manifest.signature("video").outputs]
-
-    def run(inputs: Arrays) -> Arrays:
-        with torch.inference_mode(), ProductsInFloat32():
-            outputs = module(*map(torch.from_numpy, inputs.values()))
-        return {name: output.numpy() for name, output in zip(names, outputs, strict=True)}
-
-    bound = BOUNDS[manifest.precision]
-    try:
-        check_video(manifest, reference, run, bound)
-    except VerificationError as error:
-        if error.difference is None or error.difference > _HOPELESS * bound:
-            raise
-
-
 def _write(name: str, model: LoadedModel, manifest: Manifest, directory: Path) -> None:
-    from mmn_fast.export.graphs import ScoreGraph, TextGraph, VideoGraph
+    from mmn_fast.export.graphs.score import score_graph
+    from mmn_fast.export.graphs.text import text_graph
+    from mmn_fast.export.graphs.video import video_graph
 
-    module: Any
+    precision, opset = manifest.precision, manifest.opset
     if name == "video":
-        module = VideoGraph(model, manifest.precision, manifest.raw_features, manifest.fp32_stages)
+        graph = video_graph(model, precision, manifest.raw_features, manifest.fp32_stages, opset)
     elif name == "text":
-        module = TextGraph(model, manifest.precision)
+        graph = text_graph(model, precision, opset)
     else:
-        module = ScoreGraph(model, manifest.top_k)
-    write_graph(module, manifest.signature(name), directory / manifest.graphs[name], manifest.opset)
+        graph = score_graph(model, manifest.top_k, opset)
+    write_graph(graph, directory / manifest.graphs[name])
 
 
-def write_graph(module: Any, shapes: Signature, path: Path, opset: int = OPSET) -> None:
-    """Trace a module into an ONNX file with a signature's names and axes; weights above 2 GB go to a separate file."""
-    import torch
-    from onnxscript.optimizer import fold_constants, remove_unused_nodes
+def write_graph(graph: onnx.ModelProto, path: Path) -> None:
+    """Write a graph; if it and its weights exceed 2 GiB, the weights go to a file of their own beside it."""
+    import onnx
 
-    # Sizes are above 1, because the exporter treats a dynamic axis of size 1 as fixed; the sizes within a graph differ.
-    sizes = {"B": 2, "S": 3, "L": _MIN_TOKENS, "R": 11}
-    inputs = []
-    for spec in shapes.inputs:
-        shape = [size if isinstance(size, int) else sizes[size] for size in spec.shape]
-        inputs.append(torch.ones(shape, dtype=getattr(torch, spec.dtype)))
-    axes = {symbol: torch.export.Dim(symbol) for symbol in sizes}
-    module.eval().requires_grad_(False)  # otherwise the exporter also looks at gradients, in a sixth of its time
-    with _quiet(), torch.no_grad():
-        program = torch.onnx.export(
-            module,
-            tuple(inputs),
-            dynamo=True,
-            opset_version=opset,
-            input_names=[spec.name for spec in shapes.inputs],
-            output_names=[spec.name for spec in shapes.outputs],
-            dynamic_shapes=tuple(
-                {axis: axes[size] for axis, size in enumerate(spec.shape) if isinstance(size, str)}
-                for spec in shapes.inputs
-            ),
-            verbose=False,
-            optimize=False,
-        )
-        assert program is not None
-        # Folding first leaves a third of the nodes; `optimize` spends most of its time trying patterns on nodes.
-        fold_constants(program.model)
-        remove_unused_nodes(program.model)
-        program.optimize()
-        for node in program.model.graph.all_nodes():
-            node.metadata_props.clear()  # they hold stack traces with paths of this machine
-        weights = [value.const_value for value in program.model.graph.initializers.values()]
-        num_bytes = sum(weight.nbytes for weight in weights if weight is not None)
-        program.save(str(path), external_data=num_bytes > _EXTERNAL_DATA_BYTES)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence the exporter's remarks on unneeded packages and on its own deprecations."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
+    weights = path.with_name(f"{path.name}.data")
+    weights.unlink(missing_ok=True)  # of an earlier attempt: onnx appends to it
+    external = sum(len(one.raw_data) for one in graph.graph.initializer) > _EXTERNAL_DATA_BYTES
+    onnx.save(graph, path, save_as_external_data=external, location=weights.name)

@@ -108,26 +108,6 @@ def verify_directory(directory: Path, manifest: Manifest) -> dict[str, Any]:
     return found
 
 
-def check_video(manifest: Manifest, reference: Arrays, run: Callable[[Arrays], Arrays], bound: float) -> float:
-    """Run a video graph's function on each reference video alone, and compare the results with the reference.
-
-    Args:
-        manifest: manifest of the export in the making.
-        reference: the arrays of `reference.read_reference`.
-        run: function from the graph's inputs to its outputs.
-        bound: largest allowed difference of a score.
-
-    Returns:
-        The largest difference.
-
-    Raises:
-        VerificationError: as `verify_runs`.
-    """
-    errors: dict[str, float] = {}
-    _Checker(manifest, reference, bound, errors).video(run, (1,) * len(reference["video_iou"]))
-    return errors["fused_from_video"]
-
-
 def verify_runs(
     directory: Path, manifest: Manifest, runs: Mapping[str, Callable[[Arrays], Arrays]], bound: float
 ) -> dict[str, Any]:
@@ -174,9 +154,9 @@ class _Checker:
         self.reference, self.bound, self.errors = reference, bound, errors
         self.embedded = {name: reference[name] for name in reference if name.startswith(("video_", "text_"))}
 
-    def video(self, run: Callable[[Arrays], Arrays], sizes: tuple[int, ...] = BATCH_SIZES) -> None:
+    def video(self, run: Callable[[Arrays], Arrays]) -> None:
         names = ("features", "lengths") if self.raw else ("pre_clips",)
-        self.embedded |= self._batches(run, names, ("video_contrastive", "video_iou"), "video", sizes=sizes)
+        self.embedded |= self._batches(run, names, ("video_contrastive", "video_iou"), "video")
 
     def text(self, run: Callable[[Arrays], Arrays]) -> None:
         lengths = self.reference["attention_mask"].sum(1)

@@ -8,18 +8,14 @@ import pickle
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
-from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
 import mmn_fast
 from benchmarks.golden import cases
-from mmn_fast.artifact.manifest import Manifest
-from mmn_fast.checkpoint import LoadedModel, convert, model_from_state, save_model
+from mmn_fast.checkpoint import convert, model_from_state, save_model
 from mmn_fast.demo.split import draw_split
 from mmn_fast.evaluation.agreement import LabelledSplit
 from mmn_fast.kernels.gpu import interpreter
@@ -49,7 +45,7 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 
 @pytest.hookimpl(tryfirst=True)  # before -m selects tests by their marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark tests that need an export as slow: an export takes a quarter of a minute."""
+    """Mark tests that need an export as slow: an export and its verification take seconds."""
     for item in items:
         if _EXPORT_FIXTURES & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.slow)
@@ -142,59 +138,6 @@ def golden_engine(golden_model: Callable[[str], Path]) -> Callable[[str], mmn_fa
     return engine
 
 
-@cache
-def _translations_made_once() -> None:
-    """Let PyTorch keep its table of translations to ONNX; otherwise every trace makes it anew, in 0.7 s."""
-    from torch.onnx._internal.exporter._registration import ONNXRegistry
-
-    ONNXRegistry.from_torchlib = staticmethod(cache(ONNXRegistry.from_torchlib))  # type: ignore[method-assign,assignment]
-
-
-@contextmanager
-def _graphs_made_once(directory: Path) -> Iterator[None]:
-    """Let exports reuse a graph that this run traced from the same values, because a trace takes some five seconds.
-
-    Equal fingerprints mean equal weights, sizes and presets.
-    """
-    from mmn_fast.export import to_onnx
-
-    _translations_made_once()
-    write: Any = to_onnx._write
-    if hasattr(write, "makes_once"):  # a nested context must not wait for its own lock
-        yield
-        return
-
-    def once(name: str, model: LoadedModel, manifest: Manifest, output: Path) -> None:
-        values: dict[str, list[object]] = {
-            "video": [manifest.precision, tuple(manifest.fp32_stages), manifest.raw_features],
-            "text": [manifest.precision],
-            "score": [manifest.top_k],
-        }
-        key = sha256(repr([name, model.fingerprint, manifest.opset, manifest.graphs[name], *values[name]]).encode())
-
-        def make(path: Path) -> None:
-            partial = path.with_name(f"{path.name}.partial")
-            partial.mkdir()
-            write(name, model, manifest, partial)
-            partial.rename(path)
-
-        shutil.copytree(made_once(directory / key.hexdigest(), make), output, dirs_exist_ok=True)
-
-    once.makes_once = True  # type: ignore[attr-defined]
-    to_onnx._write = once
-    try:
-        yield
-    finally:
-        to_onnx._write = write
-
-
-@pytest.fixture
-def graphs_once(shared: Path) -> Iterator[None]:
-    """Reuse traced graphs, see `_graphs_made_once`; for tests that use graphs but do not test their tracing."""
-    with _graphs_made_once(shared):
-        yield
-
-
 @pytest.fixture(scope="session")
 def exports(golden_model: Callable[[str], Path], shared: Path) -> Exports:
     """Exports of golden cases and of "demo" by precision, made once; the demo's score.onnx chooses 5 moments.
@@ -206,8 +149,7 @@ def exports(golden_model: Callable[[str], Path], shared: Path) -> Exports:
     def get(name: str, precision: str = "fp32") -> Path:
         model, top_k = ("demo", 5) if name == "demo" else (golden_model(name), None)
         output = shared / f"{name}-{precision}"
-        with _graphs_made_once(shared):
-            return made_once(output, lambda path: export(model, path, precision=precision, top_k=top_k))
+        return made_once(output, lambda path: export(model, path, precision=precision, top_k=top_k))
 
     return get
 

@@ -29,7 +29,7 @@ from mmn_fast.export.verify import BOUNDS, verify
 from tests.conftest import Exports
 from tests.tolerances import check_close
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("graphs_once")]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from mmn_fast.export.to_onnx import export_loaded
 from mmn_fast.export.verify import verify
 from tests.conftest import Exports
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("graphs_once")]
+pytestmark = pytest.mark.slow
 
 
 def demo_of(max_tokens: int) -> LoadedModel:

@@ -50,7 +50,6 @@ MAY_NEED_TORCH = [
     "runtime.programs",
     "runtime.torch_runner",
     "runtime.video_branch",
-    "export.graphs",
     "benchmarks",
 ]
 NO_TORCH = ("torch", "triton", "transformers")

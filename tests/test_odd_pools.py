@@ -173,7 +173,6 @@ def exported(name: str, root: Path) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("graphs_once")
 @pytest.mark.parametrize("name", ["overlap", "learned"])
 def test_exports_agree_with_float64(name: str, root: Path) -> None:
     output = exported(name, root)
@@ -193,7 +192,7 @@ def test_tensorrt_and_the_triton_server_agree_with_float64(
 
     name = "overlap"
     directory = Path(shutil.copytree(exported(name, root), tmp_path / "onnx"))
-    install(monkeypatch, CudaRuntime())  # after the export: PyTorch's exporter reads the real module's __spec__
+    install(monkeypatch, CudaRuntime())
     repository = write_repository(directory, tmp_path / "models")
     build_plans(directory)
     check_engine(mmn_fast.load(directory, backend="tensorrt"), name, root, "onnx_backend")

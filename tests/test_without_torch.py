@@ -14,7 +14,7 @@ import pytest
 from mmn_fast.checkpoint import DEMO_MODEL
 
 pytestmark = pytest.mark.slow
-BLOCKED = ("torch", "triton", "transformers", "onnxscript")
+BLOCKED = ("torch", "triton", "transformers")
 MAIN = f"""
 import sys
 class Block:
