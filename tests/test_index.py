@@ -13,6 +13,7 @@ from safetensors.numpy import load_file
 
 import mmn_fast
 from mmn_fast import Match, MomentIndex
+from mmn_fast.demo.split import draw_split
 from mmn_fast.embeddings import TextEmbeddings, VideoEmbeddings
 from mmn_fast.index import snapshot, writing
 from mmn_fast.index.manifest import Manifest, ShardRecord
@@ -219,20 +220,40 @@ def test_videos_are_encoded_on_the_way(engine: mmn_fast.Engine, tmp_path: Path) 
         assert index.search(sentences, 30, 3) == brute_force(engine, cut, text, 30, 3)
 
 
+@pytest.fixture(scope="module")
+def demo_world() -> tuple[VideoEmbeddings, TextEmbeddings]:
+    """2,000 videos of the demo's world and 500 of their sentences, drawn in minutes."""
+    engine = mmn_fast.load("demo", device="cpu", threads=2)
+    batch = draw_split(2000, seed=5001, workers=2).batch
+    videos = [dataclasses.replace(query.video, video_id=f"video {n}") for n, query in enumerate(batch)]
+    sentences = [sentence for query in batch for sentence in query.sentences]
+    return engine.encode_video(videos), engine.encode_text(sentences[:: len(sentences) // 500][:500])
+
+
+def _random_world(engine: mmn_fast.Engine) -> tuple[VideoEmbeddings, TextEmbeddings]:
+    """Random embeddings, every fiftieth video with three windows."""
+    return random_videos(engine, _names(2000), 1, cut=range(0, 2000, 50)), random_text(engine, 500)
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("storage", STORAGES)
-def test_two_thousand_videos_and_five_hundred_sentences(tmp_path: Path, storage: str) -> None:
+@pytest.mark.parametrize("world", ["random", "demo"])
+def test_two_thousand_videos_and_five_hundred_sentences(
+    tmp_path: Path, storage: str, world: str, request: pytest.FixtureRequest
+) -> None:
     engine = mmn_fast.load("demo", device="cpu", threads=2)
-    text = random_text(engine, 500)
-    with MomentIndex.create(tmp_path / "it", engine, storage) as index:
+    videos, text = request.getfixturevalue("demo_world") if world == "demo" else _random_world(engine)
+    with MomentIndex.create(tmp_path / "it", engine, storage) as index, MomentIndex.open(tmp_path / "it") as reader:
         for first in range(0, 2000, 400):
-            index.add(random_videos(engine, _names(400, first), first, cut=range(0, 400, 50)))
+            index.add(videos[first : first + 400])
         for change in (lambda: 0, lambda: index.remove(_names(150, 700)), index.compact):
             change()
+            reader.refresh()
             wanted = brute_force(engine, index.embeddings(), text, 10)
             for threads in (1, 2):
                 assert index.search(text, threads=threads) == wanted
-        chosen = random_text(engine, 20, seed=7)
+                assert reader.search(text[:3], threads=threads) == wanted[:3]
+        chosen = text[:20]
         assert index.search(chosen, 50, 5) == brute_force(engine, index.embeddings(), chosen, 50, 5)
 
 
