@@ -117,14 +117,14 @@ def _add_engine_routes(app: FastAPI, service: Service) -> dict[str, ShortCut]:
     async def ground(request: Request) -> Response:
         """Find the moments that sentences describe, in one video: its features, its file, or its id in the index."""
         with ExitStack() as stack:
-            given = await service.reader.read(request, _GROUND, stack, service.extractor is not None)
+            given = await service.read(request, _GROUND, stack, service.extractor is not None)
             return _json(await unless_gone(request, _ground(service, given)))
 
     @app.post("/v1/search", openapi_extra=described.body("search", examples, False))
     async def search(request: Request) -> Response:
         """Find the best moments of all videos of the index."""
         with ExitStack() as stack:
-            given = (await service.reader.read(request, _SEARCH, stack, False)).values
+            given = (await service.read(request, _SEARCH, stack, False)).values
         job = Search(**_with_sentences(given))
         return _json(await unless_gone(request, service.answer(job)))
 

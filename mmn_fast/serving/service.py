@@ -8,6 +8,7 @@ import logging
 import threading
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,7 +19,7 @@ from mmn_fast.engine import Engine
 from mmn_fast.errors import InputError
 from mmn_fast.features.extractors.base import Extractor
 from mmn_fast.serving.batching import Batcher
-from mmn_fast.serving.http.incoming import Reader
+from mmn_fast.serving.http.incoming import Incoming, Reader
 from mmn_fast.serving.http.problems import ClientGoneError, Problem, busy
 from mmn_fast.serving.library import Library
 from mmn_fast.serving.metrics import Metrics
@@ -53,7 +54,7 @@ class Service:
         self._uploading = ThreadPoolExecutor(1, "mmn-fast-uploads")
         self._looking = ThreadPoolExecutor(1, "mmn-fast-thumbnails")
         self._ending = threading.Event()
-        self._uploads = 0
+        self._uploads = self._reading = 0
         self.metrics.gauge("index_videos", "Videos in the index.", lambda: len(library))
         self.metrics.gauge("index_bytes", "Bytes of the index.", lambda: library.num_bytes)
         self.metrics.gauge("queue_length", "Requests that wait.", lambda: len(self._batcher or ()))
@@ -92,8 +93,16 @@ class Service:
 
     @property
     def full(self) -> bool:
-        """Whether no more requests can wait for the engine."""
-        return self._batcher is not None and len(self._batcher) >= self.limits.max_waiting
+        """Whether no more requests can wait for the engine; those whose body arrives just now have their places."""
+        return self._batcher is not None and len(self._batcher) + self._reading >= self.limits.max_waiting
+
+    async def read(self, request: Request, known: tuple[str, ...], stack: ExitStack, videos: bool) -> Incoming:
+        """Read a request that the engine is to answer, as `Reader.read` does."""
+        self._reading += 1
+        try:
+            return await self.reader.read(request, known, stack, videos)
+        finally:
+            self._reading -= 1
 
     def answer(self, job: Job, deadline_s: float | None = None) -> asyncio.Future[Any]:
         """A job's answer, from the queue."""
