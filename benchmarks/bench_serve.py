@@ -182,7 +182,7 @@ def sizes(options: argparse.Namespace, folder: Path) -> None:
 
 
 def on_ray(options: argparse.Namespace, folder: Path) -> None:
-    """Two replicas on a Ray cluster beside one; each has one core. They take turns."""
+    """Two replicas on a Ray cluster beside one; each has one core."""
     from benchmarks.serve_ray import measure, ray_cluster, ray_serving
 
     name, clients = options.ray_case, 8
@@ -193,7 +193,7 @@ def on_ray(options: argparse.Namespace, folder: Path) -> None:
     seconds: dict[int, list[float]] = {1: [], 2: []}
     worst = 0.0
     with ray_cluster() as port:
-        for replicas in (1, 2, 1, 2):
+        for replicas in (1, 2):
             with ray_serving(folder / "ray", replicas, port):
                 for _ in range(max(options.rounds // 2, 1)):
                     found, spent = measure(port, requests, 1)

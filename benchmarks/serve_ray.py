@@ -24,7 +24,7 @@ _PARTS_OF_RAY = ("ray::ServeReplica", "ray::ProxyActor", "ray::ServeController",
 def ray_serving(index: Path, replicas: int, port: int) -> Iterator[None]:
     """Serve an index from so many replicas of one core each, on a cluster that this process has joined."""
     serve: Any = import_module("ray.serve")
-    layout = {"index": str(index), "replicas": replicas, "part_cpus": 0.1}
+    layout = {"index": str(index), "replicas": replicas, "part_cpus": 0.0}  # this machine has two cores
     serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": port})
     serve.run(app(layout), name="mmn_fast")
     try:
