@@ -39,7 +39,7 @@ from mmn_fast.types import Query, Video
 
 _DIRECT = "direct call"
 _REPEATS = 10  # requests of each client in a round, so that its first and last moments count little
-PARTS = ("throughput", "latency", "sizes", "overload", "mixed", "ray")
+PARTS = ("throughput", "latency", "sizes", "overload", "mixed")
 Answers = list[list[dict[str, float]]]
 
 
@@ -181,33 +181,6 @@ def sizes(options: argparse.Namespace, folder: Path) -> None:
     _record(options, timings, worst, **facts)
 
 
-def on_ray(options: argparse.Namespace, folder: Path) -> None:
-    """Two replicas on a Ray cluster beside one; each has one core."""
-    from benchmarks.serve_ray import measure, ray_cluster, ray_serving
-
-    name, clients = options.ray_case, 8
-    model = save_model(_model(name), folder / "ray-model")
-    engine, queries = mmn_fast.load(model, threads=1), golden_queries(name, clients)
-    mmn_fast.MomentIndex.create(folder / "ray", engine, model=str(model)).close()
-    requests, direct = [ground_by_features(query) for query in queries], _direct(engine, queries)
-    seconds: dict[int, list[float]] = {1: [], 2: []}
-    worst = 0.0
-    with ray_cluster() as port:
-        for replicas in (1, 2):
-            with ray_serving(folder / "ray", replicas, port):
-                for _ in range(max(options.rounds // 2, 1)):
-                    found, spent = measure(port, requests, 1)
-                    assert set(found.statuses) == {200}, found.statuses
-                    worst = max(worst, _difference(found.last, direct))
-                    seconds[replicas].append(found.elapsed_s)
-                told = ", ".join(f"{kind} {value:.1f}" for kind, value in spent.items())
-                print(f"Ray, {name}, {replicas} replicas: processor ms per request: {told}")
-    timings = {f"{count} replicas": Timing.of(found) for count, found in seconds.items()}
-    times = timings["1 replicas"].median_ms / timings["2 replicas"].median_ms
-    print(f"Ray, {name}, {clients} clients: two replicas {times:.2f} times as fast as one; error {worst:.1e}")
-    _record(options, timings, worst, preset=engine.preset.name, stage="served on Ray", batch=clients, threads=1)
-
-
 def _record(options: argparse.Namespace, timings: dict[str, Timing], worst: float, **facts: Any) -> None:
     if not options.dry_run:
         record("bench_serve", timings, worst, **{"preset": "shapes", "threads": options.threads, **facts})
@@ -221,7 +194,6 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--clients", type=int, default=32)
     parser.add_argument("--seconds", type=float, default=20.0, help="length of overload and of mixed")
-    parser.add_argument("--ray-case", default="charades_full", help="golden case whose sizes `ray` takes")
     parser.add_argument("--dry-run", action="store_true", help="record nothing")
     options = parser.parse_args()
     with ExitStack() as stack:
@@ -242,8 +214,6 @@ def main() -> None:
             uvloop.run(mixed_load(served, queries, options.seconds))
         if "sizes" in options.parts:
             sizes(options, folder)
-        if "ray" in options.parts:
-            on_ray(options, folder)
 
 
 if __name__ == "__main__":
