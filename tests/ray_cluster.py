@@ -104,6 +104,9 @@ def cluster() -> Iterator[Cluster]:
     """Start two nodes; stop them at the end."""
     import shutil
 
+    # A local `ray.init` leaves ~/.ray/auth_token behind, and then `ray start` fails unless a mode is named.
+    mode = os.environ.get("RAY_AUTH_MODE")
+    os.environ["RAY_AUTH_MODE"] = "disabled"
     folder = Path(mkdtemp(prefix="rc"))  # short: Ray's sockets have names of at most 107 bytes
     made: Any = None
     try:
@@ -114,3 +117,6 @@ def cluster() -> Iterator[Cluster]:
         if made is not None:
             made.stop()
         shutil.rmtree(folder, ignore_errors=True)
+        os.environ.pop("RAY_AUTH_MODE")
+        if mode is not None:
+            os.environ["RAY_AUTH_MODE"] = mode
