@@ -56,6 +56,7 @@ def test_demonstration_is_the_same_for_the_same_seed(engine: mmn_fast.Engine) ->
         assert query.map.scores.max() == pytest.approx(query.moments[0].score)
 
 
+@pytest.mark.slow
 def test_demo_command_prints_the_table_and_writes_the_page(tmp_path: Path) -> None:
     page = tmp_path / "demo.html"
     for arguments in ([], ["--json"]):

@@ -339,6 +339,7 @@ def test_from_dict_names_missing_and_unknown_values() -> None:
         Preset.from_dict(values)
 
 
+@pytest.mark.slow
 def test_only_presets_compares_with_a_datasets_name() -> None:
     """Prose may name a dataset, but code may not depend on the name: it reads a value of the preset."""
     names = {*PRESETS, "charades", "activitynet", "stvg"} - IN_THE_BOX.keys()  # a model may have its preset's name
