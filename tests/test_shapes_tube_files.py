@@ -68,7 +68,6 @@ def test_command_writes_the_data_set(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_files_do_not_depend_on_the_number_of_processes(dataset: Path, tmp_path: Path) -> None:
     write_tubes(tmp_path / "again", seed=3, counts={"train": 1, "test": 2}, workers=2)
     for name in ("train.json", "test.json", "vocab.txt", "manifest.json"):
