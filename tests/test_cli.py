@@ -239,6 +239,7 @@ def test_eval_reads_the_published_layouts(golden_model: Files, tmp_path: Path) -
     assert reports[0] == reports[1]
 
 
+@pytest.mark.slow
 def test_bad_options_are_refused_in_one_sentence(tmp_path: Path) -> None:
     np.save(tmp_path / "clips.npy", np.ones((3, 357), np.float32))
     ground = ("ground", "--model", "demo", "--duration", "3", "-q", "red", "--features", tmp_path / "clips.npy")

@@ -252,6 +252,7 @@ def test_readers_side_by_side(moving: dict[str, Path]) -> None:
             assert all(np.array_equal(a, b) for a, b in zip(found, wanted[name], strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("threads", [1, 2])
 def test_a_decoder_is_freed_at_once(plain: Path, threads: int) -> None:
     """Nothing waits for Python's collector of circles: each decoder holds megabytes."""

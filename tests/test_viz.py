@@ -131,6 +131,7 @@ def test_evaluate_hands_over_the_results_behind_its_figures():
     data_of(evaluation_report(without, results))
 
 
+@pytest.mark.slow
 def test_ground_and_eval_write_pages(golden_model, golden_files, tmp_path):
     name = "charades_small"
     model, files, preset = golden_model(name), golden_files(name), cases.load(name).preset
