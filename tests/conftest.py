@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-import torch
 
 import mmn_fast
 from benchmarks.golden import cases
@@ -26,13 +25,22 @@ from tests.process_group import Group, group_server
 from tests.tensorrt_plans import built, cuda, exported  # noqa: F401 - fixtures of several files
 from tests.training_task import write_task
 
-if not torch.cuda.is_available():
-    interpreter.enable()  # before any test imports kernels in Triton
-
 Exports = Callable[..., Path]
 DemoSplit = Callable[[int], tuple[LabelledSplit, list[ScoreMaps]]]
 _MOST_WORKERS = 4  # each takes up to 2 GiB
 _EXPORT_FIXTURES = {"exports", "demo_export"}
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Choose Triton's interpreter where there is no GPU, before any test imports kernels.
+
+    The process that only hands tests to workers does without PyTorch, whose import takes it two seconds.
+    """
+    if hasattr(config, "workerinput") or not config.getoption("numprocesses", None):
+        import torch
+
+        if not torch.cuda.is_available():
+            interpreter.enable()
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
