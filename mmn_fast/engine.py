@@ -195,8 +195,9 @@ class Engine(TubeGrounding, WindowGrounding):
     def _ground(self, batch: Iterable[Query], top_k: int) -> list[list[list[Moment]]]:
         request = self._request(batch, self._backend.video_input)
         chosen, scores = self._backend.ground(request, top_k)
+        cells, clips, durations = self._plan.cells, self.preset.num_clips, request.pairs.durations
         return [
-            to_moments(chosen[span], scores[span], self._seconds(request.pairs.durations[span.start]))
+            to_moments(chosen[span], scores[span], cells_to_moments(cells, durations[span.start], clips))
             if span.start < span.stop
             else []
             for span in request.spans
@@ -362,8 +363,12 @@ class Engine(TubeGrounding, WindowGrounding):
         return extractor_for(self.contract, spec, **options)
 
     def with_threads(self, threads: int) -> Engine | None:
-        """Make an engine with so many CPU threads that shares this one's memory; None if their number is fixed."""
-        made = self._backend.with_threads(threads)
+        """Make an engine of 1 to 4096 CPU threads that shares this one's memory; None if their number is fixed.
+
+        Raises:
+            InputError: `threads` is another number.
+        """
+        made = self._backend.with_threads(host.num_threads(threads))
         return None if made is None else Engine(self._model, made, passed_over=self._passed_over)
 
     @property
@@ -373,9 +378,6 @@ class Engine(TubeGrounding, WindowGrounding):
 
     def cut_sentences(self, sentences: Sequence[str]) -> dict[str, int]:
         """Find the sentences that are longer than `max_tokens`; other methods cut them and warn with their count.
-
-        Args:
-            sentences: any number of sentences.
 
         Returns:
             Sentence -> its number of word pieces; each sentence once, in the given order.
@@ -424,10 +426,6 @@ class Engine(TubeGrounding, WindowGrounding):
 
     def _pre_clips(self, features: Any, name: str) -> Float32:
         return pre_clips(features, self.preset, name)
-
-    def _seconds(self, duration_s: float) -> Float32:
-        """Start and end of each proposal, float32 [P, 2]."""
-        return cells_to_moments(self._plan.cells, duration_s, self.preset.num_clips)
 
 
 _unpickled: weakref.WeakValueDictionary[str, Engine] = weakref.WeakValueDictionary()

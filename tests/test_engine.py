@@ -95,6 +95,18 @@ def test_a_setting_that_the_backend_does_not_have_is_refused(golden_model: Calla
         mmn_fast.load(golden_model("charades_small"), backend="torch", backend_options={"speed": 1})
 
 
+def test_an_engine_with_other_threads_shares_memory_and_gives_the_same_bits() -> None:
+    engine = mmn_fast.load("demo", backend="native", threads=1)
+    other = engine.with_threads(2)
+    assert other is not None
+    assert (engine.info()["threads"], other.info()["threads"]) == (1, 2)
+    video = mmn_fast.Video(np.random.default_rng(0).random((40, 357), np.float32), 20.0)
+    query = mmn_fast.Query(video, ["the violet star drifts to the bottom"])
+    assert engine.ground([query]) == other.ground([query])
+    with pytest.raises(InputError, match="^threads: "):
+        engine.with_threads(0)
+
+
 def _counting(engine: Engine) -> tuple[Engine, _CountingBackend]:
     backend = _CountingBackend(engine._backend)
     return Engine(engine._model, backend), backend

@@ -87,14 +87,14 @@ def test_a_part_that_dies_or_is_behind_is_asked_again(engine: mmn_fast.Engine, t
     text = random_text(engine, 2)
     with _index(tmp_path / "it", engine) as index:
         expected = index.search(text, 5)
-        assert _spread(index, engine, first).search(text, 5, 1, None, None) == expected
+        assert _spread(index, engine, first).search(text, Wanted(5), None) == expected
 
 
 def test_a_part_that_stays_away_is_a_refusal(engine: mmn_fast.Engine, tmp_path: Path) -> None:
     with _index(tmp_path / "it", engine) as index:
         library = _spread(index, engine, *[ConnectionError("died")] * 99, deadline_s=0.3)
         with pytest.raises(Problem, match=r"a part of the index has not answered within 0\.3 s") as refused:
-            library.search(random_text(engine, 1), 5, 1, None, None)
+            library.search(random_text(engine, 1), Wanted(5), None)
     assert refused.value.status == 503
 
 
@@ -102,18 +102,18 @@ def test_a_change_is_seen_by_all_parts(engine: mmn_fast.Engine, tmp_path: Path) 
     text = random_text(engine, 2)
     with _index(tmp_path / "it", engine) as index:
         library = _spread(index, engine)
-        library.search(text, 5, 1, None, None)
+        library.search(text, Wanted(5), None)
         with MomentIndex.open(index.path, engine) as other:
             other.add(random_videos(engine, ["new"], 7))
             library.index.refresh()
-            assert library.search(text, 40, 1, None, None) == other.search(text, 40)
+            assert library.search(text, Wanted(40), None) == other.search(text, 40)
 
 
 def test_a_question_that_a_part_refuses_is_bad_input(engine: mmn_fast.Engine, tmp_path: Path) -> None:
     with _index(tmp_path / "it", engine) as index:
         library = _spread(index, engine, "videos: 'x' is not in it")
         with pytest.raises(InputError, match="videos: 'x' is not in it"):
-            library.search(random_text(engine, 1), 5, 1, None, None)
+            library.search(random_text(engine, 1), Wanted(5), None)
 
 
 def test_an_index_that_another_process_writes_is_busy(engine: mmn_fast.Engine, tmp_path: Path) -> None:

@@ -156,6 +156,9 @@ def test_what_is_no_index(index: MomentIndex, tmp_path: Path) -> None:
     manifest.write_text(json.dumps({**record, "format_version": 1, "storage": "int8"}))
     with refused("int8 of format version 1 cannot be searched any more; create the index again$"):
         MomentIndex.open(index.path)
+    first = {key: value for key, value in record.items() if key != "sha256"} | {"format_version": 1}
+    manifest.write_text(json.dumps({**first, "sha256": plain_sha256(first)}))
+    assert len(MomentIndex.open(index.path)) == len(index)  # fp16 was the same
     manifest.write_text(json.dumps({**record, "generation": 7}))
     with refused("manifest.json is damaged: its sha256 differs"):
         MomentIndex.open(index.path)

@@ -13,6 +13,7 @@ from mmn_fast.embeddings import TextEmbeddings, VideoEmbeddings
 from mmn_fast.engine import Engine
 from mmn_fast.errors import InputError
 from mmn_fast.index import Match, MomentIndex
+from mmn_fast.index.search import Wanted
 from mmn_fast.media import open_video
 from mmn_fast.process.forks import Lock
 from mmn_fast.serving.http.problems import Problem
@@ -63,16 +64,9 @@ class Library:
         self.check(video_id)
         return self.index.embeddings([video_id])
 
-    def search(
-        self,
-        text: TextEmbeddings,
-        top_k: int,
-        per_video: int,
-        videos: Sequence[str] | None,
-        min_score: float | None,
-    ) -> list[list[Match]]:
-        """The best moments of all videos; the arguments are those of `MomentIndex.search`."""
-        return self.fresh().search(text, top_k, per_video, videos, min_score)
+    def search(self, text: TextEmbeddings, wanted: Wanted, videos: Sequence[str] | None) -> list[list[Match]]:
+        """The best moments of all videos, or of those with the given ids, as `MomentIndex.search` gives them."""
+        return self.fresh().search(text, wanted.top_k, wanted.per_video, videos, wanted.min_score)
 
     def check(self, video_id: str) -> None:
         """Refuse an id that the index does not have, with 404."""

@@ -15,6 +15,7 @@ from mmn_fast.embeddings import TextEmbeddings
 from mmn_fast.engine import Engine
 from mmn_fast.errors import InputError
 from mmn_fast.geometry import plan_for
+from mmn_fast.index.search import Wanted
 from mmn_fast.kernels.cpu.ops import match_scores
 from mmn_fast.postprocess import fuse_scores
 from mmn_fast.serving.http.problems import Problem
@@ -152,7 +153,8 @@ class Answers:
 
     def _searched(self, job: Search, text: TextEmbeddings) -> dict[str, Any]:
         with self._metrics.stage("search"):
-            found = self._library.search(text, job.top_k, job.per_video, job.videos, job.min_score)
+            wanted = Wanted(job.top_k, job.per_video, job.min_score)
+            found = self._library.search(text, wanted, job.videos)
         return {
             "videos": len(self._library),
             "results": [

@@ -45,21 +45,14 @@ class SpreadLibrary(Library):
         super().__init__(index, engine, files)
         self._parts, self._deadline_s, self._lost = parts, deadline_s, lost
 
-    def search(
-        self,
-        text: TextEmbeddings,
-        top_k: int,
-        per_video: int,
-        videos: Sequence[str] | None,
-        min_score: float | None,
-    ) -> list[list[Match]]:
+    def search(self, text: TextEmbeddings, wanted: Wanted, videos: Sequence[str] | None) -> list[list[Match]]:
         """As `MomentIndex.search` of the whole index.
 
         Raises:
             InputError: an id is not in the index.
             Problem: 503, a part has not answered in time, or the index changes too fast.
         """
-        wanted, end = Wanted(top_k, per_video, min_score), time.monotonic() + self._deadline_s
+        end = time.monotonic() + self._deadline_s
         self.fresh()
         while (left := end - time.monotonic()) > 0:
             state = self.index.state
@@ -70,7 +63,7 @@ class SpreadLibrary(Library):
                     if isinstance(answer, str):
                         raise InputError(answer)
                 if all(answer is not None for answer in found):
-                    return merged(found, top_k)
+                    return merged(found, wanted.top_k)
             time.sleep(_PAUSE_S)
             self.index.refresh()  # a part may have seen a later state than this process
         raise busy(f"a part of the index has not answered within {self._deadline_s:g} s")

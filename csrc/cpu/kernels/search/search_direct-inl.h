@@ -80,19 +80,21 @@ struct Counting {
   static constexpr int64_t kPadded = (kSearchRows + Vec::kWidth - 1) / Vec::kWidth * Vec::kWidth;
 
   int64_t count = 0;
-  int64_t numbers[kPadded] = {};
-  float most[kPadded] = {};  // the highest u
+  int64_t numbers[kPadded];
+  float most[kPadded];  // the highest u
 };
 
 // Judges the rows that both rough cosines let through.
 template <class Rows>
 void judge_counting(const SearchBlock& block, int64_t start, int64_t window, int64_t s, Counting& counting,
                     const SearchState& state) {
+  if (counting.count == 0) return;
   alignas(64) float bounds[Counting::kPadded];
   if (rises(block)) {
     const Branch<Rows> contrastive = branch_of<Rows>(block, false, s);
     for (int64_t i = counting.count; i % kRuns != 0; ++i) counting.numbers[i] = counting.numbers[counting.count - 1];
     for (int64_t i = 0; i < counting.count; i += kRuns) multiply(contrastive, counting.numbers + i, bounds + i);
+    for (int64_t i = counting.count; i % Vec::kWidth != 0; ++i) counting.most[i] = bounds[i] = 0.0f;  // read by no one
     const Vec::F error_of_c = Vec::set1(block.contrastive_errors[s]), error_of_u = Vec::set1(block.errors[s]);
     for (int64_t i = 0; i < counting.count; i += Vec::kWidth) {
       const Vec::F c = Vec::add(Vec::load(bounds + i), error_of_c), u = Vec::add(Vec::load(counting.most + i), error_of_u);
