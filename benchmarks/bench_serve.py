@@ -181,6 +181,20 @@ def sizes(options: argparse.Namespace, folder: Path) -> None:
     _record(options, timings, worst, **facts)
 
 
+def overloaded(options: argparse.Namespace, demo: Demo) -> None:
+    """Twice the capacity."""
+    for how, make in (("features", ground_by_features), ("id", ground_by_id)):
+        found = uvloop.run(overload(demo.served, [make(query) for query in demo.queries], options.seconds))
+        print(f"overload by {how}: {found}")
+        facts = {name: value for name, value in vars(found).items() if name != "refused_s"}
+        facts |= {
+            "refused_p99_ms": np.percentile(found.refused_s, 99) * 1e3,
+            "refused_most_ms": found.refused_s.max() * 1e3,
+        }
+        refused, error = {"mmn_fast served": Timing.of(found.refused_s.tolist())}, float("inf") if found.wrong else 0.0
+        _record(options, refused, error, stage=f"served: refused at twice the capacity, by {how}", batch=1, **facts)
+
+
 def _record(options: argparse.Namespace, timings: dict[str, Timing], worst: float, **facts: Any) -> None:
     if not options.dry_run:
         record("bench_serve", timings, worst, **{"preset": "shapes", "threads": options.threads, **facts})
@@ -207,9 +221,8 @@ def main() -> None:
             throughput(options, demo)
         if "latency" in options.parts:
             latency(options, demo)
-        requests = [ground_by_features(query) for query in queries]
         if "overload" in options.parts:
-            uvloop.run(overload(served, requests, options.seconds))
+            overloaded(options, demo)
         if "mixed" in options.parts:
             uvloop.run(mixed_load(served, queries, options.seconds))
         if "sizes" in options.parts:

@@ -7,8 +7,10 @@ import random
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from benchmarks.serve_clients import (
     Connection,
@@ -28,49 +30,109 @@ from mmn_fast.types import Query
 _SAMPLES = 6  # of memory and handles in a run
 
 
-async def overload(served: Served, requests: Sequence[Request], seconds: float) -> None:
-    """Measure the capacity with 32 clients, then let requests arrive at twice that rate, whatever is answered."""
-    for _ in range(3):  # the first warms up
-        before = served.cpu_s()
-        full = await closed_loop(served.port, [[one] for one in requests], repeats=12)
-    capacity, cost = len(full.statuses) / full.elapsed_s, (served.cpu_s() - before) / len(full.statuses)
+@dataclass(frozen=True, eq=False)
+class Overload:
+    """What came of requests that arrived at twice the capacity.
+
+    Attributes:
+        before: requests per second that 32 clients got answered before the load, each waiting for its answers.
+        after: the same after it.
+        sent_per_s: the rate at which requests were sent.
+        good_per_s: answers of status 200 per second.
+        statuses: how many answers had which status.
+        lost: requests without an answer.
+        refused_s: seconds that each 503 took.
+        wrong: answers of status 200 that differ from those of a client alone.
+        memory_mib: of the service, over time.
+    """
+
+    before: float
+    after: float
+    sent_per_s: float
+    good_per_s: float
+    statuses: Counter[int]
+    lost: int
+    refused_s: npt.NDArray[np.float64]
+    wrong: int
+    memory_mib: list[float]
+
+    @property
+    def goodput(self) -> float:
+        """Good answers as a share of the capacity."""
+        return 2 * self.good_per_s / (self.before + self.after)
+
+    def __str__(self) -> str:
+        refused_ms = self.refused_s * 1e3
+        return (
+            f"capacity {self.before:.0f}/s before and {self.after:.0f}/s after; sent {self.sent_per_s:.0f}/s, statuses"
+            f" {dict(self.statuses)}, {self.lost} without an answer, {self.wrong} wrong; goodput"
+            f" {self.good_per_s:.0f}/s, {self.goodput:.0%} of the capacity; refused within"
+            f" {np.median(refused_ms):.1f} ms (median),"
+            f" {np.percentile(refused_ms, 99):.1f} ms (99 %), {refused_ms.max():.1f} ms (most),"
+            f" {np.mean(refused_ms > 50):.2%} later than 50 ms; memory"
+            f" {' '.join(f'{one:.0f}' for one in self.memory_mib)} MiB"
+        )
+
+
+async def overload(served: Served, requests: Sequence[Request], seconds: float) -> Overload:
+    """Measure the capacity with one client per request, then let requests arrive at twice that rate.
+
+    Requests are sent whatever is answered; each kind of answer is counted.
+    """
+    truth, before = await _capacity(served, requests, seconds / 4)
     idle = [Connection(served.port) for _ in range(2 * len(requests) + 96)]  # more than the service works on at a time
     await asyncio.gather(*(one.ask(request("GET", "/healthz")) for one in idle))
     answers: list[tuple[int, float]] = []
-    memory = [served.memory_mib()]
+    memory, wrong = [served.memory_mib()], 0
 
-    async def ask(one: Request) -> None:
+    async def ask(number: int) -> None:
+        nonlocal wrong
         connection = idle.pop() if idle else Connection(served.port)
         started = time.perf_counter()
-        status, _ = await connection.ask(one)
+        status, body = await connection.ask(requests[number])
         answers.append((status, time.perf_counter() - started))
+        wrong += status == 200 and body != truth[number]
         idle.append(connection)
 
-    total, tasks = int(2 * capacity * seconds), []
-    begun, before = time.perf_counter(), served.cpu_s()
+    total, tasks = int(2 * before * seconds), []
+    begun = time.perf_counter()
     for number in range(total):
-        due = begun + number / (2 * capacity)
+        due = begun + number / (2 * before)
         if due > time.perf_counter() or number % 8 == 0:  # late, too, it must receive answers
             await asyncio.sleep(max(due - time.perf_counter(), 0))
-        tasks.append(asyncio.create_task(ask(requests[number % len(requests)])))
+        tasks.append(asyncio.create_task(ask(number % len(requests))))
         if number % (total // _SAMPLES) == 0:
             memory.append(served.memory_mib())
-    sent = time.perf_counter() - begun
+    sent_s = time.perf_counter() - begun
     await asyncio.gather(*tasks)
-    elapsed, used = time.perf_counter() - begun, served.cpu_s() - before
+    elapsed_s = time.perf_counter() - begun
     for connection in idle:
         connection.close()
-    refused = np.array([took for status, took in answers if status == 503] or [0.0]) * 1e3
-    good = sum(status == 200 for status, _ in answers)
-    print(
-        f"overload: capacity {capacity:.0f}/s; {total} requests sent at {total / sent:.0f}/s, {len(answers)} answered,"
-        f" statuses {dict(Counter(status for status, _ in answers))}; goodput {good / elapsed:.0f}/s,"
-        f" {good / elapsed / capacity:.0%} of the capacity"
-        f" (in processor time {cost * 1e3:.2f} ms per answer at capacity, {used / max(good, 1) * 1e3:.2f} ms per good"
-        f" answer here); refused within {np.median(refused):.1f} ms (median),"
-        f" {np.percentile(refused, 99):.1f} ms (99 %), {refused.max():.1f} ms (most);"
-        f" memory {' '.join(f'{one:.0f}' for one in memory)} MiB"
+    statuses = Counter(status for status, _ in answers)
+    refused = np.array([took for status, took in answers if status == 503] or [0.0])
+    _, after = await _capacity(served, requests, seconds / 4)
+    return Overload(
+        before,
+        after,
+        total / sent_s,
+        statuses[200] / elapsed_s,
+        statuses,
+        total - len(answers),
+        refused,
+        wrong,
+        [*memory, served.memory_mib()],
     )
+
+
+async def _capacity(served: Served, requests: Sequence[Request], seconds: float) -> tuple[list[bytes], float]:
+    """The answers to requests, and how many per second a client per request gets."""
+    await closed_loop(served.port, [[one] for one in requests], repeats=4)  # warms up
+    started, answered = time.perf_counter(), 0
+    while time.perf_counter() - started < seconds:
+        found = await closed_loop(served.port, [[one] for one in requests], repeats=16)
+        assert set(found.statuses) == {200}, found.statuses
+        answered += len(found.statuses)
+    return found.last, answered / (time.perf_counter() - started)
 
 
 class _Clients:

@@ -20,7 +20,8 @@ from safetensors.numpy import save
 from starlette.testclient import TestClient
 
 from mmn_fast.media.writing import write_video
-from mmn_fast.serving.http.guard import LOOPBACK, POLICY
+from mmn_fast.serving.http.guard import LOOPBACK
+from mmn_fast.serving.http.outgoing import POLICY
 from mmn_fast.serving.http.problems import ClientGoneError
 from mmn_fast.serving.settings import Limits
 from mmn_fast.types import Query, Video
@@ -315,11 +316,17 @@ def test_the_key_is_asked_for_and_never_told(tmp_path: Path, caplog: pytest.LogC
 
 def test_other_sites_and_other_names_are_refused(tmp_path: Path) -> None:
     with client_of(tmp_path, hosts=LOOPBACK, videos=0) as client:
-        for host, status in (("localhost:8000", 200), ("[::1]:8000", 200), ("evil.example", 403), ("", 403)):
+        for host, status in (
+            ("localhost:8000", 200),
+            ("[::1]:8000", 200),
+            ("evil.example", 403),
+            ("", 403),
+            ("[", 403),
+        ):
             assert client.get("/healthz", headers={"Host": host}).status_code == status, host
         headers = {"Host": "localhost:8000", "Origin": "http://localhost:8000"}
         assert client.post("/v1/search", json={"sentences": ["a"]}, headers=headers).status_code == 200
-        for origin in ("http://evil.example", "null", "http://localhost:9000"):
+        for origin in ("http://evil.example", "null", "http://localhost:9000", "http://["):
             answer = client.post("/v1/search", json={"sentences": ["a"]}, headers={**headers, "Origin": origin})
             assert answer.status_code == 403, origin
         assert client.get("/healthz", headers=headers).headers["content-security-policy"] == POLICY
@@ -379,7 +386,7 @@ def test_a_service_that_is_full_or_ends_refuses_at_once(tmp_path: Path, monkeypa
         answer = client.delete("/v1/videos/any")
         assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
         service._uploads = 0
-        monkeypatch.setattr(type(service), "full", True)
+        monkeypatch.setattr(type(service), "waiting", service.limits.max_waiting)
         answer = client.post("/v1/search", content=b"{")  # refused unread
         assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
         assert answer.json()["detail"].startswith("the queue is full")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import socket
 import subprocess
@@ -16,6 +17,7 @@ import pytest
 
 pytest.importorskip("fastapi")
 
+from mmn_fast.cli.streams import warnings_as_lines
 from mmn_fast.errors import InputError
 from mmn_fast.serving.process import read_key
 from mmn_fast.serving.uploads import private_folder
@@ -134,3 +136,20 @@ def test_an_address_that_is_taken_is_one_sentence(tmp_path: Path) -> None:
     assert done.stderr == f"mmn-fast: --port: cannot listen at 127.0.0.1, port {port}: Address already in use\n"
     assert done.stdout == ""
     assert not list(folder.iterdir())
+
+
+def test_the_log_of_a_process_shows_a_fault_with_its_traceback_once(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MMN_FAST_LOG", raising=False)
+    log = logging.getLogger("mmn_fast.serving")
+    with warnings_as_lines():
+        for _ in range(2):
+            try:
+                raise ZeroDivisionError("by nothing")
+            except ZeroDivisionError:
+                log.exception("GET /%s failed", "a path")
+        log.warning("only a warning")
+    first, *trace, last = capsys.readouterr().err.splitlines()
+    assert (first, last) == ("mmn-fast: warning: GET /a path failed", "mmn-fast: warning: only a warning")
+    assert (trace[0], trace[-1]) == ("Traceback (most recent call last):", "ZeroDivisionError: by nothing")

@@ -100,17 +100,22 @@ def warnings_as_lines() -> Iterator[None]:
 
 
 class _Lines(logging.Handler):
-    """Writes messages as single lines, each once."""
+    """Writes messages as single lines, each once; below a fault's line its traceback."""
+
+    _MOST = 10_000  # messages to remember: a service that runs for months has many
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
         self._shown: set[str] = set()
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.show(record.getMessage())
+        self.show(record.getMessage(), logging.Formatter().formatException(record.exc_info) if record.exc_info else "")
 
-    def show(self, text: str) -> None:
-        line = " ".join(text.split())
-        if line not in self._shown:
-            self._shown.add(line)
-            print(f"mmn-fast: warning: {line}", file=sys.stderr)  # looked up now: a progress bar may have replaced it
+    def show(self, text: str, trace: str = "") -> None:
+        shown = f"mmn-fast: warning: {' '.join(text.split())}" + (trace and f"\n{trace}")
+        if shown in self._shown:
+            return
+        if len(self._shown) >= self._MOST:
+            self._shown.clear()
+        self._shown.add(shown)
+        print(shown, file=sys.stderr)  # looked up now: a progress bar may have replaced it

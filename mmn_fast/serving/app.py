@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import ExitStack, asynccontextmanager
 from functools import partial
@@ -10,7 +9,6 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import orjson
 from fastapi import FastAPI, Request
 from fastapi.responses import FileResponse, Response
 from starlette.types import ASGIApp
@@ -19,8 +17,10 @@ from mmn_fast.engine import Engine
 from mmn_fast.errors import InputError
 from mmn_fast.features.extractors.base import Extractor
 from mmn_fast.serving.http import described
+from mmn_fast.serving.http.admission import Admission
 from mmn_fast.serving.http.guard import Guard, ShortCut
 from mmn_fast.serving.http.incoming import Incoming
+from mmn_fast.serving.http.outgoing import json_response
 from mmn_fast.serving.http.problems import REFUSALS, Problem, answer_error, busy
 from mmn_fast.serving.library import Library
 from mmn_fast.serving.service import Service, check_id, unless_gone
@@ -68,7 +68,8 @@ def create_app(
         hosts: accepted names in the Host header; None accepts all.
 
     Returns:
-        The application; `app.state.service` holds its parts.
+        The application; `app.state.service` holds its parts, `app.state.admission` is for
+        `http.admission.admitting`.
     """
     limits = limits or Limits()
     service = Service(engine, library, folder, limits, extractor)
@@ -81,15 +82,16 @@ def create_app(
 
     app = _Application(title="mmn_fast", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.service = service
+    app.state.admission = admission = Admission(lambda: service.waiting, limits.max_waiting, service.metrics)
     short_cuts: dict[str, ShortCut] = {}
     app.guard = partial(
         Guard,
         metrics=service.metrics,
-        max_active=limits.max_waiting + limits.max_batch + limits.max_uploads,
+        max_active=limits.max_waiting + service.calls * limits.max_batch + limits.max_uploads,
         key=key,
         hosts=hosts,
         draining=lambda: service.draining,
-        full=lambda: service.full,
+        admission=admission,
         short_cuts=short_cuts,
     )
     for kind in (*REFUSALS, Exception):
@@ -101,14 +103,6 @@ def create_app(
     return app
 
 
-def _json(content: Any, status: int = 200) -> Response:
-    try:
-        body = orjson.dumps(content)
-    except TypeError:  # half of a surrogate pair, which JSON can escape and UTF-8 cannot hold
-        body = json.dumps(content, ensure_ascii=True).encode("ascii")
-    return Response(body, status, media_type="application/json")
-
-
 def _add_engine_routes(app: FastAPI, service: Service) -> dict[str, ShortCut]:
     """Add the routes that ask the engine; return the functions of those that `QUEUED` names."""
     examples = described.examples(service)
@@ -118,7 +112,7 @@ def _add_engine_routes(app: FastAPI, service: Service) -> dict[str, ShortCut]:
         """Find the moments that sentences describe, in one video: its features, its file, or its id in the index."""
         with ExitStack() as stack:
             given = await service.read(request, _GROUND, stack, service.extractor is not None)
-            return _json(await unless_gone(request, _ground(service, given)))
+            return json_response(await unless_gone(request, _ground(service, given)))
 
     @app.post("/v1/search", openapi_extra=described.body("search", examples, False))
     async def search(request: Request) -> Response:
@@ -126,7 +120,7 @@ def _add_engine_routes(app: FastAPI, service: Service) -> dict[str, ShortCut]:
         with ExitStack() as stack:
             given = (await service.read(request, _SEARCH, stack, False)).values
         job = Search(**_with_sentences(given))
-        return _json(await unless_gone(request, service.answer(job)))
+        return json_response(await unless_gone(request, service.answer(job)))
 
     @app.get("/v1/model")
     async def model() -> dict[str, Any]:
@@ -197,7 +191,7 @@ def _add_video_routes(app: FastAPI, service: Service) -> None:
                 )
 
             await unless_gone(request, work())
-        return _json(library.describe(video_id), 201)
+        return json_response(library.describe(video_id), 201)
 
     @app.get("/v1/videos")
     async def videos(offset: int = 0, limit: int = 100) -> dict[str, Any]:
@@ -253,7 +247,7 @@ def _add_state_routes(app: FastAPI, service: Service) -> None:
         """Whether requests are taken: the engine is warm, and the service is not about to end."""
         if not service.ready or service.draining:
             raise busy("the service is about to end" if service.draining else "the engine is warming up")
-        return _json({"status": "ready"})
+        return json_response({"status": "ready"})
 
     @app.get("/metrics")
     async def metrics() -> Response:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import signal
 import socket
@@ -23,6 +24,7 @@ from mmn_fast.index import MomentIndex
 from mmn_fast.process.environment import api_key
 from mmn_fast.serving.app import create_app
 from mmn_fast.serving.demo_library import fill
+from mmn_fast.serving.http.admission import admitting
 from mmn_fast.serving.http.guard import LOOPBACK
 from mmn_fast.serving.library import Library
 from mmn_fast.serving.settings import Limits
@@ -32,6 +34,9 @@ from mmn_fast.storage.documents import read_text
 # Seconds that a thread may keep the interpreter while others wait. The engine's thread runs Python between its kernels;
 # Python's own 5 ms would be many times a request's own work.
 _SWITCH_S = 0.0005
+# The event loop accepts one connection per listening socket and round; a round takes up to 50 ms under load. One socket
+# would let 60 new connections wait for half a second and longer.
+_LISTENERS = 16
 
 
 @dataclass(frozen=True)
@@ -110,14 +115,15 @@ def serve(
             access_log=False,
             proxy_headers=False,  # no answer depends on the client's address
             loop="uvloop",
-            http="httptools",
+            http=admitting(app.state.admission),
             server_header=False,
             date_header=False,
             timeout_keep_alive=75,  # longer than proxies keep an idle connection, so that none meets a closed one
             timeout_graceful_shutdown=max(1, round(limits.drain_s)),
         )
         listening = stack.enter_context(_listen(place.host, place.port))
-        _Server(config, app.state.service).run([listening])
+        others = [stack.enter_context(listening.dup()) for _ in range(_LISTENERS - 1)]
+        _Server(config, app.state.service).run([listening, *others])
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -158,6 +164,8 @@ class _Server(uvicorn.Server):
     async def startup(self, sockets: Any = None) -> None:
         """Start, and say where."""
         await super().startup(sockets)
-        for listening in sockets or ():
+        gc.collect()
+        gc.freeze()  # collecting all that is loaded by now takes 60 to 150 ms, in which the loop stands still
+        for listening in (sockets or ())[:1]:  # the others are the same one
             host, port = listening.getsockname()[:2]
             print(f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/", flush=True)

@@ -59,6 +59,11 @@ class Service:
         self.metrics.gauge("index_bytes", "Bytes of the index.", lambda: library.num_bytes)
         self.metrics.gauge("queue_length", "Requests that wait.", lambda: len(self._batcher or ()))
 
+    @property
+    def calls(self) -> int:
+        """Most calls of the engine that run at a time."""
+        return self._answers.calls
+
     async def start(self) -> None:
         """Make the queue, and warm the engine up in the background."""
         limits = self.limits
@@ -92,9 +97,9 @@ class Service:
             await self._batcher.close()
 
     @property
-    def full(self) -> bool:
-        """Whether no more requests can wait for the engine; those whose body arrives just now have their places."""
-        return self._batcher is not None and len(self._batcher) + self._reading >= self.limits.max_waiting
+    def waiting(self) -> int:
+        """Requests that have a place in the queue: they wait for the engine, or their body arrives just now."""
+        return len(self._batcher or ()) + self._reading
 
     async def read(self, request: Request, known: tuple[str, ...], stack: ExitStack, videos: bool) -> Incoming:
         """Read a request that the engine is to answer, as `Reader.read` does."""

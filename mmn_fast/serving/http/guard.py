@@ -5,6 +5,7 @@ from __future__ import annotations
 import hmac
 import logging
 from collections.abc import Awaitable, Callable, Collection, Mapping
+from functools import lru_cache
 from time import perf_counter
 from urllib.parse import urlsplit
 
@@ -13,23 +14,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from mmn_fast.serving.http.admission import QUEUED, Admission
+from mmn_fast.serving.http.outgoing import HEADERS
 from mmn_fast.serving.http.problems import REFUSALS, ClientGoneError, Problem, answer_error, busy, response_of
 from mmn_fast.serving.metrics import Metrics
 
 _LOG = logging.getLogger(__name__)
-POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; media-src 'self' blob:;"
-    " connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-)
-"""Content-Security-Policy: only what the service itself gives, and what the page makes, may load."""
-_HEADERS = (  # as ASGI has them
-    (b"content-security-policy", POLICY.encode()),
-    (b"x-content-type-options", b"nosniff"),
-    (b"referrer-policy", b"no-referrer"),
-    (b"cross-origin-resource-policy", b"same-origin"),
-)
-QUEUED = ("/v1/ground", "/v1/search")
-"""Paths whose requests wait for the engine."""
 _OPEN = ("/", "/healthz", "/readyz")
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 """Names of this machine for itself."""
@@ -50,8 +40,8 @@ class Guard:
         hosts: names in the Host header that are accepted; None accepts all. Keeps other sites' names for this machine
             (DNS rebinding) away from a service without a key.
         draining: whether the service is about to end.
-        full: whether no more requests can wait for the engine; a request to one of `QUEUED` is then refused before its
-            body is read, because reading costs more than refusing.
+        admission: says whether a request finds a place in the queue; one without is refused before its body is read,
+            because reading costs more than refusing.
         short_cuts: path -> the function that answers POST there. They are called from here: the layers of FastAPI and
             Starlette in between cost more processor time than all else that such a request needs in Python.
     """
@@ -64,11 +54,11 @@ class Guard:
         key: str | None,
         hosts: Collection[str] | None,
         draining: Callable[[], bool],
-        full: Callable[[], bool],
+        admission: Admission,
         short_cuts: Mapping[str, ShortCut],
     ) -> None:
         self._app, self._metrics, self._max_active, self._hosts = app, metrics, max_active, hosts
-        self._key, self._draining, self._full = None if key is None else key.encode(), draining, full
+        self._key, self._draining, self._admission = None if key is None else key.encode(), draining, admission
         self._short_cuts, self._active = short_cuts, 0
         metrics.gauge("active_requests", "Requests that are being worked on.", lambda: self._active)
 
@@ -82,7 +72,7 @@ class Guard:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message.get("headers", ()), *_HEADERS]
+                message["headers"] = [*message.get("headers", ()), *HEADERS]
             await send(message)
 
         works = scope["method"] in ("POST", "DELETE")
@@ -118,12 +108,14 @@ class Guard:
         await response(request.scope, request.receive, send)
 
     def _refusal(self, scope: Scope, works: bool) -> Problem | None:
+        full = self._admission.full(scope)
         headers = Headers(scope=scope)
-        host = urlsplit(f"//{headers.get('host', '')}")
-        if self._hosts is not None and host.hostname not in self._hosts:
-            return Problem(403, f"Host: expected {', '.join(self._hosts)}, got {headers.get('host', '')[:100]!r}")
+        host = headers.get("host", "")
+        name, address = _name_and_address(f"//{host[:300]}")
+        if self._hosts is not None and name not in self._hosts:
+            return Problem(403, f"Host: expected {', '.join(self._hosts)}, got {host[:100]!r}")
         origin = headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc != host.netloc:
+        if origin is not None and _name_and_address(origin[:300])[1] != address:
             return Problem(403, f"Origin: expected a page of this service, got {origin[:100]!r}")
         if self._key is not None and scope["path"] not in _OPEN and not scope["path"].startswith("/static/"):
             kind, _, given = headers.get("authorization", "").partition(" ")
@@ -135,8 +127,18 @@ class Guard:
                 )
         if works and self._draining():
             return busy("the service is about to end")
-        if works and scope["path"] in QUEUED and self._full():
-            return busy("the queue is full: no more requests can wait for the engine")
+        if full:
+            return self._admission.refusal
         if works and self._active > self._max_active:
             return busy(f"{self._max_active} requests are being answered already")
         return None
+
+
+@lru_cache(256)  # most requests name the same few
+def _name_and_address(url: str) -> tuple[str | None, str | None]:
+    """The host's name, and its name with the port, of a URL; None for what is no URL."""
+    try:
+        parts = urlsplit(url)
+        return parts.hostname, parts.netloc
+    except ValueError:
+        return None, None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from http import HTTPStatus
 
 from fastapi.exceptions import RequestValidationError
@@ -12,6 +11,7 @@ from starlette.responses import Response
 
 from mmn_fast.errors import BackendUnavailable, InputError, WriteError
 from mmn_fast.index.writing import LockedError
+from mmn_fast.serving.http.outgoing import json_response
 
 RETRY_S = 1
 """Seconds after which a refused client should try again."""
@@ -76,8 +76,7 @@ def response_of(problem: Problem, instance: str = "") -> Response:
     }
     if instance:
         document["instance"] = instance
-    content = json.dumps(document, ensure_ascii=True).encode("ascii")
-    return Response(content, problem.status, problem.headers, "application/problem+json")
+    return json_response(document, problem.status, problem.headers, "application/problem+json")
 
 
 async def answer_error(request: Request, error: Exception) -> Response:
