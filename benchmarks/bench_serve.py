@@ -1,6 +1,6 @@
 """Times the web service on loopback beside direct calls of the engine, and drives it beyond what it can carry.
 
-    python -m benchmarks.bench_serve [--parts throughput latency sizes overload mixed] [--threads 2] [--rounds 6]
+    python -m benchmarks.bench_serve [--parts throughput latency sizes overload mixed ray] [--threads 2] [--rounds 6]
         [--seconds 20] [--clients 32] [--dry-run]
 
 The service is a process of its own; its clients share the machine with it. Rounds of the service and of direct calls
@@ -8,7 +8,7 @@ take turns. `throughput`: the demo's model, 32 clients that each send one reques
 id, beside `engine.ground` of the same 32 queries; by id also beside the seams on the same stored embeddings.
 `latency`: the same with one client. `sizes`: the Charades-STA golden case. `overload`: requests arrive at twice the
 rate that was measured. `mixed`: searches, additions, removals, malformed bodies, aborted uploads and slow clients;
-memory, handles and files are watched. The error is the largest difference of an answer from the direct call's.
+memory, handles and files are watched. `ray`: two replicas on a Ray cluster of this machine beside one. The error is the largest difference of an answer from the direct call's.
 """
 
 from __future__ import annotations
@@ -38,8 +38,9 @@ from mmn_fast.tokenizer import load_tokenizer
 from mmn_fast.types import Query, Video
 
 _DIRECT = "direct call"
+_RAY_REPEATS = 10  # with 3, the end of a round, when one replica is idle, counts a tenth
 _REPEATS = 10  # requests of each client in a round, so that its first and last moments count little
-PARTS = ("throughput", "latency", "sizes", "overload", "mixed")
+PARTS = ("throughput", "latency", "sizes", "overload", "mixed", "ray")
 Answers = list[list[dict[str, float]]]
 
 
@@ -181,6 +182,33 @@ def sizes(options: argparse.Namespace, folder: Path) -> None:
     _record(options, timings, worst, **facts)
 
 
+def on_ray(options: argparse.Namespace, folder: Path) -> None:
+    """Two replicas on a Ray cluster beside one; each has one core. They take turns."""
+    from benchmarks.serve_ray import measure, ray_cluster, ray_serving
+
+    name, clients = options.ray_case, 8
+    model = save_model(_model(name), folder / "ray-model")
+    engine, queries = mmn_fast.load(model, threads=1), golden_queries(name, clients)
+    mmn_fast.MomentIndex.create(folder / "ray", engine, model=str(model)).close()
+    requests, direct = [ground_by_features(query) for query in queries], _direct(engine, queries)
+    seconds: dict[int, list[float]] = {1: [], 2: []}
+    worst = 0.0
+    with ray_cluster() as port:
+        for replicas in (1, 2, 1, 2):
+            with ray_serving(folder / "ray", replicas, port):
+                for _ in range(max(options.rounds // 2, 1)):
+                    found, spent = measure(port, requests, _RAY_REPEATS)
+                    assert set(found.statuses) == {200}, found.statuses
+                    worst = max(worst, _difference(found.last, direct))
+                    seconds[replicas].append(found.elapsed_s / _RAY_REPEATS)
+                told = ", ".join(f"{kind} {value:.1f}" for kind, value in spent.items())
+                print(f"Ray, {name}, {replicas} replicas: processor ms per request: {told}", flush=True)
+    timings = {f"{count} replicas": Timing.of(found) for count, found in seconds.items()}
+    times = timings["1 replicas"].median_ms / timings["2 replicas"].median_ms
+    print(f"Ray, {name}, {clients} clients: two replicas {times:.2f} times as fast as one; error {worst:.1e}")
+    _record(options, timings, worst, preset=engine.preset.name, stage="served on Ray", batch=clients, threads=1)
+
+
 def overloaded(options: argparse.Namespace, demo: Demo) -> None:
     """Twice the capacity."""
     for how, make in (("features", ground_by_features), ("id", ground_by_id)):
@@ -208,6 +236,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--clients", type=int, default=32)
     parser.add_argument("--seconds", type=float, default=20.0, help="length of overload and of mixed")
+    parser.add_argument("--ray-case", default="charades_full", help="golden case whose sizes `ray` takes")
     parser.add_argument("--dry-run", action="store_true", help="record nothing")
     options = parser.parse_args()
     with ExitStack() as stack:
@@ -227,6 +256,8 @@ def main() -> None:
             uvloop.run(mixed_load(served, queries, options.seconds))
         if "sizes" in options.parts:
             sizes(options, folder)
+        if "ray" in options.parts:
+            on_ray(options, folder)
 
 
 if __name__ == "__main__":
