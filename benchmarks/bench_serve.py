@@ -8,7 +8,8 @@ take turns. `throughput`: the demo's model, 32 clients that each send one reques
 id, beside `engine.ground` of the same 32 queries; by id also beside the seams on the same stored embeddings.
 `latency`: the same with one client. `sizes`: the Charades-STA golden case. `overload`: requests arrive at twice the
 rate that was measured. `mixed`: searches, additions, removals, malformed bodies, aborted uploads and slow clients;
-memory, handles and files are watched. `ray`: two replicas on a Ray cluster of this machine beside one. The error is the largest difference of an answer from the direct call's.
+memory, handles and files are watched. `ray`: two replicas on a Ray cluster of this machine beside one. The error is the
+largest difference of an answer from the direct call's.
 """
 
 from __future__ import annotations
