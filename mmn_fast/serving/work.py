@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -86,6 +87,9 @@ class Answers:
         half = engine.with_threads(threads // 2) if isinstance(threads, int) and threads > 1 else None
         self._shared = half or engine
         self.calls = 1 if half is None else 2
+        # Scores of stored embeddings are mostly Python, of which only one thread runs at a time. The event loop would
+        # wait for two of them, each time that it wants the interpreter back.
+        self._scoring = threading.Lock()
 
     def __call__(self, jobs: list[Job], alone: bool) -> list[Any]:
         """Answer jobs.
@@ -143,7 +147,7 @@ class Answers:
     def _scored(self, job: Ground, text: TextEmbeddings) -> dict[str, Any]:
         assert isinstance(job.video, str)
         video = self._library.embeddings(job.video)
-        with self._metrics.stage("score"):
+        with self._scoring, self._metrics.stage("score"):
             (found,) = self._engine.score(video, text, job.top_k)
         fused = None
         if job.maps and len(video.contrastive) == 1:
