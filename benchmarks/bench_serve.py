@@ -192,7 +192,8 @@ def on_ray(options: argparse.Namespace, folder: Path) -> None:
     engine, queries = mmn_fast.load(model, threads=1), golden_queries(name, clients)
     mmn_fast.MomentIndex.create(folder / "ray", engine, model=str(model)).close()
     requests, direct = [ground_by_features(query) for query in queries], _direct(engine, queries)
-    seconds: dict[int, list[float]] = {1: [], 2: []}
+    names = {1: "one replica", 2: "mmn_fast on Ray, two replicas"}
+    seconds: dict[int, list[float]] = {2: [], 1: []}
     worst = 0.0
     with ray_cluster() as port:
         for replicas in (1, 2, 1, 2):
@@ -203,9 +204,9 @@ def on_ray(options: argparse.Namespace, folder: Path) -> None:
                     worst = max(worst, _difference(found.last, direct))
                     seconds[replicas].append(found.elapsed_s / _RAY_REPEATS)
                 told = ", ".join(f"{kind} {value:.1f}" for kind, value in spent.items())
-                print(f"Ray, {name}, {replicas} replicas: processor ms per request: {told}", flush=True)
-    timings = {f"{count} replicas": Timing.of(found) for count, found in seconds.items()}
-    times = timings["1 replicas"].median_ms / timings["2 replicas"].median_ms
+                print(f"Ray, {name}, {names[replicas]}: processor ms per request: {told}", flush=True)
+    timings = {names[count]: Timing.of(found) for count, found in seconds.items()}
+    times = timings[names[1]].median_ms / timings[names[2]].median_ms
     print(f"Ray, {name}, {clients} clients: two replicas {times:.2f} times as fast as one; error {worst:.1e}")
     _record(options, timings, worst, preset=engine.preset.name, stage="served on Ray", batch=clients, threads=1)
 

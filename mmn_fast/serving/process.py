@@ -98,6 +98,7 @@ def serve(
     with ExitStack() as stack:
         stack.callback(sys.setswitchinterval, sys.getswitchinterval())
         sys.setswitchinterval(_SWITCH_S)
+        stack.callback(gc.unfreeze)  # of what `_Server.startup` has frozen
         folder = stack.enter_context(private_folder(place.temporary))
         files = {} if place.media is None else {one.video_id: one.path for one in find_videos([place.media])}
         if place.index is None:
