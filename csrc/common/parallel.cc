@@ -5,9 +5,11 @@
 #include <algorithm>
 #include <atomic>
 #include <condition_variable>
+#include <exception>
+#include <memory>
 #include <mutex>
-#include <system_error>
 #include <thread>
+#include <vector>
 
 namespace mmn_fast {
 namespace {
@@ -21,61 +23,77 @@ struct Job {
   void run(int part) const { call(context, n * part / parts, n * (part + 1) / parts); }
 };
 
+// Workers for all callers. A call takes those that are idle, so that calls at the same time share them; together they
+// are as many as the largest call so far has wanted, and calls never start more threads than that.
 class Pool {
  public:
-  // Runs the job unless the workers serve another caller; then returns false.
-  bool try_run(Job job) {
-    std::unique_lock<std::mutex> turn(turn_, std::try_to_lock);
-    if (!turn.owns_lock()) return false;
-    job.parts = 1 + grow_to(job.parts - 1);
+  void run(Job job) {
+    Call call;
+    call.job = job;
     {
       std::lock_guard<std::mutex> lock(mutex_);
-      job_ = job;
-      unfinished_ = job.parts - 1;
-      ++round_;
+      const int wanted = job.parts - 1;
+      grow_to(wanted);
+      call.unfinished = std::min<int>(idle_.size(), wanted);
+      call.job.parts = 1 + call.unfinished;
+      for (int part = 1; part < call.job.parts; ++part) {
+        Worker* worker = idle_.back();
+        idle_.pop_back();
+        worker->call = &call;
+        worker->part = part;
+        worker->wake.notify_one();
+      }
     }
-    if (job.parts > 1) wake_.notify_all();
-    job.run(0);
+    call.job.run(0);
+    if (call.job.parts == 1) return;
     std::unique_lock<std::mutex> lock(mutex_);
-    done_.wait(lock, [this] { return unfinished_ == 0; });
-    return true;
+    call.done.wait(lock, [&call] { return call.unfinished == 0; });
   }
 
  private:
-  // Starts workers up to `wanted`; returns their number, which is smaller only if the system grants no more threads.
-  int grow_to(int wanted) {
+  struct Call {
+    Job job;
+    int unfinished = 0;  // parts that workers have
+    std::condition_variable done;
+  };
+
+  struct Worker {
+    Call* call = nullptr;  // null while idle
+    int part = 0;
+    std::condition_variable wake;
+  };
+
+  // Starts workers up to `wanted`; they are fewer only if the system grants no more threads or memory.
+  void grow_to(int wanted) {
     try {
       while (workers_ < wanted) {
-        std::thread(&Pool::work, this, workers_ + 1, round_).detach();
+        idle_.reserve(workers_ + 1);  // a worker that returns must not need memory
+        auto worker = std::make_unique<Worker>();
+        std::thread(&Pool::work, this, worker.get()).detach();
+        idle_.push_back(worker.release());
         ++workers_;
       }
-    } catch (const std::system_error&) {
+    } catch (const std::exception&) {
     }
-    return std::min(workers_, wanted);
   }
 
-  void work(int part, uint64_t seen) {
+  void work(Worker* self) {
     std::unique_lock<std::mutex> lock(mutex_);
     for (;;) {
-      wake_.wait(lock, [&] { return round_ != seen; });
-      seen = round_;
-      if (part >= job_.parts) continue;
-      const Job job = job_;
+      self->wake.wait(lock, [self] { return self->call != nullptr; });
+      Call* call = self->call;
       lock.unlock();
-      job.run(part);
+      call->job.run(self->part);
       lock.lock();
-      if (--unfinished_ == 0) done_.notify_one();
+      self->call = nullptr;
+      idle_.push_back(self);
+      if (--call->unfinished == 0) call->done.notify_one();  // under the lock: then the caller's `call` ends
     }
   }
 
-  std::mutex turn_;  // held by the caller that the workers serve
-  int workers_ = 0;  // guarded by turn_
-
-  std::mutex mutex_;  // guards all members below; round_ is only written under turn_ and mutex_
-  std::condition_variable wake_, done_;
-  Job job_;
-  int unfinished_ = 0;
-  uint64_t round_ = 0;
+  std::mutex mutex_;  // guards all members below, and those of workers and calls
+  int workers_ = 0;
+  std::vector<Worker*> idle_;
 };
 
 // The pool is never destroyed: detached workers may still sleep on its condition variables while the process exits.
@@ -100,7 +118,11 @@ Pool& pool() {
 void detail::run_parts(int64_t n, int threads, void (*call)(void*, int64_t, int64_t), void* context) {
   if (n <= 0) return;
   const int parts = static_cast<int>(std::min<int64_t>(n, threads));
-  if (parts <= 1 || !pool().try_run({call, context, n, parts})) call(context, 0, n);
+  if (parts <= 1) {
+    call(context, 0, n);
+  } else {
+    pool().run({call, context, n, parts});
+  }
 }
 
 }  // namespace mmn_fast

@@ -29,6 +29,41 @@ def test_concurrent_calls_from_four_python_threads_give_the_serial_results():
                 np.testing.assert_array_equal(result, wanted)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the threads' times from /proc")
+def test_calls_at_the_same_time_share_the_workers_of_the_largest_call():
+    script = """
+import os, sys, threading, numpy as np
+from mmn_fast.kernels.cpu import ops
+rng = np.random.default_rng(0)
+video, text = rng.standard_normal((4096, 256), np.float32), rng.standard_normal((64, 256), np.float32)
+def work(threads, calls):
+    for _ in range(calls):
+        ops.match_scores(video, video, text, text, threads=threads)
+def times():
+    found = {}
+    for name in os.listdir("/proc/self/task"):
+        found[name] = int(open(f"/proc/self/task/{name}/schedstat").read().split()[0])
+    return found
+before = set(times())
+work(5, 1)
+workers = set(times()) - before
+assert len(workers) == 4, workers
+for attempt in range(20):
+    started = times()
+    both = [threading.Thread(target=work, args=(3, 10)) for _ in range(2)]
+    for one in both:
+        one.start()
+    for one in both:
+        one.join()
+    ended = times()
+    assert len(set(ended) & workers) == len(set(ended)) - len(before) == 4  # and no further ones
+    if all(ended[name] > started[name] for name in workers):
+        sys.exit()
+sys.exit(f"two of the four workers have never worked: {started}, {ended}")
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
+
+
 def test_a_forked_child_can_use_threads_again():
     script = """
 import os, sys, numpy as np
