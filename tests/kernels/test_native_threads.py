@@ -32,7 +32,8 @@ def test_concurrent_calls_from_four_python_threads_give_the_serial_results():
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the threads' times from /proc")
 def test_calls_at_the_same_time_share_the_workers_of_the_largest_call():
     script = """
-import os, sys, threading, numpy as np
+import os, sys, threading, time, numpy as np
+from contextlib import suppress
 from mmn_fast.kernels.cpu import ops
 rng = np.random.default_rng(0)
 video, text = rng.standard_normal((4096, 256), np.float32), rng.standard_normal((64, 256), np.float32)
@@ -42,7 +43,8 @@ def work(threads, calls):
 def times():
     found = {}
     for name in os.listdir("/proc/self/task"):
-        found[name] = int(open(f"/proc/self/task/{name}/schedstat").read().split()[0])
+        with suppress(OSError):  # a thread that has ended meanwhile
+            found[name] = int(open(f"/proc/self/task/{name}/schedstat").read().split()[0])
     return found
 before = set(times())
 work(5, 1)
@@ -56,10 +58,14 @@ for attempt in range(20):
     for one in both:
         one.join()
     ended = times()
-    assert len(set(ended) & workers) == len(set(ended)) - len(before) == 4  # and no further ones
     if all(ended[name] > started[name] for name in workers):
-        sys.exit()
-sys.exit(f"two of the four workers have never worked: {started}, {ended}")
+        break
+else:
+    sys.exit(f"some of the four workers have never worked: {started}, {ended}")
+until = time.monotonic() + 20
+while set(times()) != before | workers:  # the callers' threads take a moment to end
+    assert time.monotonic() < until, "there are further workers"
+    time.sleep(0.01)
 """
     subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
 
