@@ -53,11 +53,11 @@ def test_a_round_admits_eight_once_half_of_the_places_are_taken() -> None:
 
 
 @contextmanager
-def _served(app: Any) -> Iterator[int]:
+def _served(app: Any, **options: Any) -> Iterator[int]:
     """Serve an application in a thread; gives the port."""
     listening = socket.create_server(("127.0.0.1", 0))
     protocol = admitting(app.state.admission)
-    config = uvicorn.Config(app, log_level="error", http=protocol, date_header=False, server_header=False)
+    config = uvicorn.Config(app, log_level="error", http=protocol, date_header=False, server_header=False, **options)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=lambda: asyncio.run(server.serve([listening])))
     thread.start()
@@ -126,3 +126,15 @@ def test_pipelined_requests_each_get_one_answer_in_their_order(tmp_path: Path, m
             )
             answers = _answers(connection, 2002)
         assert [head[9:12] for head, _ in answers] == [b"200", *[b"503"] * 2000, b"200"]
+
+
+def test_a_connection_whose_body_stops_after_the_refusal_is_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with made_app(tmp_path, videos=0) as app, _served(app, timeout_keep_alive=0.2) as port:
+        monkeypatch.setattr(type(app.state.service), "waiting", app.state.service.limits.max_waiting)
+        with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
+            connection.sendall(_request(body=bytes(100_000))[:-50_000])
+            _answers(connection, 1)
+            connection.sendall(bytes(1000))
+            assert connection.recv(1) == b""

@@ -74,9 +74,21 @@ class Admission:
 
 
 def admitting(admission: Admission) -> type[HttpToolsProtocol]:
-    """Make uvicorn's protocol for a service: it asks `Admission.refuse` before it starts a request's task."""
+    """Make uvicorn's protocol for a service: it asks `Admission.refuse` before it starts a request's task.
+
+    What is left of a body after its answer must not keep a connection open for ever: in uvicorn's own protocol, the
+    first bytes that arrive then end the wait for the next request, and no other wait begins.
+    """
 
     class Protocol(HttpToolsProtocol):
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            answered = self.cycle is not None and self.cycle.response_complete
+            if answered and self.timeout_keep_alive_task is None and not self.transport.is_closing():
+                self.timeout_keep_alive_task = self.loop.call_later(
+                    self.timeout_keep_alive, self.timeout_keep_alive_handler
+                )
+
         def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
             # Otherwise the answer needs another head, or uvicorn is about to start one pipelined request after another.
             plain = cycle.keep_alive and not cycle.waiting_for_100_continue and not self.pipeline
