@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import re
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,6 +18,7 @@ from mmn_fast.geometry import plan_for
 from mmn_fast.index.search import Wanted
 from mmn_fast.kernels.cpu.ops import match_scores
 from mmn_fast.postprocess import fuse_scores
+from mmn_fast.process.forks import Lock
 from mmn_fast.serving.http.problems import Problem
 from mmn_fast.serving.library import Library
 from mmn_fast.serving.metrics import Metrics
@@ -89,7 +89,7 @@ class Answers:
         self.calls = 1 if half is None else 2
         # Scores of stored embeddings are mostly Python, of which only one thread runs at a time. The event loop would
         # wait for two of them, each time that it wants the interpreter back.
-        self._scoring = threading.Lock()
+        self._scoring = Lock()
 
     def __call__(self, jobs: list[Job], alone: bool) -> list[Any]:
         """Answer jobs.
