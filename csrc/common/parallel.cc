@@ -29,21 +29,9 @@ class Pool {
  public:
   void run(Job job) {
     Call call;
-    call.job = job;
-    {
-      std::lock_guard<std::mutex> lock(mutex_);
-      const int wanted = job.parts - 1;
-      grow_to(wanted);
-      call.unfinished = std::min<int>(idle_.size(), wanted);
-      call.job.parts = 1 + call.unfinished;
-      for (int part = 1; part < call.job.parts; ++part) {
-        Worker* worker = idle_.back();
-        idle_.pop_back();
-        worker->call = &call;
-        worker->part = part;
-        worker->wake.notify_one();
-      }
-    }
+    const std::vector<Worker*> mine = take(job, call);
+    // Not under the lock, for which a worker that wakes would wait. A worker may have seen its call already.
+    for (Worker* worker : mine) worker->wake.notify_one();
     call.job.run(0);
     if (call.job.parts == 1) return;
     std::unique_lock<std::mutex> lock(mutex_);
@@ -62,6 +50,22 @@ class Pool {
     int part = 0;
     std::condition_variable wake;
   };
+
+  // Gives parts of the job to workers that are idle.
+  std::vector<Worker*> take(const Job& job, Call& call) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    grow_to(job.parts - 1);
+    call.unfinished = std::min<int>(idle_.size(), job.parts - 1);
+    call.job = job;
+    call.job.parts = 1 + call.unfinished;
+    const std::vector<Worker*> taken(idle_.end() - call.unfinished, idle_.end());
+    idle_.resize(idle_.size() - taken.size());
+    for (int part = 1; part < call.job.parts; ++part) {
+      taken[part - 1]->call = &call;
+      taken[part - 1]->part = part;
+    }
+    return taken;
+  }
 
   // Starts workers up to `wanted`; they are fewer only if the system grants no more threads or memory.
   void grow_to(int wanted) {
