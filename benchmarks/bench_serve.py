@@ -216,6 +216,9 @@ def overloaded(options: argparse.Namespace, demo: Demo) -> None:
     for how, make in (("features", ground_by_features), ("id", ground_by_id)):
         found = uvloop.run(overload(demo.served, [make(query) for query in demo.queries], options.seconds))
         print(f"overload by {how}: {found}")
+        if not len(found.refused_s):
+            print("no request was refused, so nothing is recorded")
+            continue
         facts = {name: value for name, value in vars(found).items() if name != "refused_s"}
         facts |= {
             "refused_p99_ms": np.percentile(found.refused_s, 99) * 1e3,

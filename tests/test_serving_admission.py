@@ -31,15 +31,15 @@ def test_places_are_counted_from_the_head_of_a_request_to_its_answer() -> None:
     admitted = [dict(_GROUND) for _ in range(3)]
     assert [admission.refuse(scope) for scope in admitted] == [None] * 3
     assert _FULL in (admission.refuse(dict(_GROUND)) or b"")
-    assert admission.full(dict(_GROUND))  # one that was not asked about before
-    assert not admission.full(admitted[0])  # it has a place, and waits from now on
+    assert not admission.enter(dict(_GROUND))  # one that was not asked about before
+    assert admission.enter(admitted[0])  # it has a place, and waits from now on
     waiting = 1
-    assert not admission.full(admitted[1])  # it is refused for another reason
+    assert admission.enter(admitted[1])  # it is refused for another reason
     assert admission.refuse(dict(_GROUND)) is None
     assert admission.refuse(dict(_GROUND)) is not None
     for other in ({"method": "GET"}, {"path": "/v1/videos"}):
         assert admission.refuse({**_GROUND, **other}) is None
-        assert not admission.full({**_GROUND, **other})
+        assert admission.enter({**_GROUND, **other})
 
 
 def test_a_round_admits_eight_once_half_of_the_places_are_taken() -> None:

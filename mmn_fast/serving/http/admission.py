@@ -47,11 +47,14 @@ class Admission:
         """The answer to requests that find no place."""
         return busy("the queue is full: no more requests can wait for the engine")
 
-    def full(self, scope: Scope) -> bool:
-        """Whether this request needs a place, and there is none; gives up the place that it had before its task."""
+    def enter(self, scope: Scope) -> bool:
+        """Say whether a request whose task starts may go on: it needs no place, or there is one.
+
+        The place that it got by its head is free again; the request counts as waiting as soon as its body is read.
+        """
         if scope.pop(_PLACE, False):
             self._coming -= 1
-        return scope["method"] == "POST" and scope["path"] in QUEUED and self._none_left()
+        return scope["method"] != "POST" or scope["path"] not in QUEUED or not self._none_left()
 
     def refuse(self, scope: Scope) -> bytes | None:
         """The whole answer to a request that needs a place and finds none; None for others, which get theirs.

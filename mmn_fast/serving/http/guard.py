@@ -108,7 +108,7 @@ class Guard:
         await response(request.scope, request.receive, send)
 
     def _refusal(self, scope: Scope, works: bool) -> Problem | None:
-        full = self._admission.full(scope)
+        entered = self._admission.enter(scope)
         headers = Headers(scope=scope)
         host = headers.get("host", "")
         name, address = _name_and_address(f"//{host[:300]}")
@@ -127,7 +127,7 @@ class Guard:
                 )
         if works and self._draining():
             return busy("the service is about to end")
-        if full:
+        if not entered:
             return self._admission.refusal
         if works and self._active > self._max_active:
             return busy(f"{self._max_active} requests are being answered already")
