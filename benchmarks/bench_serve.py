@@ -1,7 +1,7 @@
 """Times the web service on loopback beside direct calls of the engine, and drives it beyond what it can carry.
 
     python -m benchmarks.bench_serve [--parts throughput latency sizes overload mixed ray] [--threads 2] [--rounds 6]
-        [--seconds 20] [--clients 32] [--dry-run]
+        [--seconds 20] [--clients 32] [--ray-case charades_full] [--ray-proxy haproxy] [--dry-run]
 
 The service is a process of its own; its clients share the machine with it. Rounds of the service and of direct calls
 take turns. `throughput`: the demo's model, 32 clients that each send one request at a time, by binary features and by
@@ -195,7 +195,7 @@ def on_ray(options: argparse.Namespace, folder: Path) -> None:
     names = {1: "one replica", 2: "mmn_fast on Ray, two replicas"}
     seconds: dict[int, list[float]] = {2: [], 1: []}
     worst = 0.0
-    with ray_cluster() as port:
+    with ray_cluster(options.ray_proxy == "haproxy") as port:
         for replicas in (1, 2, 1, 2):
             with ray_serving(folder / "ray", replicas, port):
                 for _ in range(max(options.rounds // 2, 1)):
@@ -207,8 +207,13 @@ def on_ray(options: argparse.Namespace, folder: Path) -> None:
                 print(f"Ray, {name}, {names[replicas]}: processor ms per request: {told}", flush=True)
     timings = {names[count]: Timing.of(found) for count, found in seconds.items()}
     times = timings[names[1]].median_ms / timings[names[2]].median_ms
-    print(f"Ray, {name}, {clients} clients: two replicas {times:.2f} times as fast as one; error {worst:.1e}")
-    _record(options, timings, worst, preset=engine.preset.name, stage="served on Ray", batch=clients, threads=1)
+    through = {"haproxy": "HAProxy", "ray": "Ray's proxy"}[options.ray_proxy]
+    print(
+        f"Ray, {name}, {clients} clients through {through}: two replicas {times:.2f} times as fast as one;"
+        f" error {worst:.1e}"
+    )
+    stage = f"served on Ray, through {through}"
+    _record(options, timings, worst, preset=engine.preset.name, stage=stage, batch=clients, threads=1)
 
 
 def overloaded(options: argparse.Namespace, demo: Demo) -> None:
@@ -242,6 +247,7 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=32)
     parser.add_argument("--seconds", type=float, default=20.0, help="length of overload and of mixed")
     parser.add_argument("--ray-case", default="charades_full", help="golden case whose sizes `ray` takes")
+    parser.add_argument("--ray-proxy", choices=("haproxy", "ray"), default="haproxy", help="what bodies come through")
     parser.add_argument("--dry-run", action="store_true", help="record nothing")
     options = parser.parse_args()
     with ExitStack() as stack:

@@ -17,7 +17,7 @@ from benchmarks.serve_clients import Loop, Request, closed_loop, request
 from mmn_fast.batch.cluster import connected
 from mmn_fast.serving.ray_app import app
 
-_PARTS_OF_RAY = ("ray::ServeReplica", "ray::ProxyActor", "ray::ServeController", "raylet", "gcs_server")
+_PARTS_OF_RAY = ("ray::ServeReplica", "ray::ProxyActor", "ray::ServeController", "raylet", "gcs_server", "haproxy")
 
 
 @contextmanager
@@ -71,8 +71,9 @@ def measure(port: int, requests: Sequence[Request], repeats: int) -> tuple[Loop,
 
 
 @contextmanager
-def ray_cluster() -> Iterator[int]:
-    """Start Ray on this machine, and give a free port."""
+def ray_cluster(haproxy: bool) -> Iterator[int]:
+    """Start Ray on this machine, and give a free port; bodies come through HAProxy or Ray's own proxy."""
+    os.environ |= {"RAY_SERVE_ENABLE_HA_PROXY": str(int(haproxy)), "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1"}
     with socket.create_server(("127.0.0.1", 0)) as free:
         port: int = free.getsockname()[1]
     with connected("local"):
