@@ -73,7 +73,8 @@ def measure(port: int, requests: Sequence[Request], repeats: int) -> tuple[Loop,
 @contextmanager
 def ray_cluster(haproxy: bool) -> Iterator[int]:
     """Start Ray on this machine, and give a free port; bodies come through HAProxy or Ray's own proxy."""
-    os.environ |= {"RAY_SERVE_ENABLE_HA_PROXY": str(int(haproxy)), "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1"}
+    os.environ["RAY_SERVE_ENABLE_HA_PROXY"] = str(int(haproxy))
+    os.environ["RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S"] = "1"  # replicas start and end four times here
     with socket.create_server(("127.0.0.1", 0)) as free:
         port: int = free.getsockname()[1]
     with connected("local"):
