@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -142,19 +142,34 @@ class Connection(asyncio.Protocol):
     def __init__(self, port: int) -> None:
         self._port = port
         self._transport: asyncio.Transport | None = None
-        self._received, self._wanted = bytearray(), 0  # bytes of the answer that come; 0 while its head does
-        self._body = 0  # where the body begins
-        self._answer: asyncio.Future[tuple[int, bytes]] | None = None
+        self._received = b""  # the part of an answer that has come
+        self._wanted = 0  # bytes of the answer; 0 while its head comes
+        self._body, self._closes = 0, False  # where the body begins; whether the service ends the connection after it
+        self._answered: Callable[[int, bytes], object] | None = None
+        self._lost: asyncio.Future[tuple[int, bytes]] | None = None
+
+    async def connect(self) -> None:
+        """Open the connection, if it is not open."""
+        if self._transport is None:
+            await asyncio.get_running_loop().create_connection(lambda: self, "127.0.0.1", self._port)
 
     async def ask(self, one: Request) -> tuple[int, bytes]:
         """Send a request; return status and body."""
-        loop = asyncio.get_running_loop()
-        if self._transport is None:
-            await loop.create_connection(lambda: self, "127.0.0.1", self._port)
+        await self.connect()
+        answer = self._lost = asyncio.get_running_loop().create_future()
+
+        def answered(status: int, body: bytes) -> None:
+            if not answer.done():
+                answer.set_result((status, body))
+
+        self.send(one, answered)
+        return await answer
+
+    def send(self, one: Request, answered: Callable[[int, bytes], object]) -> None:
+        """Send a request on the open connection; `answered` gets status and body. A task would cost as much again."""
         assert self._transport is not None
-        self._answer = loop.create_future()
+        self._answered = answered
         self._transport.write(one.whole)
-        return await self._answer
 
     def close(self) -> None:
         """Close the connection."""
@@ -162,34 +177,40 @@ class Connection(asyncio.Protocol):
             self._transport.close()
         self._transport = None
 
+    @property
+    def is_open(self) -> bool:
+        """Whether `send` may be called."""
+        return self._transport is not None
+
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
 
     def connection_lost(self, error: Exception | None) -> None:
         self._transport = None
-        if self._answer is not None:
-            self._answer.set_exception(ConnectionError("the service closed the connection"))
-            self._answer = None
+        if self._answered is not None and self._lost is not None and not self._lost.done():
+            self._lost.set_exception(ConnectionError("the service closed the connection"))
+        self._answered = None
 
     def data_received(self, data: bytes) -> None:
-        self._received += data
+        self._received = data = self._received + data if self._received else data
         if not self._wanted:
-            end = self._received.find(b"\r\n\r\n")
+            end = data.find(b"\r\n\r\n")
             if end < 0:
                 return
-            self._body, length = end + 4, self._received.lower().find(b"content-length:", 0, end)
-            found = 0 if length < 0 else int(self._received[length + 15 : self._received.index(b"\r", length)])
-            self._wanted = self._body + found
-        if len(self._received) < self._wanted:
+            head = data[:end].lower()
+            length = head.find(b"content-length:")
+            self._body = end + 4
+            self._wanted = self._body + (0 if length < 0 else int(head[length + 15 :].partition(b"\r")[0]))
+            if b"connection: close" in head:
+                self._closes = True
+        if len(data) < self._wanted:
             return
-        head, body = bytes(self._received[: self._body]), bytes(self._received[self._body :])
-        self._received.clear()
-        self._wanted = 0
-        if b"connection: close" in head.lower():
+        self._received, self._wanted = b"", 0
+        if self._closes:
             self.close()
-        answer, self._answer = self._answer, None
-        if answer is not None and not answer.done():
-            answer.set_result((int(head[9:12]), body))
+        answered, self._answered = self._answered, None
+        if answered is not None:
+            answered(int(data[9:12]), data[self._body :])
 
 
 @dataclass

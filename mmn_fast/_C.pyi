@@ -2,6 +2,7 @@
 
 # ruff: noqa: N999  (the leading underscore and capital are the convention for an extension)
 
+from collections.abc import Sequence
 from typing import TypedDict
 
 import numpy as np
@@ -51,6 +52,18 @@ def top_moments(
     top_k: int,
     cells: npt.NDArray[np.int32],  # [S, top_k]
     scores: npt.NDArray[np.float32],  # [S, top_k]
+    threads: int,
+    isa: str | None = None,
+) -> None: ...
+def top_moments_of_pairs(
+    pairs: Sequence[tuple[npt.NDArray[np.float32], ...]],  # [P, J] twice, then [S, J] twice
+    moments: npt.NDArray[np.float32],  # [B, P, 2] seconds
+    fusion: str,
+    power: float,
+    iou_threshold: float,
+    top_k: int,
+    cells: npt.NDArray[np.int32],  # [all S, top_k]
+    scores: npt.NDArray[np.float32],  # [all S, top_k]
     threads: int,
     isa: str | None = None,
 ) -> None: ...

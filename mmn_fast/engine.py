@@ -13,7 +13,7 @@ from mmn_fast.arrays import Float32
 from mmn_fast.backends import registry
 from mmn_fast.backends.base import Backend, Settings
 from mmn_fast.checkpoint import IN_THE_BOX, LoadedModel, is_export, load_model
-from mmn_fast.embeddings import TextEmbeddings, VideoEmbeddings, check_embeddings
+from mmn_fast.embeddings import TextEmbeddings, VideoEmbeddings
 from mmn_fast.engine_tubes import TubeGrounding
 from mmn_fast.errors import InputError
 from mmn_fast.features import pre_clips
@@ -39,7 +39,6 @@ from mmn_fast.types import Moment, Query, ScoreMaps, Video
 from mmn_fast.version import __version__
 from mmn_fast.windows.calls import WindowGrounding
 from mmn_fast.windows.cuts import checked_windows
-from mmn_fast.windows.grounding import moments_of_video
 
 
 def load(
@@ -283,30 +282,6 @@ class Engine(TubeGrounding, WindowGrounding):
             fingerprint=self._model.fingerprint,
             sentences=tuple(checked),
         )
-
-    def score(self, video: VideoEmbeddings, text: TextEmbeddings, top_k: int = 5) -> list[list[list[Moment]]]:
-        """Ground every sentence in every video from their embeddings.
-
-        Args:
-            video: embeddings from `encode_video`, made here or in another process.
-            text: embeddings from `encode_text`.
-            top_k: moments per sentence, >= 1.
-
-        Returns:
-            `result[v][s]`: moments of sentence s in video v, best first.
-
-        Raises:
-            InputError: the embeddings are of another model.
-        """
-        top_k = check_top_k(top_k)
-        check_embeddings(video, VideoEmbeddings, "video", self._model.fingerprint)
-        check_embeddings(text, TextEmbeddings, "text", self._model.fingerprint)
-        result, row = [], 0
-        for spans, duration_s in zip(video.spans, video.durations_s, strict=True):
-            mine, sentences = slice(row, row := row + len(spans)), (text.contrastive, text.iou)
-            parts = zip(video.contrastive[mine], video.iou[mine], strict=True)
-            result.append(moments_of_video(self._backend, parts, sentences, spans, duration_s, top_k))
-        return result
 
     def warmup(
         self,

@@ -96,17 +96,17 @@ def proposal_cells(mask: Bool) -> Int32:
     return np.ascontiguousarray(np.argwhere(mask), np.int32)
 
 
-def cells_to_moments(cells: Int32, duration_s: float | Float64, num_clips: int) -> Float32:
+def cells_to_moments(cells: Int32, duration_s: float | Float32 | Float64, num_clips: int) -> Float32:
     """Start and end of each cell, with the official evaluation's float32 arithmetic.
 
     Args:
         cells: int [P, 2] as (i, j).
-        duration_s: length of the video in seconds, or of each cell's own video, [P, 1].
+        duration_s: length of the video in seconds; of each cell's own video, [P, 1]; or of B videos, [B, 1, 1].
         num_clips: N.
 
     Returns:
-        float32 [P, 2], seconds: [i, j + 1] * duration_s / N, each step rounded to float32 (IoUs at exactly the
-        threshold are common on a grid, so the rounding decides).
+        float32 [P, 2] or [B, P, 2], seconds: [i, j + 1] * duration_s / N, each step rounded to float32 (IoUs at exactly
+        the threshold are common on a grid, so the rounding decides).
     """
     grid = cells.astype(np.float32)
     grid[:, 1] += 1

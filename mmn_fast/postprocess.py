@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from mmn_fast.arrays import Float32, Int32
 from mmn_fast.geometry import plan_for
@@ -87,21 +88,56 @@ def match_moments(
     )
 
 
-def to_moments(chosen: Int32, scores: Float32, moments: Float32) -> list[list[Moment]]:
+def match_pairs(
+    pairs: Sequence[tuple[tuple[Float32, Float32], tuple[Float32, Float32]]],
+    moments: Float32,
+    preset: Preset,
+    top_k: int,
+    threads: int | None = None,
+) -> tuple[Int32, Float32]:
+    """Choose the best moments of several videos, each for its own sentences, on the CPU and in one call.
+
+    Args:
+        pairs: per pair `match_moments`'s `video` and `text`.
+        moments: float32 [B, P, 2], start and end of each proposal in each pair's video, seconds.
+        preset: as for `match_moments`.
+        top_k: as for `match_moments`.
+        threads: as for `match_moments`.
+
+    Returns:
+        As `kernels.cpu.ops.top_moments_of_pairs`: int32 [all S, top_k] and float32 [all S, top_k], pair after pair.
+    """
+    contiguous = np.ascontiguousarray
+    return ops.top_moments_of_pairs(
+        [(contiguous(vc), contiguous(vi), contiguous(tc), contiguous(ti)) for (vc, vi), (tc, ti) in pairs],
+        moments,
+        fusion=preset.score_fusion,
+        power=preset.score_power,
+        iou_threshold=preset.nms_iou,
+        top_k=top_k,
+        threads=threads,
+    )
+
+
+def to_moments(
+    chosen: Int32, scores: Float32, moments: Float32, pairs: npt.NDArray[np.intp] | None = None
+) -> list[list[Moment]]:
     """List the moments that `select_moments` chose.
 
     Args:
         chosen: int32 [S, top_k], -1 for none.
         scores: float32 [S, top_k], the fused scores of the chosen moments.
-        moments: float32 [P, 2], seconds.
+        moments: float32 [P, 2], seconds; of several videos, [B, P, 2].
+        pairs: [S], for several videos: which of them each sentence is about.
 
     Returns:
         Per sentence its moments, best first.
     """
-    if not len(moments):
+    if not moments.size:
         return [[] for _ in chosen]
+    cells = np.maximum(chosen, 0)
     # tolist() converts all numbers at once; one by one, conversion takes longer than finding the moments.
-    spans = moments[np.maximum(chosen, 0)].tolist()
+    spans = (moments[cells] if pairs is None else moments[pairs[:, None], cells]).tolist()
     return [
         [_moment(start, end, score) for p, (start, end), score in zip(row, ends, values, strict=True) if p >= 0]
         for row, ends, values in zip(chosen.tolist(), spans, scores.tolist(), strict=True)

@@ -6,6 +6,7 @@ import asyncio
 import json
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -50,6 +51,45 @@ def test_a_round_admits_eight_once_half_of_the_places_are_taken() -> None:
     assert sum(admission.refuse(dict(_GROUND)) is None for _ in range(100)) == 8
     admission, waiting = Admission(lambda: waiting, 64, Metrics()), 60
     assert sum(admission.refuse(dict(_GROUND)) is None for _ in range(100)) == 4
+
+
+def test_a_plain_request_is_refused_by_its_bytes() -> None:
+    waiting = 3
+    admission = Admission(lambda: waiting, 3, Metrics())
+    plain = _request(body=b"{}")
+    answer, to_come = admission.refuse_bytes(plain) or (b"", -1)
+    assert (_FULL in answer, to_come) == (True, 0)
+    assert admission.refuse_bytes(plain[:-1]) == (answer, 1)  # the rest of the body is still to come
+    for alike in (
+        _request("/v1/ground?top_k=3&sentence=a%20b", b"{}"),
+        _request(body=b"{}", head="Connection: keep-alive\r\nX-Odd_name!: caf\xe9\r\n"),
+        plain.replace(b"Content-Length", b"content-LENGTH"),
+    ):
+        assert admission.refuse_bytes(alike) == (answer, 0), alike
+    for other in (
+        plain[:40],  # its head is not whole
+        plain + b"P",  # the next request follows
+        _request(head="Connection: close\r\n"),
+        _request(head="Expect: 100-continue\r\n"),
+        _request(head="Transfer-Encoding: chunked\r\n"),
+        _request(head="Upgrade: websocket\r\n"),
+        _request(head="Content-Length: 0\r\n"),  # twice
+        _request(head="Content-Length : 0\r\n"),
+        _request(head=" folded: 1\r\n"),
+        _request(head="a: 1\n"),
+        plain.replace(b"Content-Length: 2", b"Content-Length: +2"),
+        plain.replace(b"Content-Length: 2\r\n", b""),
+        plain.replace(b"HTTP/1.1", b"HTTP/1.0"),
+        plain.replace(b"POST", b"post"),
+        _request("/V1/ground"),
+        _request("/v1/videos"),
+        _request(method="GET"),
+        b"",
+        bytes(100),
+    ):
+        assert admission.refuse_bytes(other) is None, other
+    waiting = 2
+    assert admission.refuse_bytes(plain) is None
 
 
 @contextmanager
@@ -138,3 +178,32 @@ def test_a_connection_whose_body_stops_after_the_refusal_is_closed(
             _answers(connection, 1)
             connection.sendall(bytes(1000))
             assert connection.recv(1) == b""
+
+
+def test_a_connection_of_refusals_is_closed_when_none_follows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with made_app(tmp_path, videos=0) as app, _served(app, timeout_keep_alive=1) as port:
+        monkeypatch.setattr(type(app.state.service), "waiting", app.state.service.limits.max_waiting)
+        with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
+            started = time.monotonic()
+            while time.monotonic() - started < 2.5:  # each refusal begins the wait anew
+                connection.sendall(_request(body=b"{}"))
+                _answers(connection, 1)
+                time.sleep(0.2)
+            assert connection.recv(1) == b""
+            assert time.monotonic() - started > 3
+
+
+def test_a_head_in_pieces_after_a_refusal_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with made_app(tmp_path, videos=0) as app, _served(app) as port:
+        monkeypatch.setattr(type(app.state.service), "waiting", app.state.service.limits.max_waiting)
+        with socket.create_connection(("127.0.0.1", port)) as connection:
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            for piece in (_request(body=b"{}"), b"GET /hea", b"lthz HTTP/1.1\r\nHost: localhost\r\n\r\n"):
+                connection.sendall(piece)
+                time.sleep(0.1)
+            whole = _request(body=b"{}" * 9)
+            for piece in (whole[:30], whole[30:-4], whole[-4:]):  # this one needs the parser
+                connection.sendall(piece)
+                time.sleep(0.1)
+            connection.sendall(_request("/v1/model", method="GET"))
+            assert [head[9:12] for head, _ in _answers(connection, 4)] == [b"503", b"200", b"503", b"200"]

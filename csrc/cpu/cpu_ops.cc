@@ -52,6 +52,13 @@ void refuse_infinite_moments(const float* moments, int64_t cells) {
   }
 }
 
+// Keeps the least number that is not negative; -1 while there is none.
+void keep_least(std::atomic<int64_t>& least, int64_t found) {
+  int64_t before = least.load();
+  while (found >= 0 && (before < 0 || found < before) && !least.compare_exchange_weak(before, found)) {
+  }
+}
+
 }  // namespace
 
 void temporal_nms_cpu(const TemporalNmsArgs& args, CpuIsa isa, int threads) {
@@ -76,12 +83,33 @@ void top_moments_cpu(const TopMomentsArgs& args, CpuIsa isa, int threads) {
   std::atomic<int64_t> refused = -1;
   parallel_for(inputs.sentences, worthwhile_threads(threads, cells_worth(inputs)), [&](int64_t first, int64_t last) {
     const int64_t rows = std::min(kScoredAtOnce, last - first);
-    const int64_t found = kernel(args, nms_scratch(inputs.proposals, rows), first, last);
-    int64_t least = refused.load();
-    while (found >= 0 && (least < 0 || found < least) && !refused.compare_exchange_weak(least, found)) {
-    }
+    keep_least(refused, kernel(args, nms_scratch(inputs.proposals, rows), first, last));
   });
   MMN_CHECK(refused < 0, "embeddings: expected no NaN score, got one for sentence ", refused.load());
+}
+
+void top_moments_of_pairs_cpu(const std::vector<TopMomentsArgs>& pairs, CpuIsa isa, int threads) {
+  const auto B = static_cast<int64_t>(pairs.size());
+  if (B < threads) {  // threads share each pair's sentences
+    for (const TopMomentsArgs& pair : pairs) top_moments_cpu(pair, isa, threads);
+    return;
+  }
+  int64_t worth = 0;
+  for (const TopMomentsArgs& pair : pairs) {
+    refuse_infinite_moments(pair.moments, pair.inputs.proposals);
+    worth += cells_worth(pair.inputs);
+  }
+  const auto kernel = cpu_kernels(isa).top_moments_f32;
+  std::atomic<int64_t> refused = -1;  // the pair
+  parallel_for(B, worthwhile_threads(threads, worth), [&](int64_t first, int64_t last) {
+    for (int64_t b = first; b < last; ++b) {
+      const MatchInputs& inputs = pairs[b].inputs;
+      const int64_t rows = std::min(kScoredAtOnce, inputs.sentences);
+      const int64_t found = kernel(pairs[b], nms_scratch(inputs.proposals, rows), 0, inputs.sentences);
+      keep_least(refused, found < 0 ? -1 : b);
+    }
+  });
+  MMN_CHECK(refused < 0, "embeddings: expected no NaN score, got one for a sentence of pair ", refused.load());
 }
 
 }  // namespace mmn_fast

@@ -2,6 +2,7 @@
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 
+#include <array>
 #include <cmath>
 #include <optional>
 #include <string>
@@ -87,36 +88,90 @@ void match_scores(const py::array& video_contrastive, const py::array& video_iou
   match_scores_cpu(args, chosen, threads);
 }
 
-void top_moments(const py::array& video_contrastive, const py::array& video_iou, const py::array& text_contrastive,
-                   const py::array& text_iou, const py::array& moments, const std::string& fusion, double power,
-                   double iou_threshold, int64_t top_k, py::array& cells, py::array& scores, int threads,
-                   const std::optional<std::string>& isa) {
-  const MatchInputs inputs = check_inputs(video_contrastive, video_iou, text_contrastive, text_iou);
-  const py::ssize_t S = inputs.sentences, P = inputs.proposals;
+// What top_moments needs beside its arrays.
+struct Choosing {
+  ScoreFusion fusion;
+  float power, iou_threshold;
+  int64_t top_k;
+
+  Choosing(const std::string& fusion_name, double exponent, double threshold, int64_t count) : top_k(count) {
+    MMN_CHECK(fusion_name == "power" || fusion_name == "product", "fusion: expected power or product, got '", fusion_name,
+              "'");
+    MMN_CHECK(std::isfinite(exponent), "power: expected a finite number, got ", exponent);
+    MMN_CHECK(threshold >= 0.0 && threshold <= 1.0, "iou_threshold: expected 0 to 1, got ", threshold);
+    MMN_CHECK(top_k >= 1, "top_k: expected at least 1, got ", top_k);
+    fusion = fusion_name == "product" ? ScoreFusion::kProduct : ScoreFusion::kPower;
+    power = static_cast<float>(exponent);
+    iou_threshold = static_cast<float>(threshold);
+  }
+};
+
+void check_proposals(int64_t P) {
   MMN_CHECK(P < INT32_MAX - kScratchPad, "video_contrastive: expected fewer than 2^31 - 16 proposals, got ", P);
-  check_array<float>(moments, "moments", "float32 [P, 2]", 2);
-  check_shape(moments, "moments", "float32", {P, 2});
-  MMN_CHECK(fusion == "power" || fusion == "product", "fusion: expected power or product, got '", fusion, "'");
-  MMN_CHECK(std::isfinite(power), "power: expected a finite number, got ", power);
-  MMN_CHECK(iou_threshold >= 0.0 && iou_threshold <= 1.0, "iou_threshold: expected 0 to 1, got ", iou_threshold);
-  MMN_CHECK(top_k >= 1, "top_k: expected at least 1, got ", top_k);
+}
+
+void check_selection(const py::array& cells, const py::array& scores, int64_t S, int64_t top_k) {
   check_array<int32_t>(cells, "cells", "int32 [S, top_k]", 2, true);
   check_array<float>(scores, "scores", "float32 [S, top_k]", 2, true);
   check_shape(cells, "cells", "int32", {S, top_k});
   check_shape(scores, "scores", "float32", {S, top_k});
   check_disjoint(cells, scores, "scores");
+}
+
+TopMomentsArgs arguments(const MatchInputs& inputs, const float* moments, const Choosing& how, int32_t* cells,
+                         float* scores) {
+  return {inputs, moments, how.fusion, how.power, how.iou_threshold, how.top_k, cells, scores};
+}
+
+void top_moments(const py::array& video_contrastive, const py::array& video_iou, const py::array& text_contrastive,
+                 const py::array& text_iou, const py::array& moments, const std::string& fusion, double power,
+                 double iou_threshold, int64_t top_k, py::array& cells, py::array& scores, int threads,
+                 const std::optional<std::string>& isa) {
+  const MatchInputs inputs = check_inputs(video_contrastive, video_iou, text_contrastive, text_iou);
+  check_proposals(inputs.proposals);
+  check_array<float>(moments, "moments", "float32 [P, 2]", 2);
+  check_shape(moments, "moments", "float32", {inputs.proposals, 2});
+  const Choosing how(fusion, power, iou_threshold, top_k);
+  check_selection(cells, scores, inputs.sentences, top_k);
   check_threads(threads);
   const CpuIsa chosen = isa_of(isa);
-  const TopMomentsArgs args = {inputs,
-                                 static_cast<const float*>(moments.data()),
-                                 fusion == "product" ? ScoreFusion::kProduct : ScoreFusion::kPower,
-                                 static_cast<float>(power),
-                                 static_cast<float>(iou_threshold),
-                                 top_k,
-                                 static_cast<int32_t*>(cells.mutable_data()),
-                                 static_cast<float*>(scores.mutable_data())};
+  const TopMomentsArgs args = arguments(inputs, static_cast<const float*>(moments.data()), how,
+                                        static_cast<int32_t*>(cells.mutable_data()),
+                                        static_cast<float*>(scores.mutable_data()));
   py::gil_scoped_release released;
   top_moments_cpu(args, chosen, threads);
+}
+
+void top_moments_of_pairs(const std::vector<std::array<py::array, 4>>& pairs, const py::array& moments,
+                          const std::string& fusion, double power, double iou_threshold, int64_t top_k, py::array& cells,
+                          py::array& scores, int threads, const std::optional<std::string>& isa) {
+  const auto B = static_cast<py::ssize_t>(pairs.size());
+  check_array<float>(moments, "moments", "float32 [B, P, 2]", 3);
+  const py::ssize_t P = moments.shape(1);
+  check_proposals(P);
+  check_shape(moments, "moments", "float32", {B, P, 2});
+  const Choosing how(fusion, power, iou_threshold, top_k);
+  std::vector<MatchInputs> inputs;
+  int64_t S = 0;
+  for (const auto& [video_contrastive, video_iou, text_contrastive, text_iou] : pairs) {
+    inputs.push_back(check_inputs(video_contrastive, video_iou, text_contrastive, text_iou));
+    MMN_CHECK(inputs.back().proposals == P, "video_contrastive: expected ", P, " proposals as in moments, got ",
+              inputs.back().proposals);
+    S += inputs.back().sentences;
+  }
+  check_selection(cells, scores, S, top_k);
+  check_threads(threads);
+  const CpuIsa chosen = isa_of(isa);
+  std::vector<TopMomentsArgs> args;
+  int64_t row = 0;
+  for (py::ssize_t b = 0; b < B; ++b) {
+    args.push_back(arguments(inputs[b], static_cast<const float*>(moments.data()) + 2 * b * P, how,
+                             static_cast<int32_t*>(cells.mutable_data()) + row * top_k,
+                             static_cast<float*>(scores.mutable_data()) + row * top_k));
+    row += inputs[b].sentences;
+  }
+  py::gil_scoped_release released;
+  top_moments_of_pairs_cpu(args, chosen, threads);
 }
 
 void target_iou(const py::array& boxes, const py::array& starts, const py::array& first_frames, const py::array& bounds,
@@ -182,6 +237,11 @@ void register_cpu_ops(py::module_& m) {
         py::arg("fusion"), py::arg("power"), py::arg("iou_threshold"), py::arg("top_k"), py::arg("cells").noconvert(),
         py::arg("scores").noconvert(), py::arg("threads"), py::arg("isa") = py::none(),
         "Fills cells and scores [S, top_k] from embeddings and moments [P, 2]; see csrc/ops/top_moments.h.");
+  m.def("top_moments_of_pairs", &top_moments_of_pairs, py::arg("pairs"), py::arg("moments").noconvert(),
+        py::arg("fusion"), py::arg("power"), py::arg("iou_threshold"), py::arg("top_k"), py::arg("cells").noconvert(),
+        py::arg("scores").noconvert(), py::arg("threads"), py::arg("isa") = py::none(),
+        "Fills cells and scores [all S, top_k] from pairs of a video's and its sentences' embeddings, and moments"
+        " [B, P, 2]; see csrc/ops/top_moments.h.");
   m.def("target_iou", &target_iou, py::arg("boxes").noconvert(), py::arg("starts").noconvert(),
         py::arg("first_frames").noconvert(), py::arg("bounds").noconvert(), py::arg("truth").noconvert(),
         py::arg("truth_first_frame"), py::arg("half_open"), py::arg("out").noconvert(), py::arg("threads"),

@@ -24,6 +24,9 @@ Branches = tuple[Float32, Float32]
 Selection = tuple[Int32, Float32]
 """Chosen proposals of each sentence, int32 [S, top_k], best first, then -1, and their fused scores [S, top_k]."""
 
+PAIRS_AT_ONCE = 64
+"""Most pairs of one selection. This bounds the memory of their moments; results do not depend on it."""
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -210,6 +213,25 @@ class Backend(ABC):
         chosen = select_moments(fused, moments, self.preset.nms_iou, top_k, self.threads)
         return chosen, np.where(chosen >= 0, np.take_along_axis(fused, np.maximum(chosen, 0), 1), np.float32(0))
 
+    def top_moments_of_pairs(
+        self, pairs: Sequence[tuple[Branches, Branches]], moments: Float32, top_k: int
+    ) -> Selection:
+        """Choose the best moments of several videos, each for its own sentences; by default pair by pair.
+
+        Args:
+            pairs: per pair its video and its sentences, as for `top_moments`.
+            moments: float32 [B, P, 2], start and end of each proposal in each pair's video, seconds.
+            top_k: moments per sentence, >= 1.
+
+        Returns:
+            As `top_moments`, for all sentences, pair after pair.
+        """
+        if not pairs:
+            return np.empty((0, top_k), np.int32), np.empty((0, top_k), np.float32)
+        found = [self.top_moments(*pair, spans, top_k) for pair, spans in zip(pairs, moments, strict=True)]
+        chosen, scores = zip(*found, strict=True)
+        return np.concatenate(chosen), np.concatenate(scores)
+
     def video_input(self, features: Any, name: str) -> Float32:
         """Check a video's features and make the array that `ground` takes: by default the pre-clips.
 
@@ -234,16 +256,23 @@ class Backend(ABC):
         Yields:
             Per query with sentences: its number, its video float32 [P, J] twice, its sentences float32 [S, J] twice.
         """
+        for block in self._embed_blocks(request):
+            yield from block
+
+    def _embed_blocks(self, request: Request) -> Iterator[list[tuple[int, Branches, Branches]]]:
+        """As `embed`; yields the queries of a block together."""
         rows = request.pairs.sentences
         text = [branch[rows] for branch in self.encode_text(request.token_ids)]
         for block in request.blocks():
             contrastive, iou = self.encode_video(np.stack(block.videos))
+            found = []
             for row, number in block.queries:
                 span = request.spans[number]
-                yield number, (contrastive[row], iou[row]), (text[0][span], text[1][span])
+                found.append((number, (contrastive[row], iou[row]), (text[0][span], text[1][span])))
+            yield found
 
     def ground(self, request: Request, top_k: int) -> Selection:
-        """Choose the best moments of every pair of a video and a sentence, by default query by query.
+        """Choose the best moments of every pair of a video and a sentence, by default block by block.
 
         A backend that keeps a whole request on its device overrides this method.
 
@@ -261,10 +290,15 @@ class Backend(ABC):
         cells, durations = plan_for(self.preset).cells, request.pairs.durations
         chosen = np.empty((len(durations), top_k), np.int32)
         scores = np.empty((len(durations), top_k), np.float32)
-        for number, video, text in self.embed(request):
-            span = request.spans[number]
-            moments = cells_to_moments(cells, durations[span.start], self.preset.num_clips)
-            chosen[span], scores[span] = self.top_moments(video, text, moments, top_k)
+        for block in self._embed_blocks(request):
+            for first in range(0, len(block), PAIRS_AT_ONCE):
+                queries = block[first : first + PAIRS_AT_ONCE]
+                spans = [request.spans[number] for number, _, _ in queries]
+                lengths = durations[[span.start for span in spans], None, None]
+                moments = cells_to_moments(cells, lengths, self.preset.num_clips)
+                found = self.top_moments_of_pairs([(video, text) for _, video, text in queries], moments, top_k)
+                rows = np.r_[tuple(spans)]
+                chosen[rows], scores[rows] = found
         return chosen, scores
 
     def warmup(  # noqa: B027 - most backends have nothing to prepare

@@ -18,7 +18,7 @@ from mmn_fast.kernels.cpu.autotune import tuned_seconds
 from mmn_fast.kernels.cpu.conv import LayerChoice, NativeProposalConv, choose_algorithms, has_bf16
 from mmn_fast.kernels.cpu.text import NativeTextEncoder
 from mmn_fast.kernels.folding import folded_layers
-from mmn_fast.postprocess import match_moments
+from mmn_fast.postprocess import match_moments, match_pairs
 from mmn_fast.precisions import refusal
 from mmn_fast.presets import Preset
 from mmn_fast.process import torch_build
@@ -110,6 +110,11 @@ class NativeBackend(Backend):
 
     def top_moments(self, video: Branches, text: Branches, moments: Float32, top_k: int) -> Selection:
         return match_moments(video, text, moments, self.preset, top_k, self.threads)
+
+    def top_moments_of_pairs(
+        self, pairs: Sequence[tuple[Branches, Branches]], moments: Float32, top_k: int
+    ) -> Selection:
+        return match_pairs(pairs, moments, self.preset, top_k, self.threads)
 
     def info(self) -> dict[str, Any]:
         return {

@@ -285,6 +285,8 @@ class MomentIndex:
     def embeddings(self, video_ids: Iterable[str] | None = None) -> VideoEmbeddings:
         """The embeddings of some videos as they are stored, in float32, such as for `Engine.score`.
 
+        The arrays of a single video that is not cut and is stored in fp32 are read-only: no copy is made.
+
         Args:
             video_ids: their ids; None takes all, which must fit into memory.
 
@@ -298,10 +300,15 @@ class MomentIndex:
         manifest, places = snapshot.manifest, [snapshot.place_of(number) for number in numbers]
         spans = tuple(shard.spans_of(video) for shard, video in places)
         shape = (sum(map(len, spans)), manifest.num_proposals, manifest.preset.joint_size)
-        contrastive, iou, row = np.empty(shape, np.float32), np.empty(shape, np.float32), 0
-        for shard, video in places:
-            for contrastive[row], iou[row] in shard.branches_of(video, manifest.num_proposals):
-                row += 1
+        if shape[0] == 1:
+            ((shard, video),) = places
+            ((one, other),) = shard.branches_of(video, manifest.num_proposals)
+            contrastive, iou = one[None], other[None]
+        else:
+            contrastive, iou, row = np.empty(shape, np.float32), np.empty(shape, np.float32), 0
+            for shard, video in places:
+                for contrastive[row], iou[row] in shard.branches_of(video, manifest.num_proposals):
+                    row += 1
         return VideoEmbeddings(
             contrastive=contrastive,
             iou=iou,

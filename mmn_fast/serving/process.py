@@ -36,7 +36,7 @@ from mmn_fast.storage.documents import read_text
 _SWITCH_S = 0.0005
 # The event loop accepts one connection per listening socket and round; a round takes up to 50 ms under load. One socket
 # would let 60 new connections wait for half a second and longer.
-_LISTENERS = 16
+_LISTENERS = 32
 
 
 @dataclass(frozen=True)

@@ -11,14 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from mmn_fast.embeddings import TextEmbeddings
+from mmn_fast.embeddings import TextEmbeddings, VideoEmbeddings
 from mmn_fast.engine import Engine
 from mmn_fast.errors import InputError
 from mmn_fast.geometry import plan_for
 from mmn_fast.index.search import Wanted
 from mmn_fast.kernels.cpu.ops import match_scores
 from mmn_fast.postprocess import fuse_scores
-from mmn_fast.process.forks import Lock
 from mmn_fast.serving.http.problems import Problem
 from mmn_fast.serving.library import Library
 from mmn_fast.serving.metrics import Metrics
@@ -87,9 +86,6 @@ class Answers:
         half = engine.with_threads(threads // 2) if isinstance(threads, int) and threads > 1 else None
         self._shared = half or engine
         self.calls = 1 if half is None else 2
-        # Scores of stored embeddings are mostly Python, of which only one thread runs at a time. The event loop would
-        # wait for two of them, each time that it wants the interpreter back.
-        self._scoring = Lock()
 
     def __call__(self, jobs: list[Job], alone: bool) -> list[Any]:
         """Answer jobs.
@@ -132,28 +128,43 @@ class Answers:
         ]
 
     def _by_embeddings(self, engine: Engine, jobs: Sequence[Job]) -> list[Any]:
-        row_of = {sentence: row for row, sentence in enumerate(dict.fromkeys(s for job in jobs for s in job.sentences))}
         with self._metrics.stage("encode_text"):
-            texts = engine.encode_text(list(row_of))
-        answers: list[Any] = []
-        for job in jobs:
-            text = texts[[row_of[sentence] for sentence in job.sentences]]
+            texts = engine.encode_text([sentence for job in jobs for sentence in job.sentences])
+        answers: list[Any] = [None] * len(jobs)
+        pairs: dict[int, tuple[VideoEmbeddings, TextEmbeddings]] = {}
+        row = 0
+        for number, job in enumerate(jobs):
+            rows = slice(row, row := row + len(job.sentences))
+            text = TextEmbeddings(
+                contrastive=texts.contrastive[rows],
+                iou=texts.iou[rows],
+                fingerprint=texts.fingerprint,
+                sentences=job.sentences,
+            )
             try:
-                answers.append(self._searched(job, text) if isinstance(job, Search) else self._scored(job, text))
+                if isinstance(job, Search):
+                    answers[number] = self._searched(job, text)
+                else:
+                    assert isinstance(job.video, str)
+                    pairs[number] = self._library.embeddings(job.video), text
             except (InputError, Problem) as error:
-                answers.append(error)
+                answers[number] = error
+        if pairs:
+            with self._metrics.stage("score"):
+                found = engine.score_pairs(list(pairs.values()), max(jobs[number].top_k for number in pairs))
+            for number, (moments,) in zip(pairs, found, strict=True):
+                answers[number] = self._scored(jobs[number], *pairs[number], moments)
         return answers
 
-    def _scored(self, job: Ground, text: TextEmbeddings) -> dict[str, Any]:
-        assert isinstance(job.video, str)
-        video = self._library.embeddings(job.video)
-        with self._scoring, self._metrics.stage("score"):
-            (found,) = self._engine.score(video, text, job.top_k)
+    def _scored(
+        self, job: Job, video: VideoEmbeddings, text: TextEmbeddings, found: list[list[Moment]]
+    ) -> dict[str, Any]:
+        assert isinstance(job, Ground)
         fused = None
         if job.maps and len(video.contrastive) == 1:
             scores = match_scores(video.contrastive[0], video.iou[0], text.contrastive, text.iou)
             fused = fuse_scores(*scores, self._engine.preset)
-        return self._grounded(job, job.video, video.durations_s[0], found, fused)
+        return self._grounded(job, video.video_ids[0], video.durations_s[0], found, fused)
 
     def _searched(self, job: Search, text: TextEmbeddings) -> dict[str, Any]:
         with self._metrics.stage("search"):

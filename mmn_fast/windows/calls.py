@@ -1,4 +1,4 @@
-"""What an engine does with videos that are cut into windows: ground sentences in them, or embed them."""
+"""What an engine does with videos that may be cut into windows: ground sentences in them, embed them, or score them."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import numpy as np
 
 from mmn_fast.backends.base import Backend, Branches
 from mmn_fast.checkpoint import LoadedModel
-from mmn_fast.embeddings import VideoEmbeddings
+from mmn_fast.embeddings import TextEmbeddings, VideoEmbeddings, check_embeddings
 from mmn_fast.geometry import ProposalPlan
 from mmn_fast.presets import Preset
-from mmn_fast.request import check_batch, check_facts
+from mmn_fast.request import check_batch, check_facts, check_top_k
 from mmn_fast.types import Moment, Query, Video
 from mmn_fast.windows.cuts import Window, Windows, cut_rows
-from mmn_fast.windows.grounding import Collected, encoded_blocks
+from mmn_fast.windows.grounding import Collected, encoded_blocks, moments_of_pairs
 
 Ground = Callable[[list[Query], int], list[list[list[Moment]]]]
 
@@ -33,13 +33,45 @@ class _Cut:
 
 
 class WindowGrounding:
-    """The part of `Engine` for videos that are longer than a window."""
+    """The part of `Engine` for videos that may be longer than a window."""
 
     preset: Preset
     _model: LoadedModel
     _backend: Backend
     _plan: ProposalPlan
     _progress: bool
+
+    def score(self, video: VideoEmbeddings, text: TextEmbeddings, top_k: int = 5) -> list[list[list[Moment]]]:
+        """Ground every sentence in every video from their embeddings.
+
+        Args:
+            video: embeddings from `encode_video`, made here or in another process.
+            text: embeddings from `encode_text`.
+            top_k: moments per sentence, >= 1.
+
+        Returns:
+            `result[v][s]`: moments of sentence s in video v, best first.
+
+        Raises:
+            InputError: the embeddings are of another model.
+        """
+        return self.score_pairs([(video, text)], top_k)[0]
+
+    def score_pairs(
+        self, pairs: Sequence[tuple[VideoEmbeddings, TextEmbeddings]], top_k: int = 5
+    ) -> list[list[list[list[Moment]]]]:
+        """Ground in several videos the sentences of each: `[score(video, text, top_k) for video, text in pairs]`.
+
+        Many small pairs take less time than as many calls of `score`, above all beside other threads of Python.
+
+        Raises:
+            InputError: embeddings are of another model.
+        """
+        top_k = check_top_k(top_k)
+        for video, text in pairs:
+            check_embeddings(video, VideoEmbeddings, "video", self._model.fingerprint)
+            check_embeddings(text, TextEmbeddings, "text", self._model.fingerprint)
+        return moments_of_pairs(self._backend, pairs, top_k)
 
     def _ground_windows(
         self, batch: Iterable[Query], windows: Windows, top_k: int, ground: Ground

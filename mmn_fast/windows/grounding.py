@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from itertools import islice
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
 from mmn_fast.arrays import Float32
-from mmn_fast.backends.base import Backend, Branches, Selection
+from mmn_fast.backends.base import PAIRS_AT_ONCE, Backend, Branches, Selection
+from mmn_fast.embeddings import TextEmbeddings, VideoEmbeddings
 from mmn_fast.features import pre_clips
 from mmn_fast.geometry import cells_to_moments, plan_for
 from mmn_fast.postprocess import to_moments
@@ -130,6 +132,53 @@ def moments_of_video(
     for window, (start_s, length_s) in zip(video, spans, strict=True):
         collected.add(window, start_s, length_s)
     return collected.merged(duration_s, top_k)
+
+
+def moments_of_pairs(
+    backend: Backend, pairs: Sequence[tuple[VideoEmbeddings, TextEmbeddings]], top_k: int
+) -> list[list[list[list[Moment]]]]:
+    """Ground sentences in videos from their embeddings; all videos that are not cut go through one call of the backend.
+
+    Args:
+        backend: scores embeddings.
+        pairs: videos, and the sentences to ground in each of them.
+        top_k: moments per sentence.
+
+    Returns:
+        `result[pair][v][s]`: moments of sentence s in video v of the pair, best first.
+    """
+    result: list[list[list[list[Moment]]]] = []
+    whole: list[tuple[tuple[Branches, Branches], float]] = []  # videos that are not cut, and their lengths
+    places: list[tuple[int, int]] = []  # where in `result` they belong
+    for number, (video, text) in enumerate(pairs):
+        sentences, row = (text.contrastive, text.iou), 0
+        result.append([[] for _ in video.spans])
+        for v, (spans, duration_s) in enumerate(zip(video.spans, video.durations_s, strict=True)):
+            mine = slice(row, row := row + len(spans))
+            if len(spans) == 1:
+                whole.append((((video.contrastive[mine.start], video.iou[mine.start]), sentences), duration_s))
+                places.append((number, v))
+                continue
+            windows = zip(video.contrastive[mine], video.iou[mine], strict=True)
+            result[number][v] = moments_of_video(backend, windows, sentences, spans, duration_s, top_k)
+    for first in range(0, len(whole), PAIRS_AT_ONCE):
+        some = whole[first : first + PAIRS_AT_ONCE]
+        for (number, v), found in zip(places[first:], _moments_of_whole(backend, some, top_k), strict=False):
+            result[number][v] = found
+    return result
+
+
+def _moments_of_whole(
+    backend: Backend, whole: Sequence[tuple[tuple[Branches, Branches], float]], top_k: int
+) -> Iterator[list[list[Moment]]]:
+    """Yield per video, given as its and its sentences' embeddings and its length, the moments of its sentences."""
+    plan, pairs = plan_for(backend.preset), [pair for pair, _ in whole]
+    lengths = np.array([duration_s for _, duration_s in whole])[:, None, None]
+    moments = cells_to_moments(plan.cells, lengths, plan.num_clips)
+    chosen, scores = backend.top_moments_of_pairs(pairs, moments, min(top_k, plan.num_proposals))
+    counts = [len(contrastive) for _, (contrastive, _) in pairs]
+    found = iter(to_moments(chosen, scores, moments, np.repeat(np.arange(len(pairs)), counts)))
+    return (list(islice(found, count)) for count in counts)
 
 
 def shown(items: Sequence[_Item], progress: bool) -> Iterable[_Item]:

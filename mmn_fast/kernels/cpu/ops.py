@@ -7,6 +7,7 @@ Pass a torch CPU tensor as `tensor.numpy()`.
 from __future__ import annotations
 
 import operator
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -220,6 +221,60 @@ def target_iou(
         threads=num_threads(threads),
     )
     return out
+
+
+def top_moments_of_pairs(
+    pairs: Sequence[tuple[Float32, Float32, Float32, Float32]],
+    moments: Float32,
+    *,
+    fusion: str,
+    power: float,
+    iou_threshold: float,
+    top_k: int,
+    threads: int | None = None,
+) -> tuple[Int32, Float32]:
+    """Choose the best moments of several videos, each for its own sentences, in one call of the kernel.
+
+    Where other threads want Python's interpreter, a call gets it back only after up to `sys.getswitchinterval()`; one
+    call for all pairs waits once.
+
+    Equivalent to:
+        found = [top_moments(*pair, spans, ...) for pair, spans in zip(pairs, moments)]
+        tuple(np.concatenate(arrays) for arrays in zip(*found))
+
+    Args:
+        pairs: per pair `top_moments`'s first four arguments; P and J are the same in all, S may differ.
+        moments: Start and end of every proposal in each pair's video, float32 [B, P, 2], finite seconds.
+        fusion: As for `top_moments`.
+        power: As for `top_moments`.
+        iou_threshold: As for `top_moments`.
+        top_k: As for `top_moments`.
+        threads: As for `top_moments`.
+
+    Returns:
+        int32 [all S, top_k] and float32 [all S, top_k], pair after pair, as from `top_moments`.
+
+    Raises:
+        TypeError: As `top_moments`.
+        ValueError: As `top_moments`, or the pairs do not have the moments' P.
+    """
+    for vc, vi, tc, ti in pairs:
+        _require_arrays(video_contrastive=vc, video_iou=vi, text_contrastive=tc, text_iou=ti)
+    _require_arrays(moments=moments)
+    shape = (sum(len(pair[2]) for pair in pairs), _require_top_k(top_k))
+    cells, scores = np.empty(shape, np.int32), np.empty(shape, np.float32)
+    _C.top_moments_of_pairs(
+        pairs=pairs,
+        moments=moments,
+        fusion=fusion,
+        power=power,
+        iou_threshold=iou_threshold,
+        top_k=top_k,
+        cells=cells,
+        scores=scores,
+        threads=num_threads(threads),
+    )
+    return cells, scores
 
 
 def _require_arrays(**arrays: object) -> None:
