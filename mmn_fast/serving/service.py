@@ -19,6 +19,7 @@ from mmn_fast.engine import Engine
 from mmn_fast.errors import InputError
 from mmn_fast.features.extractors.base import Extractor
 from mmn_fast.serving.batching import Batcher
+from mmn_fast.serving.http.admission import CLIENT, Client
 from mmn_fast.serving.http.incoming import Incoming, Reader
 from mmn_fast.serving.http.problems import ClientGoneError, Problem, busy
 from mmn_fast.serving.library import Library
@@ -180,22 +181,31 @@ async def unless_gone(request: Request, work: Awaitable[T]) -> T:
         ClientGoneError: the client has gone.
     """
     future = asyncio.ensure_future(work)
-    watch = asyncio.get_running_loop().create_task(_cancel_when_gone(request, future))
+    client, watch = request.scope.get(CLIENT), None
+    if client is None:
+        client = Client()
+        watch = asyncio.get_running_loop().create_task(_watch(request, client))
+    client.work = future
+    if client.has_gone:  # while its body was read
+        future.cancel()
     try:
         return await future
     except asyncio.CancelledError:
-        if watch.done():
+        if client.has_gone:
             raise ClientGoneError from None
         future.cancel()
         raise
     finally:
-        watch.cancel()
+        client.work = None
+        if watch is not None:
+            watch.cancel()
 
 
-async def _cancel_when_gone(request: Request, work: asyncio.Future[Any]) -> None:
+async def _watch(request: Request, client: Client) -> None:
+    """Tell when the client goes away, by way of ASGI."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
-    work.cancel()
+    client.leave()
 
 
 def check_id(video_id: str | None) -> str:

@@ -9,7 +9,6 @@ from functools import lru_cache
 from time import perf_counter
 from urllib.parse import urlsplit
 
-from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -109,17 +108,17 @@ class Guard:
 
     def _refusal(self, scope: Scope, works: bool) -> Problem | None:
         entered = self._admission.enter(scope)
-        headers = Headers(scope=scope)
-        host = headers.get("host", "")
+        headers = {name: value.decode("latin-1") for name, value in reversed(scope["headers"])}  # of two, the first
+        host = headers.get(b"host", "")
         name, address = _name_and_address(f"//{host[:300]}")
         if self._hosts is not None and name not in self._hosts:
             return Problem(403, f"Host: expected {', '.join(self._hosts)}, got {host[:100]!r}")
-        origin = headers.get("origin")
+        origin = headers.get(b"origin")
         if origin is not None and _name_and_address(origin[:300])[1] != address:
             return Problem(403, f"Origin: expected a page of this service, got {origin[:100]!r}")
         if self._key is not None and scope["path"] not in _OPEN and not scope["path"].startswith("/static/"):
-            kind, _, given = headers.get("authorization", "").partition(" ")
-            given = given.strip() if kind.lower() == "bearer" else headers.get("x-api-key", "")
+            kind, _, given = headers.get(b"authorization", "").partition(" ")
+            given = given.strip() if kind.lower() == "bearer" else headers.get(b"x-api-key", "")
             if not hmac.compare_digest(given.encode("utf-8", "surrogateescape"), self._key):
                 wanted = "Authorization: expected Bearer and the service's API key"
                 return Problem(

@@ -136,7 +136,7 @@ class Reader:
                 async for chunk in _chunks(receive):
                     file.write(chunk)
             return Incoming(values, upload=path)
-        body = b"".join([chunk async for chunk in _chunks(receive)])
+        body = await _whole(receive)
         if kind != _JSON:
             return Incoming(values, await _in_thread(body, self._array, body, values.get("key")))
         given = await _in_thread(body, _json_of, body)
@@ -273,6 +273,15 @@ async def _chunks(receive: Receive) -> AsyncIterator[bytes]:
         message = await receive()
         yield message.get("body", b"")
         more = message.get("more_body", False)
+
+
+async def _whole(receive: Receive) -> bytes:
+    """The body; that of most requests is one piece."""
+    message = await receive()
+    body: bytes = message.get("body", b"")
+    if message.get("more_body", False):
+        body = b"".join([body, *[chunk async for chunk in _chunks(receive)]])
+    return body
 
 
 def _counted(request: Request, most: int) -> Receive:
