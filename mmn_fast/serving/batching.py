@@ -19,8 +19,8 @@ Job = TypeVar("Job")
 # Calls of a few jobs cost more per job; calls of all jobs leave none for HTTP to bring meanwhile. With 32 clients
 # and the demo's model sixteen gave 84 % of the throughput of direct calls, all jobs 77 %.
 _ENOUGH = 16
-# Answers of a call that one round of the event loop hands out: what arrives meanwhile waits for the round's end. At twice
-# the capacity by id, the latest refusals took 37 to 55 ms with eight and 37 to 71 ms with all at once.
+# Answers of a call that one round of the event loop hands out: what arrives meanwhile waits for the round's end. At
+# twice the capacity by id, the latest refusals took 37 to 55 ms with eight and 37 to 71 ms with all at once.
 _HANDED_OUT = 8
 
 
