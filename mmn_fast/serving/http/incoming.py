@@ -129,7 +129,7 @@ class Reader:
     ) -> Incoming:
         if kind == _FORM:
             return await self._form(Request(request.scope, receive), known, stack, videos)
-        values = self._texts(_query(request), known)
+        values = self._texts(_query(request), known) if request.scope["query_string"] else {}
         if kind.startswith("video/"):
             path = stack.enter_context(private_file(self._folder, ".video"))
             with path.open("xb") as file:
