@@ -35,7 +35,8 @@ from mmn_fast.storage.documents import read_text
 # Python's own 5 ms would be many times a request's own work.
 _SWITCH_S = 0.0005
 # The event loop accepts one connection per listening socket and round; a round takes up to 50 ms under load. One socket
-# would let 60 new connections wait for half a second and longer.
+# would let 60 new connections wait for half a second and longer. A connection that comes alone takes about 0.2 ms more
+# of the processor with 32, because all of them look for it.
 _LISTENERS = 32
 
 

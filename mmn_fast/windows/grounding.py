@@ -170,15 +170,18 @@ def moments_of_pairs(
 
 def _moments_of_whole(
     backend: Backend, whole: Sequence[tuple[tuple[Branches, Branches], float]], top_k: int
-) -> Iterator[list[list[Moment]]]:
-    """Yield per video, given as its and its sentences' embeddings and its length, the moments of its sentences."""
+) -> list[list[list[Moment]]]:
+    """Per video, given as its and its sentences' embeddings and its length, the moments of its sentences."""
+    if len(whole) == 1:  # less to prepare: 0.06 instead of 0.085 ms for one sentence and the demo's model
+        (((video, text), duration_s),) = whole
+        return [moments_of_video(backend, (video,), text, ((0.0, duration_s),), duration_s, top_k)]
     plan, pairs = plan_for(backend.preset), [pair for pair, _ in whole]
     lengths = np.array([duration_s for _, duration_s in whole])[:, None, None]
     moments = cells_to_moments(plan.cells, lengths, plan.num_clips)
     chosen, scores = backend.top_moments_of_pairs(pairs, moments, min(top_k, plan.num_proposals))
     counts = [len(contrastive) for _, (contrastive, _) in pairs]
     found = iter(to_moments(chosen, scores, moments, np.repeat(np.arange(len(pairs)), counts)))
-    return (list(islice(found, count)) for count in counts)
+    return [list(islice(found, count)) for count in counts]
 
 
 def shown(items: Sequence[_Item], progress: bool) -> Iterable[_Item]:
