@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,14 +44,22 @@ def test_places_are_counted_from_the_head_of_a_request_to_its_answer() -> None:
         assert admission.enter({**_GROUND, **other})
 
 
-def test_a_round_admits_eight_once_half_of_the_places_are_taken() -> None:
-    waiting = 0
-    admission = Admission(lambda: waiting, 64, Metrics())
-    assert sum(admission.refuse(dict(_GROUND)) is None for _ in range(100)) == 32  # a burst before any task has started
-    admission, waiting = Admission(lambda: waiting, 64, Metrics()), 40
-    assert sum(admission.refuse(dict(_GROUND)) is None for _ in range(100)) == 8
-    admission, waiting = Admission(lambda: waiting, 64, Metrics()), 60
-    assert sum(admission.refuse(dict(_GROUND)) is None for _ in range(100)) == 4
+def test_a_round_begins_eight_requests_in_their_order() -> None:
+    async def test() -> tuple[list[int], list[int]]:
+        admission = Admission(lambda: 0, 64, Metrics())
+        begun: list[int] = []
+        counts = []
+        for number in range(20):
+            admission.begin(partial(begun.append, number))
+        for number in range(20, 24):  # one more in each round
+            counts.append(len(begun))
+            await asyncio.sleep(0)
+            admission.begin(partial(begun.append, number))
+        return counts, begun
+
+    counts, begun = asyncio.run(test())
+    assert counts == [8, 16, 22, 23]  # the third round begins the last four and 20, and 21 as it comes
+    assert begun == list(range(24))
 
 
 def test_a_plain_request_is_refused_by_its_bytes() -> None:
