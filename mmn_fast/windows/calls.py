@@ -64,6 +64,13 @@ class WindowGrounding:
 
         Many small pairs take less time than as many calls of `score`, above all beside other threads of Python.
 
+        Args:
+            pairs: embeddings of videos, and of the sentences to ground in each of them, as for `score`.
+            top_k: moments per sentence, >= 1.
+
+        Returns:
+            `result[pair][v][s]`: moments of sentence s in video v of the pair, best first.
+
         Raises:
             InputError: embeddings are of another model.
         """
