@@ -52,6 +52,11 @@ def select_moments(
     return ops.temporal_nms(fused, moments, iou_threshold, top_k, threads=threads)
 
 
+def _choosing(preset: Preset) -> dict[str, Any]:
+    """A preset's arguments of `kernels.cpu.ops.top_moments`."""
+    return {"fusion": preset.score_fusion, "power": preset.score_power, "iou_threshold": preset.nms_iou}
+
+
 def match_moments(
     video: tuple[Float32, Float32],
     text: tuple[Float32, Float32],
@@ -80,9 +85,7 @@ def match_moments(
         arrays[2],
         arrays[3],
         moments,
-        fusion=preset.score_fusion,
-        power=preset.score_power,
-        iou_threshold=preset.nms_iou,
+        **_choosing(preset),
         top_k=top_k,
         threads=threads,
     )
@@ -111,9 +114,7 @@ def match_pairs(
     return ops.top_moments_of_pairs(
         [(contiguous(vc), contiguous(vi), contiguous(tc), contiguous(ti)) for (vc, vi), (tc, ti) in pairs],
         moments,
-        fusion=preset.score_fusion,
-        power=preset.score_power,
-        iou_threshold=preset.nms_iou,
+        **_choosing(preset),
         top_k=top_k,
         threads=threads,
     )

@@ -39,8 +39,18 @@ def test_pairs_of_another_model_are_refused() -> None:
     engine = mmn_fast.load("demo", threads=1)
     video, text = engine.encode_video([shapes(0)]), engine.encode_text(["a"])
     other = TextEmbeddings(contrastive=text.contrastive, iou=text.iou, fingerprint="other", sentences=("a",))
-    with pytest.raises(InputError, match="text: .*other"):
-        engine.score_pairs([(video, text), (video, other)])
+    wrong: list[tuple[Any, str]] = [
+        ((video, other), r"pairs\[1\]\[1\]: expected embeddings of this engine's model, .*, got model other"),
+        ((text, text), r"pairs\[1\]\[0\]: expected VideoEmbeddings, got TextEmbeddings"),
+        ((video,), r"pairs\[1\]: expected embeddings of videos and of their sentences, got tuple of 1"),
+        (video, r"pairs\[1\]: expected embeddings of videos and of their sentences, got"),
+    ]
+    for pair, message in wrong:
+        with pytest.raises(InputError, match=message):
+            engine.score_pairs([(video, text), pair])
+    with pytest.raises(InputError, match="^text: .*other"):
+        engine.score(video, other)
+    assert engine.score_pairs(iter([(video, text)])) == [engine.score(video, text)]
 
 
 def test_a_batch_of_the_service_gives_what_each_job_gets_alone(tmp_path: Path) -> None:

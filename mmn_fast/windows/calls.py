@@ -10,7 +10,9 @@ import numpy as np
 
 from mmn_fast.backends.base import Backend, Branches
 from mmn_fast.checkpoint import LoadedModel
+from mmn_fast.checks import shown
 from mmn_fast.embeddings import TextEmbeddings, VideoEmbeddings, check_embeddings
+from mmn_fast.errors import InputError
 from mmn_fast.geometry import ProposalPlan
 from mmn_fast.presets import Preset
 from mmn_fast.request import check_batch, check_facts, check_top_k
@@ -55,10 +57,12 @@ class WindowGrounding:
         Raises:
             InputError: the embeddings are of another model.
         """
-        return self.score_pairs([(video, text)], top_k)[0]
+        top_k = check_top_k(top_k)
+        self._check_pair(video, "video", text, "text")
+        return moments_of_pairs(self._backend, [(video, text)], top_k)[0]
 
     def score_pairs(
-        self, pairs: Sequence[tuple[VideoEmbeddings, TextEmbeddings]], top_k: int = 5
+        self, pairs: Iterable[tuple[VideoEmbeddings, TextEmbeddings]], top_k: int = 5
     ) -> list[list[list[list[Moment]]]]:
         """Ground in several videos the sentences of each: `[score(video, text, top_k) for video, text in pairs]`.
 
@@ -72,13 +76,20 @@ class WindowGrounding:
             `result[pair][v][s]`: moments of sentence s in video v of the pair, best first.
 
         Raises:
-            InputError: embeddings are of another model.
+            InputError: a pair is none, or its embeddings are of another model; the message names the pair.
         """
-        top_k = check_top_k(top_k)
-        for video, text in pairs:
-            check_embeddings(video, VideoEmbeddings, "video", self._model.fingerprint)
-            check_embeddings(text, TextEmbeddings, "text", self._model.fingerprint)
-        return moments_of_pairs(self._backend, pairs, top_k)
+        top_k, given = check_top_k(top_k), list(pairs)
+        for number, pair in enumerate(given):
+            if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+                got = f"{type(pair).__name__} of {len(pair)}" if isinstance(pair, (tuple, list)) else shown(pair)
+                raise InputError(f"pairs[{number}]: expected embeddings of videos and of their sentences, got {got}")
+            self._check_pair(pair[0], f"pairs[{number}][0]", pair[1], f"pairs[{number}][1]")
+        return moments_of_pairs(self._backend, given, top_k)
+
+    def _check_pair(self, video: object, video_name: str, text: object, text_name: str) -> None:
+        """Refuse what is not embeddings of this model."""
+        check_embeddings(video, VideoEmbeddings, video_name, self._model.fingerprint)
+        check_embeddings(text, TextEmbeddings, text_name, self._model.fingerprint)
 
     def _ground_windows(
         self, batch: Iterable[Query], windows: Windows, top_k: int, ground: Ground

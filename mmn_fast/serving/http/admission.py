@@ -131,15 +131,19 @@ class Admission:
     def _none_left(self) -> bool:
         return self._waiting() + self._coming >= self._most
 
-    def begin(self, request: Callable[[], None]) -> None:
-        """Start the task of a request that has a place: now, or in one of the next rounds of the event loop."""
+    def begin(self, start: Callable[[], None]) -> None:
+        """Start the task of a request that has a place: now, or in one of the next rounds of the event loop.
+
+        Args:
+            start: starts the task.
+        """
         if self._later or self._begun >= _ROUND:
-            self._later.append(request)
+            self._later.append(start)
             return
         if not self._begun:
             asyncio.get_running_loop().call_soon(self._next_round)
         self._begun += 1
-        request()
+        start()
 
     def _next_round(self) -> None:
         self._begun = min(_ROUND, len(self._later))
