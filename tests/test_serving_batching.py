@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable
@@ -164,6 +166,25 @@ def test_a_call_that_fails_answers_all_of_its_jobs_and_the_next_call_runs() -> N
         with pytest.raises(OSError, match="broken"):
             await batcher.submit(1, 10)
         assert await batcher.submit(2, 10) == "whole"
+        await batcher.close()
+
+    asyncio.run(test())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads have a niceness of their own only on Linux")
+def test_calls_give_way_to_the_event_loop() -> None:
+    async def test() -> None:
+        def run(jobs: list[Any], alone: bool) -> list[Any]:
+            thread = threading.Thread(target=lambda: found.append(os.nice(0)))  # as a kernel starts its workers
+            thread.start()
+            thread.join()
+            return [os.nice(0)] * len(jobs)
+
+        found: list[int] = []
+        batcher: Batcher[Any] = Batcher(run, max_batch=4, wait_s=0, max_waiting=8)
+        before = os.nice(0)
+        assert await batcher.submit(1, 10) == found[0] == min(before + 3, 19)
+        assert os.nice(0) == before
         await batcher.close()
 
     asyncio.run(test())

@@ -12,6 +12,7 @@ from contextlib import suppress
 from itertools import islice
 from typing import Any, Generic, TypeVar
 
+from mmn_fast.process.priority import give_way
 from mmn_fast.serving.http.problems import busy
 
 _LOG = logging.getLogger(__name__)
@@ -58,7 +59,7 @@ class Batcher(Generic[Job]):
 
     Args:
         run: called in threads, at most `calls` at a time, with jobs and whether no other call runs and no job waits;
-            gives an answer or an exception per job.
+            gives an answer or an exception per job. The threads give way to that of the event loop.
         max_batch: most jobs of a call.
         wait_s: longest wait for company while a call could start, seconds.
         max_waiting: most waiting jobs; further ones are refused.
@@ -79,7 +80,7 @@ class Batcher(Generic[Job]):
         self._run, self._observe, self._calls = run, observe, calls
         self._max_batch, self._wait_s, self._max_waiting = max_batch, wait_s, max_waiting
         self._waiting: deque[_Entry[Job]] = deque()
-        self._threads = ThreadPoolExecutor(calls, "mmn-fast-engine")
+        self._threads = ThreadPoolExecutor(calls, "mmn-fast-engine", give_way)
         self._idle = calls
         self._sizes = deque([1], calls)  # of the latest calls
         self._gathering: asyncio.TimerHandle | None = None

@@ -18,6 +18,7 @@ from starlette.requests import Request
 from mmn_fast.engine import Engine
 from mmn_fast.errors import InputError
 from mmn_fast.features.extractors.base import Extractor
+from mmn_fast.process.priority import give_way
 from mmn_fast.serving.batching import Batcher
 from mmn_fast.serving.http.admission import CLIENT, Client
 from mmn_fast.serving.http.incoming import Incoming, Reader
@@ -52,8 +53,8 @@ class Service:
         self.ready = self.draining = False
         self._batcher: Batcher[Job] | None = None
         self._answers = Answers(engine, library, self.metrics)
-        self._uploading = ThreadPoolExecutor(1, "mmn-fast-uploads")
-        self._looking = ThreadPoolExecutor(1, "mmn-fast-thumbnails")
+        self._uploading = ThreadPoolExecutor(1, "mmn-fast-uploads", give_way)
+        self._looking = ThreadPoolExecutor(1, "mmn-fast-thumbnails", give_way)
         self._ending = threading.Event()
         self._uploads = self._reading = 0
         self.metrics.gauge("index_videos", "Videos in the index.", lambda: len(library))
