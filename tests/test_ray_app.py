@@ -86,6 +86,34 @@ def test_the_answers_are_those_of_one_process(served: Any, expected: dict[str, A
     assert "'unknown' is not in" in unknown.json()["detail"]
 
 
+def test_requests_of_several_clients_go_into_one_call_and_get_the_answers_of_one_process(
+    served: Any, expected: dict[str, Any]
+) -> None:
+    _, client, _ = served
+
+    def ask(_: int) -> None:
+        with httpx.Client(base_url=client.base_url, timeout=60) as mine:
+            for number in range(20):
+                bad = mine.post("/v1/search", json={**_QUESTION, "videos": [f"unknown {number}"]})
+                assert (bad.status_code, f"'unknown {number}'" in bad.text) == (422, True)
+                assert mine.post("/v1/search", json=_QUESTION).json() == expected
+
+    with ThreadPoolExecutor(8) as clients:
+        list(clients.map(ask, range(8)))
+    of_replicas = [_values(client) for _ in range(8)]
+    assert any(one["batch_size_sum"] > one["batch_size_count"] for one in of_replicas)
+    for one in of_replicas:
+        assert one["queue_seconds_count"] == one["batch_size_sum"]
+        assert one["queue_length"] == 0
+
+
+def _values(client: httpx.Client) -> dict[str, float]:
+    """The metrics of one replica that have no labels."""
+    lines = client.get("/metrics").text.splitlines()
+    found = [line.removeprefix("mmn_fast_").split() for line in lines if not line.startswith("#") and "{" not in line]
+    return {name: float(value) for name, value in found}
+
+
 def _status(client: httpx.Client, expected: dict[str, Any]) -> int:
     """Search; there is one answer, which is whole or a refusal.
 

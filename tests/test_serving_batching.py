@@ -1,4 +1,7 @@
-"""Concurrent requests go into one call; the queue is bounded, and who has gone takes no place in it."""
+"""Concurrent requests go into one call; the queue is bounded, and who has gone takes no place in it.
+
+What holds for the queue of a Ray replica as well is asked of both; outside a replica, a double stands for its context.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +10,20 @@ import os
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Awaitable, Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 pytest.importorskip("fastapi")
 
-from mmn_fast.serving.batching import Batcher
+from mmn_fast.serving.batching import Batcher, JobQueue
 from mmn_fast.serving.http.problems import Problem
+from mmn_fast.serving.ray_app.batches import ServeBatches
+
+Make = Callable[..., JobQueue[Any]]
 
 
 class Held:
@@ -33,11 +41,27 @@ class Held:
         return [ValueError(job) if job == "bad" else f"answer to {job}" for job in jobs]
 
 
-def _run(test: Callable[[Batcher[Any], Held], Awaitable[None]], **options: Any) -> None:
+@pytest.fixture
+def ray_queue(monkeypatch: pytest.MonkeyPatch) -> Make:
+    """Makes the queue of a Ray replica."""
+    serve = pytest.importorskip("ray.serve")
+    context = SimpleNamespace(_deployment_config=SimpleNamespace(max_ongoing_requests=128))
+    monkeypatch.setattr(serve, "get_replica_context", lambda: context)
+    return ServeBatches
+
+
+@pytest.fixture(params=["Batcher", "ServeBatches"])
+def make(request: pytest.FixtureRequest) -> Make:
+    """Makes either queue."""
+    made: Make = Batcher if request.param == "Batcher" else request.getfixturevalue("ray_queue")
+    return made
+
+
+def _run(test: Callable[[Any, Held], Awaitable[None]], make: Make = Batcher, **options: Any) -> None:
     async def whole() -> None:
         held = Held()
         options.setdefault("max_batch", 4)
-        batcher: Batcher[Any] = Batcher(held, **{"wait_s": 0.0, "max_waiting": 8, **options})
+        batcher = make(held, **{"wait_s": 0.0, "max_waiting": 8, **options})
         try:
             await test(batcher, held)
         finally:
@@ -55,7 +79,7 @@ async def _until(true: Callable[[], bool]) -> None:
     raise AssertionError("waited too long")
 
 
-async def _started(batcher: Batcher[Any], held: Held, jobs: list[Any]) -> list[asyncio.Future[Any]]:
+async def _started(batcher: JobQueue[Any], held: Held, jobs: list[Any]) -> list[asyncio.Future[Any]]:
     """One job in a call that is held, others in the queue."""
     tasks = [asyncio.ensure_future(batcher.submit("first", 10))]
     await _until(lambda: len(held.batches) == 1)
@@ -74,15 +98,15 @@ def test_what_arrives_during_a_call_goes_together_in_order_and_in_bounded_batche
     _run(test)
 
 
-def test_a_job_alone_does_not_wait_for_company() -> None:
-    async def test(batcher: Batcher[Any], held: Held) -> None:
+def test_a_job_alone_does_not_wait_for_company(make: Make) -> None:
+    async def test(batcher: JobQueue[Any], held: Held) -> None:
         held.go_on.set()
         started = time.monotonic()
         for job in range(5):
             await batcher.submit(job, 10)
         assert time.monotonic() - started < 0.9  # one wait takes a second
 
-    _run(test, wait_s=1.0)
+    _run(test, make, wait_s=1.0)
 
 
 def test_after_company_a_job_waits_for_more_but_not_longer_than_it_may() -> None:
@@ -98,8 +122,8 @@ def test_after_company_a_job_waits_for_more_but_not_longer_than_it_may() -> None
     _run(test, wait_s=0.05)
 
 
-def test_a_full_queue_refuses_at_once() -> None:
-    async def test(batcher: Batcher[Any], held: Held) -> None:
+def test_a_full_queue_refuses_at_once(make: Make) -> None:
+    async def test(batcher: JobQueue[Any], held: Held) -> None:
         await _started(batcher, held, list("ab"))
         started = time.monotonic()
         with pytest.raises(Problem, match="the queue is full: 2 requests wait already") as refused:
@@ -107,11 +131,11 @@ def test_a_full_queue_refuses_at_once() -> None:
         assert (refused.value.status, refused.value.headers) == (503, {"Retry-After": "1"})
         assert time.monotonic() - started < 0.05
 
-    _run(test, max_waiting=2)
+    _run(test, make, max_waiting=2)
 
 
-def test_a_deadline_and_a_client_that_goes_free_their_places() -> None:
-    async def test(batcher: Batcher[Any], held: Held) -> None:
+def test_a_deadline_and_a_client_that_goes_free_their_places(make: Make) -> None:
+    async def test(batcher: JobQueue[Any], held: Held) -> None:
         (first, gone) = await _started(batcher, held, ["gone"])
         with pytest.raises(Problem, match="not answered within 0.01 s"):
             await batcher.submit("late", 0.01)
@@ -122,7 +146,7 @@ def test_a_deadline_and_a_client_that_goes_free_their_places() -> None:
         assert await batcher.submit("next", 10) == "answer to next"
         assert held.batches == [["first"], ["next"]]
 
-    _run(test)
+    _run(test, make)
 
 
 def test_two_calls_run_at_a_time_and_know_of_each_other() -> None:
@@ -141,18 +165,18 @@ def test_two_calls_run_at_a_time_and_know_of_each_other() -> None:
     _run(test, calls=2)
 
 
-def test_an_error_belongs_to_its_job_alone() -> None:
-    async def test(batcher: Batcher[Any], held: Held) -> None:
+def test_an_error_belongs_to_its_job_alone(make: Make) -> None:
+    async def test(batcher: JobQueue[Any], held: Held) -> None:
         tasks = await _started(batcher, held, ["a", "bad", "b"])
         held.go_on.set()
         found = await asyncio.gather(*tasks, return_exceptions=True)
         assert [str(one) for one in found] == ["answer to first", "answer to a", "bad", "answer to b"]
         assert isinstance(found[2], ValueError)
 
-    _run(test)
+    _run(test, make)
 
 
-def test_a_call_that_fails_answers_all_of_its_jobs_and_the_next_call_runs() -> None:
+def test_a_call_that_fails_answers_all_of_its_jobs_and_the_next_call_runs(make: Make) -> None:
     async def test() -> None:
         calls = iter([OSError("broken"), ["whole"]])
 
@@ -162,7 +186,7 @@ def test_a_call_that_fails_answers_all_of_its_jobs_and_the_next_call_runs() -> N
                 raise given
             return given
 
-        batcher: Batcher[Any] = Batcher(run, max_batch=4, wait_s=0, max_waiting=8)
+        batcher = make(run, max_batch=4, wait_s=0, max_waiting=8)
         with pytest.raises(OSError, match="broken"):
             await batcher.submit(1, 10)
         assert await batcher.submit(2, 10) == "whole"
@@ -171,8 +195,72 @@ def test_a_call_that_fails_answers_all_of_its_jobs_and_the_next_call_runs() -> N
     asyncio.run(test())
 
 
+def test_in_a_replica_what_arrives_while_all_calls_run_goes_together(ray_queue: Make) -> None:
+    waits: list[list[float]] = []
+
+    async def test(batcher: JobQueue[Any], held: Held) -> None:
+        tasks = await _started(batcher, held, [])
+        tasks.append(asyncio.ensure_future(batcher.submit("second", 10)))
+        await _until(lambda: len(held.batches) == 2)
+        assert held.alone == [True, False]
+        for job in "abcdef":
+            tasks.append(asyncio.ensure_future(batcher.submit(job, 10)))
+            await asyncio.sleep(0.01)  # longer than Ray Serve waits for company
+        assert len(batcher) == 6
+        held.go_on.set()
+        assert await asyncio.gather(*tasks) == [f"answer to {job}" for job in ["first", "second", *"abcdef"]]
+        assert sorted(held.batches[2:], key=str) == [list("abcd"), list("ef")]
+        assert sorted(len(one) for one in waits) == [1, 1, 2, 4]
+        assert await batcher.submit("alone", 10) == "answer to alone"
+        assert held.alone[-1]
+
+    _run(test, ray_queue, wait_s=0.008, calls=2, observe=waits.append)
+
+
+def test_in_a_replica_a_job_waits_for_company_while_another_call_runs(ray_queue: Make) -> None:
+    async def test(batcher: JobQueue[Any], held: Held) -> None:
+        await _started(batcher, held, [])
+        tasks = [asyncio.ensure_future(batcher.submit("a", 10))]
+        await asyncio.sleep(0.02)
+        tasks.append(asyncio.ensure_future(batcher.submit("b", 10)))
+        await _until(lambda: len(held.batches) == 2)
+        held.go_on.set()
+        await asyncio.gather(*tasks)
+        assert held.batches == [["first"], ["a", "b"]]
+
+    _run(test, ray_queue, wait_s=1.0, calls=2)
+
+
+def test_the_end_cancels_what_waits(make: Make) -> None:
+    async def test(batcher: JobQueue[Any], held: Held) -> None:
+        first, waiting = await _started(batcher, held, ["waiting"])
+        held.go_on.set()
+        await batcher.close()
+        assert await first == "answer to first"
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        with pytest.raises(Problem, match="the queue is full"):
+            batcher.submit("late", 10)
+        assert held.batches == [["first"]]
+
+    _run(test, make)
+
+
+def test_a_job_that_has_left_takes_no_memory(make: Make) -> None:
+    async def test(batcher: JobQueue[Any], held: Held) -> None:
+        first, gone = await _started(batcher, held, [large := Held()])
+        left = weakref.ref(large)
+        del large
+        gone.cancel()
+        await _until(lambda: left() is None)
+        held.go_on.set()
+        assert await first == "answer to first"
+
+    _run(test, make)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="threads have a niceness of their own only on Linux")
-def test_calls_give_way_to_the_event_loop() -> None:
+def test_calls_give_way_to_the_event_loop(make: Make) -> None:
     async def test() -> None:
         def run(jobs: list[Any], alone: bool) -> list[Any]:
             thread = threading.Thread(target=lambda: found.append(os.nice(0)))  # as a kernel starts its workers
@@ -181,7 +269,7 @@ def test_calls_give_way_to_the_event_loop() -> None:
             return [os.nice(0)] * len(jobs)
 
         found: list[int] = []
-        batcher: Batcher[Any] = Batcher(run, max_batch=4, wait_s=0, max_waiting=8)
+        batcher = make(run, max_batch=4, wait_s=0, max_waiting=8)
         before = os.nice(0)
         assert await batcher.submit(1, 10) == found[0] == min(before + 3, 19)
         assert os.nice(0) == before

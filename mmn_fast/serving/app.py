@@ -17,6 +17,7 @@ from starlette.types import ASGIApp
 from mmn_fast.engine import Engine
 from mmn_fast.errors import InputError
 from mmn_fast.features.extractors.base import Extractor
+from mmn_fast.serving.batching import Batcher, JobQueue
 from mmn_fast.serving.http import described
 from mmn_fast.serving.http.admission import Admission
 from mmn_fast.serving.http.guard import Guard, ShortCut
@@ -26,7 +27,7 @@ from mmn_fast.serving.http.problems import REFUSALS, Problem, answer_error, busy
 from mmn_fast.serving.library import Library
 from mmn_fast.serving.service import Service, check_id, unless_gone
 from mmn_fast.serving.settings import Limits
-from mmn_fast.serving.work import Ground, Search
+from mmn_fast.serving.work import Ground, Job, Search
 from mmn_fast.types import Video
 from mmn_fast.version import __version__
 from mmn_fast.viz.svg import palette_css
@@ -71,6 +72,7 @@ def create_app(
     extractor: Extractor | None = None,
     key: str | None = None,
     hosts: Collection[str] | None = None,
+    queue: Callable[..., JobQueue[Job]] = Batcher,
 ) -> FastAPI:
     """Make the application.
 
@@ -82,13 +84,14 @@ def create_app(
         extractor: makes features of uploaded videos; None refuses them.
         key: API key that requests must bring.
         hosts: accepted names in the Host header; None accepts all.
+        queue: makes the queue before the engine, as `Batcher` does.
 
     Returns:
         The application; `app.state.service` holds its parts, `app.state.admission` is for
         `http.admission.admitting`.
     """
     limits = limits or Limits()
-    service = Service(engine, library, folder, limits, extractor)
+    service = Service(engine, library, folder, limits, extractor, queue)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

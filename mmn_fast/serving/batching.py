@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,43 +26,52 @@ _ENOUGH = 16
 _HANDED_OUT = 8
 
 
-class _Entry(Generic[Job]):
+class Entry(Generic[Job]):
     """A job that waits, and its answer."""
 
     __slots__ = ("answer", "job", "since", "timer", "waiting")
 
-    def __init__(self, job: Job, waiting: deque[_Entry[Job]], deadline_s: float) -> None:
+    def __init__(self, job: Job, waiting: deque[Entry[Job]], deadline_s: float) -> None:
         loop = asyncio.get_running_loop()
         self.job, self.since, self.answer = job, time.perf_counter(), loop.create_future()
-        self.waiting: deque[_Entry[Job]] | None = waiting
+        self.waiting: deque[Entry[Job]] | None = waiting
         self.timer = loop.call_later(deadline_s, self._too_late, deadline_s)
-        self.answer.add_done_callback(self._leave)
+        self.answer.add_done_callback(self._ended)
 
-    def _too_late(self, deadline_s: float) -> None:
-        """Refuse the job, unless it has its answer."""
-        if not self.answer.done():
-            self.answer.set_exception(busy(f"the request was not answered within {deadline_s:g} s"))
+    def end(self, answer: Any) -> None:
+        """Give the job its answer or exception, unless its client has gone or its deadline has passed."""
+        if self.answer.done():
+            return
+        if isinstance(answer, Exception):
+            self.answer.set_exception(answer)
+        else:
+            self.answer.set_result(answer)
 
-    def _leave(self, answer: asyncio.Future[Any]) -> None:
-        """Take no more place once there is an answer, or nobody wants one."""
-        self.timer.cancel()
+    def leave(self) -> None:
+        """Take no more place."""
         if self.waiting is not None:
             with suppress(ValueError):
                 self.waiting.remove(self)
+            self.waiting = None
+
+    def _too_late(self, deadline_s: float) -> None:
+        """Refuse the job, unless it has its answer."""
+        self.end(busy(f"the request was not answered within {deadline_s:g} s"))
+
+    def _ended(self, answer: asyncio.Future[Any]) -> None:
+        """Take no more place once there is an answer, or nobody wants one."""
+        self.timer.cancel()
+        self.leave()
 
 
-class Batcher(Generic[Job]):
-    """A bounded queue before a function that answers many jobs at once.
+class JobQueue(ABC, Generic[Job]):
+    """A bounded queue before a function that answers many jobs at once; kinds of it differ in what goes together.
 
-    A call starts once as many jobs wait as the latest calls had, but no more than sixteen; or the first of them has
-    waited for `wait_s`. So a job alone goes at once. A job that is cancelled, or whose deadline passes, leaves the
-    queue.
+    A job that is cancelled, or whose deadline passes, leaves the queue.
 
     Args:
         run: called in threads, at most `calls` at a time, with jobs and whether no other call runs and no job waits;
             gives an answer or an exception per job. The threads give way to that of the event loop.
-        max_batch: most jobs of a call.
-        wait_s: longest wait for company while a call could start, seconds.
         max_waiting: most waiting jobs; further ones are refused.
         calls: most calls that run at a time.
         observe: called with the seconds that each job of a batch waited.
@@ -71,19 +81,14 @@ class Batcher(Generic[Job]):
         self,
         run: Callable[[list[Job], bool], Sequence[Any]],
         *,
-        max_batch: int,
-        wait_s: float,
         max_waiting: int,
         calls: int = 1,
         observe: Callable[[list[float]], object] = lambda waits_s: None,
     ) -> None:
-        self._run, self._observe, self._calls = run, observe, calls
-        self._max_batch, self._wait_s, self._max_waiting = max_batch, wait_s, max_waiting
-        self._waiting: deque[_Entry[Job]] = deque()
+        self._run, self._observe, self._calls, self._max_waiting = run, observe, calls, max_waiting
+        self._waiting: deque[Entry[Job]] = deque()
         self._threads = ThreadPoolExecutor(calls, "mmn-fast-engine", give_way)
         self._idle = calls
-        self._sizes = deque([1], calls)  # of the latest calls
-        self._gathering: asyncio.TimerHandle | None = None
 
     def __len__(self) -> int:
         """Jobs that wait."""
@@ -104,20 +109,76 @@ class Batcher(Generic[Job]):
         """
         if len(self._waiting) >= self._max_waiting:
             raise busy(f"the queue is full: {self._max_waiting} requests wait already")
-        entry = _Entry(job, self._waiting, deadline_s)
+        entry = Entry(job, self._waiting, deadline_s)
         self._waiting.append(entry)
-        if self._idle:
-            self._start()
+        self._entered(entry)
         return entry.answer
 
     async def close(self) -> None:
         """End the threads; jobs that wait are cancelled."""
         self._max_waiting = 0
-        self._stop_gathering()
         for entry in tuple(self._waiting):
             entry.answer.cancel()
         self._waiting.clear()
         await asyncio.to_thread(self._threads.shutdown)
+
+    @abstractmethod
+    def _entered(self, entry: Entry[Job]) -> None:
+        """See to the answer of a job that waits now."""
+
+    def _begin(self, batch: list[Entry[Job]]) -> bool:
+        """Count a call that starts now, with jobs that no longer wait; say whether it is alone."""
+        alone = self._idle == self._calls and not self._waiting
+        self._idle -= 1
+        now = time.perf_counter()
+        self._observe([now - entry.since for entry in batch])
+        return alone
+
+    def _answers(self, batch: list[Entry[Job]], alone: bool) -> Sequence[Any]:
+        """An answer or an exception per job; runs in a thread."""
+        try:
+            return self._run([entry.job for entry in batch], alone)
+        except Exception as error:
+            _LOG.exception("a call for %d requests failed", len(batch))
+            return [error] * len(batch)
+
+
+class Batcher(JobQueue[Job]):
+    """A call starts once as many jobs wait as the latest calls had, or the first of them has waited long enough.
+
+    More than sixteen jobs are not waited for. So a job alone goes at once.
+
+    Args:
+        run: as for `JobQueue`.
+        max_batch: most jobs of a call.
+        wait_s: longest wait for company while a call could start, seconds.
+        max_waiting: as for `JobQueue`.
+        calls: as for `JobQueue`.
+        observe: as for `JobQueue`.
+    """
+
+    def __init__(
+        self,
+        run: Callable[[list[Job], bool], Sequence[Any]],
+        *,
+        max_batch: int,
+        wait_s: float,
+        max_waiting: int,
+        calls: int = 1,
+        observe: Callable[[list[float]], object] = lambda waits_s: None,
+    ) -> None:
+        super().__init__(run, max_waiting=max_waiting, calls=calls, observe=observe)
+        self._max_batch, self._wait_s = max_batch, wait_s
+        self._sizes = deque([1], calls)  # of the latest calls
+        self._gathering: asyncio.TimerHandle | None = None
+
+    async def close(self) -> None:
+        self._stop_gathering()
+        await super().close()
+
+    def _entered(self, entry: Entry[Job]) -> None:
+        if self._idle:
+            self._start()
 
     def _start(self) -> None:
         """Start a call, or gather company for it first."""
@@ -134,7 +195,7 @@ class Batcher(Generic[Job]):
     def _go(self) -> None:
         """Start a call with the jobs that wait."""
         self._stop_gathering()
-        batch: list[_Entry[Job]] = []
+        batch: list[Entry[Job]] = []
         while self._waiting and len(batch) < self._max_batch:
             entry = self._waiting.popleft()
             entry.waiting = None
@@ -142,42 +203,28 @@ class Batcher(Generic[Job]):
                 batch.append(entry)
         if not batch:
             return
-        alone = self._idle == self._calls and not self._waiting
-        self._idle -= 1
         self._sizes.append(len(batch))
-        now = time.perf_counter()
-        self._observe([now - entry.since for entry in batch])
-        self._threads.submit(self._call, batch, alone, asyncio.get_running_loop())
+        self._threads.submit(self._call, batch, self._begin(batch), asyncio.get_running_loop())
         if self._idle and self._waiting:
             self._start()
 
-    def _call(self, batch: list[_Entry[Job]], alone: bool, loop: asyncio.AbstractEventLoop) -> None:
+    def _call(self, batch: list[Entry[Job]], alone: bool, loop: asyncio.AbstractEventLoop) -> None:
         """Answer a batch; runs in a thread."""
-        answers: Sequence[Any]
-        try:
-            answers = self._run([entry.job for entry in batch], alone)
-        except Exception as error:
-            _LOG.exception("a call for %d requests failed", len(batch))
-            answers = [error] * len(batch)
+        answers = self._answers(batch, alone)
         with suppress(RuntimeError):  # the loop has ended meanwhile
             loop.call_soon_threadsafe(self._finish, batch, answers)
 
-    def _finish(self, batch: list[_Entry[Job]], answers: Sequence[Any]) -> None:
+    def _finish(self, batch: list[Entry[Job]], answers: Sequence[Any]) -> None:
         """Hand out answers, and start the next call."""
         self._idle += 1
         if self._waiting:
             self._start()
         self._hand_out(zip(batch, answers, strict=True))
 
-    def _hand_out(self, answered: Iterator[tuple[_Entry[Job], Any]]) -> None:
+    def _hand_out(self, answered: Iterator[tuple[Entry[Job], Any]]) -> None:
         """Hand out some answers in this round of the event loop, and the others in the next ones."""
         entry = None
         for entry, answer in islice(answered, _HANDED_OUT):
-            if entry.answer.done():  # its client has gone, or its deadline has passed
-                continue
-            if isinstance(answer, Exception):
-                entry.answer.set_exception(answer)
-            else:
-                entry.answer.set_result(answer)
+            entry.end(answer)
         if entry is not None:
             asyncio.get_running_loop().call_soon(self._hand_out, answered)

@@ -19,7 +19,7 @@ from mmn_fast.engine import Engine
 from mmn_fast.errors import InputError
 from mmn_fast.features.extractors.base import Extractor
 from mmn_fast.process.priority import give_way
-from mmn_fast.serving.batching import Batcher
+from mmn_fast.serving.batching import Batcher, JobQueue
 from mmn_fast.serving.http.admission import CLIENT, Client
 from mmn_fast.serving.http.incoming import Incoming, Reader
 from mmn_fast.serving.http.problems import ClientGoneError, Problem, busy
@@ -42,16 +42,24 @@ class Service:
         folder: private folder for uploads.
         limits: sizes and times.
         extractor: makes features of uploaded videos; None refuses them.
+        queue: makes the queue before the engine, as `Batcher` does.
     """
 
     def __init__(
-        self, engine: Engine, library: Library, folder: Path, limits: Limits, extractor: Extractor | None
+        self,
+        engine: Engine,
+        library: Library,
+        folder: Path,
+        limits: Limits,
+        extractor: Extractor | None,
+        queue: Callable[..., JobQueue[Job]] = Batcher,
     ) -> None:
         self.engine, self.library, self.limits, self.extractor = engine, library, limits, extractor
         self.metrics = Metrics()
         self.reader = Reader(limits, engine.preset.input_size, folder)
         self.ready = self.draining = False
-        self._batcher: Batcher[Job] | None = None
+        self._make_queue = queue
+        self._queue: JobQueue[Job] | None = None
         self._answers = Answers(engine, library, self.metrics)
         self._uploading = ThreadPoolExecutor(1, "mmn-fast-uploads", give_way)
         self._looking = ThreadPoolExecutor(1, "mmn-fast-thumbnails", give_way)
@@ -59,7 +67,7 @@ class Service:
         self._uploads = self._reading = 0
         self.metrics.gauge("index_videos", "Videos in the index.", lambda: len(library))
         self.metrics.gauge("index_bytes", "Bytes of the index.", lambda: library.num_bytes)
-        self.metrics.gauge("queue_length", "Requests that wait.", lambda: len(self._batcher or ()))
+        self.metrics.gauge("queue_length", "Requests that wait.", lambda: len(self._queue or ()))
 
     @property
     def calls(self) -> int:
@@ -69,7 +77,7 @@ class Service:
     async def start(self) -> None:
         """Make the queue, and warm the engine up in the background."""
         limits = self.limits
-        self._batcher = Batcher(
+        self._queue = self._make_queue(
             self._answers,
             max_batch=limits.max_batch,
             wait_s=limits.batch_wait_s,
@@ -95,13 +103,13 @@ class Service:
         self._warming.cancel()
         for pool in (self._uploading, self._looking):
             pool.shutdown(wait=False, cancel_futures=True)
-        if self._batcher is not None:
-            await self._batcher.close()
+        if self._queue is not None:
+            await self._queue.close()
 
     @property
     def waiting(self) -> int:
         """Requests that have a place in the queue: they wait for the engine, or their body arrives just now."""
-        return len(self._batcher or ()) + self._reading
+        return len(self._queue or ()) + self._reading
 
     async def read(self, request: Request, known: tuple[str, ...], stack: ExitStack, videos: bool) -> Incoming:
         """Read a request that the engine is to answer, as `Reader.read` does."""
@@ -113,8 +121,8 @@ class Service:
 
     def answer(self, job: Job, deadline_s: float | None = None) -> asyncio.Future[Any]:
         """A job's answer, from the queue."""
-        assert self._batcher is not None, "the application has started"
-        return self._batcher.submit(job, self.limits.deadline_s if deadline_s is None else deadline_s)
+        assert self._queue is not None, "the application has started"
+        return self._queue.submit(job, self.limits.deadline_s if deadline_s is None else deadline_s)
 
     async def uploaded(self, path: Path, video_id: str) -> Video:
         """The features of an uploaded video.

@@ -1,7 +1,7 @@
 """The processes of the service on a Ray cluster, as deployments of Ray Serve.
 
-Every replica is the application of `serving.app`: it has the engine and puts requests into batches. The index is cut
-into parts, each searched by an actor of its own. Ray Serve starts actors again that die.
+Every replica is the application of `serving.app`: it has the engine, and Ray Serve puts its requests into batches. The
+index is cut into parts, each searched by an actor of its own. Ray Serve starts actors again that die.
 """
 
 from __future__ import annotations
@@ -116,6 +116,7 @@ class Replica:
         """Make the application."""
         from mmn_fast.serving.app import create_app
         from mmn_fast.serving.process import read_key
+        from mmn_fast.serving.ray_app.batches import ServeBatches
         from mmn_fast.serving.ray_app.spread import SpreadLibrary
         from mmn_fast.serving.uploads import private_folder
 
@@ -134,6 +135,7 @@ class Replica:
             self._stack.enter_context(private_folder()),
             extractor=_extractor(engine),
             key=read_key(None if layout.api_key_file is None else Path(layout.api_key_file)),
+            queue=ServeBatches,
         )
 
 
