@@ -72,6 +72,8 @@ class JobQueue(ABC, Generic[Job]):
     Args:
         run: called in threads, at most `calls` at a time, with jobs and whether no other call runs and no job waits;
             gives an answer or an exception per job. The threads give way to that of the event loop.
+        max_batch: most jobs of a call.
+        wait_s: longest wait for company while a call could start, seconds.
         max_waiting: most waiting jobs; further ones are refused.
         calls: most calls that run at a time.
         observe: called with the seconds that each job of a batch waited.
@@ -81,11 +83,14 @@ class JobQueue(ABC, Generic[Job]):
         self,
         run: Callable[[list[Job], bool], Sequence[Any]],
         *,
+        max_batch: int,
+        wait_s: float,
         max_waiting: int,
         calls: int = 1,
         observe: Callable[[list[float]], object] = lambda waits_s: None,
     ) -> None:
-        self._run, self._observe, self._calls, self._max_waiting = run, observe, calls, max_waiting
+        self._run, self._observe, self._calls = run, observe, calls
+        self._max_batch, self._wait_s, self._max_waiting = max_batch, wait_s, max_waiting
         self._waiting: deque[Entry[Job]] = deque()
         self._threads = ThreadPoolExecutor(calls, "mmn-fast-engine", give_way)
         self._idle = calls
@@ -146,30 +151,12 @@ class JobQueue(ABC, Generic[Job]):
 class Batcher(JobQueue[Job]):
     """A call starts once as many jobs wait as the latest calls had, or the first of them has waited long enough.
 
-    More than sixteen jobs are not waited for. So a job alone goes at once.
-
-    Args:
-        run: as for `JobQueue`.
-        max_batch: most jobs of a call.
-        wait_s: longest wait for company while a call could start, seconds.
-        max_waiting: as for `JobQueue`.
-        calls: as for `JobQueue`.
-        observe: as for `JobQueue`.
+    More than sixteen jobs are not waited for. So a job alone goes at once. The arguments are those of `JobQueue`.
     """
 
-    def __init__(
-        self,
-        run: Callable[[list[Job], bool], Sequence[Any]],
-        *,
-        max_batch: int,
-        wait_s: float,
-        max_waiting: int,
-        calls: int = 1,
-        observe: Callable[[list[float]], object] = lambda waits_s: None,
-    ) -> None:
-        super().__init__(run, max_waiting=max_waiting, calls=calls, observe=observe)
-        self._max_batch, self._wait_s = max_batch, wait_s
-        self._sizes = deque([1], calls)  # of the latest calls
+    def __init__(self, run: Callable[[list[Job], bool], Sequence[Any]], **options: Any) -> None:
+        super().__init__(run, **options)
+        self._sizes = deque([1], self._calls)  # of the latest calls
         self._gathering: asyncio.TimerHandle | None = None
 
     async def close(self) -> None:

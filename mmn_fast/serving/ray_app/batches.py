@@ -21,31 +21,15 @@ class ServeBatches(JobQueue[Job]):
     By itself, Ray Serve makes the next batches while all calls run: small ones, which never grow. So it gets jobs only
     while a call could start; others wait here, and go to it together. A job alone goes at once.
 
-    Args:
-        run: as for `JobQueue`.
-        max_batch: most jobs of a call.
-        wait_s: Ray Serve waits for company for a quarter of it while another call runs, seconds.
-        max_waiting: as for `JobQueue`.
-        calls: as for `JobQueue`.
-        observe: as for `JobQueue`.
+    The arguments are those of `JobQueue`; while another call runs, Ray Serve waits for a quarter of `wait_s`.
     """
 
-    def __init__(
-        self,
-        run: Callable[[list[Job], bool], Sequence[Any]],
-        *,
-        max_batch: int,
-        wait_s: float,
-        max_waiting: int,
-        calls: int = 1,
-        observe: Callable[[list[float]], object] = lambda waits_s: None,
-    ) -> None:
-        super().__init__(run, max_waiting=max_waiting, calls=calls, observe=observe)
-        self._wait_s = wait_s * _WAITED
+    def __init__(self, run: Callable[[list[Job], bool], Sequence[Any]], **options: Any) -> None:
+        super().__init__(run, **options)
         self._could_start = asyncio.Event()
         self._could_start.set()
         batch = import_module("ray.serve").batch
-        self._batched = batch(max_batch_size=max_batch, max_concurrent_batches=calls)(self._call)
+        self._batched = batch(max_batch_size=self._max_batch, max_concurrent_batches=self._calls)(self._call)
 
     def _entered(self, entry: Entry[Job]) -> None:
         task = asyncio.get_running_loop().create_task(self._ask(entry))
@@ -55,7 +39,7 @@ class ServeBatches(JobQueue[Job]):
         """Wait until a call could start, and then for the job's answer."""
         while not self._idle:
             await self._could_start.wait()
-        self._batched.set_batch_wait_timeout_s(0.0 if self._idle == self._calls else self._wait_s)
+        self._batched.set_batch_wait_timeout_s(0.0 if self._idle == self._calls else self._wait_s * _WAITED)
         try:
             answer = await self._batched(entry)
         except Exception as error:
