@@ -104,7 +104,7 @@ setup(
             *("fastapi", "uvicorn", "httptools", "uvloop", "orjson", "prometheus-client", "python-multipart"),
             *("av>=18", "pillow"),  # uploaded videos, thumbnails
         ],
-        "ray": ["ray[serve]>=2.60"],
+        "ray": ["ray[data,serve]>=2.60"],
         "hf": ["transformers>=5", "pillow"],
         # PyAV's wheels bring FFmpeg; Pillow resizes frames for the networks of `onnx:`.
         "video": ["av>=18", "pillow"],

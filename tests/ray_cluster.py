@@ -57,12 +57,12 @@ class Node:
         self._process.wait()
 
     def workers(self, name: str) -> list[int]:
-        """Ids of the node's worker processes whose title has a name."""
+        """Ids of the node's worker processes, and of the children that encode for them, whose title has a name."""
         found = []
         for pid in self.processes():
             with suppress(OSError):
                 title = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-                if title.startswith("ray::") and name in title:
+                if (title.startswith("ray::") or "process.child import run" in title) and name in title:
                     found.append(pid)
         return found
 

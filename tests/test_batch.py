@@ -11,8 +11,11 @@ import pickle
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from threading import Timer
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,12 +23,15 @@ import pytest
 
 import mmn_fast
 from mmn_fast import MomentIndex, Video
-from mmn_fast.batch import Fleet, encode_dataset
+from mmn_fast.batch import dataset, encode_dataset
 from mmn_fast.batch.cluster import host_and_port, init_options
+from mmn_fast.batch.dataset import Pipeline, Pool, _blocks, _portions
 from mmn_fast.batch.encode import absolute_spec, actors_for
-from mmn_fast.batch.encoder import Encoder, Failed, Work
-from mmn_fast.errors import InputError
+from mmn_fast.batch.encoder import Encoder, Failed, Work, serve
+from mmn_fast.embeddings import VideoEmbeddings
+from mmn_fast.errors import BackendUnavailable, InputError
 from mmn_fast.features.extraction.videos import VideoFile
+from mmn_fast.process.child import GONE, Child
 from tests.command import run_here
 from tests.index_task import tiny_engine
 from tests.ray_cluster import Cluster, cluster
@@ -84,9 +90,76 @@ def test_a_faulty_video_fails_alone(engine: mmn_fast.Engine, tmp_path: Path) -> 
     assert failed.name == str(tmp_path / "no video.mp4")
 
 
-def test_a_model_that_is_not_there_is_one_sentence(engine: mmn_fast.Engine) -> None:
+def _raising(engine: mmn_fast.Engine) -> Any:
+    raise ValueError("no such network\nand more")
+
+
+def test_an_extractor_that_cannot_be_made_is_one_sentence(engine: mmn_fast.Engine) -> None:
     encoder = Encoder(Work(pickle.dumps(engine), mmn_fast.Engine.extractor))
     assert "does not say how its features are made" in str(encoder.prepare(True))
+    encoder = Encoder(Work(pickle.dumps(engine), _raising))
+    assert encoder.prepare(True) == "extractor: ValueError: no such network"
+
+
+def test_a_process_encodes_until_it_is_killed(engine: mmn_fast.Engine) -> None:
+    child, videos = Child(serve), _videos(engine, 2)
+    child.connection.send_bytes(pickle.dumps(Work(pickle.dumps(engine), mmn_fast.Engine.extractor)))
+    child.connection.send(False)
+    assert child.connection.recv() is None
+    child.connection.send_bytes(pickle.dumps(videos))
+    found = pickle.loads(child.connection.recv_bytes())
+    assert [one.name for one in found] == ["video 0", "video 1"]
+    for result, video in zip(found, videos, strict=True):
+        assert result.embeddings.contrastive.tobytes() == engine.encode_video([video]).contrastive.tobytes()
+    os.kill(child.pid, signal.SIGKILL)
+    with pytest.raises(GONE):
+        child.connection.recv_bytes()
+    assert child.end() == "signal 9 (SIGKILL)"
+
+
+def test_a_process_without_the_callers_modules_says_so() -> None:
+    child = Child(serve)
+    child.connection.send_bytes(b"cno_such_module\nfunction\n.")
+    assert child.connection.recv() == (
+        "extractor: cannot be loaded: ModuleNotFoundError: No module named 'no_such_module'"
+    )
+    assert child.end() == "exit status 0"
+
+
+def _names(block: Any) -> list[str]:
+    return list(block.video_ids) if isinstance(block, VideoEmbeddings) else [item.video_id for item in block]
+
+
+def test_blocks_keep_the_order(engine: mmn_fast.Engine) -> None:
+    videos, file = _videos(engine, 7), VideoFile("file", Path("/file.mp4"))
+    items = [*videos[:3], file, file, engine.encode_video(videos[3:5]), *videos[5:]]
+    blocks = list(_blocks(deque(items), 2))
+    wanted = [["video 0", "video 1"], ["video 2"], ["file"], ["file"], ["video 3", "video 4"], ["video 5", "video 6"]]
+    assert [_names(block) for block in blocks] == wanted
+    assert [isinstance(block, VideoEmbeddings) for block in blocks].index(True) == 4
+
+
+def test_portions_are_bounded(engine: mmn_fast.Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    videos = _videos(engine, 5)
+    assert [len(one) for one in _portions(iter(videos))] == [5]
+    assert list(_portions(iter([]))) == []
+    monkeypatch.setattr(dataset, "_ITEMS", 2)
+    taken = list[str]()
+
+    def read() -> Iterator[Video]:
+        for video in videos:
+            taken.append(video.video_id)
+            yield video
+
+    portions = _portions(read())
+    assert (len(next(portions)), len(taken)) == (2, 2)  # no more is read than what is encoded next
+    assert [len(one) for one in portions] == [2, 1]
+    monkeypatch.setattr(dataset, "_ITEMS", 100)
+    monkeypatch.setattr(dataset, "_BYTES", videos[0].features.nbytes + 1)
+    assert [len(one) for one in _portions(iter(videos))] == [2, 1, 1, 1]
+    monkeypatch.setattr(dataset, "_BYTES", 1 << 30)
+    monkeypatch.setattr(dataset, "_GATHER_S", -1.0)
+    assert [len(one) for one in _portions(iter(videos))] == [1] * 5
 
 
 @pytest.mark.parametrize(
@@ -100,12 +173,14 @@ def test_addresses(address: str, place: Any) -> None:
 
 
 def test_how_many_processes() -> None:
-    assert actors_for(16, 2, None, 1, 0) == 16
-    assert actors_for(16, 2, None, 1, 0.5) == 4
-    assert actors_for(16, 2, 3, 1, 0) == 3
-    assert actors_for(2, 0, 3, 1, 0) == 2
-    with pytest.raises(InputError, match="needs 1 CPUs and 1 GPUs, but the whole cluster has 16 and 0"):
-        actors_for(16, 0, None, 1, 1)
+    machines = [(8.0, 1.0), (8.0, 1.0)]
+    assert actors_for(machines, None, 1, 0) == 16
+    assert actors_for(machines, None, 1, 0.5) == 4
+    assert actors_for(machines, 3, 1, 0) == 3
+    assert actors_for(machines, 3, 5, 0) == 2
+    assert (actors_for(machines, 3, 0, 0), actors_for(machines, None, 0, 0)) == (3, 1)
+    with pytest.raises(InputError, match="needs 9 CPUs and 1 GPUs, but no machine of the cluster has as many: 8 and 1"):
+        actors_for(machines, 16, 9, 1)
 
 
 def test_names_of_extractors_do_not_depend_on_the_working_directory(
@@ -147,9 +222,11 @@ def test_no_cluster_is_one_sentence(engine: mmn_fast.Engine, tmp_path: Path) -> 
 
 
 @pytest.mark.long
+@pytest.mark.parametrize("at_most", [10_000, 15])
 def test_a_cluster_makes_the_index_of_one_process(
-    engine: mmn_fast.Engine, ray_cluster: Cluster, tmp_path: Path
+    engine: mmn_fast.Engine, ray_cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_most: int
 ) -> None:
+    monkeypatch.setattr(dataset, "_ITEMS", at_most)
     videos = _videos(engine, 40)
     bad = Video(np.full_like(videos[1].features, np.nan), 4.0, "bad")
     given = [*videos[:5], bad, *videos[5:20], engine.encode_video(videos[20:30]), *videos[30:]]
@@ -164,73 +241,143 @@ def _more(engine: mmn_fast.Engine) -> list[Video]:
     return [Video(one.features, 5.0, f"more {n}") for n, one in enumerate(_videos(engine, 2))]
 
 
-@pytest.mark.long
-def test_a_worker_that_is_killed_is_replaced(engine: mmn_fast.Engine, ray_cluster: Cluster, tmp_path: Path) -> None:
-    videos, killed = _videos(engine, 300), list[int]()
-
-    def slowly() -> Iterator[Video]:
-        for number, video in enumerate(videos):
-            if number == 200:  # far beyond what is read ahead, so the actors are at work
-                killed.append(ray_cluster.kill_worker("Encoder"))
-            yield video
-
-    report = encode_dataset(slowly(), engine, tmp_path / "it", address=ray_cluster.address, actors=2)
-    assert (len(killed), report.replaced) == (1, 1)
-    assert (report.added, report.failed) == (300, {})
-    _assert_equal(tmp_path / "it", _of_one_process(tmp_path / "one", engine, videos))
-
-
-class _Crashing:
-    """An extractor whose process is killed by one video, as by a fault in a decoder."""
+class _Extractor:
+    """Gives every file the features of one video, slowly; `crash.mp4` ends a process."""
 
     contract = None
 
-    def __init__(self, rows: np.ndarray) -> None:
-        self._rows = rows
+    def __init__(self, videos: list[Video], wait_s: float, ends: Callable[[], int]) -> None:
+        self._videos, self._wait_s, self._ends = videos, wait_s, ends
+
+    def __call__(self, engine: mmn_fast.Engine) -> _Extractor:
+        return self
 
     def read(self, path: Path) -> Any:
-        from types import SimpleNamespace
-
+        time.sleep(self._wait_s)
         if path.name == "crash.mp4":
-            os.kill(os.getpid(), signal.SIGSEGV)
-        return SimpleNamespace(rows=self._rows, duration_s=4.0, lost=None)
+            os.kill(self._ends(), signal.SIGKILL)
+        return SimpleNamespace(rows=self._videos[int(path.stem)].features, duration_s=4.0, lost=None)
 
 
-class _MakeCrashing:
-    def __init__(self, rows: np.ndarray) -> None:
-        self._rows = rows
+def _files(videos: list[Video]) -> list[VideoFile]:
+    return [VideoFile(f"video {n}", Path(f"/{n}.mp4")) for n in range(len(videos))]
 
-    def __call__(self, engine: mmn_fast.Engine) -> Any:
-        return _Crashing(self._rows)
+
+def _of_files(path: Path, engine: mmn_fast.Engine, videos: list[Video]) -> Path:
+    """The index that the files of `_Extractor` must give."""
+    return _of_one_process(path, engine, [Video(one.features, 4.0, f"video {n}") for n, one in enumerate(videos)])
 
 
 @pytest.mark.long
+@pytest.mark.parametrize("name", ["EncodeVideos", "batch.encoder"], ids=["actor", "its process"])
+def test_a_process_that_is_killed_is_replaced(
+    engine: mmn_fast.Engine, ray_cluster: Cluster, tmp_path: Path, name: str
+) -> None:
+    videos, killed = _videos(engine, 60), list[int]()
+
+    def kill(done: int) -> None:
+        if done == 10:
+            killed.append(ray_cluster.kill_worker(name))
+
+    report = encode_dataset(
+        _files(videos),
+        engine,
+        tmp_path / "it",
+        address=ray_cluster.address,
+        actors=2,
+        extractor=_Extractor(videos, 0.1, os.getpid),
+        progress=kill,
+    )
+    assert (len(killed), report.replaced) == (1, 1)
+    assert (report.added, report.failed) == (60, {})
+    _assert_equal(tmp_path / "it", _of_files(tmp_path / "one", engine, videos))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("ends", [os.getpid, os.getppid], ids=["its process", "the actor"])
 def test_a_video_that_crashes_its_process_is_left_out(
+    engine: mmn_fast.Engine, ray_cluster: Cluster, tmp_path: Path, ends: Callable[[], int]
+) -> None:
+    videos = _videos(engine, 4)
+    files = _files(videos)
+    files.insert(1, VideoFile("crash", Path("/crash.mp4")))
+    report = encode_dataset(
+        files,
+        engine,
+        tmp_path / "it",
+        address=ray_cluster.address,
+        extractor=_Extractor(videos, 0.0, ends),
+    )
+    assert report.failed == {"/crash.mp4": "/crash.mp4: the process that encoded it ended, 3 times"}
+    assert (report.added, report.replaced) == (4, 3)
+    _assert_equal(tmp_path / "it", _of_files(tmp_path / "one", engine, videos))
+
+
+def _ending(engine: mmn_fast.Engine) -> Any:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.long
+def test_processes_that_end_while_they_load_end_the_run(
     engine: mmn_fast.Engine, ray_cluster: Cluster, tmp_path: Path
 ) -> None:
-    files = [VideoFile(name, tmp_path / f"{name}.mp4") for name in ("a", "crash", "b", "c", "d")]
-    make = _MakeCrashing(_videos(engine, 1)[0].features)
-    report = encode_dataset(files, engine, tmp_path / "it", address=ray_cluster.address, extractor=make)
-    assert list(report.failed) == [str(tmp_path / "crash.mp4")]
-    assert report.failed[str(tmp_path / "crash.mp4")] == "the process that encoded it ended, 3 times"
-    assert (report.added, report.replaced) == (4, 3)
-    with MomentIndex.open(tmp_path / "it") as index:
-        assert index.video_ids == ["a", "b", "c", "d"]
+    match = r"processes of the cluster end while they load the model: signal 9 \(SIGKILL\)"
+    for extractor, error in [
+        (_ending, BackendUnavailable(match)),
+        (_raising, InputError("ValueError: no such network")),
+    ]:
+        with pytest.raises(type(error), match=str(error)):
+            encode_dataset(
+                _files(_videos(engine, 9)), engine, tmp_path / "it", address=ray_cluster.address, extractor=extractor
+            )
 
 
 @pytest.mark.long
-def test_a_closed_run_leaves_no_actor(engine: mmn_fast.Engine, ray_cluster: Cluster) -> None:
+def test_a_busy_cluster_is_waited_for_and_said(
+    engine: mmn_fast.Engine, ray_cluster: Cluster, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     import ray
 
     ray.init(**init_options(ray_cluster.address))
     try:
-        fleet = Fleet(ray, Work(pickle.dumps(engine), mmn_fast.Engine.extractor), 2, 1.0, 0.0)
-        results = fleet.run(iter(_videos(engine, 60)))
+        holders = [ray.remote(_Holder).options(num_cpus=1).remote() for _ in range(2)]
+        ray.get([holder.begin.remote() for holder in holders])
+        end = Timer(5.0, lambda: [ray.kill(holder) for holder in holders])
+        end.start()
+        report = encode_dataset(_videos(engine, 2), engine, tmp_path / "it")
+        end.join()
+    finally:
+        ray.shutdown()
+    assert report.added == 2
+    assert "the cluster is busy, and the run waits: 0 of 1 CPUs that a process needs are free" in caplog.text
+
+
+class _Holder:
+    """Holds what it was given."""
+
+    def begin(self) -> None:
+        """Answer once it runs."""
+
+
+@pytest.mark.long
+def test_a_closed_run_leaves_no_process(engine: mmn_fast.Engine, ray_cluster: Cluster) -> None:
+    import ray
+
+    def running() -> list[int]:
+        names = "EncodeVideos", "batch.encoder", "Deaths"
+        return [pid for node in ray_cluster.nodes for name in names for pid in node.workers(name)]
+
+    ray.init(**init_options(ray_cluster.address))
+    try:
+        pipeline = Pipeline(
+            ray, Work(pickle.dumps(engine), mmn_fast.Engine.extractor), Pool(2, 1.0, 0.0), engine.preset
+        )
+        results = pipeline.run(iter(_videos(engine, 60)))
         next(results)
-        assert any(node.workers("Encoder") for node in ray_cluster.nodes)
+        assert len(running()) >= 2
         results.close()
         end = time.monotonic() + 20
-        while any(node.workers("Encoder") for node in ray_cluster.nodes):
+        while running():
             assert time.monotonic() < end
             time.sleep(0.1)
     finally:
@@ -257,15 +404,21 @@ def test_index_add_with_ray(ray_cluster: Cluster, tmp_path: Path, monkeypatch: p
 @pytest.mark.long
 def test_a_node_that_goes_away_is_done_without(engine: mmn_fast.Engine, tmp_path: Path) -> None:
     pytest.importorskip("ray")
-    videos = _videos(engine, 300)
+    videos = _videos(engine, 60)
     with cluster() as made:
 
-        def slowly() -> Iterator[Video]:
-            for number, video in enumerate(videos):
-                if number == 200:
-                    made.nodes[1].kill()
-                yield video
+        def kill(done: int) -> None:
+            if done == 10:
+                made.nodes[1].kill()
 
-        report = encode_dataset(slowly(), engine, tmp_path / "it", address=made.address, actors=2)
-    assert (report.added, report.failed) == (300, {})
-    _assert_equal(tmp_path / "it", _of_one_process(tmp_path / "one", engine, videos))
+        report = encode_dataset(
+            _files(videos),
+            engine,
+            tmp_path / "it",
+            address=made.address,
+            actors=2,
+            extractor=_Extractor(videos, 0.1, os.getpid),
+            progress=kill,
+        )
+    assert (report.added, report.failed) == (60, {})
+    _assert_equal(tmp_path / "it", _of_files(tmp_path / "one", engine, videos))

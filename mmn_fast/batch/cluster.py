@@ -28,6 +28,36 @@ def ray_module() -> Any:
         raise InputError(f"ray: needs Ray (pip install mmn_fast[ray]): {error}") from None
 
 
+def data_module() -> Any:
+    """The module `ray.data`.
+
+    Raises:
+        InputError: Ray, or what Ray Data needs, is not installed.
+    """
+    ray_module()
+    try:
+        return import_module("ray.data")
+    except ImportError as error:
+        raise InputError(f"ray: needs Ray Data (pip install mmn_fast[ray]): {error}") from None
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Let Ray Data show warnings alone, and not that its progress bars are off; its log files keep all."""
+    console = next((one for one in logging.getLogger("ray.data").handlers if one.name == "console"), None)
+    bars = logging.getLogger("ray.data._internal.progress")
+    before = bars.level, logging.NOTSET if console is None else console.level
+    bars.setLevel(logging.ERROR)
+    if console is not None:
+        console.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        bars.setLevel(before[0])
+        if console is not None:
+            console.setLevel(before[1])
+
+
 @contextmanager
 def connected(address: str | None) -> Iterator[Any]:
     """Connect to a cluster for a while; a connection of this process that exists already is used and kept.

@@ -5,16 +5,16 @@ from __future__ import annotations
 import logging
 import pickle
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmn_fast.batch.cluster import connected
+from mmn_fast.batch.cluster import connected, data_module
+from mmn_fast.batch.dataset import Pipeline, Pool
 from mmn_fast.batch.encoder import Encoded, Failed, Item, Work
-from mmn_fast.batch.fleet import Fleet
 from mmn_fast.checks import Integer, Number, Optional, flag
 from mmn_fast.embeddings import VideoEmbeddings
 from mmn_fast.engine import Engine
@@ -114,15 +114,17 @@ def encode_dataset(
     num_gpus = float(engine.info()["device"] != "cpu") if num_gpus is None else Number(0)(num_gpus, "num_gpus")
     flag(replace, "replace")
     checked_windows(window_s, overlap, engine.preset)
+    data_module()
     items, report, started = _items(videos), EncodingReport(Path(output)), time.monotonic()
     made = extractor if callable(extractor) else partial(Engine.extractor, spec=absolute_spec(extractor))
     threads = max(int(num_cpus), 1)
     work = Work(pickle.dumps(engine), made, flag(any_features, "any_features"), window_s, overlap, threads)
     with connected(address) as ray, _opened(report.output, engine, storage) as index:
-        fleet = Fleet(ray, work, _count(ray, actors, num_cpus, num_gpus), num_cpus, num_gpus)
-        with closing(fleet.run(_wanted(items, index, replace, report))) as results:
+        pool = Pool(_count(ray, actors, num_cpus, num_gpus), num_cpus, num_gpus)
+        pipeline = Pipeline(ray, work, pool, engine.preset)
+        with closing(pipeline.run(_wanted(items, index, replace, report))) as results:
             report.added = index.add(_good(results, report, progress), replace=replace)
-        report.replaced = fleet.replaced
+        report.replaced = pipeline.replaced
     report.elapsed_s = time.monotonic() - started
     return report
 
@@ -188,28 +190,32 @@ def _good(
 
 def _count(ray: Any, actors: int | None, num_cpus: float, num_gpus: float) -> int:
     """How many actors to start: so many as were named, else as the cluster has room for."""
-    has = ray.cluster_resources()
-    return actors_for(float(has.get("CPU", 0)), float(has.get("GPU", 0)), actors, num_cpus, num_gpus)
+    machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return actors_for([(has.get("CPU", 0), has.get("GPU", 0)) for has in machines], actors, num_cpus, num_gpus)
 
 
-def actors_for(cpus: float, gpus: float, actors: int | None, num_cpus: float, num_gpus: float) -> int:
+def actors_for(machines: Sequence[tuple[float, float]], actors: int | None, num_cpus: float, num_gpus: float) -> int:
     """How many actors a cluster gets.
 
     Args:
-        cpus: CPUs of the cluster.
-        gpus: GPUs of the cluster.
+        machines: CPUs and GPUs of each.
         actors: the wanted number; None takes as many as there is room for.
         num_cpus: CPUs of an actor.
         num_gpus: GPUs of an actor.
 
     Raises:
-        InputError: there is no room for one.
+        InputError: no machine has room for one.
     """
-    room = [int(have / need) for have, need in ((cpus, num_cpus), (gpus, num_gpus)) if need > 0]
-    most = min(room, default=_MOST_ACTORS if actors else 1)
-    if most < 1:
+    if not num_cpus and not num_gpus:
+        return actors or 1
+    room = sum(
+        min(int(have / need) for have, need in zip(machine, (num_cpus, num_gpus), strict=True) if need > 0)
+        for machine in machines
+    )
+    if room < 1:
+        has = ", ".join(f"{cpus:g} and {gpus:g}" for cpus, gpus in sorted(set(machines), reverse=True))
         raise InputError(
-            f"num_cpus, num_gpus: a process needs {num_cpus:g} CPUs and {num_gpus:g} GPUs, but the whole cluster has"
-            f" {cpus:g} and {gpus:g}"
+            f"num_cpus, num_gpus: a process needs {num_cpus:g} CPUs and {num_gpus:g} GPUs, but no machine of the"
+            f" cluster has as many: {has or 'there is none'}"
         )
-    return min(most, _MOST_ACTORS if actors is None else actors)
+    return min(room, actors or _MOST_ACTORS)

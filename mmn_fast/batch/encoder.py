@@ -1,4 +1,4 @@
-"""What each process of a fleet does: it loads the model once, then reads, extracts and encodes videos."""
+"""What encodes videos on a machine of the cluster: it loads the model once, then reads, extracts and encodes."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING
 
 from mmn_fast.embeddings import VideoEmbeddings
@@ -77,7 +78,7 @@ def name_of(item: Item) -> str:
 
 
 class Encoder:
-    """Encodes videos; a Ray actor."""
+    """Encodes videos."""
 
     def __init__(self, work: Work) -> None:
         self._work = work
@@ -96,6 +97,8 @@ class Encoder:
                 self._extractor()
         except (InputError, BackendUnavailable) as error:
             return str(error)
+        except Exception as error:  # of an extractor that is not ours
+            return f"extractor: {_reason(error)}"
         return None
 
     def encode(self, items: list[Item]) -> list[Encoded | Failed]:
@@ -144,6 +147,25 @@ class Encoder:
             return self._embed([video])[0]
         except Exception as error:
             return _reason(error).replace("videos[0]", f"video {video.video_id!r}")
+
+
+def serve(connection: Connection) -> None:
+    """Encode in a `process.child.Child`, until the other side closes the connection.
+
+    Args:
+        connection: its first message is a pickled `Work`, its second whether there are files to read. The answer is
+            what `Encoder.prepare` says. Every further message is a pickled list of videos, and its answer the pickled
+            list of results.
+    """
+    try:
+        work: Work = pickle.loads(connection.recv_bytes())
+    except (ImportError, AttributeError) as error:  # such as a module that only the caller's machine has
+        connection.send(f"extractor: cannot be loaded: {type(error).__name__}: {first_line(error)}")
+        return
+    encoder = Encoder(work)
+    connection.send(encoder.prepare(connection.recv()))
+    while True:
+        connection.send_bytes(pickle.dumps(encoder.encode(pickle.loads(connection.recv_bytes()))))
 
 
 def _reason(error: Exception) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -103,9 +103,9 @@ def add(
         def wanted(video_id: str) -> bool:
             return replace or video_id not in opened
 
-        with _bar(total, tally) as shown:
+        with _bar(total, tally) as done:
             encoding = Encoding(opened, opened_sources, reading, wanted, replace, vars(windows))
-            added = encoding.add(tally, shown, cluster)
+            added = encoding.add(tally, done, cluster)
         report = {
             "index": str(index),
             "added": added,
@@ -134,26 +134,17 @@ def _added(report: dict[str, Any]) -> str:
 
 
 @contextmanager
-def _bar(total: int, tally: Any) -> Iterator[Any]:
-    """Give a function that passes videos through and shows a bar on stderr."""
+def _bar(total: int, tally: Any) -> Iterator[Callable[[int], object]]:
+    """Show a bar on stderr; give a function that takes how many videos are done, without what the tally counts."""
     from rich.console import Console
     from rich.progress import Progress
 
-    from mmn_fast.embeddings import VideoEmbeddings
     from mmn_fast.windows.grounding import inside_a_bar
 
     console = Console(stderr=True)
     with inside_a_bar(), Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        task, passed = bar.add_task("videos", total=total), 0
-
-        def shown(items: Iterator[Any]) -> Iterator[Any]:
-            nonlocal passed
-            for item in items:
-                yield item
-                passed += len(item) if isinstance(item, VideoEmbeddings) else 1
-                bar.update(task, completed=passed + tally.kept + len(tally.skipped))
-
-        yield shown
+        task = bar.add_task("videos", total=total)
+        yield lambda done: bar.update(task, completed=done + tally.kept + len(tally.skipped))
 
 
 @library.command()

@@ -14,7 +14,9 @@ from mmn_fast.errors import InputError, named_as
 
 if TYPE_CHECKING:
     from mmn_fast.cli.index.sources import Reading, Source, Tally, Wanted
+    from mmn_fast.embeddings import VideoEmbeddings
     from mmn_fast.index import MomentIndex
+    from mmn_fast.types import Video
 
 
 @dataclass(frozen=True)
@@ -50,12 +52,12 @@ class Encoding:
     replace: bool
     windows: dict[str, Any]
 
-    def add(self, tally: Tally, shown: Callable[[Iterator[Any]], Iterator[Any]], options: RayOptions) -> int:
+    def add(self, tally: Tally, done: Callable[[int], object], options: RayOptions) -> int:
         """Add the videos.
 
         Args:
             tally: counts what is kept and skipped.
-            shown: passes videos through and shows a bar.
+            done: called with the number of videos that are done, without those that the tally counts.
             options: where to encode.
 
         Returns:
@@ -64,8 +66,8 @@ class Encoding:
         if options.ray is None:
             if options.actors is not None:
                 raise InputError(f"--actors: expected --ray beside it, got {options.actors} alone")
-            items = shown(item for source in self.sources for item in source.read(self.wanted, tally))
-            return self.index.add(items, replace=self.replace, **self.windows)
+            items = (item for source in self.sources for item in source.read(self.wanted, tally))
+            return self.index.add(_counted(items, done), replace=self.replace, **self.windows)
         from mmn_fast.batch.encode import absolute_spec, encode_dataset
 
         reading = self.reading
@@ -73,7 +75,7 @@ class Encoding:
         extractor = partial(chosen_extractor, extractor=spec, any_features=reading.any_features)
         with named_as("address", "--ray"):
             report = encode_dataset(
-                shown(item for source in self.sources for item in source.unread(self.wanted, tally)),
+                (item for source in self.sources for item in source.unread(self.wanted, tally)),
                 reading.engine,
                 self.index.path,
                 address=options.ray,
@@ -81,6 +83,7 @@ class Encoding:
                 extractor=extractor,
                 any_features=reading.any_features,
                 replace=self.replace,
+                progress=done,
                 **self.windows,
             )
         self.index.refresh()
@@ -90,3 +93,16 @@ class Encoding:
         for name, lost in report.lost.items():
             typer.echo(f"mmn-fast: warning: {name}: {lost}; the rest of it is used", err=True)
         return report.added
+
+
+def _counted(
+    items: Iterator[Video | VideoEmbeddings], done: Callable[[int], object]
+) -> Iterator[Video | VideoEmbeddings]:
+    """Pass videos through; tell how many were taken up."""
+    from mmn_fast.embeddings import VideoEmbeddings
+
+    count = 0
+    for item in items:
+        yield item
+        count += len(item) if isinstance(item, VideoEmbeddings) else 1
+        done(count)

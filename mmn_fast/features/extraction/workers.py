@@ -6,14 +6,10 @@ new process goes on with the next video.
 
 from __future__ import annotations
 
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from types import TracebackType
@@ -24,6 +20,7 @@ from mmn_fast.features.contract import FeatureContract
 from mmn_fast.features.extraction.parts import Finished, write_part
 from mmn_fast.features.extraction.videos import VideoFile
 from mmn_fast.features.messages import first_line
+from mmn_fast.process.child import GONE, Child
 
 _TELL_EVERY_S = 0.5
 
@@ -58,33 +55,28 @@ class Skipped:
     reason: str
 
 
-def serve(descriptor: int) -> None:
+def serve(connection: Connection) -> None:
     """Run in a process: make the extractor, then answer every video until the other side closes the connection.
 
     Args:
-        descriptor: the process's end of the connection; its first message is the `Work`.
+        connection: its first message is the `Work`.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all processes; the parent ends this one
     from mmn_fast.features.extractors import make_extractor
     from mmn_fast.media.container import av_module
 
-    connection = Connection(descriptor)
+    work: Work = connection.recv()
     try:
-        work: Work = connection.recv()
-        try:
-            av_module()  # without it every single video would be skipped
-            extractor = make_extractor(work.spec, **work.options)
-        except (InputError, BackendUnavailable) as error:
-            connection.send(("refused", str(error)))
-            return
-        except Exception as error:  # a library's own error; the message names what happened
-            connection.send(("refused", f"extractor: {work.spec}: {type(error).__name__}: {first_line(error)}"))
-            return
-        connection.send(("ready", extractor.contract))
-        while True:
-            connection.send(_answer(connection.recv(), extractor, work, connection))
-    except (EOFError, BrokenPipeError, ConnectionResetError):
-        pass  # the parent is gone
+        av_module()  # without it every single video would be skipped
+        extractor = make_extractor(work.spec, **work.options)
+    except (InputError, BackendUnavailable) as error:
+        connection.send(("refused", str(error)))
+        return
+    except Exception as error:  # a library's own error; the message names what happened
+        connection.send(("refused", f"extractor: {work.spec}: {type(error).__name__}: {first_line(error)}"))
+        return
+    connection.send(("ready", extractor.contract))
+    while True:
+        connection.send(_answer(connection.recv(), extractor, work, connection))
 
 
 def _answer(video: VideoFile, extractor: Any, work: Work, connection: Connection) -> tuple[str, Any]:
@@ -103,7 +95,7 @@ def _answer(video: VideoFile, extractor: Any, work: Work, connection: Connection
         return "full", str(error)
     except InputError as error:
         return "skipped", str(error)
-    except (EOFError, BrokenPipeError, ConnectionResetError):
+    except GONE:
         raise
     except MemoryError:
         return "skipped", f"{video.path}: not enough memory"
@@ -116,12 +108,8 @@ class _Process:
     """One process and the video that it has."""
 
     def __init__(self, work: Work) -> None:
-        self.connection, theirs = Pipe()
-        # No `multiprocessing.Process`: a forked one would inherit locks of the caller's threads, and a spawned one runs
-        # the caller's main module again, which scripts without `if __name__ == "__main__"` do not expect.
-        code = f"import sys; sys.path[:] = {sys.path!r}; from {__name__} import serve; serve({theirs.fileno()})"
-        self._process = subprocess.Popen([sys.executable, "-c", code], pass_fds=[theirs.fileno()])
-        theirs.close()
+        self._child = Child(serve)
+        self.connection = self._child.connection
         self.video: VideoFile | None = None
         self.ready = False  # whether it has made its extractor
         self._send(work)
@@ -136,15 +124,7 @@ class _Process:
 
     def end(self) -> str:
         """End the process; return how it ended, as a part of a sentence."""
-        self.connection.close()  # a process that waits for a video ends by itself
-        for stop in (None, self._process.terminate, self._process.kill):
-            if stop is not None:
-                stop()
-            with suppress(subprocess.TimeoutExpired):
-                self._process.wait(0.2 if stop is None and self.video else 2)
-                break
-        code = self._process.wait()
-        return f"signal {-code} ({signal.Signals(-code).name})" if code < 0 else f"exit status {code}"
+        return self._child.end(0.2 if self.video else 2)
 
 
 class Workers:
@@ -169,7 +149,7 @@ class Workers:
         self._processes.append(process)
         try:
             kind, value = process.connection.recv()
-        except (EOFError, ConnectionResetError):
+        except GONE:
             how = process.end()
             raise InputError(f"extractor: the process that makes {self._work.spec} ended with {how}") from None
         except BaseException:
@@ -207,7 +187,7 @@ class Workers:
                 process = busy[connection]  # type: ignore[index]
                 try:
                     kind, value = process.connection.recv()
-                except (EOFError, ConnectionResetError):
+                except GONE:
                     del busy[process.connection]
                     self._processes.remove(process)
                     yield from self._died(process, waiting, busy)
