@@ -24,7 +24,7 @@ import pytest
 import mmn_fast
 from mmn_fast import MomentIndex, Video
 from mmn_fast.batch import dataset, encode_dataset
-from mmn_fast.batch.cluster import host_and_port, init_options
+from mmn_fast.batch.cluster import check_answers, host_and_port, init_options
 from mmn_fast.batch.dataset import Pipeline, Pool, _blocks, _portions
 from mmn_fast.batch.encode import absolute_spec, actors_for
 from mmn_fast.batch.encoder import Encoder, Failed, Work, serve
@@ -164,12 +164,17 @@ def test_portions_are_bounded(engine: mmn_fast.Engine, monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize(
     ("address", "place"),
-    [("127.0.0.1:6379", ("127.0.0.1", 6379)), ("auto", None), ("local", None), ("ray://host:10001", None)],
+    [("127.0.0.1:6379", ("127.0.0.1", 6379)), ("auto", None), ("local", None)],
 )
 def test_addresses(address: str, place: Any) -> None:
     assert host_and_port(address) == place
     own = address in ("127.0.0.1:6379", "local")
     assert init_options(address).get("_node_ip_address") == ("127.0.0.1" if own else None)
+
+
+def test_ray_client_is_refused() -> None:
+    with pytest.raises(InputError, match="expected HOST:PORT, auto or local, on a machine of the cluster, got 'ray://"):
+        check_answers("ray://127.0.0.1:10001")
 
 
 def test_how_many_processes() -> None:

@@ -94,7 +94,9 @@ def host_and_port(address: str) -> tuple[str, int] | None:
 
 
 def check_answers(address: str | None) -> None:
-    """Refuse HOST:PORT at which nothing listens, because Ray itself would try for a minute."""
+    """Refuse Ray Client, and HOST:PORT at which nothing listens, because Ray itself would try for a minute."""
+    if address is not None and address.startswith("ray://"):
+        raise InputError(f"address: expected HOST:PORT, auto or local, on a machine of the cluster, got {address!r}")
     place = None if address is None else host_and_port(address)
     if place is None:
         return
