@@ -7,7 +7,7 @@ import pickle
 import time
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from mmn_fast.batch.encoder import Encoded, Failed, Item, Work
 from mmn_fast.embeddings import VideoEmbeddings
 from mmn_fast.errors import BackendUnavailable
 from mmn_fast.features.extraction.videos import VideoFile
+from mmn_fast.features.messages import first_line
 from mmn_fast.geometry import plan_for
 from mmn_fast.presets import Preset
 from mmn_fast.types import Video
@@ -77,7 +78,7 @@ class Pipeline:
 
         Raises:
             InputError: the model or the extractor cannot be loaded on the cluster.
-            BackendUnavailable: processes die before they have loaded the model, or the cluster ends.
+            BackendUnavailable: processes die before they have loaded the model, or Ray gives up.
         """
         from mmn_fast.batch.actor import Deaths
 
@@ -143,7 +144,7 @@ class Pipeline:
         rows.clear()  # they are in Ray's memory now
         dataset.context.execution_options.preserve_order = True
         dataset.context.enable_progress_bars = False
-        with quiet():
+        with quiet(), _one_sentence(self._ray):
             for row in dataset.iter_rows():
                 if row["error"] is not None:
                     raise pickle.loads(row["error"])
@@ -151,6 +152,17 @@ class Pipeline:
                     raise BackendUnavailable(f"ray: the results of block {row['place']} came instead of {place}'s")
                 place += 1
                 yield pickle.loads(row["results"])
+
+
+@contextmanager
+def _one_sentence(ray: Any) -> Iterator[None]:
+    """Say in a sentence what Ray could not do; a fault of this package keeps its traceback."""
+    try:
+        yield
+    except ray.exceptions.RayTaskError:
+        raise
+    except ray.exceptions.RayError as error:
+        raise BackendUnavailable(f"ray: {type(error).__name__}: {first_line(error)}") from error
 
 
 def _portions(items: Iterator[Item | VideoEmbeddings]) -> Iterator[deque[Item | VideoEmbeddings]]:

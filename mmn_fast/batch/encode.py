@@ -75,14 +75,15 @@ def encode_dataset(
 ) -> EncodingReport:
     """Encode videos on a Ray cluster into an index.
 
-    Every process of the cluster loads the model once; it reads, extracts and encodes. This process alone writes, in the
-    order of the videos, so that the index is that of `MomentIndex.add`. A killed run loses what is not committed yet (a
-    minute at most); the same call goes on, because videos whose ids are in the index are skipped.
+    Ray Data gives the videos to a pool of actors, each with a process that loads the model once, reads, extracts and
+    encodes. This process alone writes, in the order of the videos, so that the index is that of `MomentIndex.add`. A
+    killed run loses what is not committed yet (a minute at most); the same call goes on, because videos whose ids are
+    in the index are skipped.
 
     Args:
         videos: files, folders, lists and patterns as `find_videos` takes them; or an iterable of files, videos with
-            features and embeddings, which is read as it is needed. All machines must see the files, and the model, at
-            the same paths.
+            features and embeddings, which is read up to 1 GiB ahead (or 10,000 videos, or ten seconds). All machines
+            must see the files, and the model, at the same paths.
         engine: its model encodes; it is loaded again on the cluster.
         output: the index; it is made if it does not exist.
         address: as `batch.cluster.connected` takes it.
@@ -103,7 +104,7 @@ def encode_dataset(
     Raises:
         InputError: an argument cannot be used, Ray is not installed, no cluster answers, or the cluster cannot load
             the model.
-        BackendUnavailable: processes of the cluster die before they have loaded the model.
+        BackendUnavailable: processes of the cluster die before they have loaded the model, or Ray gives up.
         WriteError: the system refuses to write; all committed videos are in the index.
     """
     check_name(output, "output")
