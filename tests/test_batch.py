@@ -101,6 +101,19 @@ def test_an_extractor_that_cannot_be_made_is_one_sentence(engine: mmn_fast.Engin
     assert encoder.prepare(True) == "extractor: ValueError: no such network"
 
 
+@pytest.mark.parametrize(
+    ("error", "why"),
+    [(RuntimeError("odd frame\nand more"), "RuntimeError: odd frame"), (MemoryError(), "not enough memory")],
+)
+def test_an_error_of_an_extractor_names_the_file(engine: mmn_fast.Engine, error: Exception, why: str) -> None:
+    def read(path: Path) -> Any:
+        raise error
+
+    encoder = Encoder(Work(pickle.dumps(engine), lambda engine: SimpleNamespace(contract=None, read=read)))
+    assert encoder.prepare(True) is None
+    assert encoder.encode([VideoFile("a", Path("/a.mp4"))]) == [Failed("/a.mp4", f"/a.mp4: {why}")]
+
+
 def test_a_process_encodes_until_it_is_killed(engine: mmn_fast.Engine) -> None:
     child, videos = Child(serve), _videos(engine, 2)
     child.connection.send_bytes(pickle.dumps(Work(pickle.dumps(engine), mmn_fast.Engine.extractor)))

@@ -98,7 +98,7 @@ class Encoder:
         except (InputError, BackendUnavailable) as error:
             return str(error)
         except Exception as error:  # of an extractor that is not ours
-            return f"extractor: {_reason(error)}"
+            return _reason(error, "extractor")
         return None
 
     def encode(self, items: list[Item]) -> list[Encoded | Failed]:
@@ -127,7 +127,7 @@ class Encoder:
         try:
             found = self._extractor().read(item.path)
         except Exception as error:  # a video must not end the run; the message names what happened
-            return Failed(name_of(item), _reason(error))
+            return Failed(name_of(item), _reason(error, name_of(item)))
         contract = None if self._work.any_features else self._extractor().contract
         return Video(found.rows, found.duration_s, item.video_id, contract), found.lost
 
@@ -146,7 +146,8 @@ class Encoder:
         try:
             return self._embed([video])[0]
         except Exception as error:
-            return _reason(error).replace("videos[0]", f"video {video.video_id!r}")
+            name = f"video {video.video_id!r}"
+            return _reason(error, name).replace("videos[0]", name)
 
 
 def serve(connection: Connection) -> None:
@@ -168,7 +169,9 @@ def serve(connection: Connection) -> None:
         connection.send_bytes(pickle.dumps(encoder.encode(pickle.loads(connection.recv_bytes()))))
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: Exception, name: str) -> str:
+    """One sentence; those of this package name what they are about."""
     if isinstance(error, InputError):
         return str(error)
-    return "not enough memory" if isinstance(error, MemoryError) else f"{type(error).__name__}: {first_line(error)}"
+    why = "not enough memory" if isinstance(error, MemoryError) else f"{type(error).__name__}: {first_line(error)}"
+    return f"{name}: {why}"
