@@ -415,6 +415,7 @@ def test_index_add_with_ray(ray_cluster: Cluster, tmp_path: Path, monkeypatch: p
     report = json.loads(done.stdout)
     assert (done.returncode, report["added"], report["videos"]) == (1, 4, 4)
     assert list(report["skipped"]) == [str(tmp_path / "films" / "bad.mp4")]
+    assert done.stderr.count("bad.mp4") == 1
     assert run_here("index", "add", "one", "films").returncode == 1
     _assert_equal(Path("it"), Path("one"))
 

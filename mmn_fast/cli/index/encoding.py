@@ -87,11 +87,7 @@ class Encoding:
                 **self.windows,
             )
         self.index.refresh()
-        for name, reason in report.failed.items():
-            tally.skipped[name] = reason
-            typer.echo(f"mmn-fast: warning: skipped: {reason}", err=True)
-        for name, lost in report.lost.items():
-            typer.echo(f"mmn-fast: warning: {name}: {lost}; the rest of it is used", err=True)
+        tally.skipped |= report.failed  # the log has said why
         return report.added
 
 
