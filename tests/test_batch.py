@@ -381,9 +381,9 @@ class _Holder:
 def test_a_closed_run_leaves_no_process(engine: mmn_fast.Engine, ray_cluster: Cluster) -> None:
     import ray
 
-    def running() -> list[int]:
+    def running() -> list[str]:
         names = "EncodeVideos", "batch.encoder", "Deaths"
-        return [pid for node in ray_cluster.nodes for name in names for pid in node.workers(name)]
+        return [f"{name} {pid}" for node in ray_cluster.nodes for name in names for pid in node.workers(name)]
 
     ray.init(**init_options(ray_cluster.address))
     try:
@@ -396,7 +396,7 @@ def test_a_closed_run_leaves_no_process(engine: mmn_fast.Engine, ray_cluster: Cl
         results.close()
         end = time.monotonic() + 20
         while running():
-            assert time.monotonic() < end
+            assert time.monotonic() < end, running()
             time.sleep(0.1)
     finally:
         ray.shutdown()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
@@ -14,6 +15,7 @@ from mmn_fast.features.messages import first_line
 
 _LOOPBACK = ("127.0.0.1", "localhost")
 _ANSWER_S = 5.0
+_ENDS_S = 30.0
 
 
 def ray_module() -> Any:
@@ -84,6 +86,9 @@ def connected(address: str | None) -> Iterator[Any]:
     try:
         yield ray
     finally:
+        for thread in threading.enumerate():
+            if thread.name.startswith("StreamingExecutor"):  # of Ray Data, which itself waits for 2 s
+                thread.join(_ENDS_S)  # if it asked Ray something after the next line, Ray would end this process
         ray.shutdown()
 
 

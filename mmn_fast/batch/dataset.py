@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import pickle
 import time
@@ -145,13 +146,21 @@ class Pipeline:
         dataset.context.execution_options.preserve_order = True
         dataset.context.enable_progress_bars = False
         with quiet(), _one_sentence(self._ray):
-            for row in dataset.iter_rows():
-                if row["error"] is not None:
-                    raise pickle.loads(row["error"])
-                if row["place"] != place:
-                    raise BackendUnavailable(f"ray: the results of block {row['place']} came instead of {place}'s")
-                place += 1
-                yield pickle.loads(row["results"])
+            # `iter_rows` and `iter_batches` have threads that outlive a loop that ends early; one of them that asks Ray
+            # something after `ray.shutdown` makes Ray end this process.
+            bundles = dataset.iter_internal_ref_bundles()
+            try:
+                for block in (self._ray.get(ref) for bundle in bundles for ref in bundle.block_refs):
+                    for row in block.to_pylist():
+                        if row["error"] is not None:
+                            raise pickle.loads(row["error"])
+                        if row["place"] != place:
+                            raise BackendUnavailable(f"ray: block {row['place']} came instead of block {place}")
+                        place += 1
+                        yield pickle.loads(row["results"])
+            finally:
+                del bundles, dataset  # which ends the execution
+                gc.collect()  # cycles of Ray Data's objects would keep the actors
 
 
 @contextmanager
