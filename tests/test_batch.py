@@ -10,11 +10,11 @@ import os
 import pickle
 import signal
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from threading import Timer
 from types import SimpleNamespace
 from typing import Any
 
@@ -360,7 +360,7 @@ def test_a_busy_cluster_is_waited_for_and_said(
     try:
         holders = [ray.remote(_Holder).options(num_cpus=1).remote() for _ in range(2)]
         ray.get([holder.begin.remote() for holder in holders])
-        end = Timer(5.0, lambda: [ray.kill(holder) for holder in holders])
+        end = threading.Timer(5.0, lambda: [ray.kill(holder) for holder in holders])
         end.start()
         report = encode_dataset(_videos(engine, 2), engine, tmp_path / "it")
         end.join()
@@ -378,7 +378,7 @@ class _Holder:
 
 
 @pytest.mark.long
-def test_a_closed_run_leaves_no_process(engine: mmn_fast.Engine, ray_cluster: Cluster) -> None:
+def test_a_closed_run_leaves_no_process_and_no_thread(engine: mmn_fast.Engine, ray_cluster: Cluster) -> None:
     import ray
 
     def running() -> list[str]:
@@ -390,6 +390,7 @@ def test_a_closed_run_leaves_no_process(engine: mmn_fast.Engine, ray_cluster: Cl
         pipeline = Pipeline(
             ray, Work(pickle.dumps(engine), mmn_fast.Engine.extractor), Pool(2, 1.0, 0.0), engine.preset
         )
+        before = {thread.name for thread in threading.enumerate()}
         results = pipeline.run(iter(_videos(engine, 60)))
         next(results)
         assert len(running()) >= 2
@@ -398,6 +399,7 @@ def test_a_closed_run_leaves_no_process(engine: mmn_fast.Engine, ray_cluster: Cl
         while running():
             assert time.monotonic() < end, running()
             time.sleep(0.1)
+        assert {thread.name for thread in threading.enumerate()} <= before
     finally:
         ray.shutdown()
 

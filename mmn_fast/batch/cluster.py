@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import socket
 import threading
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from mmn_fast.features.messages import first_line
 _LOOPBACK = ("127.0.0.1", "localhost")
 _ANSWER_S = 5.0
 _ENDS_S = 30.0
+_NO_TELEMETRY = "RAY_DATA_USAGE_DISABLED"
 
 
 def ray_module() -> Any:
@@ -45,11 +47,15 @@ def data_module() -> Any:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Let Ray Data show warnings alone, and not that its progress bars are off; its log files keep all."""
+    """Let Ray Data show warnings alone, and not that its progress bars are off; its log files keep all.
+
+    Its telemetry is off as well: it would poll from a thread of this process for as long as the process lives.
+    """
     console = next((one for one in logging.getLogger("ray.data").handlers if one.name == "console"), None)
     bars = logging.getLogger("ray.data._internal.progress")
-    before = bars.level, logging.NOTSET if console is None else console.level
+    before = bars.level, logging.NOTSET if console is None else console.level, os.environ.get(_NO_TELEMETRY)
     bars.setLevel(logging.ERROR)
+    os.environ[_NO_TELEMETRY] = "1"
     if console is not None:
         console.setLevel(logging.WARNING)
     try:
@@ -58,6 +64,10 @@ def quiet() -> Iterator[None]:
         bars.setLevel(before[0])
         if console is not None:
             console.setLevel(before[1])
+        if before[2] is None:
+            del os.environ[_NO_TELEMETRY]
+        else:
+            os.environ[_NO_TELEMETRY] = before[2]
 
 
 @contextmanager
