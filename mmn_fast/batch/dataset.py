@@ -148,8 +148,8 @@ class Pipeline:
         with quiet(), _one_sentence(self._ray):
             # `iter_rows` and `iter_batches` have threads that outlive a loop that ends early; one of them that asks Ray
             # something after `ray.shutdown` makes Ray end this process.
-            bundles = dataset.iter_internal_ref_bundles()
             try:
+                bundles = dataset.iter_internal_ref_bundles()
                 for block in (self._ray.get(ref) for bundle in bundles for ref in bundle.block_refs):
                     for row in block.to_pylist():
                         if row["error"] is not None:
@@ -159,7 +159,7 @@ class Pipeline:
                         place += 1
                         yield pickle.loads(row["results"])
             finally:
-                del bundles, dataset  # which ends the execution
+                bundles = dataset = None  # which ends the execution
                 gc.collect()  # cycles of Ray Data's objects would keep the actors
 
 
