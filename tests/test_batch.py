@@ -23,7 +23,7 @@ import pytest
 
 import mmn_fast
 from mmn_fast import MomentIndex, Video
-from mmn_fast.batch import dataset, encode_dataset
+from mmn_fast.batch import EncodingReport, dataset, encode_dataset
 from mmn_fast.batch.cluster import check_answers, host_and_port, init_options
 from mmn_fast.batch.dataset import Pipeline, Pool, _blocks, _portions
 from mmn_fast.batch.encode import absolute_spec, actors_for
@@ -32,6 +32,7 @@ from mmn_fast.embeddings import VideoEmbeddings
 from mmn_fast.errors import BackendUnavailable, InputError
 from mmn_fast.features.extraction.videos import VideoFile
 from mmn_fast.process.child import GONE, Child
+from tests.batch_task import Extractor, Holder, ending, files_of, its_actor, own_process, raising
 from tests.command import run_here
 from tests.index_task import tiny_engine
 from tests.ray_cluster import Cluster, cluster
@@ -90,14 +91,10 @@ def test_a_faulty_video_fails_alone(engine: mmn_fast.Engine, tmp_path: Path) -> 
     assert failed.name == str(tmp_path / "no video.mp4")
 
 
-def _raising(engine: mmn_fast.Engine) -> Any:
-    raise ValueError("no such network\nand more")
-
-
 def test_an_extractor_that_cannot_be_made_is_one_sentence(engine: mmn_fast.Engine) -> None:
     encoder = Encoder(Work(pickle.dumps(engine), mmn_fast.Engine.extractor))
     assert "does not say how its features are made" in str(encoder.prepare(True))
-    encoder = Encoder(Work(pickle.dumps(engine), _raising))
+    encoder = Encoder(Work(pickle.dumps(engine), raising))
     assert encoder.prepare(True) == "extractor: ValueError: no such network"
 
 
@@ -137,6 +134,24 @@ def test_a_process_without_the_callers_modules_says_so() -> None:
         "extractor: cannot be loaded: ModuleNotFoundError: No module named 'no_such_module'"
     )
     assert child.end() == "exit status 0"
+
+
+@pytest.mark.parametrize("dies", [False, True], ids=["no process", "processes that die"])
+def test_an_actor_comes_to_an_end_when_nobody_counts_deaths(
+    engine: mmn_fast.Engine, monkeypatch: pytest.MonkeyPatch, dies: bool
+) -> None:
+    ray = pytest.importorskip("ray")
+    from mmn_fast.batch.actor import EncodeVideos
+
+    def gone(what: Any = None) -> Any:
+        raise ray.exceptions.RayActorError
+
+    actor = object.__new__(EncodeVideos)
+    actor._deaths = SimpleNamespace(begin=SimpleNamespace(remote=gone))
+    actor._child, actor._error = (object() if dies else None), None  # type: ignore[assignment]
+    monkeypatch.setattr(actor, "_ask", lambda videos: None)
+    (failed,) = pickle.loads(actor._results(1, pickle.dumps(_videos(engine, 1))))
+    assert failed == Failed("video 0", "video 0: the process that encoded it ended, 3 times")
 
 
 def _names(block: Any) -> list[str]:
@@ -190,12 +205,14 @@ def test_ray_client_is_refused() -> None:
         check_answers("ray://127.0.0.1:10001")
 
 
-def test_how_many_processes() -> None:
+def test_how_many_processes(caplog: pytest.LogCaptureFixture) -> None:
     machines = [(8.0, 1.0), (8.0, 1.0)]
     assert actors_for(machines, None, 1, 0) == 16
     assert actors_for(machines, None, 1, 0.5) == 4
     assert actors_for(machines, 3, 1, 0) == 3
+    assert not caplog.text
     assert actors_for(machines, 3, 5, 0) == 2
+    assert "actors: the cluster has room for 2 of 3 processes" in caplog.text
     assert (actors_for(machines, 3, 0, 0), actors_for(machines, None, 0, 0)) == (3, 1)
     with pytest.raises(InputError, match="needs 9 CPUs and 1 GPUs, but no machine of the cluster has as many: 8 and 1"):
         actors_for(machines, 16, 9, 1)
@@ -259,37 +276,33 @@ def _more(engine: mmn_fast.Engine) -> list[Video]:
     return [Video(one.features, 5.0, f"more {n}") for n, one in enumerate(_videos(engine, 2))]
 
 
-class _Extractor:
-    """Gives every file the features of one video, slowly; `crash.mp4` ends a process."""
-
-    contract = None
-
-    def __init__(self, videos: list[Video], wait_s: float, ends: Callable[[], int]) -> None:
-        self._videos, self._wait_s, self._ends = videos, wait_s, ends
-
-    def __call__(self, engine: mmn_fast.Engine) -> _Extractor:
-        return self
-
-    def read(self, path: Path) -> Any:
-        time.sleep(self._wait_s)
-        if path.name == "crash.mp4":
-            os.kill(self._ends(), signal.SIGKILL)
-        return SimpleNamespace(rows=self._videos[int(path.stem)].features, duration_s=4.0, lost=None)
-
-
-def _files(videos: list[Video]) -> list[VideoFile]:
-    return [VideoFile(f"video {n}", Path(f"/{n}.mp4")) for n in range(len(videos))]
-
-
 def _of_files(path: Path, engine: mmn_fast.Engine, videos: list[Video]) -> Path:
-    """The index that the files of `_Extractor` must give."""
+    """The index that the files of `Extractor` must give."""
     return _of_one_process(path, engine, [Video(one.features, 4.0, f"video {n}") for n, one in enumerate(videos)])
+
+
+def _encode_files(
+    videos: list[Video], engine: mmn_fast.Engine, root: Path, cluster: Cluster, progress: Callable[[int], object]
+) -> EncodingReport:
+    """Encode the files of `Extractor` on two actors; check that the index is that of one process."""
+    report = encode_dataset(
+        files_of(videos),
+        engine,
+        root / "it",
+        address=cluster.address,
+        actors=2,
+        extractor=Extractor(videos),
+        progress=progress,
+    )
+    assert (report.added, report.failed) == (len(videos), {})
+    _assert_equal(root / "it", _of_files(root / "one", engine, videos))
+    return report
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("name", ["EncodeVideos", "batch.encoder"], ids=["actor", "its process"])
 def test_a_process_that_is_killed_is_replaced(
-    engine: mmn_fast.Engine, ray_cluster: Cluster, tmp_path: Path, name: str
+    engine: mmn_fast.Engine, ray_cluster: Cluster, tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     videos, killed = _videos(engine, 60), list[int]()
 
@@ -297,42 +310,29 @@ def test_a_process_that_is_killed_is_replaced(
         if done == 10:
             killed.append(ray_cluster.kill_worker(name))
 
-    report = encode_dataset(
-        _files(videos),
-        engine,
-        tmp_path / "it",
-        address=ray_cluster.address,
-        actors=2,
-        extractor=_Extractor(videos, 0.1, os.getpid),
-        progress=kill,
-    )
+    report = _encode_files(videos, engine, tmp_path, ray_cluster, kill)
     assert (len(killed), report.replaced) == (1, 1)
-    assert (report.added, report.failed) == (60, {})
-    _assert_equal(tmp_path / "it", _of_files(tmp_path / "one", engine, videos))
+    assert "1 processes of the cluster ended and were replaced" in caplog.text
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("ends", [os.getpid, os.getppid], ids=["its process", "the actor"])
+@pytest.mark.parametrize("ends", [own_process, its_actor], ids=["its process", "the actor"])
 def test_a_video_that_crashes_its_process_is_left_out(
-    engine: mmn_fast.Engine, ray_cluster: Cluster, tmp_path: Path, ends: Callable[[], int]
+    engine: mmn_fast.Engine, ray_cluster: Cluster, tmp_path: Path, ends: Callable[[], tuple[int, int]]
 ) -> None:
     videos = _videos(engine, 4)
-    files = _files(videos)
+    files = files_of(videos)
     files.insert(1, VideoFile("crash", Path("/crash.mp4")))
     report = encode_dataset(
         files,
         engine,
         tmp_path / "it",
         address=ray_cluster.address,
-        extractor=_Extractor(videos, 0.0, ends),
+        extractor=Extractor(videos, 0.0, ends),
     )
     assert report.failed == {"/crash.mp4": "/crash.mp4: the process that encoded it ended, 3 times"}
     assert (report.added, report.replaced) == (4, 3)
     _assert_equal(tmp_path / "it", _of_files(tmp_path / "one", engine, videos))
-
-
-def _ending(engine: mmn_fast.Engine) -> Any:
-    os.kill(os.getpid(), signal.SIGKILL)
 
 
 @pytest.mark.long
@@ -341,12 +341,12 @@ def test_processes_that_end_while_they_load_end_the_run(
 ) -> None:
     match = r"processes of the cluster end while they load the model: signal 9 \(SIGKILL\)"
     for extractor, error in [
-        (_ending, BackendUnavailable(match)),
-        (_raising, InputError("ValueError: no such network")),
+        (ending, BackendUnavailable(match)),
+        (raising, InputError("ValueError: no such network")),
     ]:
         with pytest.raises(type(error), match=str(error)):
             encode_dataset(
-                _files(_videos(engine, 9)), engine, tmp_path / "it", address=ray_cluster.address, extractor=extractor
+                files_of(_videos(engine, 9)), engine, tmp_path / "it", address=ray_cluster.address, extractor=extractor
             )
 
 
@@ -358,7 +358,7 @@ def test_a_busy_cluster_is_waited_for_and_said(
 
     ray.init(**init_options(ray_cluster.address))
     try:
-        holders = [ray.remote(_Holder).options(num_cpus=1).remote() for _ in range(2)]
+        holders = [ray.remote(Holder).options(num_cpus=1).remote() for _ in range(2)]
         ray.get([holder.begin.remote() for holder in holders])
         end = threading.Timer(5.0, lambda: [ray.kill(holder) for holder in holders])
         end.start()
@@ -368,13 +368,6 @@ def test_a_busy_cluster_is_waited_for_and_said(
         ray.shutdown()
     assert report.added == 2
     assert "the cluster is busy, and the run waits: 0 of 1 CPUs that a process needs are free" in caplog.text
-
-
-class _Holder:
-    """Holds what it was given."""
-
-    def begin(self) -> None:
-        """Answer once it runs."""
 
 
 @pytest.mark.long
@@ -432,14 +425,4 @@ def test_a_node_that_goes_away_is_done_without(engine: mmn_fast.Engine, tmp_path
             if done == 10:
                 made.nodes[1].kill()
 
-        report = encode_dataset(
-            _files(videos),
-            engine,
-            tmp_path / "it",
-            address=made.address,
-            actors=2,
-            extractor=_Extractor(videos, 0.1, os.getpid),
-            progress=kill,
-        )
-    assert (report.added, report.failed) == (60, {})
-    _assert_equal(tmp_path / "it", _of_files(tmp_path / "one", engine, videos))
+        _encode_files(videos, engine, tmp_path, made, kill)

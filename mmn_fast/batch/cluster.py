@@ -1,4 +1,4 @@
-"""Connects to a Ray cluster."""
+"""Connects to a Ray cluster, and keeps Ray Data quiet on it."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ import pickle
 import time
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -104,7 +104,10 @@ class Pipeline:
                 with closing(self._encode(rows, reads_files, deaths)) as encoded:
                     for results in passed:
                         yield from next(encoded) if results is None else results
-            self.replaced = self._ray.get(deaths.replaced.remote())
+            with suppress(self._ray.exceptions.RayError):  # the count is not worth a run that is done
+                self.replaced = self._ray.get(deaths.replaced.remote())
+            if self.replaced:
+                _LOG.warning("%d processes of the cluster ended and were replaced", self.replaced)
         finally:
             self._ray.kill(deaths)
 

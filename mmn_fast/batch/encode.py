@@ -219,4 +219,6 @@ def actors_for(machines: Sequence[tuple[float, float]], actors: int | None, num_
             f"num_cpus, num_gpus: a process needs {num_cpus:g} CPUs and {num_gpus:g} GPUs, but no machine of the"
             f" cluster has as many: {has or 'there is none'}"
         )
+    if actors is not None and room < actors:
+        _LOG.warning("actors: the cluster has room for %d of %d processes", room, actors)
     return min(room, actors or _MOST_ACTORS)
